@@ -1,0 +1,16 @@
+"""`lumina doctor`: what works on this machine."""
+
+from typing import Annotated
+
+import typer
+
+from lumina_cli.cli import output
+
+
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")] = False,
+) -> None:
+    """Show what works on this machine, and why not: a row per part out, found by trying it."""
+    from lumina_cli.core.doctor import examine
+
+    output.write_rows(examine(), json, label="parts")

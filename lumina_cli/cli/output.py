@@ -1,0 +1,193 @@
+"""What a person or a pipe sees: rows on stdout, talk on stderr. Nothing else knows about terminals."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import typer
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.formats import rows as jsonl
+
+ROW_FILES = (".jsonl", ".ndjson", ".txt")
+TABLE_ROWS = 40  # of a longer table only the first ones are shown
+NARROW = 14  # characters a column; below that a row is shown as a list
+
+_bars: list = []  # the rich progress on screen, if any: there can be only one
+
+
+def read_rows(arguments: list[str] | None, key: str) -> Iterator[dict]:
+    """Yield rows from words, from files of rows (.jsonl, .txt) among them, or from stdin ("-", or piped).
+
+    Each row has a value for `key`; a word, or a line of plain text, is that value.
+    """
+    if not arguments:
+        if sys.stdin.isatty():
+            raise UsageError(f"no {key} given; write one in quotes, name a file of rows, or pipe rows in")
+        arguments = ["-"]
+    return _read(arguments, key)
+
+
+def _read(arguments: list[str], key: str) -> Iterator[dict]:
+    count = 0
+    for word in arguments:
+        for row in _rows_of(word, key):
+            count += 1
+            yield row
+    if not count:
+        raise LuminaError(f"nothing to do: no {key} in {' '.join(arguments).replace('-', 'stdin', 1)}")
+
+
+def _rows_of(word: str, key: str) -> Iterator[dict]:
+    if word == "-":
+        yield from jsonl.read_rows(getattr(sys.stdin, "buffer", sys.stdin), key)
+    elif word.endswith(ROW_FILES) and not any(letter.isspace() for letter in Path(word).name):
+        yield from jsonl.read_rows(word, key)
+    elif not word.strip():
+        raise UsageError(f"the {key} is empty")
+    else:
+        yield {key: word}
+
+
+def write_rows(
+    rows: Iterable[dict], json: bool | None = None, label: str = "rows", total: int | None = None
+) -> int:
+    """Write rows as they come: JSONL on stdout if it is no terminal or with `json`, else a table on stderr.
+
+    Shows a progress bar on a terminal. Returns the number of rows; ends the command quietly when the
+    pipe closes.
+    """
+    json = json or not sys.stdout.isatty()
+    shown: list[dict] = []
+    count = 0
+    watched = progress(rows, label, total) if not (json and sys.stdout.isatty()) else iter(rows)
+    try:
+        with contextlib.closing(_closable(watched)) as watched:
+            for row in watched:
+                count += 1
+                if json:
+                    write_line(jsonl.dump_row(row))
+                elif count <= TABLE_ROWS:
+                    shown.append(row)
+    finally:
+        if shown:
+            table(shown, more=count - len(shown))
+    return count
+
+
+def _closable(rows: Iterator) -> Iterator:
+    return rows if hasattr(rows, "close") else (row for row in rows)
+
+
+def write_line(text: str) -> None:
+    """Write one line to stdout at once; a closed pipe ends the command quietly, as `| head` expects."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+        raise typer.Exit(0) from None
+
+
+def silence_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush does not meet the closed pipe again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def one_line(text: object) -> str:
+    """Return `text` on one line, without the control characters that a file name may carry to a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split()))
+
+
+def note(text: str) -> None:
+    """Say one line on stderr."""
+    if _bars:
+        _bars[0].console.print(one_line(text), markup=False, highlight=False, soft_wrap=True)
+    else:
+        sys.stderr.write(one_line(text) + "\n")
+        sys.stderr.flush()
+
+
+def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
+    """Yield `items` unchanged while a bar counts them, if stderr is a terminal; bars may be nested."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    with _bar() as bar:
+        task = bar.add_task(one_line(label), total=total)
+        try:
+            for item in items:
+                yield item
+                bar.advance(task)
+        finally:
+            bar.remove_task(task)
+
+
+@contextlib.contextmanager
+def _bar():
+    if _bars:
+        yield _bars[0]
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+    ]
+    columns += [TimeElapsedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+        _bars.append(bar)
+        try:
+            yield bar
+        finally:
+            _bars.clear()
+
+
+def table(rows: list[dict], title: str | None = None, more: int = 0) -> None:
+    """Show rows on stderr as a table, or one key a line where the terminal is too narrow for it."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if len(columns) * NARROW > console.width and len(columns) > 2:
+        for row in rows:
+            lines = [f"{name}: {_cell(value)}" for name, value in row.items()]
+            console.print(Text("\n".join(lines) + "\n"), soft_wrap=True)
+    else:
+        grid = Table(title=title, box=None, header_style="bold", pad_edge=False)
+        for name in columns:
+            grid.add_column(Text(str(name)), overflow="fold")
+        for row in rows:
+            grid.add_row(*(Text(_cell(row.get(name))) for name in columns))
+        console.print(grid)
+    if more:
+        note(f"... and {more} more; --json writes them all")
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(map(str, value))
+    if hasattr(value, "getpixel"):
+        return "in memory"
+    text = one_line(value)
+    return text if len(text) <= 120 else text[:119] + "…"

@@ -1,0 +1,189 @@
+"""Latents of a source, encoded once per size and kept on disk, with the captions beside them.
+
+A cache folder holds latents.bin (float16, one picture after another), rows.jsonl (captions, score and latent
+size of each) and progress.json. Only what progress.json counts is whole; a killed build goes on from there.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from itertools import groupby, islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lumina_cli.core.data.buckets import best_size, crop_picture
+from lumina_cli.core.data.sources import open_row_image
+from lumina_cli.core.errors import LuminaError
+
+CHUNK = 64  # pictures encoded together
+NOTHING = {"rows": 0, "row_bytes": 0, "latent_bytes": 0, "done": False}
+Encode = Callable[[Tensor], Tensor]
+
+
+class LatentStore:
+    """The cached latents of one source at one size; N pictures.
+
+    shapes    (N, 3)  channels, height and width of each picture's latents
+    captions  N dicts language -> level -> text
+    scores    (N,)    the rows' "score", nan where a row has none
+    """
+
+    def __init__(self, folder: Path):
+        rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+        self.folder = folder
+        self.shapes = np.array([row["shape"] for row in rows], np.int64).reshape(-1, 3)
+        self.captions = [row["captions"] for row in rows]
+        self.scores = np.array([np.nan if row["score"] is None else row["score"] for row in rows], np.float64)
+        self.ends = self.shapes.prod(1).cumsum()
+        self.values = np.memmap(folder / "latents.bin", np.float16, "r")
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def read(self, rows: np.ndarray) -> Tensor | list[Tensor]:
+        """Return float32 latents (B, C, H, W) of some pictures, or a list of (C, H, W) of mixed sizes."""
+        shapes = self.shapes[rows]
+        if (shapes == shapes[0]).all():
+            length = int(shapes[0].prod())
+            at = (self.ends[rows] - length)[:, None] + np.arange(length)
+            return torch.from_numpy(self.values[at].astype(np.float32)).reshape(
+                len(rows), *shapes[0].tolist()
+            )
+        spans = [self.values[self.ends[row] - self.shapes[row].prod() : self.ends[row]] for row in rows]
+        return [
+            torch.from_numpy(span.astype(np.float32)).reshape(*shape.tolist())
+            for span, shape in zip(spans, shapes, strict=True)
+        ]
+
+
+class _Writer:
+    """Adds chunks to a cache folder; opening one drops what a kill left beyond its last whole chunk."""
+
+    def __init__(self, folder: Path, size: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.size = folder, size
+        self.progress = dict(NOTHING)
+        if (folder / "progress.json").exists():
+            self.progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+
+    def open(self, stack: ExitStack, rows: int) -> None:
+        """Open for writing after `rows` rows; from the start if this folder holds another number."""
+        if self.progress["rows"] != rows:
+            self.progress = dict(NOTHING)
+        self.files = []
+        for name, size in (("rows.jsonl", "row_bytes"), ("latents.bin", "latent_bytes")):
+            path = self.folder / name
+            path.touch()
+            file = stack.enter_context(path.open("r+b"))
+            file.truncate(self.progress[size])
+            file.seek(self.progress[size])
+            self.files.append(file)
+
+    def add(self, rows: list[dict], pictures: list[Image.Image], encode: Encode) -> None:
+        latents = encode_pictures(pictures, self.size, encode)
+        for row, latent in zip(rows, latents, strict=True):
+            kept = {"captions": row["captions"], "score": row.get("score"), "shape": list(latent.shape)}
+            self.files[0].write(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
+            self.files[1].write(latent.to(torch.float16).numpy().tobytes())
+        self.note(rows=self.progress["rows"] + len(rows))
+
+    def note(self, **changes) -> None:
+        """Count what was written as whole."""
+        for file in self.files:
+            file.flush()
+        sizes = {"row_bytes": self.files[0].tell(), "latent_bytes": self.files[1].tell()}
+        self.progress |= sizes | changes
+        aside = self.folder / ".progress.partial"
+        aside.write_text(json.dumps(self.progress), encoding="utf-8")
+        aside.replace(self.folder / "progress.json")
+
+
+def build_stores(rows: Iterable[dict], folders: dict[int, Path], encode: Encode) -> Iterator[int]:
+    """Encode a source, in one pass, at each size of `folders` that is not cached; yields pictures done.
+
+    `folders` maps sizes in pixels to folders; `encode` takes pixels (B, 3, H, W) in [-1, 1] to latents. Raises
+    LuminaError for a row without captions, and for a source without rows.
+    """
+    writers = [_Writer(folder, size) for size, folder in folders.items() if not is_whole(folder)]
+    if not writers:
+        return
+    counts = {writer.progress["rows"] for writer in writers}
+    done = counts.pop() if len(counts) == 1 else 0
+    with ExitStack() as stack:
+        for writer in writers:
+            writer.open(stack, done)
+        try:
+            for chunk in chunked(islice(rows, done, None), CHUNK):
+                check_captions(chunk, done)
+                pictures = [open_row_image(row) for row in chunk]
+                for writer in writers:
+                    writer.add(chunk, pictures, encode)
+                done += len(chunk)
+                yield done
+            if not done:
+                raise LuminaError("the data has no rows")
+            for writer in writers:
+                writer.note(done=True)
+        except OSError as error:
+            reason = error.strerror or error
+            raise LuminaError(f"cannot cache latents in {writers[0].folder}: {reason}") from error
+
+
+def check_captions(rows: list[dict], before: int) -> None:
+    """Raise LuminaError for the first row without captions; `before` rows came earlier."""
+    for number, row in enumerate(rows, before + 1):
+        if not row.get("captions"):
+            raise LuminaError(f"row {number} of the data has no 'captions'; `lumina caption` adds them")
+
+
+def encode_pictures(pictures: list[Image.Image], size: int, encode: Encode) -> list[Tensor]:
+    """Return the latents (C, H, W) of each picture, cropped for `size`; those of one crop size together."""
+    boxes = [best_size(*picture.size, size) for picture in pictures]
+    latents: dict[int, Tensor] = {}
+    order = sorted(range(len(pictures)), key=boxes.__getitem__)
+    for box, group in groupby(order, key=boxes.__getitem__):
+        numbers = list(group)
+        pixels = np.stack([np.asarray(crop_picture(pictures[i].convert("RGB"), box)) for i in numbers])
+        tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+        latents |= dict(zip(numbers, encode(tensor).float().cpu(), strict=True))
+    return [latents[i] for i in range(len(pictures))]
+
+
+def chunked(items: Iterable, size: int) -> Iterator[list]:
+    """Yield lists of `size` items; the last one may be shorter."""
+    items = iter(items)
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether a cache folder was built to its end."""
+    progress = folder / "progress.json"
+    return progress.exists() and json.loads(progress.read_text(encoding="utf-8"))["done"]
+
+
+def fingerprint(source: str, parts: Path) -> str:
+    """Return a key of a source and the files of a model part: another one wherever either has changed.
+
+    Local sources count by the names, sizes and times of their files, parts by content.
+    """
+    digest = hashlib.sha256(source.encode())
+    place = Path(source)
+    files = (
+        [place]
+        if place.is_file()
+        else sorted(p for p in place.rglob("*") if p.is_file())
+        if place.is_dir()
+        else []
+    )
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    for file in sorted(p for p in parts.rglob("*") if p.is_file()):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,80 @@
+"""Nano scenes as rows: rendered a chunk at a time, here or in worker processes, always in the same order."""
+
+import signal
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from io import BytesIO
+from multiprocessing import get_context
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.nano.language import all_captions
+from lumina_cli.core.nano.scene import draw_scene
+
+CHUNK = (
+    16  # scenes rendered together, the same ones whatever the number of workers, so that their pixels are too
+)
+Job = tuple[int, int, int, int, bool]  # seed, first index, index after the last, size in pixels, held out
+
+
+def nano_rows(count: int, seed: int, size: int, held_out: bool = False, workers: int = 0) -> Iterator[dict]:
+    """Yield scenes with key, image, captions and scene; with workers "image" is PNG bytes, else a picture."""
+    jobs = [(seed, i, min(i + CHUNK, count), size, held_out) for i in range(0, count, CHUNK)]
+    if workers > 0 and len(jobs) > 4 * workers:
+        yield from in_workers(jobs, workers)
+    else:
+        for job in jobs:
+            yield from chunk_rows(job)
+
+
+def chunk_rows(job: Job, encode: bool = False) -> list[dict]:
+    """Return the rows of one chunk; with `encode` their pictures are the bytes of PNG files."""
+    from lumina_cli.core.nano.world import render
+
+    seed, start, stop, size, held_out = job
+    scenes = [draw_scene(seed, index, held_out) for index in range(start, stop)]
+    rows = []
+    for index, scene, picture in zip(range(start, stop), scenes, render(scenes, size), strict=True):
+        name = f"nano-{seed}-held-out" if held_out else f"nano-{seed}"
+        image = _png(picture.image) if encode else picture.image
+        captions = all_captions(scene, index)
+        rows.append(
+            {"key": f"{name}-{index:06d}", "image": image, "captions": captions, "scene": scene.to_json()}
+        )
+    return rows
+
+
+def _png(image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _render_encoded(job: Job) -> list[dict]:
+    return chunk_rows(job, encode=True)
+
+
+def _start_worker() -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the workers
+    torch.set_num_threads(1)
+
+
+def in_workers(jobs: list[Job], workers: int) -> Iterator[dict]:
+    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
+    waiting: deque = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(_render_encoded, job))
+            if len(waiting) > 2 * workers:  # far enough ahead to keep every worker busy
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise LuminaError(
+            "a rendering worker died, most likely for lack of memory; try --workers 1"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,104 @@
+"""Which device and number format to use, and what this machine is; torch is imported only on use."""
+
+import os
+import platform
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lumina_cli.core.errors import MissingPart, UsageError
+
+
+def pick_device(name: str | None = None) -> Any:
+    """Return the torch.device called `name` ("cpu", "cuda", "cuda:1"); without a name CUDA if there is one.
+
+    Raises UsageError for a name that means nothing, MissingPart for a device that this machine does not have.
+    """
+    import torch
+
+    if name in (None, "auto"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = str(name).partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
+        raise UsageError(f"unknown device {str(name)!r}; choose from cpu, cuda, cuda:N, mps, auto")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count() or "no"
+        raise MissingPart(f"device {str(name)!r} needs a CUDA device; this machine has {found}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise MissingPart(f"device {str(name)!r} needs an Apple GPU; this machine has none")
+    return torch.device(name)
+
+
+def compute_dtype(device: Any) -> Any:
+    """Return torch.bfloat16 where the device multiplies it in hardware, else torch.float32."""
+    import torch
+
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type == "cpu" and {"avx512_bf16", "amx_bf16", "bf16"} & cpu_features():
+        return torch.bfloat16
+    return torch.float32
+
+
+@cache
+def cpu_features() -> frozenset[str]:
+    """Return the processor's feature words as Linux lists them; empty elsewhere."""
+    return frozenset(_cpuinfo("flags", "Features").split())
+
+
+def _cpuinfo(*names: str) -> str:
+    """Return the first value of /proc/cpuinfo under one of `names`, or an empty string."""
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""
+
+
+def cpu_count() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_gib() -> tuple[float, float] | None:
+    """Return (total, available) memory in GiB, or None where the system does not tell."""
+    path = Path("/proc/meminfo")
+    if not path.is_file():
+        return None
+    found = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+    total, free = (int(found[name].split()[0]) / 2**20 for name in ("MemTotal", "MemAvailable"))
+    return total, free
+
+
+def describe_machine() -> dict:
+    """Return what a result depends on: versions, processor, memory, disk and CUDA devices (sizes in GiB)."""
+    import torch
+
+    memory = memory_gib()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpuinfo("model name") or platform.processor() or "unknown",
+        "cores": cpu_count(),
+        "threads": torch.get_num_threads(),
+        "bf16_cpu": compute_dtype("cpu") == torch.bfloat16,
+        "memory_gib": round(memory[0], 1) if memory else None,
+        "memory_free_gib": round(memory[1], 1) if memory else None,
+        "disk_free_gib": round(shutil.disk_usage(".").free / 2**30, 1),
+        "cuda": [_describe_cuda(index) for index in range(torch.cuda.device_count())],
+    }
+
+
+def _describe_cuda(index: int) -> dict:
+    import torch
+
+    device = torch.cuda.get_device_properties(index)
+    return {
+        "name": device.name,
+        "memory_gib": round(device.total_memory / 2**30, 1),
+        "capability": f"{device.major}.{device.minor}",
+    }

@@ -1,0 +1,197 @@
+"""What works on this machine, found by trying it rather than by looking at version numbers.
+
+A row per part: part, ok (None: optional and not there), found, and what to do under "fix".
+"""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from lumina_cli.core.device import compute_dtype, describe_machine, pick_device
+
+HUB_MODEL = "Alpha-VLLM/Lumina-Image-2.0"
+NEEDED = ("torch", "transformers", "diffusers", "datasets", "webdataset", "safetensors", "pydantic", "pillow")
+IMPORTED_AS = {"pillow": "PIL"}
+LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB free; nano trains and shards within these
+
+Finding = tuple[bool | None, str, str]  # ok, found, fix
+
+
+def examine() -> Iterator[dict]:
+    """Yield a row for each part, the needed ones first; nothing in here raises."""
+    yield _row("python", _python)
+    for name in NEEDED:
+        yield _row(name, lambda name=name: _package(name))
+    for name, check in CHECKS.items():
+        yield _row(name, check)
+
+
+def _row(part: str, check: Callable[[], Finding]) -> dict:
+    try:
+        ok, found, fix = check()
+    except Exception as error:  # a broken installation may raise anything, which is what this is here to show
+        text = " ".join(str(error).split())
+        ok, found, fix = False, f"{type(error).__name__}: {text[:200]}", f"reinstall or repair {part}"
+    return {"part": part, "ok": ok, "found": found, "fix": fix or None}
+
+
+def _python() -> Finding:
+    text = ".".join(map(str, sys.version_info[:3]))
+    return (
+        sys.version_info >= (3, 11),
+        text,
+        "" if sys.version_info >= (3, 11) else "use Python 3.11 or newer",
+    )
+
+
+def _package(name: str) -> Finding:
+    import_module(IMPORTED_AS.get(name, name))
+    return True, version(name), ""
+
+
+def _processor() -> Finding:
+    import torch
+
+    machine = describe_machine()
+    found = f"{machine['cpu']}, {machine['cores']} cores"
+    if compute_dtype("cpu") != torch.bfloat16:
+        return True, f"{found}, no bf16 instructions: float32 is used", ""
+    ones = torch.ones(64, 64, dtype=torch.bfloat16)
+    return bool((ones @ ones == 64).all()), f"{found}, bf16", ""
+
+
+def _memory() -> Finding:
+    machine = describe_machine()
+    total, free = machine["memory_gib"], machine["memory_free_gib"]
+    if total is None:
+        return None, "unknown", ""
+    enough = free >= LEAST_MEMORY
+    return (
+        enough,
+        f"{free:g} of {total:g} GiB free",
+        "" if enough else f"close something: {LEAST_MEMORY:g} GiB are needed",
+    )
+
+
+def _disk() -> Finding:
+    with tempfile.NamedTemporaryFile(dir=".") as file:
+        file.write(b"lumina")
+        file.flush()
+    free = shutil.disk_usage(".").free / 2**30
+    return (
+        free >= LEAST_DISK,
+        f"this folder is writable, {free:.1f} GiB free",
+        "" if free >= LEAST_DISK else "free some space",
+    )
+
+
+def _cuda() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return (
+            None,
+            "no CUDA device; the CPU is used",
+            "" if torch.version.cuda else "this torch is built without CUDA",
+        )
+    ones = torch.ones(64, 64, device=pick_device("cuda"))
+    names = ", ".join(f"{d['name']} {d['memory_gib']:g} GiB" for d in describe_machine()["cuda"])
+    return (
+        bool((ones @ ones == 64).all()),
+        f"{names}, {str(compute_dtype('cuda')).removeprefix('torch.')}",
+        "",
+    )
+
+
+def _optional(name: str, extra: str, attempt: Callable[[], None]) -> Finding:
+    """Report an optional package: absent, broken (with the reason), or working."""
+    import torch
+
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return (
+            None,
+            "not installed",
+            f"pip install 'lumina-cli[{extra}]'" if extra else "comes with torch for CUDA",
+        )
+    if not torch.cuda.is_available() and name != "ray":
+        return None, f"{found}, not tried: no CUDA device", ""
+    attempt()
+    return True, f"{found}, tried", ""
+
+
+def _try_triton() -> None:
+    import torch
+
+    halved = torch.compile(lambda x: x.sin() / 2)
+    halved(torch.ones(1024, device="cuda"))
+
+
+def _try_flash() -> None:
+    import torch
+    from flash_attn import flash_attn_func
+
+    q = torch.ones(1, 16, 2, 64, device="cuda", dtype=torch.float16)
+    flash_attn_func(q, q, q)
+
+
+def _try_vllm() -> None:
+    from vllm import LLM, SamplingParams  # noqa: F401
+
+
+def _try_ray() -> None:
+    import ray
+
+    ray.init(num_cpus=1, include_dashboard=False, logging_level="error")
+    try:
+        ray.get(ray.put(1))
+    finally:
+        ray.shutdown()
+
+
+def _compiler() -> Finding:
+    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
+    return (
+        (True if found else None),
+        found or "none",
+        "" if found else "install g++ to train with compile=true",
+    )
+
+
+def _nano() -> Finding:
+    from lumina_cli.core.registry import MODELS
+
+    folder = MODELS.load("nano")()
+    missing = [
+        name for name in ("transformer", "vae", "text_encoder", "tokenizer") if not (folder / name).is_dir()
+    ]
+    return not missing, str(folder), f"{', '.join(missing)} missing; reinstall lumina-cli" if missing else ""
+
+
+def _lumina_image_2() -> Finding:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(HUB_MODEL, "model_index.json")
+    if not isinstance(found, str):
+        return None, "not in the hub cache", f"hf download {HUB_MODEL} (about 10 GB)"
+    return True, str(Path(found).parent), ""
+
+
+CHECKS: dict[str, Callable[[], Finding]] = {
+    "processor": _processor,
+    "memory": _memory,
+    "disk": _disk,
+    "cuda": _cuda,
+    "compiler": _compiler,
+    "triton": lambda: _optional("triton", "", _try_triton),
+    "flash-attn": lambda: _optional("flash-attn", "flash", _try_flash),
+    "vllm": lambda: _optional("vllm", "vllm", _try_vllm),
+    "ray": lambda: _optional("ray", "ray", _try_ray),
+    "nano": _nano,
+    "lumina-image-2": _lumina_image_2,
+}

@@ -1,0 +1,1 @@
+"""The frozen parts around the network: text features and picture latents."""

@@ -1,0 +1,1 @@
+"""Evaluation: prompts, what judges see in pictures, the rules of a benchmark, and scores."""

@@ -1,0 +1,149 @@
+"""What is made of scored rows: files, a table, gates, and the comparison of two runs."""
+
+import json
+import operator
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lumina_cli.core.errors import GateFailed, LuminaError, UsageError
+from lumina_cli.core.evals import stats
+from lumina_cli.core.evals.geneval import by_prompt
+from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.rows import read_rows, write_rows
+from lumina_cli.core.registry import did_you_mean
+
+OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A score that a run must reach: `geneval>=0.8`, or of one task or language, `geneval.counting>=0.6`."""
+
+    name: str
+    sign: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str, known: Sequence[str] = ()) -> "Gate":
+        """Read "NAME>=VALUE", a name among `known` if those are given; raises UsageError."""
+        match = re.fullmatch(r"\s*([\w.-]+)\s*(>=|<=|>|<)\s*([0-9.]+)\s*", text)
+        try:
+            gate = cls(match[1], match[2], float(match[3]))
+        except (TypeError, ValueError):
+            raise UsageError(f"--gate {text!r} is not a gate; write one like 'geneval>=0.8'") from None
+        if known and gate.name not in known:
+            raise UsageError(f"--gate {text!r}: no score {gate.name!r}{did_you_mean(gate.name, known)}")
+        return gate
+
+    def measure(self, summary: dict) -> float:
+        """Return the score that the gate is about; UsageError where the summary has none of that name."""
+        scores = scores_by_name(summary)
+        if self.name not in scores:
+            raise UsageError(f"--gate {self.name}: no such score; there are {', '.join(scores)}")
+        return scores[self.name]
+
+    def check(self, summary: dict) -> None:
+        """Raise GateFailed where the score does not reach the gate."""
+        score = self.measure(summary)
+        if not OPERATORS[self.sign](score, self.value):
+            raise GateFailed(f"{self.name} is {score:.4f}; the gate asks for {self.sign} {self.value:g}")
+
+
+def scores_by_name(summary: dict) -> dict[str, float]:
+    """Return every score of a summary by the name that a gate may use."""
+    name = summary["benchmark"]
+    scores = {name: summary["overall"]}
+    scores |= {f"{name}.{tag}": task["score"] for tag, task in summary["tasks"].items()}
+    return scores | {f"{name}.{language}": part["overall"] for language, part in summary["languages"].items()}
+
+
+def summary_table(summary: dict) -> list[dict]:
+    """Return table rows: one a task, then each language where there are several, then the overall score."""
+    rows = [
+        {"score of": tag, "mean": _figure(task["score"]), "95 % CI": _range(task["ci95"])}
+        | {"prompts": task["prompts"], "pictures": task["pictures"]}
+        for tag, task in summary["tasks"].items()
+    ]
+    if len(summary["languages"]) > 1:
+        rows += [
+            {"score of": language, "mean": _figure(part["overall"]), "95 % CI": _range(part["ci95"])}
+            for language, part in summary["languages"].items()
+        ]
+    overall = {"score of": "overall", "mean": _figure(summary["overall"]), "95 % CI": _range(summary["ci95"])}
+    return [*rows, overall | {"prompts": summary["prompts"], "pictures": summary["pictures"]}]
+
+
+def _figure(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _range(bounds: Sequence[float]) -> str:
+    return f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+
+
+def write_scores(out: Path, rows: Iterable[dict], summary: dict) -> None:
+    """Write rows.jsonl and summary.json into a folder."""
+    write_rows(out / "rows.jsonl", rows)
+    with atomic_write(out / "summary.json") as aside:
+        aside.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def read_scores(place: Path) -> tuple[dict, list[dict]]:
+    """Return the summary and the rows of a run, given its folder or its summary.json; raises LuminaError."""
+    folder = place if place.is_dir() else place.parent
+    path = folder / "summary.json"
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        rows = list(read_rows(folder / "rows.jsonl", key="correct"))
+    except FileNotFoundError:
+        raise LuminaError(f"{path}: missing; `lumina eval geneval --out {folder}` writes it") from None
+    except ValueError as error:
+        raise LuminaError(f"{path}: not JSON ({error})") from None
+    if not isinstance(summary, dict) or not {"overall", "tasks"} <= summary.keys():
+        raise LuminaError(f"{folder / 'summary.json'}: not a summary that `lumina eval` wrote")
+    return summary, rows
+
+
+def compare(first: Path, second: Path, seed: int = 0) -> list[dict]:
+    """Return a row per task and one overall: both scores on the common prompts, and second - first.
+
+    The bootstrap is paired: a resample takes the same prompts of both runs. `differs` names the settings of
+    the judge and the prompts that are not the same in both.
+    """
+    (summary_a, rows_a), (summary_b, rows_b) = read_scores(first), read_scores(second)
+    table_a, table_b = by_prompt(rows_a), by_prompt(rows_b)
+    common = {tag: [key for key in table_a[tag] if key in table_b.get(tag, {})] for tag in table_a}
+    common = {tag: keys for tag, keys in common.items() if keys}
+    if not common:
+        raise LuminaError(f"{first} and {second} have no prompt in common")
+    a, b = (
+        [np.stack([table[tag][key] for key in keys]) for tag, keys in common.items()]
+        for table in (table_a, table_b)
+    )
+    means = np.stack([stats.task_scores(a), stats.task_scores(b)])  # (2, S)
+    samples = stats.paired_difference(a, b, seed)
+    names = [*common, "overall"]
+    means = np.concatenate([means, means.mean(axis=1, keepdims=True)], axis=1)
+    samples = np.concatenate([samples, samples.mean(axis=1, keepdims=True)], axis=1)
+    prompts = [*(len(keys) for keys in common.values()), sum(len(keys) for keys in common.values())]
+    differs = _differs(summary_a.get("settings", {}), summary_b.get("settings", {}))
+    return [
+        {
+            "task": name,
+            "first": round(float(means[0, i]), 5),
+            "second": round(float(means[1, i]), 5),
+            "difference": round(float(means[1, i] - means[0, i]), 5),
+            "ci95": stats.interval(samples[:, i]),
+            "prompts": prompts[i],
+            "differs": differs,
+        }
+        for i, name in enumerate(names)
+    ]
+
+
+def _differs(a: dict, b: dict) -> list[str]:
+    return [name for name in ("prompts", "split", "judge", "thresholds") if a.get(name) != b.get(name)]

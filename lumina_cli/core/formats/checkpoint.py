@@ -1,0 +1,130 @@
+"""A run folder: the resolved recipe, metrics, checkpoints to resume from, and the exported model.
+
+    recipe.yaml  metrics.jsonl  events.out.tfevents.*  checkpoints/0001000/  model/
+
+A checkpoint holds weights.safetensors, ema.safetensors, optimizer.pt (never unpickled) and state.json.
+Everything is written aside and renamed, so what has its final name is whole.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lumina_cli.core.errors import LuminaError
+
+
+@contextmanager
+def folder_aside(final: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which takes the place of `final` when the block ends without an error."""
+    aside, old = final.with_name(f".{final.name}.partial"), final.with_name(f".{final.name}.old")
+    for leftover in (aside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+        if final.exists():
+            final.rename(old)
+        aside.rename(final)
+    except OSError as error:
+        raise LuminaError(f"cannot write {final}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file aside, then rename it."""
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise LuminaError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class RunFolder:
+    """The files of one training run; `keep` is how many checkpoints stay."""
+
+    def __init__(self, path: Path, keep: int = 2):
+        self.path, self.keep = Path(path), keep
+        self.checkpoints = self.path / "checkpoints"
+        self.metrics = self.path / "metrics.jsonl"
+
+    def write_recipe(self, settings: dict) -> None:
+        """Write the resolved recipe, as the run uses it."""
+        write_text(self.path / "recipe.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, in rising order."""
+        names = [p.name for p in self.checkpoints.glob("*") if (p / "state.json").exists()]
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def save(self, weights: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict, state: dict) -> Path:
+        """Write the checkpoint of `state["step"]` and delete all but the last `keep`; returns its folder."""
+        final = self.checkpoints / f"{state['step']:07d}"
+        with folder_aside(final) as aside:
+            save_file({k: v.contiguous() for k, v in weights.items()}, aside / "weights.safetensors")
+            save_file({k: v.contiguous() for k, v in ema.items()}, aside / "ema.safetensors")
+            torch.save(optimizer, aside / "optimizer.pt")
+            (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        for step in self.steps()[: -self.keep]:
+            shutil.rmtree(self.checkpoints / f"{step:07d}", ignore_errors=True)
+        return final
+
+    def state(self) -> dict | None:
+        """Return the state of the last checkpoint, or None where there is none."""
+        steps = self.steps()
+        if not steps:
+            return None
+        return json.loads((self.checkpoints / f"{steps[-1]:07d}" / "state.json").read_text(encoding="utf-8"))
+
+    def load(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
+        """Return weights, averaged weights and the optimiser's state; LuminaError if a file is damaged."""
+        folder = self.checkpoints / f"{step:07d}"
+        try:
+            weights, ema = (load_file(folder / f"{name}.safetensors") for name in ("weights", "ema"))
+            return weights, ema, torch.load(folder / "optimizer.pt", weights_only=True)
+        except Exception as error:  # safetensors, zip and pickle each raise their own kind
+            reason = str(error).splitlines()[0]
+            raise LuminaError(
+                f"{folder} cannot be read ({reason}); delete it to resume from the one before"
+            ) from error
+
+    def append_metrics(self, row: dict) -> None:
+        """Add a line to metrics.jsonl; one write, so that a kill leaves at most the last line cut."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop the metrics after `step`, and a line that a kill cut short."""
+        if not self.metrics.exists():
+            return
+        lines = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row["step"] <= step:
+                lines.append(line)
+        write_text(self.metrics, "".join(line + "\n" for line in lines))
+
+    @contextmanager
+    def model_aside(self, frozen: Path, parts: Sequence[str]) -> Iterator[Path]:
+        """Give a folder that becomes `model/`, with those `parts` of a model folder in it that exist."""
+        with folder_aside(self.path / "model") as aside:
+            for part in (frozen / name for name in parts if (frozen / name).exists()):
+                if part.is_dir():
+                    shutil.copytree(part, aside / part.name, copy_function=shutil.copyfile)
+                else:
+                    shutil.copyfile(part, aside / part.name)
+            yield aside

@@ -1,0 +1,152 @@
+"""Picture files: read what people have, trust none of it, and write whole files that say how they came."""
+
+import json
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.formats.atomic import atomic_write
+
+__all__ = ["MAX_PIXELS", "SUFFIXES", "atomic_write", "open_image", "probe", "read_metadata", "save_picture"]
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million: a larger one is an attack more often than a picture
+# Pillow also opens formats that start other programs (EPS); only these are read.
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "PPM",
+    *(f.upper() for f in ("webp", "avif") if features.check(f)),
+)
+_WRITERS = {
+    ".png": {"format": "PNG"},
+    ".webp": {"format": "WEBP", "quality": 95},
+    ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+}
+# Pillow only warns between one and two times the limit, which is an error here; and broken EXIF is ignored here.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", module="PIL")
+_METADATA_KEY = "lumina"
+_EXIF_DESCRIPTION = 0x010E
+
+Source = str | Path | bytes
+
+
+def open_image(source: Source, name: str | None = None) -> Image.Image:
+    """Return a picture as 8-bit RGB, turned upright by its EXIF orientation, transparency over white.
+
+    `source` is a path or the bytes of a file; `name` stands for it in errors. Raises LuminaError where it is
+    missing, truncated, not a picture or larger than MAX_PIXELS.
+    """
+    return _read(source, name, lambda image: _to_rgb(_upright(image)))
+
+
+def probe(source: Source, name: str | None = None) -> tuple[str, Image.Image]:
+    """Return (format, picture as `open_image` gives it); the format is Pillow's word: "JPEG", "PNG"..."""
+    return _read(source, name, lambda image: (image.format, _to_rgb(_upright(image))))
+
+
+def read_metadata(source: Source, name: str | None = None) -> dict:
+    """Return what `save_picture` was given as metadata; {} for a picture that holds none."""
+
+    def texts(image: Image.Image) -> str | None:
+        return image.info.get(_METADATA_KEY) or image.getexif().get(_EXIF_DESCRIPTION)
+
+    text = _read(source, name, texts)
+    try:
+        value = json.loads(text) if isinstance(text, str) and text.startswith("{") else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def save_picture(image: Image.Image, path: str | Path, metadata: dict | None = None) -> Path:
+    """Write a PNG, WebP or JPEG, by suffix, with `metadata` inside, whole or not at all; return its path."""
+    path = Path(path)
+    settings = _WRITERS.get(path.suffix.lower())
+    if settings is None:
+        raise UsageError(
+            f"{path}: pictures are written as {', '.join(_WRITERS)}, not {path.suffix or 'without suffix'}"
+        )
+    if metadata:
+        settings = settings | _metadata_settings(metadata, settings["format"])
+    with atomic_write(path) as aside:
+        image.save(aside, **settings)
+    return path
+
+
+def _metadata_settings(metadata: dict, format: str) -> dict:
+    if format == "PNG":
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt(_METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
+        return {"pnginfo": info}
+    exif = Image.Exif()
+    exif[_EXIF_DESCRIPTION] = json.dumps(metadata)  # ASCII: EXIF text knows no other encoding
+    return {"exif": exif}
+
+
+def _read(source: Source, name: str | None, use):
+    """Return `use(image)` of an opened picture; whatever goes wrong inside becomes one line."""
+    name = name or (str(source) if isinstance(source, str | Path) else "picture")
+    if isinstance(source, str | Path) and not Path(source).is_file():
+        raise LuminaError(
+            f"{name}: {'is a folder, not a picture' if Path(source).is_dir() else 'no such picture'}"
+        )
+    file = BytesIO(source) if isinstance(source, bytes) else source
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            return use(image)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise LuminaError(
+            f"{name}: more than {MAX_PIXELS // 10**6} million pixels; resize it first"
+        ) from error
+    except PermissionError as error:
+        raise LuminaError(f"{name}: not readable by this user") from error
+    except UnidentifiedImageError as error:
+        raise LuminaError(
+            f"{name}: truncated or not an image (jpg, png, webp, bmp, gif, tiff, ppm or avif)"
+        ) from error
+    except LuminaError as error:
+        raise LuminaError(f"{name}: {error}") from error
+    except Exception as error:  # Pillow's readers raise almost anything on broken files
+        raise LuminaError(f"{name}: truncated or not an image ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF says nothing about the pixels
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise LuminaError("floating-point pixels have no known range; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        image = _to_8_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow itself would clip it to white."""
+    values = np.asarray(image).astype(np.float64)
+    return Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))

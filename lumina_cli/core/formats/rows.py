@@ -1,0 +1,125 @@
+"""Rows: JSONL, one flat object a line, which every verb reads and writes.
+
+Where a row is read for one key ("prompt"), a line of plain text counts as a row with that key.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats.atomic import atomic_write
+
+
+def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]:
+    """Yield the rows of a file or an open stream (text or bytes); empty lines are skipped.
+
+    With `key`, each row must have a value for it, and a line that is not a JSON object is itself that value.
+    Errors name the file and the line.
+    """
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_file():
+            raise LuminaError(
+                f"{path}: no such file of rows" if not path.exists() else f"{path} is not a file of rows"
+            )
+        with path.open("rb") as file:
+            yield from _rows(file, f"{path} ", key)
+    else:
+        yield from _rows(source, "", key)
+
+
+def _rows(lines: Iterable[str | bytes], place: str, key: str | None) -> Iterator[dict]:
+    for number, line in enumerate(lines, start=1):
+        where = f"{place}line {number}"
+        text = _decode(line, where).strip()
+        if number == 1:
+            text = text.removeprefix("\ufeff")
+        if text:
+            row = parse_row(text, where, key)
+            if key is not None:
+                check_row(row, key, where)
+            yield row
+
+
+def _decode(line: str | bytes, where: str) -> str:
+    try:
+        return line.decode() if isinstance(line, bytes) else line
+    except UnicodeDecodeError as error:
+        raise LuminaError(f"{where} is not UTF-8 text") from error
+
+
+def parse_row(text: str, where: str, key: str | None = None) -> dict:
+    """Return the row that one line holds; `where` begins the error message of a line that holds none."""
+    if key is not None and not text.startswith("{"):
+        return {key: _plain(text)}
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = getattr(error, "msg", "nested too deeply")
+        raise LuminaError(f"{where} is not a JSON object: {reason}") from error
+    if not isinstance(row, dict):
+        raise LuminaError(f"{where} is not a JSON object but {type(row).__name__}")
+    return row
+
+
+def _plain(text: str) -> str:
+    """Plain text stands for itself; what `jq .prompt` writes, a quoted JSON string, for its content."""
+    if text.startswith('"'):
+        try:
+            value = json.loads(text)
+        except ValueError:
+            return text
+        return value if isinstance(value, str) else text
+    return text
+
+
+def check_row(row: dict, key: str, where: str) -> None:
+    """Raise LuminaError where a row has no value for `key`."""
+    if key not in row:
+        found = ", ".join(map(str, row)) or "nothing"
+        raise LuminaError(f"{where} has no {key!r}, only {found}")
+    if row[key] is None or (isinstance(row[key], str) and not row[key].strip()):
+        raise LuminaError(f"{where}: {key!r} is empty")
+
+
+def write_rows(path: str | Path, rows: Iterable[dict]) -> int:
+    """Write rows to a file, whole or not at all; return how many."""
+    with atomic_write(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        return sum(1 for row in rows if file.write(dump_row(row) + "\n"))
+
+
+def dump_row(row: dict) -> str:
+    """Return a row as one line of JSON.
+
+    Paths become text, numbers that JSON lacks (NaN, infinity) null, arrays lists; what lives only in
+    memory (a picture, bytes) is left out.
+    """
+    value = plain_value(row)
+    line = json.dumps(value, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold but JSON can spell
+        line = json.dumps(value)
+    return line
+
+
+def plain_value(value: Any) -> Any:
+    """Return `value` with nothing in it that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {str(name): plain_value(item) for name, item in value.items() if not _in_memory(item)}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain_value(item) for item in value if not _in_memory(item)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if hasattr(value, "tolist"):  # numpy and torch, without importing them
+        return plain_value(value.tolist())
+    return str(value)
+
+
+def _in_memory(value: Any) -> bool:
+    return isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "getpixel")

@@ -1,0 +1,169 @@
+"""Attention over a joint sequence of text and image tokens, with grouped key and value heads.
+
+Shapes: B batch, h query heads, g key heads (h is a multiple of g), L tokens, d head width.
+
+    q          (B, h, L, d)
+    k, v       (B, g, L, d)     query head i reads key head i // (h / g)
+    key_mask   (B, L) or None   True where a key is real; every picture has at least one
+    returns    (B, h, L, d)     in the dtype of q
+"""
+
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lumina_cli.core.kernels import Implementation, Inputs, Op
+
+BLOCK = 512  # queries and keys a block: its scores stay in a processor's cache
+SHAPES = {"nano": (8, 4, 2, 88, 48), "lumina-image-2": (1, 24, 8, 4352, 96)}
+
+
+def inputs(
+    shape: tuple[int, int, int, int, int],
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    padding: int = 0,
+) -> Inputs:
+    """Return (q, k, v, key_mask) of normal numbers for shape (B, h, g, L, d), the same on every device.
+
+    With `padding`, that many last keys of every other picture, beginning with the first, are masked out.
+    """
+    B, h, g, L, d = shape
+    random = torch.Generator().manual_seed(seed)
+    q, k, v = (
+        torch.randn(B, heads, L, d, generator=random).to(device, dtype)  # drawn on the CPU, one stream
+        for heads in (h, g, g)
+    )
+    if not padding:
+        return q, k, v, None
+    mask = torch.ones(B, L, dtype=torch.bool)
+    mask[::2, L - padding :] = False
+    return q, k, v, mask.to(device)
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Return the attention in float64, a key head of a picture at a time to bound its memory."""
+    group = q.shape[1] // k.shape[1]
+    out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
+    for b in range(q.shape[0]):
+        mask = None if key_mask is None else key_mask[b : b + 1]
+        for i in range(q.shape[1]):
+            head = slice(i // group, i // group + 1)
+            part = (q[b : b + 1, i : i + 1], k[b : b + 1, head], v[b : b + 1, head])
+            out[b, i] = naive(*(x.double() for x in part), mask)[0, 0]
+    return out
+
+
+def naive(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Write the whole table of scores, as the formula reads: softmax(q k^T / sqrt(d)) v."""
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, h, L, L)
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None, :], -torch.inf)
+    return scores.softmax(dim=-1) @ v
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Let torch choose: scaled_dot_product_attention."""
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def blockwise(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, block: int = BLOCK) -> Tensor:
+    """Stream over blocks of keys with a running softmax, by matrix products alone.
+
+    The query heads of one key head share its products. Scores, maximum and sum are at least float32.
+    """
+    _, h, L, d = q.shape
+    g, precise = k.shape[1], torch.promote_types(q.dtype, torch.float32)
+    q = (q * d**-0.5).unflatten(1, (g, h // g))  # (B, g, h/g, L, d)
+    out = torch.empty_like(q)
+    for start in range(0, L, block):
+        rows = q[:, :, :, start : start + block]
+        flat = rows.flatten(2, 3)  # (B, g, R, d), R the queries of the block in all heads of the group
+        top = flat.new_full((*flat.shape[:3], 1), -torch.inf, dtype=precise)
+        total, mixed = torch.zeros_like(top), torch.zeros_like(flat, dtype=precise)
+        for key in range(0, L, block):
+            scores = (flat @ k[:, :, key : key + block].transpose(-1, -2)).to(precise)  # (B, g, R, block)
+            if key_mask is not None:
+                scores.masked_fill_(~key_mask[:, None, None, key : key + block], -torch.inf)
+            higher = torch.maximum(top, scores.amax(dim=-1, keepdim=True))
+            safe = higher.masked_fill(higher == -torch.inf, 0)  # all keys so far masked: avoid inf - inf
+            weights = scores.sub_(safe).exp_()
+            fade = (top - safe).exp_()
+            total = total * fade + weights.sum(dim=-1, keepdim=True)
+            mixed = mixed * fade + weights.to(v.dtype) @ v[:, :, key : key + block]
+            top = higher
+        out[:, :, :, start : start + block] = (mixed / total).to(q.dtype).view_as(rows)
+    return out.flatten(1, 2)
+
+
+def flash(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Call the flash-attn package, dense."""
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+
+def flash_missing(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> str | None:
+    """Return why `flash` cannot run on these inputs, or None."""
+    if q.device.type != "cuda" or find_spec("flash_attn") is None:
+        found = "package flash_attn"
+        if q.device.type != "cuda":
+            found = "CUDA device" if not torch.cuda.is_available() else "CUDA device in use"
+        return f"flash needs a CUDA device and `pip install 'lumina-cli[flash]'`; this machine has no {found}"
+    if key_mask is not None:
+        return "flash takes no padding; varlen does"
+    return _needs_half("flash", q)
+
+
+def varlen(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Pack the real keys of all pictures into one sequence: torch's variable-length attention."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    B, h, L, _ = q.shape
+    real = q.new_ones((B, L), dtype=torch.bool) if key_mask is None else key_mask
+    lengths = real.sum(dim=1)
+    key_ends = F.pad(lengths.cumsum(0), (1, 0)).int()
+    query_ends = torch.arange(0, (B + 1) * L, L, device=q.device, dtype=torch.int32)
+    keys, values = (x.transpose(1, 2)[real] for x in (k, v))  # (real keys, g, d)
+    queries = q.transpose(1, 2).flatten(0, 1)
+    longest = int(lengths.max())
+    out = varlen_attn(queries, keys, values, query_ends, key_ends, L, longest, enable_gqa=h != k.shape[1])
+    return out.unflatten(0, (B, L)).transpose(1, 2)
+
+
+def varlen_missing(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> str | None:
+    """Return why `varlen` cannot run on these inputs, or None."""
+    if find_spec("torch.nn.attention.varlen") is None:
+        return f"varlen needs torch.nn.attention.varlen; torch {torch.__version__} has none"
+    if q.device.type != "cuda":
+        found = "in use" if torch.cuda.is_available() else "here"
+        return f"varlen needs a CUDA device; there is none {found}"
+    return _needs_half("varlen", q)
+
+
+def _needs_half(name: str, q: Tensor) -> str | None:
+    if q.dtype in (torch.float16, torch.bfloat16):
+        return None
+    return f"{name} needs --dtype bfloat16 or float16, not {str(q.dtype).removeprefix('torch.')}"
+
+
+OP = Op(
+    name="attention",
+    reference=reference,
+    inputs=inputs,
+    implementations={
+        "naive": Implementation(naive),
+        "sdpa": Implementation(sdpa),
+        "blockwise": Implementation(blockwise),
+        "flash": Implementation(flash, flash_missing),
+        "varlen": Implementation(varlen, varlen_missing),
+    },
+    shapes=SHAPES,
+    baseline="sdpa",
+)

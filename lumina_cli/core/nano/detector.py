@@ -1,0 +1,126 @@
+"""An independent reader of nano pictures: where things stand, of which kind and tint.
+
+A small convolutional network marks the middle of each thing on a 16 x 16 grid (a heat map per kind), and says
+tint and box there. It judges; it takes no part in training the model.
+
+B pictures, G grid size; pixels are (B, 3, 128, 128) in [-1, 1].
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.nano.scene import KINDS, TINTS
+
+SIZE, STRIDE = 128, 8
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One thing found: kind, tint, how sure the detector is (0 to 1), and its box x0 y0 x1 y1 in pixels."""
+
+    kind: str
+    tint: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, dilation: int):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class DetectorNet(nn.Module):
+    """pixels (B, 3, 128, 128) -> heat (B, KINDS, G, G), tint (B, TINTS, G, G) and box (B, 4, G, G).
+
+    heat and tint are logits; a box is its middle's offset in its cell and its width and height, in cells.
+    """
+
+    def __init__(self, width: int = 112):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 24, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(24, 48, 4, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(48, width, 4, stride=2, padding=1),
+        )
+        self.body = nn.Sequential(*(_Block(width, dilation) for dilation in (1, 2, 4, 1)))
+        self.head = nn.Sequential(
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, len(KINDS) + len(TINTS) + 4, 1)
+        )
+        nn.init.constant_(self.head[-1].bias[: len(KINDS)], -4.0)  # most cells hold no middle
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.head(self.body(self.stem(pixels))).split([len(KINDS), len(TINTS), 4], dim=1)
+
+
+class Detector:
+    """A trained detector; `thresholds` holds the least scores that count, "default" and "counting"."""
+
+    def __init__(self, net: DetectorNet, thresholds: dict[str, float], ceiling: dict | None = None):
+        self.net, self.thresholds, self.ceiling = net.eval(), thresholds, ceiling or {}
+
+    @torch.inference_mode()
+    def detect(self, pictures: Sequence[Image.Image]) -> list[list[Detection]]:
+        """Return what is in each picture, the surest first; other sizes are resized to 128 px."""
+        found = []
+        for start in range(0, len(pictures), 64):
+            part = pictures[start : start + 64]
+            arrays = [
+                np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)) for picture in part
+            ]
+            pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+            scales = [(picture.width / SIZE, picture.height / SIZE) for picture in part]
+            found += [_read(*maps, scale) for *maps, scale in zip(*self.net(pixels), scales, strict=True)]
+        return found
+
+
+def _read(heat: Tensor, tint: Tensor, box: Tensor, scale: tuple[float, float]) -> list[Detection]:
+    """Turn one picture's maps into detections: peaks of the strongest kind, one in each 3 x 3 patch."""
+    score, kind = heat.sigmoid().max(0)
+    peaks = (score == max_pool2d(score[None, None], 3, 1, 1)[0, 0]) & (score > 0.05)
+    found = []
+    for row, column in peaks.nonzero().tolist():
+        dx, dy, width, height = box[:, row, column].tolist()
+        x, y = (column + dx) * STRIDE * scale[0], (row + dy) * STRIDE * scale[1]
+        w, h = max(width, 0.1) * STRIDE * scale[0] / 2, max(height, 0.1) * STRIDE * scale[1] / 2
+        name = TINTS[int(tint[:, row, column].argmax())]
+        found.append(
+            Detection(
+                KINDS[int(kind[row, column])], name, float(score[row, column]), (x - w, y - h, x + w, y + h)
+            )
+        )
+    return sorted(found, key=lambda detection: -detection.score)
+
+
+def load_detector(folder: Path) -> Detector:
+    """Load a detector from a folder with config.json and model.safetensors."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        weights = load_file(folder / "model.safetensors")
+    except FileNotFoundError as error:
+        raise LuminaError(f"{folder} holds no detector; `lumina train nano-detector` makes one") from error
+    net = DetectorNet(config["width"])
+    net.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    return Detector(net, config["thresholds"], config.get("ceiling"))

@@ -1,0 +1,140 @@
+"""The layers of Next-DiT; tensors in, tensors out, so that each block compiles on its own.
+
+B pictures, L tokens, D width, h heads, g key-value heads, d head width, A width of the time embedding.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lumina_cli.core.nextdit.config import NextDiTConfig
+from lumina_cli.core.nextdit.rope import rotate
+
+QK_EPS = 1e-5
+TIME_WAVES = 256
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square over the last axis, taken in float32 whatever the dtype."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return wide.to(x.dtype) * self.weight
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over one sequence, with normalised and rotated queries and keys."""
+
+    def __init__(self, config: NextDiTConfig):
+        super().__init__()
+        self.num_kv_heads = config.num_kv_heads
+        self.head_dim = config.head_dim
+        self.widths = [config.dim, *[config.num_kv_heads * config.head_dim] * 2]
+        self.qkv = nn.Linear(config.dim, sum(self.widths), bias=False)
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, QK_EPS)
+        self.k_norm = RMSNorm(config.head_dim, QK_EPS)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
+        """x (B, L, D); mask (B, 1, 1, L), True for real keys, or None; cos, sin (B or 1, L, d/2)."""
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x).split(self.widths, dim=-1))
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        # the queries that share a key-value head are laid end to end, so keys and values are never copied
+        q = q.unflatten(2, (self.num_kv_heads, -1)).permute(0, 2, 3, 1, 4)  # (B, g, h/g, L, d)
+        y = attend(q.flatten(2, 3), k.transpose(1, 2), v.transpose(1, 2), mask)
+        y = y.unflatten(2, q.shape[2:4]).permute(0, 3, 1, 2, 4)  # (B, L, g, h/g, d)
+        return self.out(y.flatten(2))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax attention of q (B, g, any, d) over k and v (B, g, L, d), returned in the dtype of v."""
+    if v.device.type == "cpu":  # its bfloat16 kernel takes three times as long backwards as the float32 one
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q, k, v.float(), attn_mask=mask).to(v.dtype)
+    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x)), under the published names w2, w1 and w3."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.w1 = nn.Linear(dim, hidden_dim, bias=False)
+        self.w2 = nn.Linear(hidden_dim, dim, bias=False)
+        self.w3 = nn.Linear(dim, hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each between two norms; with `modulated`, scaled and gated by the time."""
+
+    def __init__(self, config: NextDiTConfig, modulated: bool):
+        super().__init__()
+        dim, eps = config.dim, config.norm_eps
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(dim, config.hidden_dim)
+        self.attention_norm1 = RMSNorm(dim, eps)
+        self.attention_norm2 = RMSNorm(dim, eps)
+        self.ffn_norm1 = RMSNorm(dim, eps)
+        self.ffn_norm2 = RMSNorm(dim, eps)
+        self.adaLN_modulation = (
+            nn.Sequential(nn.SiLU(), nn.Linear(config.time_dim, 4 * dim)) if modulated else None
+        )
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor, c: Tensor | None = None
+    ) -> Tensor:
+        """x (B, L, D); mask, cos and sin as in Attention; c (B, A) for a modulated block; returns like x."""
+        if self.adaLN_modulation is None:
+            x = x + self.attention_norm2(self.attention(self.attention_norm1(x), mask, cos, sin))
+            return x + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x)))
+        # in the dtype of x, because 1 + scale loses most of a scale that autocast left in bfloat16
+        scale_a, gate_a, scale_f, gate_f = self.adaLN_modulation(c).to(x.dtype).unsqueeze(1).chunk(4, dim=-1)
+        y = self.attention(self.attention_norm1(x) * (1 + scale_a), mask, cos, sin)
+        x = x + gate_a.tanh() * self.attention_norm2(y)
+        y = self.feed_forward(self.ffn_norm1(x) * (1 + scale_f))
+        return x + gate_f.tanh() * self.ffn_norm2(y)
+
+
+class TimeEmbedding(nn.Module):
+    """Times in [0, 1] to vectors: 128 cosines and 128 sines, then two linear layers."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_WAVES, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t (B,) -> (B, A)."""
+        return self.mlp(time_waves(t).to(self.mlp[0].weight.dtype))
+
+
+def time_waves(t: Tensor) -> Tensor:
+    """(B,) -> (B, 256) in float32: cosines, then sines, of t at frequencies from 1 down to 1/10000."""
+    half = TIME_WAVES // 2
+    rates = torch.exp(-math.log(10000) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+    angles = t.float()[:, None] * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class FinalLayer(nn.Module):
+    """Tokens to patches: a plain layer norm scaled by the time, then one linear layer."""
+
+    def __init__(self, config: NextDiTConfig):
+        super().__init__()
+        self.linear = nn.Linear(config.dim, config.patch_size**2 * config.in_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.time_dim, config.dim))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """x (B, L, D), c (B, A) -> (B, L, p*p*C)."""
+        scale = 1 + self.adaLN_modulation(c).to(x.dtype).unsqueeze(1)
+        return self.linear(F.layer_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype) * scale)

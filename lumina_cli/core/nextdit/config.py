@@ -1,0 +1,205 @@
+"""Shapes of a Next-DiT: one frozen record, the published sizes by name, and diffusers' words for the same."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.registry import did_you_mean
+
+
+@dataclass(frozen=True)
+class NextDiTConfig:
+    """Everything that decides the shapes of a Next-DiT.
+
+    `ffn_dim` None means `multiple_of * ceil(4 * dim / multiple_of)`; `sample_size` is the latent side that
+    the model draws when nobody asks for a size (it changes no weight). Raises ValueError where parts misfit.
+    """
+
+    dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    text_dim: int
+    axes_dim: tuple[int, ...]
+    axes_len: tuple[int, ...] = (300, 512, 512)
+    num_refiner_layers: int = 2
+    multiple_of: int = 256
+    ffn_dim: int | None = None
+    in_channels: int = 16
+    patch_size: int = 2
+    norm_eps: float = 1e-5
+    sample_size: int = 128
+
+    def __post_init__(self):
+        object.__setattr__(self, "axes_dim", tuple(self.axes_dim))
+        object.__setattr__(self, "axes_len", tuple(self.axes_len))
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
+            )
+        if len(self.axes_dim) != 3 or len(self.axes_len) != 3 or any(size % 2 for size in self.axes_dim):
+            raise ValueError(
+                f"axes_dim {self.axes_dim} and axes_len {self.axes_len} must be three numbers, dims even"
+            )
+        if sum(self.axes_dim) != self.head_dim:
+            raise ValueError(f"axes_dim {self.axes_dim} must add up to head_dim {self.head_dim}")
+        if self.hidden_dim % self.multiple_of:
+            raise ValueError(f"ffn_dim {self.ffn_dim} is not a multiple of multiple_of {self.multiple_of}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.num_heads
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the time embedding."""
+        return min(self.dim, 1024)
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width inside the feed-forward."""
+        return self.ffn_dim or round_up(4 * self.dim, self.multiple_of)
+
+    @property
+    def max_text_tokens(self) -> int:
+        """Longest caption that leaves the image a place on the first axis."""
+        return self.axes_len[0] - 1
+
+    @classmethod
+    def named(cls, name: str) -> NextDiTConfig:
+        """The published size called `name`; UsageError lists the names there are."""
+        if name not in NAMED:
+            hint = did_you_mean(name, NAMED) or f"; choose from {', '.join(NAMED)}"
+            raise UsageError(f"unknown model size {name!r}{hint}")
+        return cls(**NAMED[name])
+
+
+LARGE = {"num_kv_heads": 8, "text_dim": 2304}
+NAMED: dict[str, dict[str, Any]] = {
+    "nano": {
+        "dim": 192,
+        "num_layers": 6,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "multiple_of": 16,
+        "ffn_dim": 512,
+        "text_dim": 256,
+        "axes_dim": (16, 16, 16),
+        "sample_size": 16,
+    },
+    "lumina-image-2": {**LARGE, "dim": 2304, "num_layers": 26, "num_heads": 24, "axes_dim": (32, 32, 32)},
+    "lumina-image-2-3b": {**LARGE, "dim": 2592, "num_layers": 30, "num_heads": 24, "axes_dim": (36, 36, 36)},
+    "lumina-image-2-4b": {**LARGE, "dim": 2880, "num_layers": 32, "num_heads": 24, "axes_dim": (40, 40, 40)},
+    "lumina-image-2-7b": {**LARGE, "dim": 3840, "num_layers": 32, "num_heads": 32, "axes_dim": (40, 40, 40)},
+}
+
+DIFFUSERS_NAMES = {
+    "hidden_size": "dim",
+    "num_layers": "num_layers",
+    "num_refiner_layers": "num_refiner_layers",
+    "num_attention_heads": "num_heads",
+    "num_kv_heads": "num_kv_heads",
+    "multiple_of": "multiple_of",
+    "cap_feat_dim": "text_dim",
+    "axes_dim_rope": "axes_dim",
+    "axes_lens": "axes_len",
+    "in_channels": "in_channels",
+    "patch_size": "patch_size",
+    "norm_eps": "norm_eps",
+    "sample_size": "sample_size",
+}
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is not below `number`."""
+    return multiple * math.ceil(number / multiple)
+
+
+def config_to_diffusers(config: NextDiTConfig) -> dict[str, Any]:
+    """The `config.json` from which diffusers' Lumina2Transformer2DModel builds the same shapes."""
+    fields = {theirs: getattr(config, ours) for theirs, ours in DIFFUSERS_NAMES.items()}
+    fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    multiplier = None
+    if config.hidden_dim != round_up(4 * config.dim, config.multiple_of):
+        multiplier = config.hidden_dim / (4 * config.dim)
+    return {
+        "_class_name": "Lumina2Transformer2DModel",
+        "_diffusers_version": "0.33.0",
+        **fields,
+        "ffn_dim_multiplier": multiplier,
+        "out_channels": None,
+        "scaling_factor": 1.0,
+    }
+
+
+def config_from_diffusers(fields: dict[str, Any]) -> NextDiTConfig:
+    """Our config from the fields of a diffusers `config.json`; LuminaError names the field that is wrong."""
+    kind = fields.get("_class_name", "Lumina2Transformer2DModel")
+    if kind != "Lumina2Transformer2DModel":
+        raise LuminaError(f"the config describes a {kind}; a Lumina2Transformer2DModel is needed")
+    missing = [name for name in ("hidden_size", "num_layers", "num_attention_heads") if name not in fields]
+    if missing:
+        raise LuminaError(f"the config has no {', '.join(missing)}")
+    if fields.get("out_channels") not in (None, fields.get("in_channels", 16)):
+        raise LuminaError(
+            f"out_channels {fields['out_channels']} differs from in_channels; they must be equal"
+        )
+    # what diffusers assumes where a file leaves a field out
+    ours = {"num_kv_heads": 8, "text_dim": 1024, "axes_dim": (32, 32, 32)}
+    ours |= {our: fields[their] for their, our in DIFFUSERS_NAMES.items() if their in fields}
+    ours["num_kv_heads"] = ours["num_kv_heads"] or ours["num_heads"]
+    try:
+        multiplier, multiple_of = fields.get("ffn_dim_multiplier"), ours.get("multiple_of", 256)
+        if multiplier is not None:
+            ours["ffn_dim"] = round_up(int(multiplier * 4 * ours["dim"]), multiple_of)
+        return NextDiTConfig(**ours)
+    except (ValueError, TypeError) as error:
+        raise LuminaError(f"the config does not describe a Next-DiT: {error}") from error
+
+
+def infer_config(
+    shapes: dict[str, tuple[int, ...]], axes_dim: tuple[int, ...] | None = None
+) -> NextDiTConfig:
+    """The config behind tensors of our names, from their shapes alone.
+
+    The weights do not tell how a head is shared among the three position axes: without `axes_dim` equal
+    thirds are assumed, as in every published size. LuminaError where a needed tensor is missing or no equal
+    thirds exist.
+    """
+    try:
+        dim, patch_width = shapes["x_embedder.weight"]
+        head_dim = shapes["layers.0.attention.q_norm.weight"][0]
+        kv_width = (shapes["layers.0.attention.qkv.weight"][0] - dim) // 2
+        hidden_dim = shapes["layers.0.feed_forward.w1.weight"][0]
+        text_dim = shapes["cap_embedder.0.weight"][0]
+    except (KeyError, ValueError) as error:
+        raise LuminaError(f"these are not whole Next-DiT weights: no usable {error}") from error
+    if axes_dim is None and head_dim % 6:
+        raise LuminaError(f"head width {head_dim} has no three equal even parts; say how its axes are shared")
+    multiple_of = next((size for size in (256, 16) if hidden_dim % size == 0), 1)
+    try:
+        return NextDiTConfig(
+            dim=dim,
+            num_layers=count_blocks(shapes, "layers"),
+            num_refiner_layers=count_blocks(shapes, "noise_refiner"),
+            num_heads=dim // head_dim,
+            num_kv_heads=kv_width // head_dim,
+            multiple_of=multiple_of,
+            ffn_dim=None if hidden_dim == round_up(4 * dim, multiple_of) else hidden_dim,
+            text_dim=text_dim,
+            axes_dim=axes_dim or (head_dim // 3,) * 3,
+            in_channels=patch_width // 4,
+        )
+    except (ValueError, ZeroDivisionError) as error:
+        raise LuminaError(f"these weights have shapes that no Next-DiT has: {error}") from error
+
+
+def count_blocks(names: dict[str, Any], stack: str) -> int:
+    """How many blocks of `stack` the tensor names hold."""
+    return len({name.split(".")[1] for name in names if name.startswith(f"{stack}.")})

@@ -1,0 +1,238 @@
+"""Weights of Next-DiT in four dialects, to ours and back, and the diffusers folder.
+
+Ours are the official names without `norm_final.weight`, which no forward pass reads; it is written back as
+ones. ComfyUI puts a prefix before the official names. diffusers renames everything and splits q, k and v.
+Dicts of tensors in and out, of any size: widths come from the tensors. Where a `config` is given, our side of
+the conversion is checked against it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.nextdit.config import (
+    NextDiTConfig,
+    config_from_diffusers,
+    config_to_diffusers,
+    infer_config,
+)
+from lumina_cli.core.nextdit.model import NextDiT
+from lumina_cli.core.nextdit.weights import check_fits, read_json, read_weights, write_json, write_weights
+
+__all__ = [
+    "check_fits",
+    "config_from_diffusers",
+    "config_to_diffusers",
+    "detect_dialect",
+    "from_any",
+    "from_comfyui",
+    "from_diffusers",
+    "from_official",
+    "infer_config",
+    "load_transformer",
+    "read_weights",
+    "save_transformer",
+    "to_comfyui",
+    "to_dialect",
+    "to_diffusers",
+    "to_official",
+    "write_weights",
+]
+
+Weights = dict[str, Tensor]
+
+UNUSED = "norm_final.weight"
+COMFYUI_PREFIX = "model.diffusion_model."
+STACKS = ("layers", "noise_refiner", "context_refiner")
+WHOLE_TO_DIFFUSERS = {
+    "t_embedder.mlp.0": "time_caption_embed.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_caption_embed.timestep_embedder.linear_2",
+    "cap_embedder.0": "time_caption_embed.caption_embedder.0",
+    "cap_embedder.1": "time_caption_embed.caption_embedder.1",
+    "final_layer.linear": "norm_out.linear_2",
+    "final_layer.adaLN_modulation.1": "norm_out.linear_1",
+}
+BLOCK_TO_DIFFUSERS = {
+    "attention.out": "attn.to_out.0",
+    "attention.q_norm": "attn.norm_q",
+    "attention.k_norm": "attn.norm_k",
+    "attention_norm1": "norm1.norm",
+    "attention_norm2": "norm2",
+    "adaLN_modulation.1": "norm1.linear",
+    "feed_forward.w1": "feed_forward.linear_1",
+    "feed_forward.w2": "feed_forward.linear_2",
+    "feed_forward.w3": "feed_forward.linear_3",
+}
+WHOLE_FROM_DIFFUSERS = {theirs: ours for ours, theirs in WHOLE_TO_DIFFUSERS.items()}
+# the norm before an unmodulated block has no scale of its own, so diffusers does not nest it
+BLOCK_FROM_DIFFUSERS = {theirs: ours for ours, theirs in BLOCK_TO_DIFFUSERS.items()} | {
+    "norm1": "attention_norm1"
+}
+QKV = "attention.qkv.weight"
+PARTS = ("attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight")
+
+
+def from_official(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
+    """Official names to ours."""
+    return checked({name: tensor for name, tensor in state_dict.items() if name != UNUSED}, config)
+
+
+def to_official(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
+    """Our names to the official ones, with the unused norm back as ones."""
+    norm = need(checked(state_dict, config), "layers.0.attention_norm1.weight")
+    return {**state_dict, UNUSED: torch.ones_like(norm)}
+
+
+def from_comfyui(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
+    """ComfyUI names to ours; the other networks of an all-in-one file are left out."""
+    start = len(COMFYUI_PREFIX)
+    return from_official(
+        {k[start:]: v for k, v in state_dict.items() if k.startswith(COMFYUI_PREFIX)}, config
+    )
+
+
+def to_comfyui(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
+    """Our names to ComfyUI's."""
+    return {COMFYUI_PREFIX + name: tensor for name, tensor in to_official(state_dict, config).items()}
+
+
+def from_diffusers(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
+    """diffusers names to ours: q, k and v become one matrix; LuminaError where one of them is missing."""
+    ours = {}
+    for name, tensor in state_dict.items():
+        if not name.endswith(PARTS):
+            ours[rename(name, WHOLE_FROM_DIFFUSERS, BLOCK_FROM_DIFFUSERS)] = tensor
+            continue
+        block = name[: -len(PARTS[0])]
+        if block + QKV not in ours:
+            ours[block + QKV] = torch.cat([need(state_dict, block + part) for part in PARTS])
+    return checked(ours, config)
+
+
+def to_diffusers(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
+    """Our names to diffusers'; LuminaError where a fused matrix cannot be split."""
+    theirs = {}
+    for name, tensor in checked(state_dict, config).items():
+        if name.endswith(QKV):
+            theirs |= {
+                name[: -len(QKV)] + part: rows
+                for part, rows in zip(PARTS, split_qkv(name, tensor), strict=True)
+            }
+        elif name.startswith("context_refiner.") and name.endswith(".attention_norm1.weight"):
+            theirs[name.replace("attention_norm1", "norm1")] = tensor
+        else:
+            theirs[rename(name, WHOLE_TO_DIFFUSERS, BLOCK_TO_DIFFUSERS)] = tensor
+    return theirs
+
+
+def rename(name: str, whole: dict[str, str], block: dict[str, str]) -> str:
+    """Translate one tensor name; an unknown name stays, so that `check_fits` can report it."""
+    module, _, leaf = name.rpartition(".")
+    stack, _, rest = module.partition(".")
+    if stack in STACKS:
+        index, _, inner = rest.partition(".")
+        return f"{stack}.{index}.{block.get(inner, inner)}.{leaf}"
+    return f"{whole.get(module, module)}.{leaf}" if module else name
+
+
+def split_qkv(name: str, weight: Tensor) -> tuple[Tensor, ...]:
+    """Rows for the queries (as many as the width), then equal shares for keys and values."""
+    rows, width = weight.shape if weight.ndim == 2 else (0, 0)
+    if rows <= width or (rows - width) % 2:
+        raise LuminaError(
+            f"{name} has shape {tuple(weight.shape)}, which does not hold queries, keys and values"
+        )
+    share = (rows - width) // 2
+    return weight.split([width, share, share])
+
+
+def need(state_dict: Weights, name: str) -> Tensor:
+    """The tensor `name`, or LuminaError."""
+    if name not in state_dict:
+        raise LuminaError(f"the weights have no {name}; they are not a whole Next-DiT")
+    return state_dict[name]
+
+
+def checked(ours: Weights, config: NextDiTConfig | None) -> Weights:
+    """`ours` itself, after LuminaError has had its chance where they do not fit `config`."""
+    if config is not None:
+        check_fits(blank(config), ours, "the state dict")
+    return ours
+
+
+def blank(config: NextDiTConfig) -> NextDiT:
+    """A network with shapes and no memory."""
+    with torch.device("meta"):
+        return NextDiT(config)
+
+
+def same(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
+    """Our names are ours."""
+    return dict(checked(state_dict, config))
+
+
+Converter = Callable[[Weights, NextDiTConfig | None], Weights]
+DIALECTS: dict[str, tuple[Converter, Converter]] = {
+    "lumina": (same, same),
+    "official": (from_official, to_official),
+    "diffusers": (from_diffusers, to_diffusers),
+    "comfyui": (from_comfyui, to_comfyui),
+}
+
+
+def detect_dialect(state_dict: Weights) -> str:
+    """Which key of DIALECTS the names speak; LuminaError where they belong to another network."""
+    if any(name.startswith(COMFYUI_PREFIX + "cap_embedder.") for name in state_dict):
+        return "comfyui"
+    if any(name.startswith("time_caption_embed.") for name in state_dict):
+        return "diffusers"
+    if any(name.startswith("cap_embedder.") for name in state_dict):
+        return "official" if UNUSED in state_dict else "lumina"
+    first = ", ".join(sorted(state_dict)[:3]) or "none"
+    raise LuminaError(
+        f"{len(state_dict)} tensors ({first}) are not weights of a Next-DiT in any known dialect"
+    )
+
+
+def from_any(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
+    """Weights of whatever dialect to ours."""
+    return DIALECTS[detect_dialect(state_dict)][0](state_dict, config)
+
+
+def to_dialect(state_dict: Weights, dialect: str, config: NextDiTConfig | None = None) -> Weights:
+    """Our weights in `dialect`, a key of DIALECTS."""
+    return DIALECTS[dialect][1](state_dict, config)
+
+
+def load_transformer(
+    folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> NextDiT:
+    """The network of a diffusers `transformer/` folder: config.json and weights, whole or in indexed parts.
+
+    `dtype` None keeps the dtype of the file. LuminaError, one line, where a file is missing, broken or unfit.
+    """
+    folder = Path(folder)
+    config = config_from_diffusers(read_json(folder / "config.json"))
+    state_dict = from_any(read_weights(folder))
+    model = blank(config)
+    check_fits(model, state_dict, str(folder))
+    model.load_state_dict(state_dict, assign=True)
+    return model.to(device=device, dtype=dtype)
+
+
+def save_transformer(model: NextDiT, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a diffusers `transformer/` folder; the weights appear under their name when they are whole.
+
+    `dtype` None keeps the dtype of the model. LuminaError where the disk refuses.
+    """
+    folder = Path(folder)
+    tensors = {name: tensor.to(dtype=dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
+    write_weights(to_diffusers(tensors), folder / "diffusion_pytorch_model.safetensors")
+    # parts of an earlier, sharded model would be read in place of these weights
+    for stale in folder.glob("diffusion_pytorch_model*.safetensors*"):
+        if stale.name != "diffusion_pytorch_model.safetensors":
+            stale.unlink()
+    write_json(config_to_diffusers(model.config), folder / "config.json")

@@ -1,0 +1,245 @@
+"""Recipes: short YAML files read strictly against a pydantic schema; every error names the file and the line.
+
+YAML 1.1 reads `2e-4` as text, `010` as 8 and `no` as false. Here every unquoted word stays text until the
+schema's field decides what it is, so these traps cannot spring.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.registry import did_you_mean
+
+PACKAGE = Path(__file__).resolve().parent.parent
+COMMAND_LINE = "on the command line"
+_MAX_NODES = 10_000
+_TAGS = tuple(
+    f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")
+)
+_NOT_FINITE = re.compile(r"[-+]?\.?(nan|inf|infinity)", re.IGNORECASE)
+
+Path_ = tuple[str | int, ...]
+Places = dict[Path_, str]  # where each setting was written: "nano.yaml line 7"
+
+
+def load_recipe(name: str | Path | None, schema: type, overrides: list[str] = ()) -> Any:
+    """Return an instance of `schema` (a pydantic model class) filled from a recipe and `key=value` overrides.
+
+    `name` is a path, the name of a packaged recipe, or None for the schema's defaults alone. UsageError tells
+    the place of the first mistake: an unknown setting, a value of the wrong kind, a setting given twice.
+    """
+    import pydantic
+
+    path = None if name is None else find_recipe(name)
+    places: Places = {(): path.name if path else COMMAND_LINE}
+    values = {} if path is None else _read(path, places)
+    for word in overrides:
+        _override(values, word, places)
+    try:
+        return schema.model_validate(values, strict=False, extra="forbid")
+    except pydantic.ValidationError as error:
+        mistakes = error.errors(include_url=False)
+        raise UsageError(_describe(_first(mistakes, places), schema, places)) from None
+
+
+def packaged_recipes() -> dict[str, Path]:
+    """Recipes that come with lumina, by name: beside the code in a checkout, in the package in a wheel."""
+    folders = [PACKAGE.parent / "recipes", PACKAGE / "recipes"]
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def find_recipe(name: str | Path) -> Path:
+    """Return the file of a recipe, given a path or the name of a packaged one."""
+    if Path(name).is_file():
+        return Path(name)
+    known = packaged_recipes()
+    if str(name) in known:
+        return known[str(name)]
+    hint = did_you_mean(str(name).removesuffix(".yaml"), known)
+    raise UsageError(
+        f"no recipe {str(name)!r}{hint or ''}; recipes that come with lumina: {', '.join(known) or 'none'}"
+    )
+
+
+def _read(path: Path, places: Places) -> dict:
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+    except UnicodeDecodeError:
+        raise UsageError(f"{path.name} is not UTF-8 text") from None
+    except OSError as error:
+        raise LuminaError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UsageError(_syntax(error, path.name)) from None
+    if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(
+            f"{path.name} line {node.start_mark.line + 1}: a recipe is a list of `name: value` lines"
+        )
+    return _Reader(f"{path.name} line {{}}", places).value(node, ())
+
+
+def _syntax(error: yaml.YAMLError, name: str) -> str:
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    place = f"{name} line {mark.line + 1}" if mark else name
+    return f"{place}: not valid YAML: {getattr(error, 'problem', None) or getattr(error, 'reason', error)}"
+
+
+class _Reader:
+    """Turns YAML nodes into dicts, lists and text, and notes where each was written."""
+
+    def __init__(self, place: str, places: Places):
+        self.place, self.places, self.count = place, places, 0
+
+    def value(self, node: yaml.Node, path: Path_) -> Any:
+        where = self.place.format(node.start_mark.line + 1)
+        self.count += 1
+        if self.count > _MAX_NODES or len(path) > 20:
+            raise UsageError(f"{where}: nested or repeated too often for a recipe")
+        if node.tag not in _TAGS:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            raise UsageError(f"{where}: {dotted(path)}: {tag} has no place in a recipe")
+        self.places.setdefault(path, where)
+        if isinstance(node, yaml.MappingNode):
+            return self.mapping(node, path)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
+        return scalar(node.value, f"{where}: {dotted(path)}") if node.style is None else node.value
+
+    def mapping(self, node: yaml.MappingNode, path: Path_) -> dict:
+        found: dict[str, Any] = {}
+        for key, item in node.value:
+            where = self.place.format(key.start_mark.line + 1)
+            if not isinstance(key, yaml.ScalarNode):
+                raise UsageError(f"{where}: the name of a setting is a word")
+            inner = (*path, key.value)
+            if key.value in found:
+                raise UsageError(
+                    f"{where}: {dotted(inner)} is set twice; the first time: {self.places[inner]}"
+                )
+            self.places[inner] = where
+            found[key.value] = self.value(item, inner)
+        return found
+
+
+def scalar(text: str, where: str) -> str | None:
+    """Return an unquoted word: None for null, else text, which the schema's field turns into its type."""
+    if _NOT_FINITE.fullmatch(text):
+        raise UsageError(f"{where}: {text!r} is not a finite number")
+    return None if text in ("", "~", "null", "Null", "NULL") else text
+
+
+def _override(values: dict, word: str, places: Places) -> None:
+    """Put one `a.b=c` into the nested values."""
+    name, equals, text = word.partition("=")
+    path = tuple(name.split("."))
+    if not equals or not all(path):
+        raise UsageError(f"{COMMAND_LINE}: {word!r} is not a setting; write name=value or group.name=value")
+    inner = values
+    for depth, key in enumerate(path[:-1], start=1):
+        inner[key] = {} if inner.get(key) is None else inner[key]
+        places.setdefault(path[:depth], COMMAND_LINE)
+        if not isinstance(inner[key], dict):
+            group = dotted(path[:depth])
+            raise UsageError(f"{COMMAND_LINE}: {dotted(path)}: {group} is one value, not a group of settings")
+        inner = inner[key]
+    for old in [old for old in places if old[: len(path)] == path]:
+        del places[old]
+    places[path] = COMMAND_LINE
+    inner[path[-1]] = _command_line_value(text, path, places)
+
+
+def _command_line_value(text: str, path: Path_, places: Places) -> Any:
+    if not text.startswith(("[", "{")):
+        return scalar(text, f"{COMMAND_LINE}: {dotted(path)}")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"{COMMAND_LINE}: {dotted(path)}: {getattr(error, 'problem', error)}") from None
+    return _Reader(COMMAND_LINE, places).value(node, path)
+
+
+def dotted(path: Path_) -> str:
+    """Return a path of settings as a person writes it: stages.low.steps."""
+    return ".".join(map(str, path))
+
+
+def _first(mistakes: list[dict], places: Places) -> dict:
+    """Return the mistake to tell: a misspelt name, which explains what is missing, else the first one."""
+    order = {path: number for number, path in enumerate(places)}
+
+    def rank(mistake: dict) -> tuple[bool, int]:
+        return mistake["type"] != "extra_forbidden", order[_written(mistake["loc"], places)]
+
+    return min(mistakes, key=rank)
+
+
+def _written(loc: Path_, places: Places) -> Path_:
+    """Return the longest written path that pydantic's location stands for; it names arms of unions too."""
+    path: Path_ = ()
+    for part in loc:
+        if (*path, part) in places:
+            path = (*path, part)
+    return path
+
+
+def _describe(mistake: dict, schema: type, places: Places) -> str:
+    path = _written(mistake["loc"], places)
+    kind, found = mistake["type"], mistake["input"]
+    if kind == "extra_forbidden":
+        inside = f"{dotted(path[:-1])}: " if path[:-1] else ""
+        return f"{places[path]}: {inside}no setting {path[-1]!r}{_known(schema, path)}"
+    inside = f"{dotted(path)}: " if path else ""
+    if kind == "missing":
+        return f"{places[path]}: {inside}needs the setting {mistake['loc'][-1]!r}"
+    return f"{places[path]}: {inside}{_complaint(kind, found, mistake)}"
+
+
+def _complaint(kind: str, found: Any, mistake: dict) -> str:
+    if kind in ("value_error", "assertion_error"):
+        return str(mistake["ctx"]["error"])
+    shown = "nothing" if found is None else repr(found)
+    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
+    wanted |= {
+        "list": "a list",
+        "tuple": "a list",
+        "dict": "a group of settings",
+        "model": "a group of settings",
+    }
+    noun = wanted.get(kind.split("_")[0])
+    if noun and kind.endswith(("_type", "_parsing", "_from_float", "_attributes_type")):
+        return f"{shown} is not {noun}"
+    if kind in ("literal_error", "enum"):
+        expected = mistake["ctx"]["expected"]
+        hint = did_you_mean(str(found), re.findall("'([^']*)'", expected))
+        return f"{shown} is not one of {expected.replace(' or ', ', ')}{hint}"
+    return f"{shown}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+
+
+def _known(schema: type, path: Path_) -> str:
+    """Return the hint for an unknown setting: the nearest known name, or all of them."""
+    known = [name for model in _models_at(schema, path[:-1]) for name in model.model_fields]
+    return did_you_mean(str(path[-1]), known) or (f"; choose from {', '.join(known)}" if known else "")
+
+
+def _models_at(annotation: Any, path: Path_) -> Iterator[type]:
+    """Yield the schema's model classes that may stand at a path, through unions, dicts and lists."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        for arm in arguments:
+            yield from _models_at(arm, path)
+    elif origin is dict and path:
+        yield from _models_at(arguments[1], path[1:])
+    elif origin in (list, tuple) and path:
+        yield from _models_at(arguments[0], path[1:])
+    elif hasattr(annotation, "model_fields"):
+        if not path:
+            yield annotation
+        elif path[0] in annotation.model_fields:
+            yield from _models_at(annotation.model_fields[path[0]].annotation, path[1:])

@@ -1,0 +1,55 @@
+"""Tables of names: a word on the command line is a key here, and its code is imported when it is used."""
+
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from lumina_cli.core.errors import UsageError
+
+
+def did_you_mean(word: str, known) -> str:
+    """Return "; did you mean 'x'?" for the nearest of `known`, or an empty string."""
+    near = get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+class Registry(dict[str, str]):
+    """A table of `name -> "module:attribute"`; `load(name)` imports the attribute."""
+
+    def __init__(self, kind: str, entries: dict[str, str]):
+        super().__init__(entries)
+        self.kind = kind
+
+    def load(self, name: str) -> Any:
+        """Import and return what `name` stands for; an unknown name raises UsageError with the known ones."""
+        if name not in self:
+            hint = did_you_mean(name, self) or f"; choose from {', '.join(self)}"
+            raise UsageError(f"unknown {self.kind} {name!r}{hint}")
+        module, attribute = self[name].split(":")
+        return getattr(import_module(module), attribute)
+
+
+CORE = "lumina_cli.core"
+
+SOLVERS = Registry("solver", {name: f"{CORE}.flow.solvers:{name}" for name in ("euler", "midpoint", "heun", "dpm")})
+CAPTIONERS = Registry("captioner", {"transformers": f"{CORE}.unicap.engines.transformers:Captioner"})
+BENCHMARKS = Registry("benchmark", {"geneval": f"{CORE}.evals.geneval:GenEval"})
+JUDGES = Registry("judge", {"nano": f"{CORE}.evals.judges.nano:NanoJudge"})
+KERNELS = Registry("kernel", {"attention": f"{CORE}.kernels.attention:OP"})
+MODELS = Registry(
+    "model",
+    {
+        "nano": f"{CORE}.sampling.pipeline:find_nano",
+        "lumina-image-2": f"{CORE}.sampling.pipeline:find_lumina_image_2",
+    },
+)
+# What `lumina train` can build: the transformer of a pipeline, or one of the small frozen parts of nano.
+PARTS = Registry(
+    "part",
+    {
+        "transformer": f"{CORE}.training.loop:train_transformer",
+        "autoencoder": f"{CORE}.training.autoencoder:train_autoencoder",
+        "text_encoder": f"{CORE}.training.textmodel:train_text_encoder",
+        "detector": f"{CORE}.training.detector:train_detector",
+    },
+)

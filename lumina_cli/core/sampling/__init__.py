@@ -1,0 +1,27 @@
+"""Sampling: latents from a network and a plan; pictures from a model folder; rows with an image from rows."""
+
+import gc
+from importlib import import_module
+
+__all__ = ["Pipeline", "choose_model", "draw_latents", "draw_rows", "load_pipeline"]
+
+_MODULES = {
+    "Pipeline": "pipeline",
+    "choose_model": "models",
+    "draw_latents": "latents",
+    "draw_rows": "rows",
+    "load_pipeline": "pipeline",
+}
+
+
+def __getattr__(name: str):
+    """Import a name when it is asked for: a training loop wants `draw_latents` without the encoders."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    collecting = gc.isenabled()
+    gc.disable()  # nothing becomes garbage while modules load, and looking for it takes a fifth of the time
+    try:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    finally:
+        if collecting:
+            gc.enable()

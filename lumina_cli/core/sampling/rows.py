@@ -1,0 +1,144 @@
+"""Rows with a prompt in, the same rows with an image out."""
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from PIL import Image
+
+from lumina_cli.core.encoders.prompts import full_prompt
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.flow import Plan
+from lumina_cli.core.formats.images import save_picture
+from lumina_cli.core.formats.rows import check_row
+from lumina_cli.core.sampling.metadata import Origin, to_metadata
+from lumina_cli.core.sampling.models import Choice, choose_model
+from lumina_cli.core.sampling.pipeline import Job, Pipeline, PlanLike, Size, load_pipeline, parse_size
+
+SUFFIXES = ("png", "webp", "jpg")
+LONGEST_SLUG = 60
+
+
+def draw_rows(
+    rows: Iterable[dict],
+    model: str | Path | Choice | Pipeline = "auto",
+    out: str | Path = "pictures",
+    *,
+    seed: int = 0,
+    count: int = 1,
+    size: Size = None,
+    plan: PlanLike = None,
+    system: str = "real",
+    batch: int | None = None,
+    format: str = "png",
+    note: Callable[[str], None] | None = None,
+) -> Iterator[dict]:
+    """Yield each row `count` times, with "image" (a path), "seed", "number", "model" and "size" added.
+
+    A picture depends on its prompt, its seed (the row's own "seed", else `seed`) and its number from 0 to
+    `count` - 1; not on the batch, the order or the other rows. `plan` is a Plan, or the settings in which it
+    differs from the model's own. Reads one batch ahead. A prompt that the network cannot read to its end adds
+    "truncated", the number of tokens left out. Pictures are PNG, WebP or JPEG with their origin inside; two
+    rows never share a file, but drawing the same again replaces the file. `note` is told, a line each, what
+    "auto" chose and which prompts were cut.
+    """
+    _check_before_loading(size, plan, system, format, {"count": count, "batch": batch})
+    out = _make_folder(Path(out))
+    pipeline = _load(model, note)
+    size, plan = pipeline.size_for(size), pipeline.plan_for(plan)
+    names = FileNames(out, format, count)
+    jobs = _jobs(rows, seed, count)
+    while group := list(islice(jobs, batch or pipeline.batch_for(size))):
+        pictures = pipeline.draw([job for _, _, job in group], plan, size, system)
+        dropped = pipeline.text.dropped([full_prompt(job.prompt, system) for _, _, job in group])
+        for (index, row, job), picture, lost in zip(group, pictures, dropped, strict=True):
+            origin = Origin(job.prompt, job.seed, job.number, pipeline.name, size, system, plan)
+            path = _save(picture, names.of(index, row, job), origin)
+            added = {"image": str(path), "seed": job.seed, "number": job.number, "model": pipeline.name}
+            added["size"] = "{}x{}".format(*size)
+            added |= {"model_reason": pipeline.reason} if pipeline.reason else {}
+            if lost:
+                added["truncated"] = lost
+                if note:
+                    note(f"row {index + 1}: the prompt is too long; its last {lost} tokens were not read")
+            yield {**row, **added}
+
+
+def _check_before_loading(size: Size, plan: PlanLike, system: str, format: str, numbers: dict) -> None:
+    """Raise what can be known to be wrong without waiting for the model."""
+    if isinstance(plan, Mapping):
+        Plan.from_json(dict(plan))
+    if size is not None:
+        parse_size(size)
+    full_prompt("", system)
+    if format not in SUFFIXES:
+        raise UsageError(f"unknown picture format {format!r}; choose from {', '.join(SUFFIXES)}")
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise UsageError(f"{name} is {number}, but must be 1 or more")
+
+
+def _load(model: str | Path | Choice | Pipeline, note: Callable[[str], None] | None) -> Pipeline:
+    if isinstance(model, Pipeline):
+        return model
+    choice = model if isinstance(model, Choice) else choose_model(model)
+    if choice.reason and note:
+        note(choice.reason)
+    return load_pipeline(choice)
+
+
+def _make_folder(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LuminaError(f"cannot write to {out}: {error.strerror or error}") from error
+    return out
+
+
+def _jobs(rows: Iterable[dict], seed: int, count: int) -> Iterator[tuple[int, dict, Job]]:
+    """Yield (position of the row, row, job) for every picture."""
+    for index, row in enumerate(rows):
+        where = f"row {index + 1}"
+        check_row(row, "prompt", where)
+        prompt, own = row["prompt"], row.get("seed", seed)
+        if not isinstance(prompt, str):
+            raise LuminaError(f"{where}: 'prompt' is {prompt!r}, but must be text")
+        if not isinstance(own, int) or isinstance(own, bool):
+            raise LuminaError(f"{where}: 'seed' is {own!r}, but must be a whole number")
+        for number in range(count):
+            yield index, row, Job(prompt, own, number)
+
+
+def _save(picture: Image.Image, path: Path, origin: Origin) -> Path:
+    try:
+        return save_picture(picture, path, to_metadata(origin))
+    except OSError as error:
+        raise LuminaError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class FileNames:
+    """A file name for every picture: safe, inside one folder, and given to one picture only."""
+
+    def __init__(self, out: Path, format: str, count: int):
+        self.out, self.format, self.count = out, format, count
+        self.used: set[str] = set()
+
+    def of(self, index: int, row: dict, job: Job) -> Path:
+        """Return a path: the row's "key", or else its position and prompt; the seed; the number."""
+        key = slug(str(row.get("key", "")))
+        stem = key or "-".join(filter(None, (f"{index:05d}", slug(job.prompt))))
+        stem = f"{stem}-s{job.seed}" + (f"-{job.number}" if self.count > 1 else "")
+        name, again = stem, 1
+        while name in self.used:
+            again += 1
+            name = f"{stem}-{again}"
+        self.used.add(name)
+        return self.out / f"{name}.{self.format}"
+
+
+def slug(text: str) -> str:
+    """Return the letters and digits of `text`, of any script, joined by dashes; at most about 60 of them."""
+    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower())
+    return "-".join(words).encode()[: 3 * LONGEST_SLUG].decode(errors="ignore")[:LONGEST_SLUG].strip("-_")

@@ -1,0 +1,69 @@
+"""Muon on the matrices of attention and feed-forward, AdamW on everything else, and the rate over a stage."""
+
+import torch
+from torch import Tensor, nn
+
+from lumina_cli.core.training.config import OptimizerSettings, Stage
+
+
+class Optimizer:
+    """Several torch optimisers that step as one, their rate scaled together.
+
+    The rate of AdamW is the stage's `lr`; that of Muon is `muon_ratio` times as much, its updates scaled
+    to the size that AdamW's have, so that one rate fits both.
+    """
+
+    def __init__(self, model: nn.Module, settings: OptimizerSettings):
+        matrices, rest = (
+            split_parameters(model) if settings.name == "muon" else ([], list(model.parameters()))
+        )
+        self.parts: dict[str, torch.optim.Optimizer] = {
+            "adamw": torch.optim.AdamW(
+                rest, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay, foreach=True
+            )
+        }
+        if matrices:
+            self.parts["muon"] = torch.optim.Muon(
+                matrices,
+                momentum=settings.momentum,
+                weight_decay=settings.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        self.ratios = {"adamw": 1.0, "muon": settings.muon_ratio}
+
+    def step(self, lr: float) -> None:
+        """Update the weights at rate `lr`, then forget the gradients."""
+        for name, part in self.parts.items():
+            for group in part.param_groups:
+                group["lr"] = lr * self.ratios[name]
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def zero_grad(self) -> None:
+        for part in self.parts.values():
+            part.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict:
+        return {name: part.state_dict() for name, part in self.parts.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what `state_dict` returned; raises KeyError where the recipe's optimiser is another one."""
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+
+
+def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return (matrices of attention and feed-forward, all other parameters)."""
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        inner = ".attention." in name or ".feed_forward." in name
+        (matrices if inner and parameter.ndim == 2 else rest).append(parameter)
+    return matrices, rest
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Return the rate of a stage's step, counted from 0: linear warm-up, constant, linear decay to 0."""
+    warm = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
+    falling = stage.decay * stage.steps
+    left = min(1.0, (stage.steps - step) / falling) if falling else 1.0
+    return stage.lr * warm * left

@@ -1,0 +1,1 @@
+"""What writes captions; each engine is a line of the CAPTIONERS table."""

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Rebuilds the embedded model from nothing: hours on two CPU cores. Run it again after an interruption.
+#   recipes/pipelines/nano.sh [FOLDER]       leaves FOLDER/nano, ready for `--model FOLDER/nano`
+set -euo pipefail
+home=${1:-runs/nano}
+parts=$home/parts
+
+build() {  # recipe, checkpoint, settings...: go on where an interrupted run stopped
+    local recipe=$1 checkpoint=$2
+    shift 2
+    if [ -e "$checkpoint" ]; then set -- "$@" --resume; fi
+    lumina train "$recipe" "$@"
+}
+
+build nano-autoencoder "$parts/autoencoder.pt" out="$parts"
+build nano-text "$parts/text_encoder.pt" out="$parts"
+build nano-detector "$parts/detector.pt" out="$parts"
+[ -e "$home/shards/000000.tar" ] || lumina shard nano:40000 "$home/shards"
+build nano "$home/run/recipe.yaml" frozen="$parts" data="$home/shards" out="$home/run"
+
+rm -rf "$home/nano.new"
+cp -r "$home/run/model" "$home/nano.new"
+cp -r "$parts/detector" "$home/nano.new/detector"
+rm -rf "$home/nano"
+mv "$home/nano.new" "$home/nano"

@@ -1,0 +1,92 @@
+"""`lumina bench attention`: rows, exact words and exit codes."""
+
+import json
+
+import pytest
+import torch
+
+from lumina_cli.cli.app import run
+
+TINY = ("--shape", "2,4,2,17,8", "--repeats", "2", "--device", "cpu", "--dtype", "float32")
+
+
+@pytest.fixture
+def bench(capsys):
+    """Return a function: run `lumina bench attention` with these words -> (exit code, rows, stderr)."""
+
+    def call(*words):
+        code = run(["bench", "attention", *words])
+        out, err = capsys.readouterr()
+        return code, [json.loads(line) for line in out.splitlines()], err
+
+    return call
+
+
+def test_every_backend_has_a_row_with_its_error_and_time_or_the_reason(bench):
+    code, rows, err = bench(*TINY)
+    assert (code, err) == (0, "")
+    assert [row["backend"] for row in rows] == ["naive", "sdpa", "blockwise", "flash", "varlen"]
+    for row in rows[:3]:
+        assert row["error"] < 1e-5
+        assert row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
+        assert (row["shape"], row["dtype"], row["device"]) == ("2,4,2,17,8", "float32", "cpu")
+    for row in rows[3:]:
+        assert row["unavailable"].startswith(f"{row['backend']} needs a CUDA device")
+        assert "error" not in row
+
+
+@pytest.mark.parametrize("shape", ["1,24,8,5,96", "1,4,2,1,48"])
+def test_odd_shapes_and_padding_run(bench, shape):
+    code, rows, _ = bench(
+        "--shape", shape, "--repeats", "1", "--device", "cpu", "--backend", "blockwise", "--backend", "naive"
+    )
+    assert (code, [row["backend"] for row in rows]) == (0, ["blockwise", "naive"])
+
+
+def test_padding_masks_keys(bench):
+    code, rows, _ = bench(*TINY, "--padding", "5", "--backend", "blockwise")
+    assert code == 0
+    assert rows[0]["error"] < 1e-5
+
+
+def test_the_named_shape_runs(bench):
+    code, rows, _ = bench("--shape", "nano", "--repeats", "1", "--device", "cpu", "--backend", "sdpa")
+    assert code == 0
+    assert rows[0]["times_sdpa"] == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test says is missing")
+def test_a_backend_that_cannot_run_ends_with_5(bench):
+    code, rows, err = bench("--backend", "flash")
+    assert (code, rows) == (5, [])
+    assert err == (
+        "lumina bench: --backend flash needs a CUDA device and `pip install 'lumina-cli[flash]'`; "
+        "this machine has no CUDA device\n"
+    )
+    assert bench("--device", "cuda")[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backend", "blokwise"], "unknown attention backend 'blokwise'; did you mean 'blockwise'?"),
+        (["--dtype", "int8"], "unknown dtype 'int8'"),
+        (["--shape", "nanoo"], "unknown shape 'nanoo'; choose from nano, lumina-image-2, or give B,h,kv,L,d"),
+        (["--shape", "1,2,0,4,5"], "unknown shape '1,2,0,4,5'"),
+        (["--shape", "1,5,2,4,8"], "shape 1,5,2,4,8: 5 heads cannot share 2 kv heads evenly"),
+        (["--shape", "1,4,2,4,8", "--padding", "4"], "--padding 4 leaves no key of 4"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+    ],
+)
+def test_wrong_words_end_with_2_and_one_line(bench, words, message):
+    code, rows, err = bench(*words)
+    assert (code, rows) == (2, [])
+    assert err.startswith(f"lumina bench: {message}")
+    assert err.count("\n") == 1
+
+
+def test_the_group_lists_what_exists(capsys):
+    assert run(["bench", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "attention" in out
+    assert run(["bench", "nothing"]) == 2

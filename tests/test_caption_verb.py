@@ -1,0 +1,202 @@
+"""`lumina caption` end to end, with tiny models made on the spot: exact words, exit codes, and real captions."""
+
+import io
+import json
+import shutil
+import sys
+
+import pytest
+from PIL import Image
+from tiny_captioner import LEARNT, plain_picture, save_llava, save_qwen2_vl
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.unicap.engines.transformers import Captioner
+from lumina_cli.core.unicap.prompts import instruction
+
+QUESTION = instruction("short", "en")
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llava")
+    save_llava(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("qwen")
+    save_qwen2_vl(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    plain_picture("red").save(folder / "a.png")
+    plain_picture("blue").save(folder / "b.jpg")
+    plain_picture("red", (90, 30)).save(folder / "c.webp")
+    return folder
+
+
+@pytest.fixture
+def lumina(capsys):
+    """Return a function: run `lumina caption` with these words -> (exit code, rows, lines on stderr)."""
+
+    def call(*words):
+        code = run(["caption", *map(str, words)])
+        out, err = capsys.readouterr()
+        return code, [json.loads(line) for line in out.splitlines()], err.splitlines()
+
+    return call
+
+
+def pipe(monkeypatch, text):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+
+def test_a_folder_becomes_rows_with_captions_of_what_is_seen(lumina, llava, photos):
+    code, rows, err = lumina(photos, "--model", llava, "--levels", "short,tags", "--batch", 2)
+    assert (code, err) == (0, [])
+    assert [row["image"] for row in rows] == [str(photos / name) for name in ("a.png", "b.jpg", "c.webp")]
+    for row, colour in zip(rows, ("red", "blue", "red"), strict=True):
+        assert row["captions"] == {"en": {level: LEARNT["en", level][colour] for level in ("short", "tags")}}
+
+
+def test_languages_and_levels_multiply_and_what_fails_is_kept_apart(lumina, llava, photos):
+    code, rows, err = lumina(photos / "b.jpg", "--model", llava, "--levels", "short,tags", "--langs", "en,de")
+    assert (code, err) == (0, [])
+    captions, failed = rows[0]["captions"], rows[0].get("rejected_captions", [])
+    assert captions["de"]["short"] == "ein blaues Bild"
+    assert captions["en"] == {"short": "a plain blue picture", "tags": "blue, plain"}
+    written = [(lang, level) for lang, texts in captions.items() for level in texts]
+    written += [(bad["lang"], bad["level"]) for bad in failed]
+    assert sorted(written) == [("de", "short"), ("de", "tags"), ("en", "short"), ("en", "tags")]
+
+
+def test_rows_from_stdin_keep_their_keys_and_captions(lumina, llava, photos, monkeypatch):
+    row = {"image": str(photos / "a.png"), "score": 3, "captions": {"zh": {"short": "一张红色的图片"}}}
+    pipe(monkeypatch, json.dumps(row) + "\n")
+    code, rows, _ = lumina("-", "--model", llava, "--levels", "short")
+    assert code == 0
+    assert rows == [row | {"captions": row["captions"] | {"en": {"short": "a plain red picture"}}}]
+
+
+def test_several_sources_follow_one_another(lumina, llava, photos):
+    code, rows, _ = lumina(photos / "b.jpg", photos / "a.png", "--model", llava, "--levels", "short")
+    assert code == 0
+    assert [row["captions"]["en"]["short"] for row in rows] == ["a plain blue picture", "a plain red picture"]
+
+
+def test_rendered_scenes_can_be_described(lumina, llava):
+    code, rows, err = lumina("nano:2", "--model", llava, "--levels", "short", "--retries", 0)
+    assert (code, err) == (0, [])
+    assert [row["key"] for row in rows] == ["nano-0-000000", "nano-0-000001"]
+    assert "picture" in rows[0]["captions"]["en"]["short"]
+
+
+def test_bad_pictures_are_left_out_with_a_reason_and_too_many_end_with_3(lumina, llava, photos):
+    whole = (photos / "b.jpg").read_bytes()
+    (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "text.png").write_text("no picture")
+    words = (photos, "--model", llava, "--levels", "short")
+    code, rows, err = lumina(*words)
+    assert (code, len(rows)) == (3, 3)
+    assert err[0].startswith(f"lumina caption: left out {photos}/cut.jpg: truncated or not an image")
+    assert err[1].startswith(f"lumina caption: left out {photos}/text.png: truncated or not an image")
+    assert err[2:] == ["lumina caption: 2 of 5 pictures could not be opened (40%); --max-bad-rate allows 5%"]
+    assert lumina(*words, "--max-bad-rate", 0.4)[0] == 0
+
+
+def test_a_row_whose_picture_is_missing_is_left_out(lumina, llava, photos, monkeypatch):
+    pipe(monkeypatch, json.dumps({"image": "gone.png"}) + "\n")
+    code, rows, err = lumina("-", "--model", llava, "--levels", "short", "--max-bad-rate", 1)
+    assert (code, rows) == (0, [])
+    assert err == ["lumina caption: left out gone.png: no such picture"]
+
+
+def test_a_row_without_a_picture_is_an_error_with_its_line(lumina, llava, photos, monkeypatch):
+    pipe(monkeypatch, json.dumps({"image": str(photos / "a.png")}) + '\n{"img": "b.png"}\n')
+    code, _, err = lumina("-", "--model", llava, "--levels", "short")
+    assert (code, err) == (1, ["lumina caption: line 2 has no 'image', only img"])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--levels", "shrot"], 2, "unknown level 'shrot'; choose from detailed, medium, short, tags"),
+        (["--levels", ","], 2, "no level given; choose from detailed, medium, short, tags"),
+        (["--langs", "en,fr"], 2, "unknown language 'fr'; choose from en, zh, ja, ru, de"),
+        (["--engine", "transformer"], 2, "unknown captioner 'transformer'; did you mean 'transformers'?"),
+        (["--model", "no/such/folder"], 1, "no/such/folder: no such folder, and not a hub id (owner/name)"),
+    ],
+)
+def test_wrong_words_end_with_one_line(lumina, photos, words, code, message):
+    assert lumina(photos, *words) == (code, [], [f"lumina caption: {message}"])
+
+
+def test_a_missing_source_is_told_before_the_model_is_loaded(lumina, tmp_path):
+    code, rows, err = lumina(tmp_path / "gone", "--model", "no/such/folder")
+    assert (code, rows, len(err)) == (1, [], 1)
+    assert err[0].startswith(f"lumina caption: {tmp_path}/gone: no such source")
+
+
+def test_a_hub_that_cannot_be_reached_says_to_pass_a_folder(lumina, photos, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, _, err = lumina(photos, "--model", "nobody/no-such-model")
+    assert code == 1
+    assert err == [
+        "lumina caption: nobody/no-such-model is not on this machine and cannot be fetched from the hub; "
+        "pass --model FOLDER of an image-text-to-text model"
+    ]
+
+
+def test_help_and_names_need_no_torch():
+    import subprocess
+
+    code = "import sys, lumina_cli.cli.caption, lumina_cli.cli.bench; print('torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
+
+
+def test_an_answer_depends_on_its_seed_not_on_the_batch(qwen):
+    captioner = Captioner(qwen)
+    pictures = [plain_picture("red"), plain_picture("blue", (90, 30)), Image.new("RGB", (30, 90))]
+    together = captioner.answer(pictures, QUESTION, [1, 2, 3], 12)
+    alone = [captioner.answer([p], QUESTION, [s], 12)[0] for p, s in zip(pictures, [1, 2, 3], strict=True)]
+    assert together == alone
+    assert captioner.answer(pictures, QUESTION, [4, 5, 6], 12) != together
+
+
+def test_a_chat_model_that_also_reads_videos_loads_without_torchvision(qwen):
+    captioner = Captioner(qwen)
+    assert captioner.processor.video_processor is None
+    (answer,) = captioner.answer([plain_picture("red")], QUESTION, [0], 5)
+    assert not answer.finished
+
+
+def test_another_kind_of_model_is_refused(tiny_folder):
+    with pytest.raises(LuminaError, match=r"is a gemma2\w* model, which reads no pictures"):
+        Captioner(str(tiny_folder / "text_encoder"))
+
+
+def test_a_model_with_missing_or_cut_weights_is_refused(llava, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(llava, tmp_path / "model")
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if "norm" in name)
+    del weights[name]
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(LuminaError, match=r"lacks 1 weights of its model, .*norm"):
+        Captioner(str(folder))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(LuminaError, match="is not a model folder that transformers can load"):
+        Captioner(str(folder))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(LuminaError, match="is not a model folder that transformers can load"):
+        Captioner(str(tmp_path))

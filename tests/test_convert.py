@@ -1,0 +1,325 @@
+"""Weights: the dialects are bijections, files are read safely, and every misfit has one clear line."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from diffusers import Lumina2Transformer2DModel
+from safetensors.torch import load_file, save_file
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
+from lumina_cli.core.nextdit import convert as c
+from lumina_cli.core.nextdit.config import infer_config
+
+GOLDEN = "tests/golden/official_nextdit_tiny.safetensors"
+TINY = NextDiTConfig(
+    dim=48, num_layers=3, num_heads=3, num_kv_heads=1, multiple_of=16, text_dim=40, axes_dim=(8, 4, 4)
+)
+WIDE_KV = NextDiTConfig(
+    dim=72,
+    num_layers=1,
+    num_refiner_layers=1,
+    num_heads=6,
+    num_kv_heads=3,
+    multiple_of=8,
+    ffn_dim=56,
+    text_dim=8,
+    axes_dim=(4, 4, 4),
+    in_channels=4,
+)
+
+
+@pytest.fixture(scope="module")
+def official(request):
+    tensors = load_file(request.config.rootpath / GOLDEN)
+    return {name[8:]: tensor for name, tensor in tensors.items() if name.startswith("weights.")}
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = NextDiT(TINY)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def assert_same(found, wanted):
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].shape == tensor.shape
+        assert torch.equal(found[name], tensor), name
+
+
+def run(model, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(2, model.config.in_channels, 8, 12, generator=generator)
+    text = torch.randn(2, 7, model.config.text_dim, generator=generator)
+    mask = torch.arange(7) < torch.tensor([[7], [4]])
+    return latents, torch.tensor([0.2, 0.7]), text, mask
+
+
+# --- dialects
+
+
+def test_a_trip_through_every_dialect_is_the_identity(official):
+    ours = c.from_official(official, TINY)
+    ours = c.from_diffusers(c.to_diffusers(ours, TINY), TINY)
+    back = c.to_official(c.from_comfyui(c.to_comfyui(ours, TINY), TINY), TINY)
+    assert_same(back, {**official, "norm_final.weight": torch.ones(48)})
+    assert len(back) == 101
+
+
+def test_tensor_counts_are_those_of_the_published_layouts(official):
+    assert len(official) == 101
+    assert len(c.to_diffusers(c.from_official(official))) == 114
+
+
+def test_a_used_norm_final_comes_back_as_ones(official):
+    changed = {**official, "norm_final.weight": torch.full((48,), 3.0)}
+    assert torch.equal(c.to_official(c.from_official(changed))["norm_final.weight"], torch.ones(48))
+
+
+@pytest.mark.parametrize("config", [TINY, WIDE_KV], ids=["tiny", "wide_kv"])
+@pytest.mark.parametrize("dialect", c.DIALECTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_dialect_undoes_itself_for_any_size(dialect, config, dtype):
+    ours = NextDiT(config).to(dtype).state_dict()
+    theirs = c.to_dialect(ours, dialect, config)
+    assert c.detect_dialect(theirs) == dialect
+    assert_same(c.from_any(theirs, config), dict(ours))
+
+
+@pytest.mark.parametrize("config", [TINY, WIDE_KV], ids=["tiny", "wide_kv"])
+def test_names_and_shapes_are_exactly_those_of_diffusers(config):
+    theirs = Lumina2Transformer2DModel.from_config(c.config_to_diffusers(config)).state_dict()
+    ours = c.to_diffusers(NextDiT(config).state_dict())
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_the_other_networks_of_a_comfyui_file_are_left_out(model):
+    file = {**c.to_comfyui(model.state_dict()), "vae.decoder.conv_in.weight": torch.zeros(1)}
+    assert_same(c.from_any(file), dict(model.state_dict()))
+
+
+def test_an_unknown_dialect_says_what_was_found():
+    with pytest.raises(LuminaError, match=r"^2 tensors \(a, b\) are not weights of a Next-DiT"):
+        c.detect_dialect({"b": torch.zeros(1), "a": torch.zeros(1)})
+
+
+def test_half_of_a_split_matrix_is_named(model):
+    theirs = c.to_diffusers(model.state_dict())
+    del theirs["layers.1.attn.to_k.weight"]
+    with pytest.raises(LuminaError, match=r"have no layers\.1\.attn\.to_k\.weight"):
+        c.from_diffusers(theirs)
+
+
+def test_a_matrix_that_holds_no_three_parts_is_named(model):
+    ours = {**model.state_dict(), "layers.0.attention.qkv.weight": torch.zeros(48, 48)}
+    with pytest.raises(LuminaError, match=r"layers\.0\.attention\.qkv\.weight has shape \(48, 48\)"):
+        c.to_diffusers(ours)
+
+
+def test_a_misfit_lists_missing_unexpected_and_misshaped(model):
+    broken = dict(model.state_dict())
+    del broken["x_embedder.bias"]
+    broken |= {"extra": torch.zeros(2), "x_embedder.weight": torch.zeros(48, 3)}
+    with pytest.raises(LuminaError) as caught:
+        c.check_fits(model, broken, "tiny.pth")
+    assert str(caught.value) == (
+        "tiny.pth does not fit this model: missing 1 tensor (x_embedder.bias); unexpected 1 tensor (extra); "
+        "misshaped 1 tensor (x_embedder.weight is (48, 3), should be (48, 64))"
+    )
+
+
+def test_a_config_given_to_a_conversion_is_checked(official):
+    with pytest.raises(LuminaError, match="does not fit this model: missing 1 tensor"):
+        c.from_official({k: v for k, v in official.items() if k != "x_embedder.bias"}, TINY)
+    with pytest.raises(LuminaError, match="misshaped"):
+        c.from_official(official, WIDE_KV)
+
+
+# --- configs
+
+
+@pytest.mark.parametrize("name", ["nano", "lumina-image-2", "lumina-image-2-7b"])
+def test_a_named_config_survives_diffusers(name):
+    config = NextDiTConfig.named(name)
+    back = c.config_from_diffusers(json.loads(json.dumps(c.config_to_diffusers(config))))
+    assert back == config
+
+
+@pytest.mark.parametrize("config", [NextDiTConfig.named("nano"), WIDE_KV], ids=["nano", "wide_kv"])
+def test_shapes_alone_tell_the_config(config):
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in NextDiT(config).state_dict().items()}
+    found = infer_config(shapes)
+    assert (found.dim, found.hidden_dim, found.num_heads, found.num_kv_heads, found.axes_dim) == (
+        config.dim,
+        config.hidden_dim,
+        config.num_heads,
+        config.num_kv_heads,
+        config.axes_dim,
+    )
+    assert (found.num_layers, found.num_refiner_layers) == (config.num_layers, config.num_refiner_layers)
+
+
+def test_shapes_that_do_not_tell_the_axes_ask_for_them(official):
+    shapes = {name: tuple(tensor.shape) for name, tensor in official.items()}
+    with pytest.raises(LuminaError, match="head width 16 has no three equal even parts"):
+        infer_config(shapes)
+    assert infer_config(shapes, axes_dim=(8, 4, 4)) == TINY
+    with pytest.raises(LuminaError, match="not whole Next-DiT weights"):
+        infer_config({})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"_class_name": "FluxTransformer2DModel"}, "describes a FluxTransformer2DModel"),
+        ({"hidden_size": None}, "does not describe a Next-DiT"),
+        ({"num_kv_heads": 2}, "num_heads 3 is not a multiple of num_kv_heads 2"),
+        ({"out_channels": 8}, "out_channels 8 differs"),
+    ],
+)
+def test_a_wrong_config_file_has_one_line(change, words):
+    with pytest.raises(LuminaError, match=words):
+        c.config_from_diffusers({**c.config_to_diffusers(TINY), **change})
+
+
+# --- files
+
+
+def test_our_folder_opens_in_diffusers_and_draws_the_same(model, tmp_path):
+    c.save_transformer(model, tmp_path / "transformer")
+    theirs = Lumina2Transformer2DModel.from_pretrained(tmp_path / "transformer")
+    latents, t, text, mask = run(model)
+    with torch.no_grad():
+        wanted = theirs(latents, t, text, mask).sample
+        found = c.load_transformer(tmp_path / "transformer")(latents, t, text, mask)
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("max_shard_size", ["10GB", "100KB"])
+def test_a_folder_of_diffusers_opens_here_whole_or_sharded(tmp_path, max_shard_size):
+    torch.manual_seed(0)
+    theirs = Lumina2Transformer2DModel.from_config(c.config_to_diffusers(WIDE_KV))
+    theirs.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (max_shard_size == "100KB")
+    ours = c.load_transformer(tmp_path)
+    assert ours.config == WIDE_KV
+    assert_same(c.to_diffusers(ours.state_dict()), theirs.state_dict())
+
+
+def test_saving_in_bfloat16_and_over_an_older_sharded_folder(model, tmp_path):
+    theirs = Lumina2Transformer2DModel.from_config(c.config_to_diffusers(WIDE_KV))
+    theirs.save_pretrained(tmp_path, max_shard_size="100KB")
+    c.save_transformer(model, tmp_path, dtype=torch.bfloat16)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert c.load_transformer(tmp_path).dtype == torch.bfloat16
+    assert c.load_transformer(tmp_path, dtype=torch.float32).config == TINY
+
+
+def test_a_pth_opens_without_unpickling_objects(official, tmp_path):
+    torch.save(official, tmp_path / "consolidated.00-of-01.pth")
+    assert_same(c.read_weights(tmp_path / "consolidated.00-of-01.pth"), official)
+    assert_same(c.read_weights(tmp_path), official)
+
+
+class Hostile:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('unpickled')",))
+
+
+def test_a_pth_that_would_run_code_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save({"weight": torch.zeros(1), "args": Hostile()}, path)
+    with pytest.raises(LuminaError, match="is not a readable file of weights alone") as caught:
+        c.read_weights(path)
+    assert "\n" not in str(caught.value)
+    path.write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(LuminaError, match="is not a readable file of weights alone"):
+        c.read_weights(path)
+
+
+def broken_files(folder):
+    """Files that must each give one line, with the words to expect."""
+    save_file({"a": torch.zeros(100)}, folder / "cut.safetensors")
+    whole = (folder / "cut.safetensors").read_bytes()
+    (folder / "cut.safetensors").write_bytes(whole[:-50])
+    (folder / "empty.pth").write_bytes(b"")
+    torch.save({"a": torch.zeros(100)}, folder / "cut.pth")
+    (folder / "cut.pth").write_bytes((folder / "cut.pth").read_bytes()[:-200])
+    torch.save({"model": {"a": torch.zeros(1)}}, folder / "nested.pth")
+    (folder / "notes.txt").write_text("no weights")
+    (folder / "hollow").mkdir()
+    (folder / "sharded").mkdir()
+    index = {"weight_map": {"a": "part-1.safetensors"}}
+    (folder / "sharded" / "x.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "outside").mkdir()
+    (folder / "outside" / "x.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "../cut.safetensors"}}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none.safetensors", "does not exist"),
+        ("cut.safetensors", "is not a readable safetensors file"),
+        ("empty.pth", "is not a readable file of weights alone"),
+        ("cut.pth", "is not a readable file of weights alone"),
+        ("nested.pth", "holds more than weights"),
+        ("notes.txt", "unknown ending"),
+        ("hollow", "holds 0 indexes and 0 weight files"),
+        ("sharded", "lacks part-1.safetensors"),
+        ("outside", "points outside its own folder"),
+    ],
+)
+def test_a_file_that_cannot_be_read_has_one_line(tmp_path, name, words):
+    broken_files(tmp_path)
+    with pytest.raises(LuminaError, match=words) as caught:
+        c.read_weights(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_or_with_a_broken_config(model, tmp_path):
+    c.save_transformer(model, tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(LuminaError, match="is not readable JSON"):
+        c.load_transformer(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(LuminaError, match=r"config\.json does not exist"):
+        c.load_transformer(tmp_path)
+
+
+def test_a_folder_whose_weights_do_not_fit_its_config(model, tmp_path):
+    c.save_transformer(model, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(c.config_to_diffusers(WIDE_KV)))
+    with pytest.raises(LuminaError, match=r"does not fit this model: unexpected .* misshaped"):
+        c.load_transformer(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(model, tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(b"old")
+
+    def full(tensors, aside, metadata):
+        aside.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lumina_cli.core.nextdit.weights.save_file", full)
+    with pytest.raises(LuminaError, match=r"cannot write .*No space left"):
+        c.write_weights({"a": torch.zeros(1)}, path)
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+
+
+def test_written_weights_read_back_from_either_ending(model, tmp_path):
+    for name in ("w.safetensors", "w.pth"):
+        c.write_weights(c.to_diffusers(model.state_dict()), tmp_path / name)
+        assert_same(c.from_any(c.read_weights(tmp_path / name)), dict(model.state_dict()))

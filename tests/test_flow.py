@@ -1,0 +1,227 @@
+"""The flow: path, noise, solvers by their measured order, guidance by its identities, and the plan's own errors."""
+
+import math
+
+import pytest
+import torch
+
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.flow import Plan, draw_noise, interpolate, shift_time, train_shift
+from lumina_cli.core.flow.guidance import guide, renorm
+from lumina_cli.core.flow.path import (
+    data_from,
+    from_sigma,
+    scheduler_config,
+    shift_from_scheduler,
+    to_sigma,
+    velocity,
+)
+from lumina_cli.core.registry import SOLVERS
+
+ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "dpm": 2}
+CALLS = {"euler": 1, "midpoint": 2, "heun": 2, "dpm": 1}
+FIRST_NOISE = [0.1592954695224762, -1.77418851852417, 1.3265118598937988, 1.2048090696334839]
+MEAN, SPREAD = 0.7, 0.4
+
+
+def gaussian_velocity(x, t):
+    """The exact velocity towards data that is normal with MEAN and SPREAD."""
+    variance = (t * SPREAD) ** 2 + (1 - t) ** 2
+    return MEAN + (t * SPREAD**2 - (1 - t)) / variance * (x - t * MEAN)
+
+
+def gaussian_state(z, t):
+    """Where the exact flow takes the noise `z` by time `t`."""
+    return t * MEAN + math.sqrt((t * SPREAD) ** 2 + (1 - t) ** 2) * z
+
+
+def two_bumps_velocity(x, t):
+    """The exact velocity towards data that is normal around MEAN or around -MEAN, as likely."""
+    variance = (t * SPREAD) ** 2 + (1 - t) ** 2
+    mean = MEAN * torch.tanh(MEAN * t * x / variance)
+    data = mean + t * SPREAD**2 / variance * (x - t * mean)
+    return (data - x) / (1 - t)
+
+
+def end_state(name, steps):
+    """Where a solver takes nine points from t = 0.2 to t = 0.8 in equal steps."""
+    times = [0.2 + 0.6 * n / steps for n in range(steps + 1)]
+    *_, x = SOLVERS.load(name)(two_bumps_velocity, torch.linspace(-2, 2, 9, dtype=torch.float64), times)
+    return x
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return end_state("heun", 5000)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_error_shrinks_at_the_promised_order(name, exact):
+    coarse, fine = ((end_state(name, steps) - exact).norm().item() for steps in (64, 128))
+    assert math.log2(coarse / fine) == pytest.approx(ORDER[name], abs=0.15)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_reaches_the_data_from_the_noise(name):
+    z = torch.linspace(-2, 2, 9, dtype=torch.float64)
+    plan = Plan(solver=name, steps=200)
+    *_, x = SOLVERS.load(name)(gaussian_velocity, z, plan.times())
+    assert x.dtype == torch.float64
+    torch.testing.assert_close(x, gaussian_state(z, 1.0), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_one_point_of_data_is_reached_exactly(name):
+    data, noise = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    *_, x = SOLVERS.load(name)(lambda x, t: data - noise, noise, Plan(solver="euler", steps=7).times())
+    torch.testing.assert_close(x, data)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_yields_a_state_a_step_and_calls_the_network_as_promised(name, steps):
+    calls = []
+    velocity = lambda x, t: calls.append(t) or gaussian_velocity(x, t)  # noqa: E731
+    states = list(SOLVERS.load(name)(velocity, torch.zeros(1), Plan(solver=name, steps=steps).times()))
+    assert len(states) == steps
+    assert len(calls) == steps * CALLS[name]
+    assert all(state.isfinite().all() for state in states)
+
+
+def test_path_runs_from_noise_to_data():
+    data, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    t = torch.tensor([0.25, 1.0])
+    x = interpolate(data, noise, t)
+    torch.testing.assert_close(x[0], 0.25 * data[0] + 0.75 * noise[0])
+    torch.testing.assert_close(x[1], data[1])
+    torch.testing.assert_close(data_from(x, velocity(data, noise), t), data)
+
+
+def test_time_shift_is_diffusers_sigma_shift_seen_from_the_other_end():
+    for t in (0.0, 0.25, 0.5, 0.75, 1.0):
+        sigma = to_sigma(t)
+        assert to_sigma(shift_time(t, 6.0)) == pytest.approx(6 * sigma / (1 + 5 * sigma))
+        assert from_sigma(to_sigma(t)) == t
+    assert [shift_time(t, 6) for t in (0.25, 0.5, 0.75)] == pytest.approx(
+        [0.052632, 0.142857, 0.333333], abs=1e-6
+    )
+
+
+def test_time_shift_keeps_the_ends_and_one_is_no_shift():
+    t = torch.linspace(0, 1, 5)
+    torch.testing.assert_close(shift_time(t, 1.0), t)
+    assert shift_time(0.0, 6.0) == 0
+    assert shift_time(1.0, 6.0) == 1
+
+
+def test_train_shift_by_number_of_tokens():
+    assert train_shift(4096) == pytest.approx(3.158192909689767)
+    assert train_shift(256) == pytest.approx(math.exp(0.5))
+
+
+def test_scheduler_config_is_read_back_and_is_what_diffusers_means():
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    assert shift_from_scheduler(scheduler_config(6.0)) == 6.0
+    scheduler = FlowMatchEulerDiscreteScheduler.from_config(scheduler_config(6.0))
+    scheduler.set_timesteps(sigmas=[1 - n / 10 for n in range(10)])
+    assert [1 - s for s in scheduler.sigmas.tolist()] == pytest.approx(
+        Plan("euler", steps=10).times(), abs=1e-6
+    )
+
+
+def test_noise_depends_on_seed_and_index_alone():
+    one = draw_noise(7, 3, (16, 4, 6))
+    assert one.dtype == torch.float32
+    assert torch.equal(one, draw_noise(7, 3, (16, 4, 6)))
+    for seed, index in ((7, 4), (8, 3), (3, 7), (-7, 3)):
+        assert not torch.equal(one, draw_noise(seed, index, (16, 4, 6)))
+
+
+def test_noise_is_normal_and_the_same_on_every_machine():
+    noise = draw_noise(0, 0, (16, 64, 64))
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+    assert noise.flatten()[:4].tolist() == pytest.approx(FIRST_NOISE, rel=1e-6)
+
+
+def test_renorm_only_shrinks_and_judges_each_picture_alone():
+    plain = torch.randn(3, 4, 5, 5)
+    guided = plain * torch.tensor([0.5, 1.0, 4.0]).view(3, 1, 1, 1)
+    out = renorm(guided, plain)
+    torch.testing.assert_close(out[:2], guided[:2])
+    torch.testing.assert_close(out[2], plain[2])
+    torch.testing.assert_close(renorm(guided, plain, ratio=2.0)[2], 2 * plain[2])
+    torch.testing.assert_close(out[2:], renorm(guided[2:], plain[2:]))
+
+
+def test_renorm_of_nothing_is_nothing():
+    assert torch.equal(renorm(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)), torch.zeros(1, 2, 3, 3))
+
+
+def paired_velocity(rows):
+    """A velocity whose first half of rows is 3 and whose second half is 1; it counts the rows it is asked for."""
+
+    def velocity(x, t):
+        rows.append(len(x))
+        return torch.cat(
+            [torch.full_like(half, value) for half, value in zip(x.chunk(2), (3.0, 1.0), strict=True)]
+        )
+
+    return velocity
+
+
+def test_guidance_runs_before_its_end_only():
+    rows = []
+    plain = lambda x, t: rows.append(len(x)) or torch.full_like(x, 3.0)  # noqa: E731
+    guided = guide(plain, paired_velocity(rows), scale=4.0, until=0.25, ratio=None)
+    x = torch.zeros(2, 1, 2, 2)
+    assert guided(x, 0.2).unique().tolist() == [1 + 4 * 2]
+    assert guided(x, 0.25).unique().tolist() == [3]
+    assert rows == [4, 2]
+
+
+def test_guidance_until_one_covers_the_very_end():
+    guided = guide(None, paired_velocity([]), scale=2.0, until=1.0, ratio=None)
+    assert guided(torch.zeros(1, 1, 2, 2), 1.0).unique().tolist() == [5]
+
+
+def test_guidance_of_one_is_the_caption_alone():
+    guided = guide(None, paired_velocity([]), scale=1.0, until=1.0, ratio=1.0)
+    torch.testing.assert_close(guided(torch.zeros(1, 1, 2, 2), 0.5), torch.full((1, 1, 2, 2), 3.0))
+
+
+def test_default_plan_has_the_official_times():
+    times = [round(t, 4) for t in Plan().times()]
+    assert times[:9] == [0, 0.0103, 0.0217, 0.0345, 0.0488, 0.0649, 0.0833, 0.1045, 0.129]
+    assert times[-3:] == [0.5556, 0.7273, 1]
+    assert len(times) == 18
+
+
+def test_dpm_has_the_official_sigmas():
+    sigmas = [round(to_sigma(t), 5) for t in Plan(solver="dpm", steps=20).times()]
+    assert sigmas[:5] == [0.99983, 0.99113, 0.98164, 0.97124, 0.95981]
+    assert sigmas[-3:] == [0.39973, 0.23981, 0]
+
+
+def test_plan_survives_json():
+    plan = Plan(solver="dpm", steps=14, shift=3.0, renorm=None)
+    assert Plan.from_json(plan.to_json()) == plan
+    assert Plan.from_json('{"steps": 4}') == Plan(steps=4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"solver": "eular"}, "unknown solver 'eular'; did you mean 'euler'?"),
+        ({"steps": 0}, "steps is 0, but must be a whole number from 1"),
+        ({"shift": 0.0}, "shift is 0.0, but must be a number above 0"),
+        ({"guidance": math.nan}, "guidance is nan, but must be a number"),
+        ({"renorm": -1}, "renorm is -1, but must be a number above 0, or off"),
+        ({"stpes": 3}, "a plan has no setting 'stpes'; did you mean 'steps'?"),
+    ],
+)
+def test_plan_says_what_is_wrong(settings, words):
+    with pytest.raises(UsageError) as caught:
+        Plan.from_json(settings)
+    assert str(caught.value) == words

@@ -1,0 +1,167 @@
+"""Picture files of every mode, orientation and state of decay."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.formats.images import MAX_PIXELS, open_image, probe, read_metadata, save_picture
+
+
+def encoded(image: Image.Image, format: str = "PNG", **settings) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **settings)
+    return buffer.getvalue()
+
+
+def colour(data: bytes) -> tuple[int, ...]:
+    image = open_image(data)
+    assert image.mode == "RGB"
+    return image.getpixel((0, 0))
+
+
+RED_GLASS = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("image", "format", "expected"),
+    [
+        (Image.new("RGB", (4, 4), (10, 20, 30)), "PNG", (10, 20, 30)),
+        (Image.new("L", (4, 4), 77), "PNG", (77, 77, 77)),
+        (Image.new("1", (4, 4), 1), "PNG", (255, 255, 255)),
+        (Image.new("LA", (4, 4), (0, 0)), "PNG", (255, 255, 255)),
+        (Image.new("LA", (4, 4), (9, 255)), "PNG", (9, 9, 9)),
+        (RED_GLASS, "PNG", (255, 255, 255)),
+        (RED_GLASS, "WEBP", (255, 255, 255)),
+        (Image.new("RGB", (4, 4), (0, 128, 0)).quantize(2), "PNG", (0, 128, 0)),
+        (Image.new("RGB", (4, 4), (0, 128, 0)).quantize(4), "GIF", (0, 128, 0)),
+        (Image.fromarray(np.full((4, 4), 257 * 100, np.uint16)), "PNG", (100, 100, 100)),
+        (Image.new("CMYK", (4, 4), (0, 0, 0, 0)), "JPEG", (255, 255, 255)),
+        (Image.new("RGB", (4, 4), (10, 20, 30)), "BMP", (10, 20, 30)),
+        (Image.new("RGB", (4, 4), (10, 20, 30)), "TIFF", (10, 20, 30)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "mode", ""),
+)
+def test_every_mode_becomes_rgb(image, format, expected):
+    assert colour(encoded(image, format)) == expected
+
+
+def test_a_transparent_colour_is_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    image.putdata([0, 1])
+    found = open_image(encoded(image, transparency=0))
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (255, 0, 0)]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_pictures_stand_upright(turn, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.new("RGB", (8, 4)).save(tmp_path / "x.jpg", exif=exif)
+    assert open_image(tmp_path / "x.jpg").size == ((8, 4) if turn < 5 else (4, 8))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_is_ignored():
+    data = encoded(Image.new("RGB", (8, 4)), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff")
+    assert open_image(data).size == (8, 4)
+
+
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
+def test_truncated_files_are_one_clear_line(format, share, tmp_path):
+    data = encoded(NOISE, format)
+    path = tmp_path / "broken.img"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(LuminaError, match=r"broken\.img: truncated or not an image") as caught:
+        open_image(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data", [b"hello", b"\x89PNG\r\n\x1a\n" + b"\x00" * 50, b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xff\xd8\xff"]
+)
+def test_other_files_are_not_pictures(data):
+    with pytest.raises(LuminaError, match="picture: truncated or not an image"):
+        open_image(data)
+
+
+def huge_png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("side", [9_500, 12_000, 60_000])
+def test_a_decompression_bomb_does_not_go_off(side):
+    assert side * side > MAX_PIXELS
+    with pytest.raises(LuminaError, match="picture: more than 89 million pixels; resize it first"):
+        open_image(huge_png(side, side))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gone.png", "no such picture"), ("", "is a folder, not a picture")]
+)
+def test_missing_files(name, message, tmp_path):
+    with pytest.raises(LuminaError, match=message):
+        open_image(tmp_path / name)
+
+
+def test_probe_tells_the_format():
+    format, image = probe(encoded(NOISE, "WEBP"))
+    assert (format, image.size) == ("WEBP", (64, 64))
+
+
+PLAN = {"prompt": 'ein "roter" Würfel 红色', "seed": 7, "plan": {"steps": 17, "renorm": None}}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg", ".JPEG"])
+def test_metadata_comes_back(suffix, tmp_path):
+    path = save_picture(NOISE, tmp_path / "deep" / f"x{suffix}", PLAN)
+    assert read_metadata(path) == PLAN
+    assert open_image(path).size == NOISE.size
+
+
+def test_png_keeps_every_pixel(tmp_path):
+    path = save_picture(NOISE, tmp_path / "x.png", {"a": "ü"})
+    assert open_image(path).tobytes() == NOISE.tobytes()
+    assert b"iTXt" in path.read_bytes()
+
+
+def test_pictures_without_metadata_have_none(tmp_path):
+    assert read_metadata(save_picture(NOISE, tmp_path / "x.png")) == {}
+    assert read_metadata(encoded(NOISE, "JPEG")) == {}
+
+
+def test_an_unknown_suffix_is_refused(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"x\.xyz: pictures are written as \.png, \.webp, \.jpg, \.jpeg, not \.xyz"
+    ):
+        save_picture(NOISE, tmp_path / "x.xyz")
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        (next(iter(args[1:])) if len(args) > 1 else kwargs["fp"]).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_picture(NOISE, tmp_path / "x.png")
+    assert list(tmp_path.iterdir()) == []

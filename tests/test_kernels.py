@@ -1,0 +1,171 @@
+"""Each implementation of each operation against its float64 reference, on shapes that do not fit its blocks."""
+
+import sys
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lumina_cli.core.errors import MissingPart, UsageError
+from lumina_cli.core.kernels import Implementation, Op
+from lumina_cli.core.kernels.attention import BLOCK, OP, blockwise, flash, naive, reference, varlen
+from lumina_cli.core.kernels.timing import compare
+from lumina_cli.core.registry import KERNELS
+
+SHAPES = [(2, 4, 2, 88, 48), (1, 6, 2, 7, 24), (2, 3, 3, 1, 8), (1, 3, 1, 70, 16)]
+TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+
+
+def error(out, exact):
+    return float((out.double() - exact).norm() / exact.norm())
+
+
+def runnable(inputs):
+    return [name for name, one in OP.implementations.items() if one.missing(*inputs) is None]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_of_the_table_is_whole(name):
+    op = KERNELS.load(name)
+    assert isinstance(op, Op)
+    assert op.name == name
+    assert op.baseline in op.implementations
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_implementation_agrees_with_float64(shape, padding, dtype):
+    inputs = OP.inputs(shape, dtype, padding=min(padding, shape[3] - 1))
+    exact = OP.reference(*inputs)
+    for name in runnable(inputs):
+        out = OP.implementations[name].run(*inputs)
+        assert (out.shape, out.dtype) == (exact.shape, dtype)
+        assert error(out, exact) < TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize("block", [1, 5, 16, 88, BLOCK])
+def test_blocks_need_not_fit_and_a_block_may_be_all_padding(block):
+    inputs = OP.inputs((2, 4, 2, 88, 8), padding=60)
+    assert error(blockwise(*inputs, block=block), reference(*inputs)) < 2e-6
+
+
+def test_padding_at_the_front_leaves_no_nan():
+    q, k, v, mask = OP.inputs((1, 2, 1, 12, 8), padding=9)
+    inputs = (q, k, v, mask.flip(1))
+    assert error(blockwise(*inputs, block=4), reference(*inputs)) < 2e-6
+
+
+def test_masked_keys_are_never_read():
+    q, k, v, mask = OP.inputs((1, 4, 2, 20, 8), padding=6)
+    k2, v2 = k.clone(), v.clone()
+    k2[:, :, -6:], v2[:, :, -6:] = 100, -100
+    for name in runnable((q, k, v, mask)):
+        run = OP.implementations[name].run
+        torch.testing.assert_close(run(q, k, v, mask), run(q, k2, v2, mask), msg=name)
+
+
+def test_large_scores_do_not_overflow():
+    q, k, v, mask = OP.inputs((1, 2, 1, 40, 8), padding=2)
+    inputs = (q * 300, k * 300, v, mask)
+    assert error(blockwise(*inputs, block=8), reference(*inputs)) < 1e-4
+
+
+def test_reference_is_the_formula_written_out():
+    q, k, v, _ = OP.inputs((1, 2, 1, 3, 4))
+    q, k, v = q.double(), k.double(), v.double()
+    for head in range(2):
+        weights = (q[0, head] @ k[0, 0].T / 2).exp()
+        expected = weights / weights.sum(1, keepdim=True) @ v[0, 0]
+        torch.testing.assert_close(reference(q, k, v)[0, head], expected)
+
+
+def test_inputs_are_the_same_for_the_same_seed_in_any_dtype():
+    exact, rounded = OP.inputs((1, 2, 1, 5, 4), seed=3), OP.inputs((1, 2, 1, 5, 4), torch.bfloat16, seed=3)
+    torch.testing.assert_close(exact[0].bfloat16(), rounded[0])
+    assert not torch.equal(exact[0], OP.inputs((1, 2, 1, 5, 4), seed=4)[0])
+
+
+def packed(query, key, value, query_ends, key_ends, max_q, max_k, enable_gqa=False):
+    """Compute what torch's varlen_attn promises, sequence by sequence."""
+    assert enable_gqa == (query.shape[1] != key.shape[1])
+    assert max_k == int(key_ends.diff().max())
+    outs = []
+    for i in range(len(query_ends) - 1):
+        one, two = query[query_ends[i] : query_ends[i + 1]], slice(key_ends[i], key_ends[i + 1])
+        parts = (x.transpose(0, 1)[None] for x in (one, key[two], value[two]))
+        outs.append(naive(*parts)[0].transpose(0, 1))
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+def test_varlen_packs_the_real_keys_only(monkeypatch, padding):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", packed)
+    inputs = OP.inputs((3, 4, 2, 11, 8), padding=padding)
+    assert error(varlen(*inputs), reference(*inputs)) < 2e-6
+
+
+def test_flash_gets_tokens_before_heads(monkeypatch):
+    def flash_attn_func(q, k, v):
+        return naive(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+
+    module = types.SimpleNamespace(flash_attn_func=flash_attn_func)
+    monkeypatch.setitem(sys.modules, "flash_attn", module)
+    inputs = OP.inputs((2, 4, 2, 11, 8))
+    assert error(flash(*inputs), reference(*inputs)) < 2e-6
+
+
+def test_rows_hold_error_and_time_and_reasons():
+    inputs = OP.inputs(SHAPES[0])
+    rows = {row["backend"]: row for row in compare(OP, inputs, repeats=3)}
+    assert list(rows) == list(OP.implementations)
+    for name in runnable(inputs):
+        row = rows[name]
+        assert 0 < row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
+        assert row["error"] < 1e-5
+        assert row["times_sdpa"] > 0
+    assert rows["sdpa"]["times_sdpa"] == 1
+    for name in set(rows) - set(runnable(inputs)):
+        assert set(rows[name]) == {"op", "backend", "unavailable"}
+
+
+def test_only_the_asked_rows_come_but_the_baseline_is_still_timed():
+    (row,) = compare(OP, OP.inputs(SHAPES[1]), repeats=1, only=["naive"])
+    assert row["backend"] == "naive"
+    assert row["times_sdpa"] > 0
+
+
+def test_asking_for_what_cannot_run_raises():
+    inputs = OP.inputs(SHAPES[1])
+    with pytest.raises(UsageError, match=r"unknown attention backend 'fash'; did you mean 'flash'\?"):
+        next(compare(OP, inputs, only=["fash"]))
+    out_of_reach = Implementation(naive, lambda *inputs: "naive needs luck")
+    op = replace(OP, implementations={**OP.implementations, "naive": out_of_reach})
+    with pytest.raises(MissingPart, match="--backend naive needs luck"):
+        next(compare(op, inputs, only=["sdpa", "naive"]))
+
+
+def test_implementations_take_turns():
+    calls = []
+
+    def spy(name):
+        def run(*inputs):
+            calls.append(name)
+            return naive(*inputs)
+
+        return Implementation(run)
+
+    op = replace(OP, implementations={"a": spy("a"), "b": spy("b")}, baseline="a")
+    rows = list(compare(op, OP.inputs(SHAPES[2]), repeats=4))
+    assert [row["backend"] for row in rows] == ["a", "b"]
+    assert calls == ["a", "b"] * (len(calls) // 2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("padding", [0, 30])
+def test_every_implementation_agrees_on_cuda(padding):
+    inputs = OP.inputs((2, 24, 8, 200, 96), torch.bfloat16, "cuda", padding=padding)
+    assert {"naive", "sdpa", "blockwise"} <= set(runnable(inputs))
+    for row in compare(OP, inputs, repeats=2):
+        assert row.get("error", 0) < 1e-2, row

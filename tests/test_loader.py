@@ -1,0 +1,223 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lumina_cli.core.data.latents import LatentStore, build_stores, fingerprint
+from lumina_cli.core.data.loader import TrainingData, pad
+from lumina_cli.core.data.sampler import Sampler
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.training.config import Recipe, Stage, Validation
+
+LENGTHS = np.random.default_rng(0).integers(1, 9, (100, 3))
+SHAPES = np.zeros(100, np.int64)
+
+
+def sampler(lengths=LENGTHS, batch=8, **options):
+    return Sampler(lengths, np.array([1.0, 2.0, 1.0]), SHAPES[: len(lengths)], batch, seed=1, **options)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_an_epoch_shows_each_picture_at_most_once_and_is_the_same_again(exact):
+    first, again = (sampler(exact=exact) for _ in range(2))
+    assert first.steps == 12
+    for epoch in range(2):
+        rows = np.concatenate([first[epoch * 12 + step].rows for step in range(12)])
+        assert len(set(rows)) == len(rows) == 96
+    for step in (40, 3, 41):  # in any order
+        assert (first[step].rows == again[step].rows).all()
+        assert (first[step].captions == again[step].captions).all()
+
+
+def test_exact_batches_have_one_length_and_only_frequent_ones():
+    one = sampler(batch=4, max_lengths=3)
+    seen, kinds = set(), []
+    for step in range(100):
+        batch = one[step]
+        lengths = set(LENGTHS[batch.rows, batch.captions])
+        kinds.append(batch.exact)
+        if batch.exact:
+            assert len(lengths) == 1
+            seen |= lengths
+    assert len(seen) <= 3
+    assert {True, False} == set(kinds)
+
+
+def test_captions_are_chosen_by_their_weights_among_those_there_are():
+    lengths = LENGTHS.copy()
+    lengths[:50, 1] = 0
+    one = sampler(lengths, exact=False)
+    chosen = [
+        (row, kind)
+        for step in range(1200)
+        for row, kind in zip(one[step].rows, one[step].captions, strict=True)
+    ]
+    assert all(lengths[row, kind] > 0 for row, kind in chosen)
+    shares = np.bincount([kind for row, kind in chosen if row >= 50]) / sum(row >= 50 for row, _ in chosen)
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+
+
+def test_dropout_makes_whole_batches_unconditional():
+    one = sampler(dropout=0.3)
+    assert np.mean([one[step].unconditional for step in range(2000)]) == pytest.approx(0.3, abs=0.03)
+
+
+def test_fewer_pictures_than_a_batch_are_repeated():
+    assert len(sampler(LENGTHS[:3])[5].rows) == 8
+
+
+def test_no_caption_at_all_is_an_error():
+    with pytest.raises(LuminaError, match="no picture has a caption"):
+        sampler(np.zeros((5, 3), int))
+
+
+def encode(pixels):
+    """Stand in for an autoencoder: 16 channels, 8x."""
+    return torch.nn.functional.avg_pool2d(pixels, 8).repeat(1, 6, 1, 1)[:, :16]
+
+
+def tokenizer(texts):
+    return [[2, *map(ord, text)] for text in texts]
+
+
+def rows(count, size=(64, 64)):
+    random = np.random.default_rng(0)
+    for i in range(count):
+        captions = {"en": {"short": "abc"[: i % 3 + 1], "tags": "x"}, "de": {"short": "ü"}}
+        pixels = random.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+        yield {"image": Image.fromarray(pixels), "captions": captions, "score": float(i)}
+
+
+def test_cached_latents_are_those_of_the_pictures(tmp_path):
+    folders = {64: tmp_path / "64", 128: tmp_path / "128"}
+    assert list(build_stores(rows(70), folders, encode)) == [64, 70]
+    assert list(build_stores(rows(70), folders, encode)) == []
+    store = LatentStore(folders[64])
+    picture = np.asarray(list(rows(70))[69]["image"])
+    pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    assert store.read(np.array([3, 69])).shape == (2, 16, 8, 8)
+    assert torch.allclose(store.read(np.array([3, 69]))[1], encode(pixels)[0], atol=1e-3)
+    assert LatentStore(folders[128]).read(np.array([0])).shape == (1, 16, 16, 16)
+
+
+def test_a_killed_build_goes_on_after_its_last_whole_chunk(tmp_path):
+    def broken():
+        yield from list(rows(200))[:150]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(build_stores(broken(), {64: tmp_path / "a"}, encode))
+    with (tmp_path / "a" / "latents.bin").open("ab") as file:
+        file.write(b"torn")
+    assert list(build_stores(rows(200), {64: tmp_path / "a"}, encode)) == [192, 200]
+    list(build_stores(rows(200), {64: tmp_path / "b"}, encode))
+    for name in ("latents.bin", "rows.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_pictures_of_mixed_shapes_come_as_a_list(tmp_path):
+    mixed = [*rows(2), *rows(2, size=(256, 64))]
+    list(build_stores(mixed, {128: tmp_path}, encode))
+    assert {tuple(x.shape) for x in LatentStore(tmp_path).read(np.arange(4))} == {(16, 16, 16), (16, 8, 32)}
+
+
+def test_rows_without_captions_are_named(tmp_path):
+    with pytest.raises(LuminaError, match="row 3 of the data has no 'captions'"):
+        list(build_stores([*rows(2), {"image": Image.new("RGB", (64, 64))}], {64: tmp_path}, encode))
+
+
+def test_fingerprint_changes_with_the_source_and_the_weights(tmp_path):
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "weights").write_bytes(b"1")
+    first = fingerprint("nano:5", tmp_path / "vae")
+    assert fingerprint("nano:6", tmp_path / "vae") != first
+    (tmp_path / "vae" / "weights").write_bytes(b"2")
+    assert fingerprint("nano:5", tmp_path / "vae") != first
+
+
+@pytest.fixture
+def data(tmp_path):
+    def make(**changes):
+        stage = {"size": 64, "steps": 5, "batch": 8, "lr": 1e-3, "system": "empty"} | changes.pop("stage", {})
+        recipe = Recipe(
+            model="nano",
+            data="unused",
+            stages={"low": Stage(**stage)},
+            **{"validation": Validation(samples=5)} | changes,
+        )
+        made = TrainingData(recipe, tmp_path / "cache", tmp_path)
+        list(build_stores(rows(80), made.folders, encode))
+        return made.stage("low", tokenizer)
+
+    return make
+
+
+def test_padded_batches_mask_the_padding_and_drop_single_captions(data):
+    stage = data(caption_dropout=0.5)
+    batches = [stage.batch(step) for step in range(20)]
+    for batch in batches:
+        assert batch.ids.shape == batch.mask.shape == (8, 8)
+        assert batch.latents.shape == (8, 16, 8, 8)
+        assert (batch.ids[~batch.mask] == 0).all()
+    lengths = torch.cat([batch.mask.sum(1) for batch in batches])
+    assert (lengths == 1).float().mean() == pytest.approx(0.5, abs=0.12)
+
+
+def test_exact_batches_need_no_mask(data):
+    stage = data(exact_lengths=True, caption_dropout=0.2, stage={"batch": 4})
+    batches = [stage.batch(step) for step in range(60)]
+    assert any(batch.mask is None and batch.ids.shape == (4, 1) for batch in batches)
+    assert any(batch.mask is None and batch.ids.shape[1] > 1 and batch.usual for batch in batches)
+    assert all(not batch.usual for batch in batches if batch.mask is not None)
+
+
+def test_held_back_pictures_are_never_trained_on(data):
+    stage = data(stage={"batch": 4})
+    held = torch.cat([batch.latents for batch in stage.held_back()])
+    assert len(held) == 5
+    seen = torch.cat([stage.batch(step).latents for step in range(18)])
+    assert not any((x == held).flatten(1).all(1).any() for x in seen)
+
+
+def test_stage_trains_on_the_wanted_captions_and_the_best_pictures(data):
+    stage = data(
+        stage={"langs": {"de": 1.0}, "captions": {"short": 1.0}, "keep_best": 0.5}, caption_dropout=0.0
+    )
+    batch = stage.batch(3)
+    assert all(ids[mask].tolist() == [2, ord("ü")] for ids, mask in zip(batch.ids, batch.mask, strict=True))
+    chosen = np.concatenate([stage.sampler[step].rows for step in range(8)])
+    assert chosen.min() >= 40
+
+
+def test_captions_that_are_not_there_are_an_error(data):
+    with pytest.raises(
+        LuminaError, match=r"no caption of fr at short, tags; the data has de\.short, en\.short"
+    ):
+        data(stage={"langs": {"fr": 1.0}})
+
+
+def test_keep_best_without_scores_is_an_error(data, monkeypatch):
+    monkeypatch.setattr(
+        "test_loader.rows", lambda count, r=rows: ({**row, "score": None} for row in r(count))
+    )
+    with pytest.raises(LuminaError, match=r"keep_best=0\.5 needs a 'score' in the rows"):
+        data(stage={"keep_best": 0.5})
+
+
+def test_pad_rounds_up_to_eight():
+    ids, mask = pad([np.arange(1, 10), np.array([5])])
+    assert ids.shape == (2, 16)
+    assert mask.sum(1).tolist() == [9, 1]
+
+
+def test_progress_is_json_that_a_person_can_read(tmp_path):
+    list(build_stores(rows(3), {64: tmp_path}, encode))
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert progress == {
+        "rows": 3,
+        "row_bytes": (tmp_path / "rows.jsonl").stat().st_size,
+        "latent_bytes": 6144,
+        "done": True,
+    }

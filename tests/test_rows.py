@@ -1,0 +1,97 @@
+"""Rows: what is read, what is refused and with which words, what is written."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.rows import dump_row, read_rows, write_rows
+
+
+def test_round_trip(tmp_path):
+    rows = [{"prompt": "ein Auto", "captions": {"zh": {"short": "汽车"}}}, {"n": 1, "x": None, "ok": True}]
+    assert write_rows(tmp_path / "new" / "rows.jsonl", rows) == 2
+    assert list(read_rows(tmp_path / "new" / "rows.jsonl")) == rows
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_mark_and_line_ends_of_windows_are_no_trouble(end):
+    stream = io.BytesIO(("\ufeff" + end.join(['{"a": 1}', "", '{"a": 2}'])).encode())
+    assert list(read_rows(stream)) == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"img": 1, "n": 2}', "line 2 has no 'image', only img, n"),
+        (b'{"image": ""}', "line 2: 'image' is empty"),
+        (b'{"image": null}', "line 2: 'image' is empty"),
+        (b'{"image": "a"', "line 2 is not a JSON object: Expecting ',' delimiter"),
+        (b'{"image": "\xff"}', "line 2 is not UTF-8 text"),
+        (b'{"a":' + b"[" * 100_000, "line 2 is not a JSON object: nested too deeply"),
+    ],
+)
+def test_bad_lines_are_named(line, message):
+    with pytest.raises(LuminaError) as caught:
+        list(read_rows(io.BytesIO(b'{"image": "first"}\n' + line + b"\n"), key="image"))
+    assert str(caught.value) == message
+
+
+def test_plain_lines_need_a_key():
+    assert list(read_rows(io.StringIO("a cat\n"), key="prompt")) == [{"prompt": "a cat"}]
+    with pytest.raises(LuminaError, match="line 1 is not a JSON object"):
+        list(read_rows(io.StringIO("a cat\n")))
+
+
+def test_a_file_is_named_in_errors(tmp_path):
+    (tmp_path / "r.jsonl").write_text("[1]\n")
+    with pytest.raises(LuminaError, match=r"r\.jsonl line 1 is not a JSON object but list"):
+        list(read_rows(tmp_path / "r.jsonl"))
+    with pytest.raises(LuminaError, match="is not a file of rows"):
+        list(read_rows(tmp_path))
+
+
+def test_what_json_lacks_is_written_as_something_it_has():
+    row = {
+        "path": Path("a/b"),
+        "nan": float("nan"),
+        "array": np.arange(2),
+        "number": np.float32(0.5),
+        "set": {1},
+    }
+    row |= {"picture": Image.new("RGB", (1, 1)), "bytes": b"x", 3: (1, float("inf"))}
+    found = json.loads(dump_row(row))
+    assert found == {"path": "a/b", "nan": None, "array": [0, 1], "number": 0.5, "set": [1], "3": [1, None]}
+
+
+def test_half_a_surrogate_pair_survives():
+    row = json.loads('{"prompt": "\\ud83d"}')
+    assert json.loads(dump_row(row).encode()) == row
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("old\n")
+
+    def rows():
+        yield {"a": 1}
+        raise error
+
+    with pytest.raises(type(error)):
+        write_rows(path, rows())
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("rows.jsonl", "old\n")]
+
+
+def test_atomic_write_keeps_the_suffix_and_removes_folders_too(tmp_path):
+    with atomic_write(tmp_path / "a.png") as aside:
+        assert aside.suffix == ".png"
+        aside.write_bytes(b"x")
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "folder") as aside:
+        (aside / "no" / "such" / "folder").mkdir(parents=aside.mkdir() is not None)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -1,0 +1,307 @@
+"""Drawing: the official latents, the same picture whatever the batch, diffusers' picture, rows and their files."""
+
+import errno
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import lumina_cli
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.flow import Plan, draw_noise
+from lumina_cli.core.formats.images import open_image, read_metadata
+from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
+from lumina_cli.core.nextdit.convert import from_official
+from lumina_cli.core.registry import MODELS
+from lumina_cli.core.sampling import Pipeline, choose_model, draw_latents, draw_rows, load_pipeline, models
+from lumina_cli.core.sampling.metadata import from_metadata
+from lumina_cli.core.sampling.models import find_model
+from lumina_cli.core.sampling.pipeline import Job, parse_size
+from lumina_cli.core.sampling.rows import slug
+
+GOLDEN = Path(__file__).parent / "golden"
+CASES = json.loads((GOLDEN / "official_nextdit_tiny.json").read_text())["sampling"]
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(GOLDEN / "official_nextdit_tiny.safetensors")
+
+
+@pytest.fixture(scope="module")
+def official(golden):
+    config = NextDiTConfig(
+        dim=48, num_layers=3, num_refiner_layers=2, num_heads=3, num_kv_heads=1, multiple_of=16, text_dim=40,
+        axes_dim=(8, 4, 4), axes_len=(300, 512, 512),
+    )  # fmt: skip
+    model = NextDiT(config)
+    prefix = "weights."
+    weights = {name.removeprefix(prefix): w for name, w in golden.items() if name.startswith(prefix)}
+    model.load_state_dict(from_official(weights))
+    return model.eval()
+
+
+class Recorder:
+    """A network that notes the time and the rows of every call."""
+
+    def __init__(self, model):
+        self.model, self.times, self.rows = model, [], 0
+
+    def __call__(self, latents, t, text, text_mask):
+        assert t.unique().numel() == 1
+        self.times.append(t[0].item())
+        self.rows += len(latents)
+        return self.model(latents, t, text, text_mask)
+
+
+def plan_of(case):
+    points = case["official_num_steps"]
+    return Plan(
+        solver=case["solver"],
+        steps=points if case["solver"] == "dpm" else points - 1,
+        shift=case["shift"],
+        guidance=case["cfg_scale"],
+        guide_until=min(case["guide_while_t_below"], 1.0),
+        renorm=case["renorm"] or None,
+    )
+
+
+def captions(golden):
+    features, mask = golden["in.cfg_features"], golden["in.cfg_mask"]
+    return features[:1], mask[:1], features[1:], mask[1:]
+
+
+def relative(ours, theirs):
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['output'][4:]}-{case['solver']}")
+def test_latents_network_times_and_rows_are_the_official_ones(case, golden, official):
+    network = Recorder(official)
+    latents = draw_latents(network, golden["in.z"], *captions(golden), plan_of(case))
+    assert network.times == pytest.approx(case["network_times"], abs=1e-6)
+    assert network.rows == case["network_rows"]
+    assert relative(latents, golden[case["output"]]) < (1e-4 if case["solver"] == "dpm" else 1e-5)
+
+
+def test_a_batch_of_eight_is_eight_singles(golden, official):
+    *_, null_text, null_mask = captions(golden)
+    lengths = torch.arange(2, 10)
+    texts = torch.randn(8, 12, 40)
+    masks = torch.arange(12) < lengths[:, None]
+    noise = torch.stack([draw_noise(1, n, (16, 8, 8)) for n in range(8)])
+    plan = Plan(solver="euler", steps=6)
+    together = draw_latents(official, noise, texts, masks, null_text, null_mask, plan)
+    for n in range(8):
+        short = slice(n, n + 1), slice(0, int(lengths[n]))
+        alone = draw_latents(
+            official, noise[n : n + 1], texts[short], masks[short], null_text[:, :1], null_mask[:, :1], plan
+        )
+        assert relative(together[n : n + 1], alone) < 1e-4
+
+
+def test_steps_are_told_one_by_one_and_a_missing_mask_means_all_real(golden, official):
+    features = golden["in.cfg_features"][:1, :5]
+    seen = []
+    plan = Plan(solver="euler", steps=3)
+    settings = (golden["in.z"], features, None, features[:, :1], None, plan)
+    latents = draw_latents(official, *settings, on_step=lambda done, x: seen.append((done, x)))
+    assert [done for done, _ in seen] == [1, 2, 3]
+    assert torch.equal(seen[-1][1], latents)
+    assert latents.dtype == torch.float32
+    assert not latents.requires_grad
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folder):
+    return load_pipeline(tiny_folder)
+
+
+def pixels(picture):
+    return np.asarray(picture).astype(int)
+
+
+def test_diffusers_draws_the_same_picture_from_the_same_noise(tiny_folder, pipe):
+    from diffusers.pipelines.lumina2.pipeline_lumina2 import Lumina2Pipeline
+
+    theirs = Lumina2Pipeline.from_pretrained(tiny_folder)
+    theirs.set_progress_bar_config(disable=True)
+    expected = theirs(
+        "two cups", latents=draw_noise(5, 0, (16, 8, 12))[None], width=96, height=64, num_inference_steps=8,
+        guidance_scale=4.0, cfg_normalization=False, cfg_trunc_ratio=1.0,
+    ).images  # fmt: skip
+    plan = {"solver": "euler", "steps": 8, "guide_until": 1.0, "renorm": None}
+    ours = pipe("two cups", seed=5, size="96x64", **plan)
+    assert ours[0].size == expected[0].size == (96, 64)
+    assert np.abs(pixels(ours[0]) - pixels(expected[0])).max() <= 2
+    assert pixels(ours[0]).std() > 1
+
+
+def test_a_pipeline_draws_lists_and_counts(pipe):
+    pictures = pipe(["two cups", "a ball"], seed=7, count=2, steps=2, solver="euler")
+    assert len(pictures) == 4
+    assert pictures[0].size == (64, 64)
+    assert np.abs(pixels(pictures[0]) - pixels(pictures[1])).max() > 2
+    alone = pipe("a ball", seed=7, count=2, steps=2, solver="euler")
+    assert np.abs(pixels(pictures[3]) - pixels(alone[1])).max() <= 1
+
+
+def test_load_is_one_call(tiny_folder):
+    assert isinstance(lumina_cli.load(str(tiny_folder)), Pipeline)
+
+
+def test_a_model_folder_may_hold_its_own_plan(tiny_folder, tmp_path, pipe):
+    assert pipe.plan == Plan(shift=6.0)
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    (tmp_path / "m" / "plan.json").write_text('{"solver": "euler", "steps": 3}')
+    assert load_pipeline(tmp_path / "m").plan == Plan(solver="euler", steps=3)
+
+
+def fast(rows, pipe, out, **settings):
+    return list(draw_rows(rows, pipe, out, plan={"solver": "euler", "steps": 2}, **settings))
+
+
+def test_rows_pass_through_with_an_image(pipe, tmp_path):
+    (row,) = fast([{"prompt": "two cups", "id": 3}], pipe, tmp_path, seed=4)
+    assert row["id"] == 3
+    assert row["seed"] == 4
+    assert row["size"] == "64x64"
+    assert Path(row["image"]).name == "00000-two-cups-s4.png"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-two-cups-s4.png"]
+
+
+def test_a_picture_does_not_depend_on_batch_order_or_company(pipe, tmp_path):
+    rows = [
+        {"prompt": "two cups"},
+        {"prompt": "a red car left of a blue ball", "seed": 9},
+        {"prompt": "a ball"},
+    ]
+    first = fast(rows, pipe, tmp_path / "a", batch=3, count=2)
+    second = fast(rows[::-1], pipe, tmp_path / "b", batch=1, count=2)
+    images = [{(row["prompt"], row["number"]): row["image"] for row in side} for side in (first, second)]
+    assert len(images[0]) == 6
+    for key, path in images[0].items():
+        ours, theirs = (pixels(open_image(one)) for one in (path, images[1][key]))
+        assert np.abs(ours - theirs).max() <= 1
+
+
+def test_a_picture_tells_how_to_draw_it_again(pipe, tmp_path):
+    (row,) = fast([{"prompt": "二つのカップ"}], pipe, tmp_path, seed=-3, size="64x48", system="base")
+    origin = from_metadata(read_metadata(row["image"]))
+    assert origin.plan == Plan(solver="euler", steps=2)
+    assert origin.size == (64, 48)
+    job = Job(origin.prompt, origin.seed, origin.number)
+    (again,) = pipe.draw([job], origin.plan, origin.size, origin.system)
+    assert np.array_equal(pixels(again), pixels(open_image(row["image"])))
+
+
+def test_metadata_without_a_plan_is_one_clear_line():
+    with pytest.raises(LuminaError, match="its metadata lacks 'size'"):
+        from_metadata({"prompt": "x"})
+
+
+def test_file_names_stay_in_the_folder_and_apart(pipe, tmp_path):
+    rows = [{"prompt": "a", "key": "../../x"}, {"prompt": "b", "key": "../../x"}, {"prompt": "../" * 200}]
+    names = [Path(row["image"]).relative_to(tmp_path).name for row in fast(rows, pipe, tmp_path)]
+    assert names == ["x-s0.png", "x-s0-2.png", "00002-s0.png"]
+    assert slug("Ein Röhrchen, 红色的 car!") == "ein-röhrchen-红色的-car"
+    assert len(slug("長" * 500).encode()) <= 180
+
+
+def test_a_long_prompt_is_drawn_and_the_row_says_what_was_cut(pipe, tmp_path):
+    (row,) = fast([{"prompt": "two cups " * 60}], pipe, tmp_path, system="empty")
+    assert row["truncated"] == 1 + 540 - 256
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "words"),
+    [
+        ([{"prompt": "a"}, {"text": "b", "id": 1}], {}, "row 2 has no 'prompt', only text, id"),
+        ([{"prompt": " "}], {}, "row 1: 'prompt' is empty"),
+        ([{"prompt": 3}], {}, "row 1: 'prompt' is 3, but must be text"),
+        ([{"prompt": "a", "seed": "x"}], {}, "row 1: 'seed' is 'x', but must be a whole number"),
+        ([{"prompt": "a"}], {"size": "100x64"}, "size 100x64: width 100 is not a multiple of 16 up to 8192; nearest: 96 or 112"),
+        ([{"prompt": "a"}], {"size": "2048x64"}, "size 2048x64: width 2048 is not a multiple of 16 up to 1024; nearest: 1024"),
+        ([{"prompt": "a"}], {"size": "big"}, "size 'big' is not WIDTHxHEIGHT, such as 1024x768"),
+        ([{"prompt": "a"}], {"system": "reel"}, "unknown system prompt 'reel'; did you mean 'real'?"),
+        ([{"prompt": "a"}], {"format": "tiff"}, "unknown picture format 'tiff'; choose from png, webp, jpg"),
+    ],
+)  # fmt: skip
+def test_bad_rows_and_settings_are_one_clear_line(rows, settings, words, pipe, tmp_path):
+    with pytest.raises(LuminaError) as caught:
+        fast(rows, pipe, tmp_path, **settings)
+    assert str(caught.value) == words
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(pipe, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    with pytest.raises(LuminaError, match=r"cannot write .*00000-a-s0.png: No space left on device"):
+        fast([{"prompt": "a"}], pipe, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sizes_are_read_from_words_numbers_and_pairs():
+    assert parse_size("1024x768") == (1024, 768)
+    assert parse_size("512") == parse_size(512) == parse_size((512, 512)) == (512, 512)
+
+
+def test_an_unknown_model_names_the_nearest():
+    with pytest.raises(UsageError, match="unknown model 'nanoo'; did you mean 'nano'"):
+        find_model("nanoo")
+
+
+def test_a_folder_that_is_not_whole_says_what_it_lacks(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    shutil.rmtree(tmp_path / "m" / "vae")
+    (tmp_path / "m" / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(LuminaError, match=r"m is not whole: it has no vae/, tokenizer/tokenizer.json"):
+        find_model(tmp_path / "m")
+    with pytest.raises(LuminaError, match="is not a model folder; it would hold transformer/, vae/"):
+        find_model(tmp_path)
+
+
+def test_a_run_folder_is_its_newest_model_or_has_none_yet(tiny_folder, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("model: nano\n")
+    with pytest.raises(LuminaError, match=r"has no checkpoint yet; `lumina train ... out=.*` writes one"):
+        find_model(tmp_path)
+    shutil.copytree(tiny_folder, tmp_path / "model")
+    assert find_model(tmp_path) == tmp_path / "model"
+
+
+def test_a_damaged_part_is_named(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "m")
+    weights = next((tmp_path / "m" / "text_encoder").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(LuminaError, match=r"m/text_encoder cannot be read: ") as caught:
+        load_pipeline(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+def test_auto_says_what_it_chose_and_why(tiny_folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "find_nano", lambda: tiny_folder)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setitem(MODELS, "nano", "lumina_cli.core.sampling.models:find_nano")
+    choice = choose_model("auto")
+    assert choice.name == "nano"
+    assert choice.reason == (
+        "model auto: nano, because the weights of lumina-image-2 are not on this machine and there is no CUDA device"
+    )
+
+
+def test_a_hub_model_out_of_reach_is_one_line(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no network\nand a second line")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(
+        LuminaError, match=r"'org/name' is no folder here .* \(no network\); `--model nano` needs no"
+    ):
+        find_model("org/name")

@@ -1,0 +1,230 @@
+import json
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from lumina_cli.core.data.loader import TrainingData
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.flow.path import shift_time, train_shift
+from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
+from lumina_cli.core.nextdit.convert import from_official
+from lumina_cli.core.training.config import Recipe
+from lumina_cli.core.training.loop import describe, train_transformer
+from lumina_cli.core.training.objective import draw_time_and_noise, even_times, pool, stage_loss, velocity_loss
+
+GOLDEN = Path(__file__).parent / "golden" / "official_nextdit_tiny"
+TENSORS = load_file(GOLDEN.with_suffix(".safetensors"))
+FACTS = json.loads(GOLDEN.with_suffix(".json").read_text())
+CONFIG = NextDiTConfig(
+    dim=48, num_layers=3, num_refiner_layers=2, num_heads=3, num_kv_heads=1, multiple_of=16, text_dim=40, axes_dim=(8, 4, 4)
+)
+
+
+@pytest.fixture(scope="module")
+def golden_model():
+    model = NextDiT(CONFIG)
+    weights = {name[8:]: tensor for name, tensor in TENSORS.items() if name.startswith("weights.")}
+    model.load_state_dict(from_official(weights))
+    return model
+
+
+def relative(ours, theirs):
+    return ((ours - theirs).norm() / theirs.norm()).item()
+
+
+def test_losses_and_gradients_are_the_official_ones(golden_model):
+    text, mask = TENSORS["in.caption_features"], TENSORS["in.caption_mask"].bool()
+    losses = velocity_loss(
+        lambda x, t: golden_model(x, t, text, mask), TENSORS["in.x"], TENSORS["in.noise"], TENSORS["in.t"]
+    )
+    assert relative(losses.detach(), TENSORS["out.loss_per_sample"]) < 1e-5
+    losses.mean().backward()
+    for name, parameter in golden_model.named_parameters():
+        if f"grad.{name}" in TENSORS:
+            theirs = TENSORS[f"grad.{name}"]
+            ours = parameter.grad if parameter.grad.ndim == theirs.ndim else parameter.grad[0]
+            assert relative(ours, theirs) < 1e-5, name
+
+
+def test_a_list_has_the_losses_of_a_batch(golden_model):
+    text, mask, t = TENSORS["in.caption_features"], TENSORS["in.caption_mask"].bool(), TENSORS["in.t"]
+
+    def velocity(x, t):
+        return golden_model(x, t, text, mask)
+
+    batch = velocity_loss(velocity, TENSORS["in.x"], TENSORS["in.noise"], t)
+    listed = velocity_loss(velocity, list(TENSORS["in.x"]), list(TENSORS["in.noise"]), t)
+    assert torch.allclose(batch, listed, rtol=1e-5)
+
+
+def test_training_times_are_the_official_ones():
+    shift = train_shift(4096)
+    ours = shift_time(torch.tensor(FACTS["train_shift"]["u"]), shift)
+    assert torch.allclose(ours, torch.tensor(FACTS["train_shift"]["t"]), atol=1e-5)
+    times, _ = draw_time_and_noise(0, 0, range(100_000), [(1,)] * 100_000)
+    for share, time in FACTS["train_t_quantiles"].items():
+        assert shift_time(times, shift).quantile(float(share)).item() == pytest.approx(time, abs=0.006)
+        assert shift_time(even_times(10_000), shift).quantile(float(share)).item() == pytest.approx(time, abs=0.004)
+
+
+def test_noise_depends_on_seed_step_and_sample_only():
+    t, (a, b) = draw_time_and_noise(7, 3, [0, 1], [(2, 4), (2, 4)])
+    other, (alone,) = draw_time_and_noise(7, 3, [1], [(2, 4)])
+    assert torch.equal(alone, b)
+    assert other[0] == t[1]
+    assert not torch.equal(a, b)
+    for changed in ((8, 3, 0), (7, 4, 0), (7, 3, 1)):
+        assert not torch.equal(draw_time_and_noise(*changed[:2], [0], [(2, 4)], changed[2])[1][0], a)
+
+
+def test_auxiliary_loss_is_the_loss_of_pooled_latents():
+    data = torch.randn(2, 16, 8, 8)
+
+    def draw(shapes, stream):
+        return torch.full((2,), 0.5), [torch.zeros(shape) for shape in shapes]
+
+    loss, auxiliary = stage_loss(lambda x, t: torch.zeros_like(x), data, draw, shift=2.0, auxiliary=1.0)
+    assert loss.item() == pytest.approx(data.square().mean().item())
+    assert auxiliary.item() == pytest.approx(pool(data).square().mean().item())
+    assert stage_loss(lambda x, t: torch.zeros_like(x), data, draw, 2.0, 0.0)[1] is None
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    with (folder / "rows.jsonl").open("w") as file:
+        for i in range(30):
+            Image.fromarray(random.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+            captions = {"en": {"short": "red cup"[: 3 + i % 2], "tags": "red"}}
+            file.write(json.dumps({"image": f"{i}.png", "captions": captions}) + "\n")
+    return folder / "rows.jsonl"
+
+
+@pytest.fixture
+def recipe(tiny_folder, pictures, tmp_path_factory):
+    def make(**changes):
+        stage = {"size": 64, "steps": 4, "batch": 4, "lr": 1e-3, "system": "empty"}
+        values = {
+            "model": str(tiny_folder), "frozen": str(tiny_folder), "data": str(pictures), "precision": "fp32",
+            "cache": tmp_path_factory.getbasetemp() / "latents", "log_every": 1, "checkpoint_every": 3,
+            "validation": {"samples": 2, "every": 4}, "optimizer": {"name": "muon"},
+            "stages": {"low": stage, "high": {**stage, "decay": 0.5, "auxiliary_loss": 1.0}},
+        }  # fmt: skip
+        return Recipe(**values | changes)
+
+    return make
+
+
+def train(recipe, out, **options):
+    return list(train_transformer(recipe, out, open_data=TrainingData, **options))
+
+
+def losses(out):
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["stage"], row.get("loss"), row.get("val_loss")) for row in rows]
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_resumed_run_is_the_run_that_was_never_stopped(recipe, tmp_path, exact):
+    settings = recipe(exact_lengths=exact)
+    train(settings, tmp_path / "straight")
+    rows = train_transformer(settings, tmp_path / "killed", open_data=TrainingData)
+    for row in rows:
+        if row["step"] == 6:  # after the checkpoint of step 6 has been promised, before it is written
+            break
+    rows.close()
+    train(settings, tmp_path / "killed", resume=True)
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    ours, theirs = (
+        load_file(tmp_path / name / "model/transformer/diffusion_pytorch_model.safetensors") for name in ("killed", "straight")
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_training_lowers_the_loss_and_leaves_a_model_that_opens(recipe, tmp_path, tiny_folder):
+    from lumina_cli.core.nextdit.convert import load_transformer
+
+    stage = {"size": 64, "steps": 30, "batch": 4, "lr": 5e-3, "system": "empty"}
+    rows = train(recipe(stages={"low": stage}, log_every=10, ema=0.9, export="bf16"), tmp_path)
+    means = [row["loss"] for row in rows if "loss" in row]
+    assert means[-1] < means[0]
+    model = load_transformer(tmp_path / "model" / "transformer")
+    assert model.dtype == torch.bfloat16
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted(p.name for p in tiny_folder.iterdir())
+    assert rows[-1] == {"step": 30, "model": str(tmp_path / "model")}
+
+
+def test_stages_can_be_run_one_at_a_time(recipe, tmp_path):
+    settings = recipe()
+    train(settings, tmp_path / "apart", stage="low")
+    train(settings, tmp_path / "apart", stage="high")
+    train(settings, tmp_path / "together")
+    assert losses(tmp_path / "apart") == losses(tmp_path / "together")
+    with pytest.raises(LuminaError, match="holds checkpoints up to step 8; --resume goes on"):
+        train(settings, tmp_path / "apart")
+
+
+def test_a_stage_waits_for_the_one_before(recipe, tmp_path):
+    rows = train_transformer(recipe(checkpoint_every=2), tmp_path, open_data=TrainingData)
+    next(row for row in rows if row["step"] == 3)
+    rows.close()
+    with pytest.raises(LuminaError, match="has not finished stage low"):
+        train(recipe(), tmp_path, stage="high", resume=True)
+
+
+def test_an_interrupt_writes_a_checkpoint_first(recipe, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        for row in train_transformer(recipe(checkpoint_every=1000), tmp_path, open_data=TrainingData):
+            if row["step"] == 2:
+                signal.raise_signal(signal.SIGINT)
+    assert threading.current_thread() is threading.main_thread()
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["0000003"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "nanoo"}, "model 'nanoo' is unknown; did you mean 'nano'"),
+        ({"model": "nano"}, "reads text of width 256; the frozen encoder gives 32"),
+        ({"frozen": "nowhere"}, "unknown model 'nowhere'"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(recipe, tmp_path, changes, message):
+    with pytest.raises(LuminaError, match=message):
+        train(recipe(**changes), tmp_path)
+
+
+def test_resuming_nothing_and_unknown_stages_are_errors(recipe, tmp_path):
+    with pytest.raises(LuminaError, match="has no run to resume"):
+        train(recipe(), tmp_path, resume=True)
+    with pytest.raises(UsageError, match="no stage 'lo'; did you mean 'low'"):
+        train(recipe(), tmp_path, stage="lo")
+
+
+def test_another_optimiser_cannot_resume(recipe, tmp_path):
+    train(recipe(), tmp_path, stage="low")
+    with pytest.raises(LuminaError, match="trained with another optimiser than adamw"):
+        train(recipe(optimizer={"name": "adamw"}), tmp_path, resume=True)
+
+
+def test_describe_counts_without_training(recipe):
+    rows = list(describe(recipe(model="nano")))
+    assert [row["stage"] for row in rows] == ["low", "high"]
+    assert rows[0]["image_tokens"] == 16
+    assert rows[0]["parameters"] > 4e6
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_like_plain_ones(recipe, tmp_path):
+    stage = {"size": 64, "steps": 2, "batch": 4, "lr": 1e-3, "system": "empty", "langs": {"en": 1.0}, "captions": {"tags": 1.0}}
+    for name, compiled in (("plain", False), ("compiled", True)):
+        settings = recipe(compile=compiled, exact_lengths=True, stages={"low": stage}, caption_dropout=0.0)
+        train(settings, tmp_path / name)
+    for ours, theirs in zip(losses(tmp_path / "compiled"), losses(tmp_path / "plain"), strict=True):
+        assert ours[2:] == pytest.approx(theirs[2:], rel=1e-3)
