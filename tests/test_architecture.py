@@ -1,9 +1,9 @@
 """The house rules that a machine can check: which way imports point, what verbs and the library leave alone."""
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -124,7 +124,7 @@ def test_what_the_command_line_imports_stays_light(path):
     "path", [path for path in CLI if path.stem not in ("app", "output", "__init__")], ids=name_of
 )
 def test_verbs_are_thin(path):
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 120
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 100
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
@@ -148,6 +148,12 @@ def test_every_name_leads_to_something(table, name):
     assert callable(table.load(name)) or table.kind == "kernel"
 
 
+def processor_time() -> float:
+    """Seconds that child processes computed: what a busy machine does not change."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_is_quick_and_light():
     names = sorted(HEAVY | {"rich", "pydantic"})
     code = f"""
@@ -160,8 +166,8 @@ finally:
 """
     times = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = processor_time()
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
+        times.append(processor_time() - start)
     assert result.stdout.strip().endswith("[]")
-    assert min(times) < 1.0, times
+    assert min(times) < 0.6, times

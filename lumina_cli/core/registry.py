@@ -39,8 +39,8 @@ KERNELS = Registry("kernel", {"attention": f"{CORE}.kernels.attention:OP"})
 MODELS = Registry(
     "model",
     {
-        "nano": f"{CORE}.sampling.pipeline:find_nano",
-        "lumina-image-2": f"{CORE}.sampling.pipeline:find_lumina_image_2",
+        "nano": f"{CORE}.sampling.models:find_nano",
+        "lumina-image-2": f"{CORE}.sampling.models:find_lumina_image_2",
     },
 )
 # What `lumina train` can build: the transformer of a pipeline, or one of the small frozen parts of nano.

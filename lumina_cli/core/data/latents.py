@@ -19,6 +19,7 @@ from torch import Tensor
 from lumina_cli.core.data.buckets import best_size, crop_picture
 from lumina_cli.core.data.sources import open_row_image
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats.atomic import atomic_write
 
 CHUNK = 64  # pictures encoded together
 NOTHING = {"rows": 0, "row_bytes": 0, "latent_bytes": 0, "done": False}
@@ -98,16 +99,15 @@ class _Writer:
             file.flush()
         sizes = {"row_bytes": self.files[0].tell(), "latent_bytes": self.files[1].tell()}
         self.progress |= sizes | changes
-        aside = self.folder / ".progress.partial"
-        aside.write_text(json.dumps(self.progress), encoding="utf-8")
-        aside.replace(self.folder / "progress.json")
+        with atomic_write(self.folder / "progress.json") as aside:
+            aside.write_text(json.dumps(self.progress), encoding="utf-8")
 
 
 def build_stores(rows: Iterable[dict], folders: dict[int, Path], encode: Encode) -> Iterator[int]:
     """Encode a source, in one pass, at each size of `folders` that is not cached; yields pictures done.
 
-    `folders` maps sizes in pixels to folders; `encode` takes pixels (B, 3, H, W) in [-1, 1] to latents. Raises
-    LuminaError for a row without captions, and for a source without rows.
+    `folders` maps sizes in pixels to folders; `encode` takes pixels (B, 3, H, W) in [-1, 1] to latents.
+    Raises LuminaError for a row without captions, and for a source without rows.
     """
     writers = [_Writer(folder, size) for size, folder in folders.items() if not is_whole(folder)]
     if not writers:

@@ -15,8 +15,10 @@ from torch import Tensor
 from lumina_cli.core.data.latents import Encode, LatentStore, build_stores, chunked, fingerprint
 from lumina_cli.core.data.sampler import Sampler, counted_random
 from lumina_cli.core.data.sources import read_source
+from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats.atomic import atomic_write
 
 MAX_TOKENS = 256
 DROP, HOLD_BACK, CHOOSE = 3, 4, 5  # random streams, after the sampler's
@@ -49,7 +51,8 @@ class TrainingData:
 
     def prepare(self, encode: Encode) -> Iterator[int]:
         """Encode what is not cached yet, at all sizes of the recipe; yields the number of pictures done."""
-        return build_stores(read_source(self.recipe.data), self.folders, encode)
+        rows = read_source(self.recipe.data, workers=cpu_count())
+        return build_stores(rows, self.folders, encode)
 
     def stage(self, name: str, tokenizer) -> "StageData":
         """Return the batches of a stage; `tokenizer` maps a list of texts to lists of token ids."""
@@ -133,10 +136,8 @@ class Tokens:
         path = store.folder / f"tokens-{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
         if not path.exists():
             lengths, values = tokenize(store.captions, kinds, system, tokenizer)
-            aside = path.with_name(f".{path.name}")
-            with aside.open("wb") as file:
-                np.savez(file, lengths=lengths, values=values)
-            aside.replace(path)
+            with atomic_write(path) as aside:
+                np.savez(aside, lengths=lengths, values=values)
         with np.load(path) as arrays:
             self.lengths, self.values = arrays["lengths"], arrays["values"]
         self.ends = self.lengths.ravel().astype(np.int64).cumsum().reshape(self.lengths.shape)

@@ -1,7 +1,6 @@
 """Files that are either whole or not there: written aside, then renamed."""
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{secrets.token_hex(6)}.part{path.suffix}")
+    aside = path.with_name(f".{os.urandom(6).hex()}.part{path.suffix}")
     try:
         yield aside
         if aside.is_file():

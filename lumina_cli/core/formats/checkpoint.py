@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats.atomic import atomic_write
 
 
 @contextmanager
@@ -40,15 +41,9 @@ def folder_aside(final: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file aside, then rename it."""
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a text file whole or not at all."""
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise LuminaError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class RunFolder:

@@ -31,7 +31,7 @@ _WRITERS = {
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
 }
-# Pillow only warns between one and two times the limit, which is an error here; and broken EXIF is ignored here.
+# Pillow only warns between one and two times the limit, an error here, and of broken EXIF, ignored here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", module="PIL")
 _METADATA_KEY = "lumina"

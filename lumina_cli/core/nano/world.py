@@ -289,6 +289,12 @@ def _lit(scenes: Sequence[Scene], scene: Tensor, surface: _Surface) -> Tensor:
     return surface.colour * (sky + 0.68 * direct)[:, None] + (0.28 * gloss * shade)[:, None]
 
 
+def _masks(owner: Tensor, things: int) -> np.ndarray:
+    """Which pixels (things, H, W) each thing covers by half; the earlier one where two share a pixel."""
+    counts = torch.stack([(owner == slot).sum((1, 3)) for slot in range(things)])
+    return ((counts >= 2) & (counts.argmax(0) == torch.arange(things)[:, None, None])).numpy()
+
+
 @torch.inference_mode()
 def render(scenes: Sequence[Scene], size: int = 128) -> list[Picture]:
     """Draw scenes as size x size pictures; the same scene gives the same pixels in any batch."""
@@ -309,13 +315,7 @@ def render(scenes: Sequence[Scene], size: int = 128) -> list[Picture]:
     pixels = (mean * 255).round().to(torch.uint8).numpy()
     depths = depth.view(count, size, 2, size, 2).amin((2, 4)).numpy()
     owners = owner.view(count, size, 2, size, 2)
-    masks = [
-        ((owners[i] == slot).sum((1, 3)) >= 2) for i, s in enumerate(scenes) for slot in range(len(s.things))
-    ]
-    masks = iter(masks)
     return [
-        Picture(
-            Image.fromarray(pixels[i]), depths[i], torch.stack([next(masks) for _ in scene.things]).numpy()
-        )
+        Picture(Image.fromarray(pixels[i]), depths[i], _masks(owners[i], len(scene.things)))
         for i, scene in enumerate(scenes)
     ]

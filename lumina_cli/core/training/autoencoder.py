@@ -63,7 +63,7 @@ def build_autoencoder() -> AutoencoderKL:
 
 def to_pixels(pictures: np.ndarray) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:

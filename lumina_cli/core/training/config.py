@@ -1,7 +1,7 @@
 """The recipe of a transformer: every setting of `lumina train`, its default, and what it means."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -80,10 +80,12 @@ class Recipe(Strict):
     validation: Validation = Validation()
     stages: dict[str, Stage]
 
-    @field_validator("stages")
+    @field_validator("stages", mode="before")
     @classmethod
-    def known_stages(cls, stages: dict[str, Stage]) -> dict[str, Stage]:
+    def known_stages(cls, stages: Any) -> Any:
         """Put the stages in their order; a name that is not a stage is an error."""
+        if not isinstance(stages, dict):
+            return stages
         for name in stages:
             if name not in STAGES:
                 raise ValueError(
@@ -98,7 +100,6 @@ class Recipe(Strict):
         if stage == "all":
             return list(self.stages)
         if stage not in self.stages:
-            raise UsageError(
-                f"no stage {stage!r}{did_you_mean(stage, self.stages)}; there are all, {', '.join(self.stages)}"
-            )
+            hint = did_you_mean(stage, self.stages) or f"; the recipe has {', '.join(self.stages)}"
+            raise UsageError(f"no stage {stage!r}{hint}")
         return [stage]

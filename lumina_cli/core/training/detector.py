@@ -142,7 +142,7 @@ def train_detector(settings: Settings, out: Path, resume: bool = False) -> Itera
     for step in range(first, settings.steps):
         rng = np.random.default_rng((SEED, step))
         index = np.sort(rng.choice(len(pictures), settings.batch, replace=False))
-        pixels = torch.from_numpy(pictures[index]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels = torch.from_numpy(np.array(pictures[index])).permute(0, 3, 1, 2).float() / 127.5 - 1
         wanted = targets([scenes[i] for i in index], boxes[index], pixels.shape[-1] // STRIDE)
         rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimizer.param_groups[0]["lr"] = settings.lr * rate

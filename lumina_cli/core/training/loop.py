@@ -45,8 +45,9 @@ def train_transformer(
 ) -> Iterator[dict]:
     """Train the stages that `stage` names ("all": every one), yield rows of metrics, and leave `out/model`.
 
-    `open_data(recipe, cache folder, frozen folder)` gives the data: `data.loader.TrainingData`, or the like. A run that was killed at any moment goes on with `resume`, as if nothing had happened. An
-    interrupt (Ctrl-C) ends the step, writes a checkpoint and raises KeyboardInterrupt.
+    `open_data(recipe, cache folder, frozen folder)` gives the data: `data.loader.TrainingData` or the like. A
+    run that was killed at any moment goes on with `resume`, as if nothing had happened. An interrupt (Ctrl-C)
+    ends the step, writes a checkpoint and raises KeyboardInterrupt.
     """
     run = RunFolder(out, recipe.keep)
     state, todo = find_start(run, recipe, resume, stage)
@@ -87,7 +88,7 @@ def describe(recipe: Recipe, stage: str = "all") -> Iterator[dict]:
 def find_start(
     run: RunFolder, recipe: Recipe, resume: bool, stage: str
 ) -> tuple[dict | None, list[tuple[str, int]]]:
-    """Return the state to go on from and each (stage, first step) to train; LuminaError if they do not fit."""
+    """Return the state to go on from and each (stage, first step) to train; LuminaError if there is none."""
     names, order, state = recipe.chosen(stage), list(recipe.stages), run.state()
     if state is None:
         if resume and not (run.path / "recipe.yaml").exists():

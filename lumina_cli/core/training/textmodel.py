@@ -47,7 +47,7 @@ class Settings(BaseModel):
     seed: int = 0
     steps: int = 1_500
     batch: int = 32
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     translations: int = 2
     language_loss: float = 0.5
     save_every: int = 200
@@ -105,18 +105,25 @@ class SceneReader(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.questions = nn.Parameter(torch.randn(len(KINDS) + 1, width) * 0.5)
+        self.questions = nn.Parameter(torch.randn(len(KINDS) + 1, width))
         self.norm = nn.LayerNorm(width)
         self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.objects = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1 + len(TINTS) + 4 + 3))
-        self.backdrop = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, len(BACKDROPS)))
+        self.mix = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, 2 * width), nn.SiLU())
+        self.objects = nn.Linear(2 * width, 1 + len(TINTS) + 4 + 3)
+        self.backdrop = nn.Linear(2 * width, len(BACKDROPS))
+        self.mentioned = nn.Linear(
+            width, len(KINDS)
+        )  # a first guess from all tokens, until attention has formed
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         features = self.norm(features)
         questions = self.questions.expand(len(features), -1, -1)
-        answers, _ = self.attention(questions, features, features, key_padding_mask=~mask, need_weights=False)
-        answers = answers + questions
-        return self.objects(answers[:, :-1]), self.backdrop(answers[:, -1])
+        found, _ = self.attention(questions, features, features, key_padding_mask=~mask, need_weights=False)
+        answers = self.mix(torch.cat([found * 4, questions], dim=-1))
+        mean = (features * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+        objects = self.objects(answers[:, :-1])
+        there = objects[..., :1] + self.mentioned(mean)[..., None]
+        return torch.cat([there, objects[..., 1:]], dim=-1), self.backdrop(answers[:, -1])
 
 
 def scene_targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,131 @@
+"""The small frozen parts of nano: each trainer runs, resumes exactly, and leaves what the pipeline opens."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lumina_cli.core.encoders.prompts import full_prompt
+from lumina_cli.core.encoders.vae import Autoencoder
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.nano.detector import DetectorNet, load_detector
+from lumina_cli.core.nano.pictures import draw_pictures
+from lumina_cli.core.nano.scene import KINDS, TINTS, draw_scene
+from lumina_cli.core.training import autoencoder, detector, textmodel
+
+
+@pytest.fixture(autouse=True)
+def few_unseen(monkeypatch):
+    """The trainers measure on hundreds of unseen renders; a few do here."""
+    draw = draw_pictures
+    for module in (autoencoder, detector):
+        monkeypatch.setattr(module, "draw_pictures", lambda s, n, out: draw(s, min(n, 24), out, workers=1))
+    calibrate = detector.calibrate
+    monkeypatch.setattr(detector, "calibrate", lambda net, out: calibrate(net, out, count=12))
+
+
+PARTS = {
+    "autoencoder": (
+        autoencoder,
+        autoencoder.train_autoencoder,
+        {"scenes": 24, "batch": 4, "steps": 4, "save_every": 2},
+    ),
+    "text": (
+        textmodel,
+        textmodel.train_text_encoder,
+        {"vocabulary": 700, "batch": 4, "steps": 4, "save_every": 2},
+    ),
+    "detector": (
+        detector,
+        detector.train_detector,
+        {"scenes": 24, "batch": 4, "steps": 4, "save_every": 2, "width": 16},
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARTS)
+def test_a_resumed_part_ends_as_an_uninterrupted_one(name, tmp_path, monkeypatch):
+    module, train, settings = PARTS[name]
+    if name == "text":
+        build = textmodel.build_tokenizer
+        monkeypatch.setattr(textmodel, "build_tokenizer", lambda size, seed: build(size, seed, scenes=40))
+    whole = list(train(module.SCHEMA(**settings), tmp_path / "whole"))
+    assert all(np.isfinite(row["loss"]) for row in whole)
+    rows = train(module.SCHEMA(**settings), tmp_path / "cut")
+    for _ in rows:  # the first row comes after a save; then the run is killed
+        break
+    rows.close()
+    resumed = list(train(module.SCHEMA(**settings), tmp_path / "cut", resume=True))
+    assert resumed[-1]["step"] == 4
+    assert resumed[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-4)
+
+
+def test_resuming_nothing_says_so(tmp_path):
+    with pytest.raises(LuminaError, match="nothing to resume"):
+        list(detector.train_detector(detector.SCHEMA(scenes=24, steps=2, batch=4), tmp_path, resume=True))
+
+
+def test_the_tokenizer_marks_prompts_with_one_token_and_loses_no_text():
+    tokenizer = textmodel.build_tokenizer(900, 0, scenes=60)
+    assert tokenizer("").input_ids == [tokenizer.bos_token_id]
+    ids = tokenizer(full_prompt("a red car")).input_ids
+    assert len(ids) <= 6
+    for text in ("a red car", "ein grüner Würfel", "два шара", "猫と犬 ☃"):
+        ids = tokenizer(full_prompt(text)).input_ids
+        assert tokenizer.decode(ids, skip_special_tokens=True).endswith(text)
+
+
+def test_scene_targets_say_what_is_there():
+    scenes = [draw_scene(1, i) for i in range(20)]
+    present, tint, count, place, _ = textmodel.scene_targets(scenes)
+    for i, scene in enumerate(scenes):
+        assert {KINDS[k] for k in present[i].nonzero()[:, 0]} == {thing.kind for thing in scene.things}
+        k = KINDS.index(scene.things[0].kind)
+        assert TINTS[tint[i, k]] == scene.things[0].tint
+        assert count[i, k] + 1 == sum(thing.kind == scene.things[0].kind for thing in scene.things)
+        assert place[i].abs().max() < 3
+
+
+def test_the_detector_reads_back_its_own_targets(tmp_path):
+    """Maps made from the truth must be read as the truth: encoder and decoder of boxes agree."""
+    from lumina_cli.core.nano.detector import Detector
+
+    pictures, boxes = draw_pictures(11, 12, tmp_path, workers=1)
+    scenes = [draw_scene(11, i) for i in range(12)]
+    heat, cells, tints, offsets = detector.targets(scenes, boxes, 16)
+
+    class Truth(DetectorNet):
+        def forward(self, pixels):
+            tint, box = torch.zeros(12, len(TINTS), 16, 16), torch.zeros(12, 4, 16, 16)
+            i, row, column = cells.T
+            tint[i, tints, row, column] = 1
+            box[i, :, row, column] = offsets
+            return torch.logit(heat, 1e-4), tint, box
+
+    found = Detector(Truth(16), {}).detect([Image.fromarray(picture) for picture in pictures])
+    for scene, box, things in zip(scenes, boxes, found, strict=True):
+        sure = [thing for thing in things if thing.score > 0.9]
+        assert sorted((t.kind, t.tint) for t in sure) == sorted((t.kind, t.tint) for t in scene.things)
+        wanted = sorted(map(tuple, box[~np.isnan(box[:, 0])]))
+        assert np.allclose(sorted(t.box for t in sure), wanted, atol=0.01)
+
+
+def test_a_folder_without_a_detector_says_so(tmp_path):
+    with pytest.raises(LuminaError, match="holds no detector"):
+        load_detector(tmp_path)
+
+
+@pytest.mark.slow
+def test_trained_parts_open_in_the_pipeline(tmp_path):
+    list(autoencoder.train_autoencoder(autoencoder.SCHEMA(scenes=24, batch=2, steps=1), tmp_path))
+    vae = Autoencoder(tmp_path)
+    latents = vae.encode(torch.zeros(1, 3, 64, 64))
+    assert latents.shape == (1, 16, 8, 8)
+    assert vae.decode(latents).shape == (1, 3, 64, 64)
+    list(detector.train_detector(detector.SCHEMA(scenes=24, batch=2, steps=1, width=16), tmp_path))
+    config = json.loads((tmp_path / "detector" / "config.json").read_text())
+    assert set(config["ceiling"]) == {"scenes", "kinds", "kinds_and_tints"}
+    load_detector(tmp_path / "detector")

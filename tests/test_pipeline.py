@@ -1,0 +1,36 @@
+"""The loop that README leads with, run line by line as a reader would."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lumina_cli.cli.app import run
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def loop() -> list[str]:
+    """The shell block under "The loop in five lines"."""
+    section = README.read_text().split("## The loop in five lines")[1]
+    return re.search(r"```bash\n(.*?)```", section, re.S).group(1).strip().splitlines()
+
+
+@pytest.mark.slow
+def test_the_readme_loop_runs_from_scenes_to_a_score(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = loop()
+    assert len(lines) == 5
+    for line in lines:
+        assert run(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    assert len(list(Path("shards").glob("*.tar"))) == 2
+    pictures = sorted(Path("pictures").glob("*.png"))
+    assert pictures
+    assert Image.open(pictures[0]).size == (128, 128)
+    summary = json.loads(Path("scores/summary.json").read_text())
+    assert 0 <= summary["overall"] <= 1
+    metrics = [json.loads(line) for line in Path("runs/first/metrics.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in metrics} == {"low", "high", "hq"}
