@@ -91,7 +91,7 @@ def test_files_keep_their_bytes(photos, tmp_path):
         assert archive.extractfile("b.jpg").read() == (photos / "b.jpg").read_bytes()
         turned = json.load(archive.extractfile("d_e.json"))
     assert (turned["width"], turned["height"]) == (16, 24)
-    captions = [row.get("captions", {}).get("en", {}).get("detailed") for row in read_shards(tmp_path / "s")]
+    captions = [row.get("captions", {}).get("en", {}).get("short") for row in read_shards(tmp_path / "s")]
     assert captions == ["a cat", None, None, "a dog"]
 
 
@@ -294,14 +294,14 @@ def test_a_folder_is_read_in_order(photos):
 
 def test_one_picture_is_a_source(photos):
     (row,) = read_source(photos / "b.jpg")
-    assert row["captions"] == {"en": {"detailed": "a cat"}}
+    assert row["captions"] == {"en": {"short": "a cat"}}
 
 
 def test_rows_find_pictures_beside_their_file(photos):
     (photos / "rows.jsonl").write_text('{"image": "b.jpg", "text": "hi"}\n')
     (row,) = read_source(photos / "rows.jsonl")
     assert open_row_image(row).size == (24, 16)
-    assert row["captions"] == {"en": {"detailed": "hi"}}
+    assert row["captions"] == {"en": {"short": "hi"}}
 
 
 def test_rows_come_from_stdin_with_pictures_in_tars(tmp_path, monkeypatch):
@@ -357,7 +357,7 @@ def test_a_data_set_becomes_rows(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **settings: data.to_iterable_dataset())
     found = list(read_source("hf:a/b?limit=2"))
     assert [(row["key"], row["n"], row.get("captions")) for row in found] == [
-        ("a_b-00000000", 1, {"en": {"detailed": "a"}}),
+        ("a_b-00000000", 1, {"en": {"short": "a"}}),
         ("a_b-00000001", 2, None),
     ]
     assert open_row_image(found[0]).tobytes() == picture(0).tobytes()

@@ -26,15 +26,11 @@ DROP, HOLD_BACK, CHOOSE = 3, 4, 5  # random streams, after the sampler's
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """latents (B, C, H, W) or a list; token ids (B, M); mask (B, M) or None where every token is real.
-
-    `usual` is True for batches of the frequent shapes, which are worth compiling for.
-    """
+    """latents (B, C, H, W) or a list; token ids (B, M); mask (B, M) or None where every token is real."""
 
     latents: Tensor | list[Tensor]
     ids: Tensor
     mask: Tensor | None
-    usual: bool = True
 
 
 class TrainingData:
@@ -94,7 +90,7 @@ class StageData:
             return TrainBatch(latents, torch.from_numpy(np.stack(texts)).long(), None)
         dropped = counted_random(self.seed, DROP, step).random(len(texts)) < self.recipe.caption_dropout
         ids, mask = pad([self.null if drop else text for drop, text in zip(dropped, texts, strict=True)])
-        return TrainBatch(latents, ids, mask, usual=not self.recipe.exact_lengths)
+        return TrainBatch(latents, ids, mask)
 
     def held_back(self, size: int = 64) -> Iterator[TrainBatch]:
         """Yield the pictures that are never trained on, each with one fixed caption, in padded batches."""

@@ -28,10 +28,8 @@ from lumina_cli.core.registry import did_you_mean
 
 NANO = {"seed": 0, "size": 128, "held_out": 0}
 HUB = {"split": "train", "config": "", "image": "image", "text": "text", "limit": 0}
-LANGUAGE, LEVEL = (
-    "en",
-    "detailed",
-)  # where a caption of unknown kind goes: a person's own is the fullest there is
+LANGUAGE = "en"  # of a caption that does not say
+LEVEL_WORDS = {"short": 12, "medium": 30}  # a caption that does not say its level is put by its length
 
 
 def read_source(source: str | Path, workers: int = 0) -> Iterator[dict]:
@@ -101,7 +99,16 @@ def _picture_row(path: Path, folder: Path) -> dict:
         return row | _with_captions(found) | {"image": row["image"]}
     beside = path.with_suffix(".txt")
     text = _text(beside).strip() if beside.is_file() else ""
-    return row | ({"captions": {LANGUAGE: {LEVEL: text}}} if text else {})
+    return row | _as_captions(text)
+
+
+def _as_captions(text: object) -> dict:
+    """Return {"captions": ...} of one caption as other tools write it; empty where it is no text."""
+    if not isinstance(text, str) or not text.strip():
+        return {}
+    words = len(text.split())
+    level = next((level for level, most in LEVEL_WORDS.items() if words <= most), "detailed")
+    return {"captions": {LANGUAGE: {level: text.strip()}}}
 
 
 def _text(path: Path) -> str:
@@ -114,8 +121,8 @@ def _text(path: Path) -> str:
 def _with_captions(row: dict) -> dict:
     """Move a caption under one of the names that other tools use to where ours are."""
     for name in ("caption", "text", "prompt"):
-        if "captions" not in row and isinstance(row.get(name), str) and row[name].strip():
-            return row | {"captions": {LANGUAGE: {LEVEL: row[name].strip()}}}
+        if "captions" not in row and (captions := _as_captions(row.get(name))):
+            return row | captions
     return row
 
 
@@ -197,4 +204,4 @@ def _reason(error: Exception) -> str:
 def _hub_row(row: dict, key: str, settings: dict) -> dict:
     image, text = row.pop(settings["image"]), row.pop(settings["text"], None)
     row = {"key": key, **row, "image": image.get("bytes") or image.get("path")}
-    return row | ({"captions": {LANGUAGE: {LEVEL: text}}} if isinstance(text, str) and text.strip() else {})
+    return row | _as_captions(text)

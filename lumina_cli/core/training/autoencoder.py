@@ -72,17 +72,20 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(255**2 / (a - b).square().mean((1, 2, 3)).clamp(min=1e-6))
 
 
-def _loss(model: AutoencoderKL, pixels: Tensor, kl_weight: float) -> tuple[Tensor, Tensor]:
+def _loss(model: AutoencoderKL, pixels: Tensor, settings: Settings, step: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(
+        settings.seed * 2**32 + step
+    )  # of the step alone: a resume is exact
     with torch.autocast("cpu", torch.bfloat16):
         posterior = model.encode(pixels).latent_dist
-        drawn = model.decode(posterior.sample()).sample
+        drawn = model.decode(posterior.sample(random)).sample
     drawn = drawn.float()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     edges = l1_loss(drawn.diff(dim=-1), pixels.diff(dim=-1)) + l1_loss(
         drawn.diff(dim=-2), pixels.diff(dim=-2)
     )
-    return l1_loss(drawn, pixels) + edges + mse_loss(drawn, pixels) + kl_weight * kl, kl
+    return l1_loss(drawn, pixels) + edges + mse_loss(drawn, pixels) + settings.kl * kl, kl
 
 
 @torch.no_grad()
@@ -111,7 +114,9 @@ def _save(model: AutoencoderKL, pictures: np.ndarray, folder: Path) -> dict[str,
     small = build_autoencoder()
     small.load_state_dict(model.state_dict())
     small.register_to_config(**{k: model.config[k] for k in ("shift_factor", "scaling_factor")})
-    small.to(torch.bfloat16).save_pretrained(folder)
+    for parameter in small.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    small.save_pretrained(folder)
     model.train()
     return figures
 
@@ -158,7 +163,7 @@ def train_autoencoder(settings: Settings, out: Path, resume: bool = False) -> It
         pixels = _batch(pictures, settings, step)
         rate = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimizer.param_groups[0]["lr"] = settings.lr * rate
-        loss, kl = _loss(model, pixels, settings.kl)
+        loss, kl = _loss(model, pixels, settings, step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -88,9 +88,8 @@ class Recipe(Strict):
             return stages
         for name in stages:
             if name not in STAGES:
-                raise ValueError(
-                    f"no stage {name!r}{did_you_mean(name, STAGES)}; stages are {', '.join(STAGES)}"
-                )
+                hint = did_you_mean(name, STAGES) or f"; choose from {', '.join(STAGES)}"
+                raise ValueError(f"no stage {name!r}{hint}")
         if not stages:
             raise ValueError(f"no stage; give at least one of {', '.join(STAGES)}")
         return {name: stages[name] for name in STAGES if name in stages}
