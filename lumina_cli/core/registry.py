@@ -31,7 +31,9 @@ class Registry(dict[str, str]):
 
 CORE = "lumina_cli.core"
 
-SOLVERS = Registry("solver", {name: f"{CORE}.flow.solvers:{name}" for name in ("euler", "midpoint", "heun", "dpm")})
+SOLVERS = Registry(
+    "solver", {name: f"{CORE}.flow.solvers:{name}" for name in ("euler", "midpoint", "heun", "dpm")}
+)
 CAPTIONERS = Registry("captioner", {"transformers": f"{CORE}.unicap.engines.transformers:Captioner"})
 BENCHMARKS = Registry("benchmark", {"geneval": f"{CORE}.evals.geneval:GenEval"})
 JUDGES = Registry("judge", {"nano": f"{CORE}.evals.judges.nano:NanoJudge"})

@@ -12,9 +12,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.nano.language import all_captions
 from lumina_cli.core.nano.scene import draw_scene
 
-CHUNK = (
-    16  # scenes rendered together, the same ones whatever the number of workers, so that their pixels are too
-)
+CHUNK = 48  # scenes rendered together; smaller chunks cost more a scene
 Job = tuple[int, int, int, int, bool]  # seed, first index, index after the last, size in pixels, held out
 
 

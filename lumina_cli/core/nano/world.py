@@ -229,6 +229,16 @@ def _describe(things, kinds, thing, pixel, depth, way) -> _Surface:
     return _Surface(thing, pixel, place, tuple(normal), colour, depth)
 
 
+def _may_shade(things: Sequence[Thing], owner: Tensor, place, to_light) -> Tensor:
+    """Numbers of the rays that come near the bounding ball of things[owner]; a few more than do meet it."""
+    balls = [(t.x, t.y + BOUND[0] * t.size, t.z, (1.01 * BOUND[1] * t.size) ** 2) for t in things]
+    x, y, z, reach = torch.tensor(balls, dtype=torch.float32).T[:, owner]
+    x, y, z = x - place[0], y - place[1], z - place[2]
+    along = x * to_light[0] + y * to_light[1] + z * to_light[2]
+    distance2 = x * x + y * y + z * z
+    return (((along > 0) & (distance2 - along * along < reach)) | (distance2 < reach)).nonzero()[:, 0]
+
+
 def _light(scenes: Sequence[Scene], scene: Tensor, place: tuple[Tensor, ...]) -> Tensor:
     """How much of the light reaches points (R,) of scenes[scene], past every thing of the same scene."""
     light = torch.ones(len(scene))
@@ -237,12 +247,14 @@ def _light(scenes: Sequence[Scene], scene: Tensor, place: tuple[Tensor, ...]) ->
     for slot in range(max(len(s.things) for s in scenes)):
         here = (counts > slot).nonzero()[:, 0]
         things = [s.things[min(slot, len(s.things) - 1)] for s in scenes]
+        here = here[_may_shade(things, scene[here], tuple(p[here] for p in place), tuple(to_light[:, here]))]
         owner = scene[here]
         rays = _into_frame(things, owner, tuple(p[here] for p in place), tuple(to_light[:, here]))
         near, far, meets = _span(rays, BOUND[1])
-        for kind in sorted({thing.kind for thing in things}):
-            mask = torch.tensor([thing.kind == kind for thing in things])[owner]
-            keep = (meets & mask).nonzero()[:, 0]
+        kinds = sorted({thing.kind for thing in things})
+        kind_of = torch.tensor([kinds.index(thing.kind) for thing in things])[owner]
+        for number, kind in enumerate(kinds):
+            keep = (meets & (kind_of == number)).nonzero()[:, 0]
             if len(keep):
                 light[here[keep]] *= _shade(kind, rays.pick(keep), near[keep], far[keep])
     return light

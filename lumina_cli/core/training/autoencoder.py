@@ -29,7 +29,7 @@ class Settings(BaseModel):
     part: str = "autoencoder"
     scenes: int = 12_000
     seed: int = 0
-    steps: int = 4_500
+    steps: int = 4_000
     batch: int = 24
     crop: int = 64  # most of a picture is backdrop: crops hold more of what is hard, at a quarter of the cost
     whole_from: float = (

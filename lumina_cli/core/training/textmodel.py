@@ -47,7 +47,7 @@ class Settings(BaseModel):
     seed: int = 0
     steps: int = 1_500
     batch: int = 32
-    lr: float = 1.5e-3
+    lr: float = 2e-3
     translations: int = 2
     language_loss: float = 0.5
     save_every: int = 200
@@ -127,7 +127,7 @@ class SceneReader(nn.Module):
 
 
 def scene_targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What is seen of each kind, (B, KINDS): present, tint, count - 1, mean place (.., 3); and backdrop (B,)."""
+    """What is seen of each kind, (B, KINDS): present, tint, count - 1, mean place (.., 3); backdrop (B,)."""
     present, tint, count = (torch.zeros(len(scenes), len(KINDS), dtype=torch.long) for _ in range(3))
     place = torch.zeros(len(scenes), len(KINDS), 3)
     for i, scene in enumerate(scenes):
