@@ -5,6 +5,8 @@ B pictures, M text tokens, T text width.
 
 import copy
 import math
+import os
+import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lumina_cli.core.encoders.text import TextEncoder
-from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.errors import LuminaError, MissingPart
 from lumina_cli.core.flow.path import shift_time, train_shift
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.config import NAMED
@@ -153,10 +155,21 @@ def compile_blocks(model: NextDiT) -> None:
 
     The length of a sequence becomes a variable when it first changes, so a handful of variants serve every
     caption length and picture size: with and without modulation, mask, and the one-token empty caption.
+    Raises MissingPart where there is no C++ compiler, which torch's compiler calls on a CPU.
     """
+    if not torch.cuda.is_available() and not find_compiler():
+        raise MissingPart(
+            "compile=true needs a C++ compiler (g++ or clang++); install one, or give compile=false"
+        )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
     for block in (*model.noise_refiner, *model.context_refiner, *model.layers):
         block.compile()
+
+
+def find_compiler() -> str | None:
+    """Return the path of a C++ compiler, or None."""
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    return next((path for path in map(shutil.which, filter(None, names)) if path), None)
 
 
 def stage_shift(stage: Stage) -> float:
