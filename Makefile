@@ -1,6 +1,7 @@
 # Everything runs in .venv, made by the system's Python (3.11 or newer) under the exact versions of constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo test lint bench docs clean
 

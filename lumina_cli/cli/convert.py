@@ -50,7 +50,7 @@ def _convert(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> 
     import torch
 
     from lumina_cli.core.nextdit import NextDiT, convert
-    from lumina_cli.core.nextdit.weights import read_json
+    from lumina_cli.core.formats.weights import read_json
 
     folder = source / "transformer" if (source / "transformer").is_dir() else source
     weights = convert.read_weights(folder)

@@ -1,10 +1,16 @@
 """Files that are either whole or not there: written aside, then renamed."""
 
+import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from lumina_cli.core.errors import LuminaError
+
+_TORCH_WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter")
 
 
 @contextmanager
@@ -30,3 +36,33 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
         aside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def disk_errors(path: str | Path) -> Iterator[None]:
+    """Turn what the disk refuses while `path` is written into one line; other errors stay what they are.
+
+    A full disk is an OSError in Python, a SafetensorError in safetensors and a RuntimeError in torch.save.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
+        full = reason == os.strerror(errno.ENOSPC)
+        raise LuminaError(f"the disk is full: {path}" if full else f"cannot write {path}: {reason}") from error
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Return the system's reason for refusing a write, or None where `error` is about something else."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
+    if isinstance(error, RuntimeError) and _TORCH_WRITER.search(str(error)):
+        # the writer then complains once more while it closes the file: the system's own error came before
+        earlier = error.__context__ and _refusal(error.__context__)
+        return earlier or "the file could not be written whole"
+    from safetensors import SafetensorError
+
+    number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    return os.strerror(int(number[1])) if number else None

@@ -18,31 +18,54 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.atomic import atomic_write, disk_errors
 
 
 @contextmanager
 def folder_aside(final: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which takes the place of `final` when the block ends without an error."""
+    """Give an empty folder to fill, which takes the place of `final` when the block ends without an error.
+
+    What `final` held stays until then; a kill between the two renames is made good by the next call.
+    """
+    final = Path(final)
     aside, old = final.with_name(f".{final.name}.partial"), final.with_name(f".{final.name}.old")
-    for leftover in (aside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    aside.mkdir(parents=True)
+    restore_folder(final)
+    shutil.rmtree(aside, ignore_errors=True)
     try:
-        yield aside
-        if final.exists():
-            final.rename(old)
-        aside.rename(final)
-    except OSError as error:
-        raise LuminaError(f"cannot write {final}: {error.strerror or error}") from error
+        with disk_errors(final):
+            aside.mkdir(parents=True)
+            yield aside
+            _replace_folder(aside, final, old)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def restore_folder(final: Path) -> None:
+    """Bring back the folder that a kill left under its old name; where the new one is whole, remove the old."""
+    old = final.with_name(f".{final.name}.old")
+    if old.exists() and not final.exists():
+        with disk_errors(final):
+            old.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _replace_folder(aside: Path, final: Path, old: Path) -> None:
+    """Put `aside` where `final` is; where that fails, `final` is as it was."""
+    if not final.exists():
+        aside.rename(final)
+        return
+    final.rename(old)
+    try:
+        aside.rename(final)
+    except BaseException:
+        old.rename(final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with atomic_write(path) as aside:
+    with disk_errors(path), atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
@@ -69,7 +92,8 @@ class RunFolder:
         with folder_aside(final) as aside:
             save_file({k: v.contiguous() for k, v in weights.items()}, aside / "weights.safetensors")
             save_file({k: v.contiguous() for k, v in ema.items()}, aside / "ema.safetensors")
-            torch.save(optimizer, aside / "optimizer.pt")
+            with (aside / "optimizer.pt").open("wb") as file:  # torch itself would not say why a write failed
+                torch.save(optimizer, file)
             (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for step in self.steps()[: -self.keep]:
             shutil.rmtree(self.checkpoints / f"{step:07d}", ignore_errors=True)
@@ -96,7 +120,7 @@ class RunFolder:
 
     def append_metrics(self, row: dict) -> None:
         """Add a line to metrics.jsonl; one write, so that a kill leaves at most the last line cut."""
-        with self.metrics.open("a", encoding="utf-8") as file:
+        with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rewind_metrics(self, step: int) -> None:

@@ -20,7 +20,7 @@ from lumina_cli.core.nextdit.config import (
     infer_config,
 )
 from lumina_cli.core.nextdit.model import NextDiT
-from lumina_cli.core.nextdit.weights import check_fits, read_json, read_weights, write_json, write_weights
+from lumina_cli.core.formats.weights import check_fits, read_json, read_weights, write_json, write_weights
 
 __all__ = [
     "check_fits",

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 
+from lumina_cli.core.formats.checkpoint import folder_aside
 from lumina_cli.core.nano.pictures import draw_pictures
 from lumina_cli.core.training.progress import Progress
 
@@ -116,7 +117,8 @@ def _save(model: AutoencoderKL, pictures: np.ndarray, folder: Path) -> dict[str,
     small.register_to_config(**{k: model.config[k] for k in ("shift_factor", "scaling_factor")})
     for parameter in small.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
-    small.save_pretrained(folder)
+    with folder_aside(folder) as aside:
+        small.save_pretrained(aside)
     model.train()
     return figures
 

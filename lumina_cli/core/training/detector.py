@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 
-from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.checkpoint import folder_aside
 from lumina_cli.core.nano.detector import STRIDE, Detection, Detector, DetectorNet
 from lumina_cli.core.nano.pictures import draw_pictures
 from lumina_cli.core.nano.scene import KINDS, TINTS, Scene, draw_scene
@@ -118,15 +118,11 @@ def _save(net: DetectorNet, out: Path, width: int) -> dict:
     net.eval()
     thresholds, ceiling = calibrate(net, out)
     net.train()
-    folder = out / "detector"
-    with atomic_write(folder / "model.safetensors") as aside:
-        save_file(
-            {name: weight.to(torch.bfloat16).contiguous() for name, weight in net.state_dict().items()}, aside
-        )
-    with atomic_write(folder / "config.json") as aside:
-        aside.write_text(
-            json.dumps({"width": width, "thresholds": thresholds, "ceiling": ceiling}, indent=2) + "\n"
-        )
+    weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in net.state_dict().items()}
+    config = {"width": width, "thresholds": thresholds, "ceiling": ceiling}
+    with folder_aside(out / "detector") as folder:
+        save_file(weights, folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return ceiling
 
 

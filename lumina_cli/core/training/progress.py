@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.atomic import atomic_write, disk_errors
 
 
 @dataclass
@@ -20,8 +20,8 @@ class Progress:
     def save(self, step: int) -> None:
         """Write the state after `step` steps."""
         state = {"step": step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        with atomic_write(self.path) as aside:
-            torch.save(state, aside)
+        with disk_errors(self.path), atomic_write(self.path) as aside, aside.open("wb") as file:
+            torch.save(state, file)
 
     def load(self) -> int:
         """Restore the last saved state and return its step."""

@@ -22,6 +22,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
 
 from lumina_cli.core.encoders.prompts import SYSTEM_PROMPTS, full_prompt
+from lumina_cli.core.formats.checkpoint import folder_aside
 from lumina_cli.core.nano.language import LANGUAGES, LEVELS, all_captions, describe
 from lumina_cli.core.nano.scene import BACKDROPS, KINDS, TINTS, Scene, draw_scene
 from lumina_cli.core.training.progress import Progress
@@ -205,7 +206,8 @@ def train_text_encoder(settings: Settings, out: Path, resume: bool = False) -> I
     """Train both parts and yield rows of metrics; leaves `out/tokenizer` and `out/text_encoder`."""
     torch.manual_seed(settings.seed)
     tokenizer = build_tokenizer(settings.vocabulary, settings.seed)
-    tokenizer.save_pretrained(out / "tokenizer")
+    with folder_aside(out / "tokenizer") as folder:
+        tokenizer.save_pretrained(folder)
     parts = nn.ModuleDict({"model": build_text_encoder(len(tokenizer)), "reader": SceneReader(256)})
     optimizer = torch.optim.AdamW(parts.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.05)
     progress = Progress(out / "text_encoder.pt", parts, optimizer)
@@ -224,4 +226,5 @@ def train_text_encoder(settings: Settings, out: Path, resume: bool = False) -> I
             progress.save(step + 1)
             copy = build_text_encoder(len(tokenizer))
             copy.load_state_dict(parts["model"].state_dict())
-            copy.model.to(torch.bfloat16).save_pretrained(out / "text_encoder")
+            with folder_aside(out / "text_encoder") as folder:
+                copy.model.to(torch.bfloat16).save_pretrained(folder)
