@@ -77,16 +77,8 @@ def write_transformer(folder: Path) -> None:
 def write_scheduler(folder: Path) -> None:
     """Write the scheduler's config and the index that names every part's class."""
     from lumina_cli.core.flow.path import scheduler_config
+    from lumina_cli.core.training.loop import MODEL_INDEX
 
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler_config(6.0)))
-    index = {
-        "_class_name": "Lumina2Pipeline",
-        "_diffusers_version": "0.33.0",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "Gemma2Model"],
-        "tokenizer": ["transformers", "GemmaTokenizer"],
-        "transformer": ["diffusers", "Lumina2Transformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))

@@ -27,7 +27,7 @@ def doctor_raises(monkeypatch):
     """Make `lumina doctor` raise whatever a test wants."""
 
     def install(error: BaseException):
-        def broken():
+        def broken(*_):
             raise error
             yield
 

@@ -2,10 +2,16 @@
 
 import json
 import pickle
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from diffusers import Lumina2Transformer2DModel
+from diffusers.models.attention import LuminaFeedForward
 from safetensors.torch import load_file, save_file
 
 from lumina_cli.core.errors import LuminaError
@@ -180,7 +186,23 @@ def test_shapes_that_do_not_tell_the_axes_ask_for_them(official):
     ("change", "words"),
     [
         ({"_class_name": "FluxTransformer2DModel"}, "describes a FluxTransformer2DModel"),
-        ({"hidden_size": None}, "does not describe a Next-DiT"),
+        (
+            {"hidden_size": None},
+            "does not describe a Next-DiT: hidden_size is None, but must be a whole number from 1",
+        ),
+        ({"num_layers": "x"}, "num_layers is 'x', but must be a whole number from 1"),
+        ({"num_refiner_layers": -1}, "num_refiner_layers is -1, but must be a whole number from 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, but must be a whole number from 1"),
+        ({"num_kv_heads": "1"}, "num_kv_heads is '1', but must be a whole number from 1"),
+        ({"cap_feat_dim": True}, "cap_feat_dim is True, but must be a whole number from 1"),
+        ({"norm_eps": "1e-5"}, "norm_eps is '1e-5', but must be a number above 0"),
+        ({"axes_lens": 300}, "axes_lens is 300, but must be three whole numbers from 1"),
+        (
+            {"axes_dim_rope": [7, 5, 4]},
+            r"axes_dim_rope is \[7, 5, 4\], but must be three even whole numbers from 2",
+        ),
+        ({"ffn_dim_multiplier": "a"}, "ffn_dim_multiplier is 'a', but must be a number above 0, or null"),
+        ({"ffn_dim_multiplier": 1e308}, "does not describe a Next-DiT: "),
         ({"num_kv_heads": 2}, "num_heads 3 is not a multiple of num_kv_heads 2"),
         ({"out_channels": 8}, "out_channels 8 differs"),
     ],
@@ -188,6 +210,23 @@ def test_shapes_that_do_not_tell_the_axes_ask_for_them(official):
 def test_a_wrong_config_file_has_one_line(change, words):
     with pytest.raises(LuminaError, match=words):
         c.config_from_diffusers({**c.config_to_diffusers(TINY), **change})
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(NextDiTConfig)])
+def test_a_field_that_cannot_be_is_named(name):
+    with pytest.raises(ValueError, match=f"^{name} is 'x', but must be "):
+        replace(TINY, **{name: "x"})
+
+
+@pytest.mark.parametrize("dim", [12, 28, 60, 100, 2308])
+def test_the_width_inside_the_feed_forward_survives_diffusers(dim):
+    for ffn in range(1, 401, 3):
+        config = replace(TINY, dim=dim, num_heads=1, axes_dim=(dim - 8, 4, 4), multiple_of=1, ffn_dim=ffn)
+        theirs = c.config_to_diffusers(config)
+        with torch.device("meta"):
+            layer = LuminaFeedForward(dim, 4 * dim, 1, theirs["ffn_dim_multiplier"])
+        assert layer.linear_1.out_features == ffn
+        assert c.config_from_diffusers(theirs).hidden_dim == ffn
 
 
 # --- files
@@ -304,19 +343,47 @@ def test_a_folder_whose_weights_do_not_fit_its_config(model, tmp_path):
         c.load_transformer(tmp_path)
 
 
-def test_a_write_that_fails_leaves_the_old_file(model, tmp_path, monkeypatch):
-    path = tmp_path / "w.safetensors"
+@pytest.fixture
+def limit():
+    """No file may grow beyond 4 KiB: the system itself refuses the rest."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_a_write_that_fails_leaves_the_old_file(name, limit, tmp_path):
+    path = tmp_path / name
     path.write_bytes(b"old")
-
-    def full(tensors, aside, metadata):
-        aside.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("lumina_cli.core.nextdit.weights.save_file", full)
-    with pytest.raises(LuminaError, match=r"cannot write .*No space left"):
-        c.write_weights({"a": torch.zeros(1)}, path)
+    with pytest.raises(LuminaError) as caught:
+        c.write_weights({"a": torch.zeros(100_000)}, path)
+    assert str(caught.value) == f"cannot write {path}: File too large"
     assert path.read_bytes() == b"old"
-    assert [file.name for file in tmp_path.iterdir()] == ["w.safetensors"]
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+FULL_DISK = """
+import sys, torch
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.nextdit.convert import write_weights
+for name in ("w.safetensors", "w.pth"):
+    try:
+        write_weights({"a": torch.zeros(100_000)}, f"{sys.argv[1]}/{name}")
+    except LuminaError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=100k t "$0" && exec "$@"', str(tmp_path)]
+    if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let a user mount a small disk")
+    words = [*mount, sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        f"the disk is full: {tmp_path / n}" for n in ("w.safetensors", "w.pth")
+    ]
 
 
 def test_written_weights_read_back_from_either_ending(model, tmp_path):

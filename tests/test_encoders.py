@@ -1,13 +1,16 @@
 """The frozen parts: prompts word for word, Gemma's features without its last layer, latents with shift and scale."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 
 from lumina_cli.core.encoders.prompts import SYSTEM_PROMPTS, full_prompt
 from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.encoders.vae import Autoencoder
-from lumina_cli.core.errors import UsageError
+from lumina_cli.core.errors import LuminaError, UsageError
 
 PROMPTS = ["a red car left of a blue ball", "two cups", ""]
 
@@ -92,3 +95,55 @@ def test_latents_are_the_mode_shifted_and_scaled(autoencoder):
         expected = autoencoder.model.decode(mode).sample
     torch.testing.assert_close(latents, (mode - 0.1159) * 0.3611)
     torch.testing.assert_close(autoencoder.decode(latents), expected)
+
+
+def changed(tiny_folder, tmp_path, part, change):
+    """A copy of the tiny model in which `change` was done to the tensors of one part."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "m")
+    (file,) = (folder / part).glob("*.safetensors")
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("part", "load", "name"),
+    [
+        ("text_encoder", TextEncoder, "layers.0.mlp.gate_proj.weight"),
+        ("vae", Autoencoder, "decoder.conv_norm_out.weight"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named_and_never_invented(part, load, name, tiny_folder, tmp_path, capfd):
+    def lose(tensors):
+        del tensors[name]
+
+    folder = changed(tiny_folder, tmp_path, part, lose)
+    with pytest.raises(LuminaError) as caught:
+        load(folder)
+    assert str(caught.value) == f"{folder / part} does not fit this model: missing 1 tensor ({name})"
+    shutil.rmtree(folder)
+    right = []
+
+    def break_shape(tensors):
+        right.append(tuple(tensors[name].shape))
+        tensors |= {name: torch.zeros(3), "more": torch.zeros(1)}
+
+    folder = changed(tiny_folder, tmp_path, part, break_shape)
+    with pytest.raises(LuminaError) as caught:
+        load(folder)
+    assert str(caught.value) == (
+        f"{folder / part} does not fit this model: unexpected 1 tensor (more); "
+        f"misshaped 1 tensor ({name} is (3,), should be {right[0]})"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_cut_off_may_be_missing_and_an_output_layer_present(encoder, tiny_folder, tmp_path):
+    def trim(tensors):
+        for name in [name for name in tensors if name.startswith(("layers.2.", "norm."))]:
+            del tensors[name]
+        tensors["lm_head.weight"] = torch.zeros(400, 32)
+
+    trimmed = TextEncoder(changed(tiny_folder, tmp_path, "text_encoder", trim))
+    assert torch.equal(trimmed.encode(PROMPTS)[0], encoder.encode(PROMPTS)[0])

@@ -215,6 +215,11 @@ def test_plan_survives_json():
     [
         ({"solver": "eular"}, "unknown solver 'eular'; did you mean 'euler'?"),
         ({"steps": 0}, "steps is 0, but must be a whole number from 1"),
+        ({"steps": True}, "steps is True, but must be a whole number from 1"),
+        ({"solver": ["euler"]}, "solver is ['euler'], but must be one of euler, midpoint, heun, dpm"),
+        (["euler", 4], """a plan is ['euler', 4], but must be settings by name, such as {"steps": 17}"""),
+        ("[]", """a plan is [], but must be settings by name, such as {"steps": 17}"""),
+        ("steps", "the plan 'steps' is not JSON: Expecting value: line 1 column 1 (char 0)"),
         ({"shift": 0.0}, "shift is 0.0, but must be a number above 0"),
         ({"guidance": math.nan}, "guidance is nan, but must be a number"),
         ({"renorm": -1}, "renorm is -1, but must be a number above 0, or off"),

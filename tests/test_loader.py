@@ -8,7 +8,7 @@ from PIL import Image
 from lumina_cli.core.data.latents import LatentStore, build_stores, fingerprint
 from lumina_cli.core.data.loader import TrainingData, pad
 from lumina_cli.core.data.sampler import Sampler
-from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.errors import LuminaError, TooManyBad
 from lumina_cli.core.training.config import Recipe, Stage, Validation
 
 LENGTHS = np.random.default_rng(0).integers(1, 9, (100, 3))
@@ -128,6 +128,53 @@ def test_rows_without_captions_are_named(tmp_path):
         list(build_stores([*rows(2), {"image": Image.new("RGB", (64, 64))}], {64: tmp_path}, encode))
 
 
+def truncated(folder, count):
+    """Rows of 200 pictures, `count` of which are files that end too early; the first of these is the 71st."""
+    for i, row in enumerate(rows(200)):
+        if 70 <= i < 70 + count:
+            path = folder / f"{i}.png"
+            row["image"].save(path)
+            path.write_bytes(path.read_bytes()[:200])
+            row = row | {"image": str(path)}
+        yield row
+
+
+def test_truncated_pictures_are_left_out_and_named(tmp_path):
+    assert list(build_stores(truncated(tmp_path, 2), {64: tmp_path / "a"}, encode)) == [64, 128, 192, 200]
+    store = LatentStore(tmp_path / "a")
+    assert store.scores.tolist() == [i for i in range(200) if i not in (70, 71)]
+    rejects = [json.loads(line) for line in (tmp_path / "a" / "rejects.jsonl").read_text().splitlines()]
+    assert [reject["row"] for reject in rejects] == [71, 72]
+    assert rejects[0]["reason"].startswith(f"{tmp_path / '70.png'}: truncated")
+
+
+def test_a_killed_build_with_bad_pictures_goes_on(tmp_path):
+    stopped = build_stores(truncated(tmp_path, 2), {64: tmp_path / "a"}, encode)
+    assert [next(stopped), next(stopped)] == [64, 128]
+    stopped.close()
+    assert list(build_stores(truncated(tmp_path, 2), {64: tmp_path / "a"}, encode)) == [192, 200]
+    list(build_stores(truncated(tmp_path, 2), {64: tmp_path / "b"}, encode))
+    for name in ("latents.bin", "rows.jsonl", "rejects.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_too_many_bad_pictures_end_it_until_the_rate_is_allowed(tmp_path):
+    folders, message = (
+        {64: tmp_path / "a"},
+        r"12 of 200 pictures cannot be used, more than max_bad_rate=0\.05",
+    )
+    with pytest.raises(TooManyBad, match=message):
+        list(build_stores(truncated(tmp_path, 12), folders, encode))
+    assert list(build_stores(truncated(tmp_path, 12), folders, encode, max_bad_rate=0.1)) == []
+    assert len(LatentStore(folders[64])) == 188
+
+
+def test_no_usable_picture_at_all_is_an_error(tmp_path):
+    bad = [{"image": str(tmp_path / "gone.png"), "captions": {"en": {"short": "a"}}}] * 3
+    with pytest.raises(TooManyBad, match="none of 3 pictures can be used"):
+        list(build_stores(bad, {64: tmp_path / "a"}, encode, max_bad_rate=1.0))
+
+
 def test_fingerprint_changes_with_the_source_and_the_weights(tmp_path):
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "weights").write_bytes(b"1")
@@ -218,5 +265,7 @@ def test_progress_is_json_that_a_person_can_read(tmp_path):
         "rows": 3,
         "row_bytes": (tmp_path / "rows.jsonl").stat().st_size,
         "latent_bytes": 6144,
+        "rejects": 0,
+        "reject_bytes": 0,
         "done": True,
     }

@@ -1,6 +1,8 @@
 """The small frozen parts of nano: each trainer runs, resumes exactly, and leaves what the pipeline opens."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -129,3 +131,32 @@ def test_trained_parts_open_in_the_pipeline(tmp_path):
     config = json.loads((tmp_path / "detector" / "config.json").read_text())
     assert set(config["ceiling"]) == {"scenes", "kinds", "kinds_and_tints"}
     load_detector(tmp_path / "detector")
+
+
+@pytest.mark.parametrize(
+    ("module", "saved"), [(autoencoder, "vae"), (textmodel, "tokenizer"), (detector, "detector")]
+)
+def test_a_part_that_the_disk_refuses_leaves_the_old_one(module, saved, tmp_path):
+    """A child with a limit on file sizes trains a step; what the folder held stays as it was."""
+    (tmp_path / saved).mkdir()
+    (tmp_path / saved / "config.json").write_text("old")
+    saves = {
+        autoencoder: "m._save(m.build_autoencoder(), np.zeros((1, 64, 64, 3), np.uint8), out / 'vae')",
+        textmodel: "next(m.train_text_encoder(m.SCHEMA(vocabulary=700), out))",
+        detector: "m.calibrate = lambda *_: ({}, {}); m._save(m.DetectorNet(64), out, 64)",
+    }
+    lines = (
+        "import resource, signal, warnings; warnings.simplefilter('ignore')",
+        "import numpy as np; from pathlib import Path; from functools import partial",
+        f"import {module.__name__} as m; from lumina_cli.core.errors import LuminaError",
+        "if hasattr(m, 'build_tokenizer'): m.build_tokenizer = partial(m.build_tokenizer, scenes=20)",
+        f"out = Path({str(tmp_path)!r})",
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))",
+        f"try: {saves[module]}",
+        "except LuminaError as error: print(error)",
+    )
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.stdout.startswith(f"cannot write {tmp_path / saved}: "), done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [saved]
+    assert (tmp_path / saved / "config.json").read_text() == "old"

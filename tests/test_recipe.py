@@ -172,6 +172,7 @@ def test_packaged_recipes_are_found_by_name(tmp_path, monkeypatch):
     (folder / "sample").mkdir(parents=True)
     for name in ("nano", "lora", "sample/fast"):
         (folder / f"{name}.yaml").write_text("seed: 5\n")
+    (tmp_path / "pyproject.toml").touch()
     monkeypatch.setattr(recipe, "PACKAGE", tmp_path / "lumina_cli")
     assert list(packaged_recipes()) == ["lora", "nano", "sample/fast"]
     assert load_recipe("nano", Recipe).seed == 5
@@ -186,3 +187,15 @@ def test_text_that_is_not_utf_8(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"model: \xff\n")
     with pytest.raises(UsageError, match=r"x\.yaml is not UTF-8 text"):
         load_recipe(tmp_path / "x.yaml", Recipe)
+
+
+def test_a_folder_of_recipes_beside_an_installed_package_is_not_ours(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "theirs.yaml").write_text("model: theirs\n")
+    monkeypatch.setattr(recipe, "PACKAGE", tmp_path / "lumina_cli")
+    assert packaged_recipes() == {}
+    (tmp_path / "lumina_cli" / "recipes").mkdir(parents=True)
+    (tmp_path / "lumina_cli" / "recipes" / "ours.yaml").write_text("model: ours\n")
+    assert set(packaged_recipes()) == {"ours"}
+    (tmp_path / "pyproject.toml").touch()
+    assert set(packaged_recipes()) == {"ours"}

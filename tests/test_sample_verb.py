@@ -93,7 +93,7 @@ def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
         (["a", "--system", "reel"], 2, "unknown system prompt 'reel'; did you mean 'real'?"),
         (["a", "--model", "nanoo"], 2, "unknown model 'nanoo'; did you mean 'nano'?"),
         (["a", "--model", "."], 1, ". is not a model folder; it would hold transformer/, vae/, text_encoder/, tokenizer/"),
-        ([""], 2, "the prompt is empty"),
+        ([""], 1, "the prompt is empty"),
         (["none.jsonl"], 1, "none.jsonl: no such file of rows"),
     ],
 )  # fmt: skip
@@ -103,6 +103,30 @@ def test_what_is_wrong_is_one_line(words, code, message, tiny_folder, tmp_path, 
     assert run(["sample", *words, *model]) == code
     done = capfd.readouterr()
     assert (done.out, done.err) == ("", f"lumina sample: {message}\n")
+
+
+def test_an_empty_prompt_ends_with_1_wherever_it_stands(sample, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": ""}\n')
+    for words, line in ((["p.jsonl"], "p.jsonl line 1: 'prompt' is empty"), ([" "], "the prompt is empty")):
+        assert sample(*words) == (1, [], f"lumina sample: {line}\n")
+
+
+@pytest.mark.parametrize("rows", [None, "", '{"text": "a ball"}\n'])
+def test_a_bad_first_row_costs_no_model_and_leaves_no_folder(rows, sample, tmp_path):
+    if rows is not None:
+        (tmp_path / "p.jsonl").write_text(rows)
+    code, _, talk = sample("p.jsonl", model="nobody/nothing")
+    assert code == 1
+    assert "p.jsonl" in talk
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_row_the_line_names_every_source(sample, tmp_path, monkeypatch):
+    (tmp_path / "a-b.jsonl").write_text("")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert sample("a-b.jsonl", "-") == (
+        1, [], "lumina sample: nothing to do: no prompt in a-b.jsonl stdin\n"
+    )  # fmt: skip
 
 
 def test_a_row_without_a_prompt_names_its_line(sample, tmp_path):

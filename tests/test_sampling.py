@@ -88,6 +88,39 @@ def test_latents_network_times_and_rows_are_the_official_ones(case, golden, offi
     assert relative(latents, golden[case["output"]]) < (1e-4 if case["solver"] == "dpm" else 1e-5)
 
 
+class Counter(NextDiT):
+    """A Next-DiT that counts the captions it encodes."""
+
+    encoded = 0
+
+    def encode_text(self, text, text_mask=None):
+        self.encoded += len(text)
+        return super().encode_text(text, text_mask)
+
+
+@pytest.mark.parametrize("null_rows", [1, 3])
+@pytest.mark.parametrize("short", ["caption", "null"])
+def test_captions_are_encoded_once_and_draw_the_same(null_rows, short, official):
+    texts, nulls = torch.randn(3, 12, 40), torch.randn(null_rows, 14, 40)
+    lengths = torch.tensor([[12], [3], [7]]), torch.tensor([[14], [2], [9]])[:null_rows]
+    masks, null_masks = torch.arange(12) < lengths[0], torch.arange(14) < lengths[1]
+    if short == "null":
+        nulls, null_masks = nulls[:, :1], null_masks[:, :1]
+    noise = torch.stack([draw_noise(1, n, (16, 8, 8)) for n in range(3)])
+    settings = (noise, texts, masks, nulls, null_masks, Plan(solver="midpoint", steps=4))
+    counter = Counter(official.config).eval()
+    counter.load_state_dict(official.state_dict())
+    once = draw_latents(counter, *settings)
+    assert counter.encoded == 3 + null_rows
+    assert relative(once, draw_latents(Recorder(official), *settings)) < 1e-6
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['output'][4:]}-{case['solver']}")
+def test_the_official_latents_come_from_captions_encoded_once(case, golden, official):
+    latents = draw_latents(official, golden["in.z"], *captions(golden), plan_of(case))
+    assert relative(latents, golden[case["output"]]) < (1e-4 if case["solver"] == "dpm" else 1e-5)
+
+
 def test_a_batch_of_eight_is_eight_singles(golden, official):
     *_, null_text, null_mask = captions(golden)
     lengths = torch.arange(2, 10)
@@ -148,6 +181,11 @@ def test_a_pipeline_draws_lists_and_counts(pipe):
     assert np.abs(pixels(pictures[0]) - pixels(pictures[1])).max() > 2
     alone = pipe("a ball", seed=7, count=2, steps=2, solver="euler")
     assert np.abs(pixels(pictures[3]) - pixels(alone[1])).max() <= 1
+
+
+def test_an_empty_prompt_draws_in_python(pipe):
+    (picture,) = pipe("", steps=1, solver="euler")
+    assert picture.size == (64, 64)
 
 
 def test_load_is_one_call(tiny_folder):

@@ -14,8 +14,16 @@ from lumina_cli.cli.app import run
 from lumina_cli.core.data import sources
 from lumina_cli.core.data.sources import open_row_image, read_source
 from lumina_cli.core.errors import LuminaError, TooManyBad, UsageError
+from lumina_cli.core.formats.images import decode_depth, decode_masks
 from lumina_cli.core.formats.rows import dump_row
-from lumina_cli.core.formats.shards import ShardReader, read_shards, safe_key, verify_shards, write_shards
+from lumina_cli.core.formats.shards import (
+    ShardReader,
+    describe_shards,
+    read_shards,
+    safe_key,
+    verify_shards,
+    write_shards,
+)
 
 
 def picture(seed: int, size: tuple[int, int] = (24, 16)) -> Image.Image:
@@ -143,6 +151,51 @@ def test_an_interrupted_run_looks_unfinished(tmp_path):
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["000000.index.jsonl", "000000.tar"]
     with pytest.raises(UsageError, match="holds shards of an unfinished run; --force replaces them"):
         write(rows(1), tmp_path / "s")
+
+
+def use_of(name, folder):
+    return {
+        "read": lambda: list(read_shards(folder)),
+        "reader": lambda: ShardReader(folder),
+        "describe": lambda: list(describe_shards(folder)),
+        "verify": lambda: list(verify_shards(folder)),
+        "source": lambda: list(read_source(folder)),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["read", "reader", "describe", "verify", "source"])
+def test_an_unfinished_folder_is_not_read(tmp_path, name):
+    write(rows(3), tmp_path / "s", per_shard=1)
+    (tmp_path / "s" / "shards.json").unlink()
+    with pytest.raises(
+        LuminaError, match=r"s is unfinished: `lumina shard SOURCE .*s --force` writes it anew"
+    ):
+        use_of(name, tmp_path / "s")()
+    assert len(ShardReader(tmp_path / "s" / "000001.tar")) == 1  # a tar by its name is whole
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [("000001.*", "2 shards, but its shards.json says 3"), ("line", "2 samples, but its shards.json says 3")],
+)
+def test_a_folder_that_lost_something_is_not_read(tmp_path, lost, words):
+    write(rows(3), tmp_path / "s", per_shard=1)
+    for path in (tmp_path / "s").glob(lost):
+        path.unlink()
+    if lost == "line":
+        (tmp_path / "s" / "000001.index.jsonl").write_text("")
+    with pytest.raises(LuminaError, match=words):
+        ShardReader(tmp_path / "s")
+
+
+def test_the_index_is_there_before_its_tar(tmp_path):
+    def last_of_the_shard():
+        yield from rows(1)
+        (tmp_path / "s" / "000000.tar").mkdir()  # so that the tar cannot take its name
+
+    with pytest.raises(IsADirectoryError):
+        write(last_of_the_shard(), tmp_path / "s")
+    assert (tmp_path / "s" / "000000.index.jsonl").is_file()
 
 
 def test_no_rows_is_an_error(tmp_path):
@@ -373,11 +426,51 @@ def test_nano_scenes_are_the_same_alone_and_in_workers(monkeypatch):
     assert [row["key"] for row in alone] == [f"nano-3-{i:06d}" for i in range(5)]
     assert set(alone[0]["captions"]) == {"en", "zh", "ja", "ru", "de"}
     assert alone[0]["image"].size == (32, 32)
-    jobs = [(3, i, min(i + 2, 5), 32, False) for i in range(0, 5, 2)]
+    jobs = [(3, i, min(i + 2, 5), 32, False, False) for i in range(0, 5, 2)]
     together = list(scenes.in_workers(jobs, 1))
     assert [row["key"] for row in together] == [row["key"] for row in alone]
     for one, other in zip(alone, together, strict=True):
         assert open_row_image(one).tobytes() == open_row_image(other).tobytes()
+
+
+def test_true_depth_and_masks_come_back(tmp_path):
+    from lumina_cli.core.nano.scene import draw_scene
+    from lumina_cli.core.nano.world import render
+
+    write(read_source("nano:3?seed=2&size=32&truth=1"), tmp_path / "s")
+    copied = (
+        json.loads(dump_row(row)) for row in read_shards(tmp_path / "s")
+    )  # as `shard cat | shard pack -`
+    write(copied, tmp_path / "t")
+    (tmp_path / "t" / "000000.index.jsonl").unlink()  # then the tar is scanned
+    truth = render([draw_scene(2, i) for i in range(3)], 32)
+    for folder in "st":
+        for row, picture in zip(ShardReader(tmp_path / folder), truth, strict=True):
+            depth, masks = (row[name].read() for name in ("depth", "masks"))
+            assert np.abs(decode_depth(depth) - picture.depth).max() <= 0.0005 + 1e-5
+            assert (decode_masks(masks, len(picture.masks)) == picture.masks).all()
+            assert Image.open(io.BytesIO(depth)).mode == "I;16"
+            assert row["image"].open().tobytes() == picture.image.tobytes()
+    assert "depth" not in next(read_source("nano:1?size=32"))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_webdataset_reads_true_depth_and_masks(tmp_path):
+    import webdataset
+
+    write(read_source("nano:2?size=32&truth=1"), tmp_path / "s")
+    found = list(webdataset.WebDataset(str(tmp_path / "s" / "000000.tar"), shardshuffle=False))
+    assert [set(row) & {"png", "json", "depth.png", "masks.png"} for row in found] == [
+        {"png", "json", "depth.png", "masks.png"}
+    ] * 2
+    assert found[1]["masks.png"] == ShardReader(tmp_path / "s")[1]["masks"].read()
+
+
+def test_a_depth_of_another_kind_stays_in_the_row(tmp_path):
+    write([{"key": "a", "image": picture(0), "depth": 3, "masks": "none"}], tmp_path / "s")
+    (row,) = read_shards(tmp_path / "s")
+    assert (row["depth"], row["masks"]) == (3, "none")
 
 
 # The verb

@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lumina_cli.core.data.loader import TrainingData
+from lumina_cli.core.data.loader import TrainBatch, TrainingData
+from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
 from lumina_cli.core.flow.path import shift_time, train_shift
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import from_official
+from lumina_cli.core.training import loop
 from lumina_cli.core.training.config import Recipe
-from lumina_cli.core.training.loop import describe, train_transformer
+from lumina_cli.core.training.loop import ASSETS, describe, find_frozen, train_transformer
 from lumina_cli.core.training.objective import (
     draw_time_and_noise,
     even_times,
@@ -22,7 +24,7 @@ from lumina_cli.core.training.objective import (
     stage_loss,
     velocity_loss,
 )
-from lumina_cli.core.training.trainer import build_model, compile_blocks
+from lumina_cli.core.training.trainer import Trainer, build_model, compile_blocks
 
 GOLDEN = Path(__file__).parent / "golden" / "official_nextdit_tiny"
 TENSORS = load_file(GOLDEN.with_suffix(".safetensors"))
@@ -260,7 +262,72 @@ def test_compiled_blocks_train_like_plain_ones(recipe, tmp_path):
 
 
 def test_compiling_without_a_compiler_says_what_to_do(monkeypatch):
-    monkeypatch.setattr("lumina_cli.core.training.trainer.find_compiler", lambda: None)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MissingPart, match="compile=false"):
         compile_blocks(build_model("nano"))
+
+
+def test_checkpointing_changes_no_gradient(recipe, tiny_folder):
+    batch = TrainBatch(torch.randn(2, 16, 8, 8), torch.ones(2, 3, dtype=torch.long), None)
+    weights, calls = [], []
+    for checkpointing in (False, True):
+        settings = recipe(checkpointing=checkpointing, clip=1e9)
+        trainer = Trainer(settings, TextEncoder(tiny_folder, torch.device("cpu")), torch.device("cpu"))
+        count = [0]
+        block = trainer.model.layers[0]
+        block.register_forward_pre_hook(lambda *_, count=count: count.__setitem__(0, count[0] + 1))
+        gradients = []
+        trainer._apply = lambda norm, lr, model=trainer.model, into=gradients: into.extend(
+            parameter.grad for parameter in model.parameters()
+        )
+        trainer.update(batch, settings.stages["low"], 1e-3)
+        weights.append(gradients)
+        calls.append(count[0])
+    assert calls == [1, 2]  # on the way back once more
+    assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+def test_truncated_pictures_do_not_end_a_run(recipe, pictures, tmp_path):
+    lines = pictures.read_text().splitlines()
+    for i in range(len(lines)):
+        (tmp_path / f"{i}.png").write_bytes(
+            (pictures.parent / f"{i}.png").read_bytes()[: 300 if i == 7 else None]
+        )
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    rows = train(recipe(data=str(tmp_path / "rows.jsonl"), cache=tmp_path / "cache"), tmp_path / "run")
+    assert rows[0] == {
+        "phase": "cache latents", "pictures": 30, "rejects": 1,
+        "why": str(next((tmp_path / "cache").glob("*-64")) / "rejects.jsonl"),
+    }  # fmt: skip
+
+
+def test_frozen_parts_are_found_by_name_before_any_folder(tmp_path, monkeypatch, tiny_folder):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").mkdir()
+    assert find_frozen("nano") == ASSETS / "nano"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model").symlink_to(tiny_folder)
+    assert find_frozen("run") == Path("run/model")
+    assert find_frozen(str(tiny_folder)) == tiny_folder
+    with pytest.raises(LuminaError, match="nano has no vae, text_encoder, tokenizer"):
+        find_frozen("./nano")
+    with pytest.raises(UsageError, match="frozen: unknown model 'nanoo'; did you mean 'nano'"):
+        find_frozen("nanoo")
+
+
+def test_frozen_is_never_a_path_into_the_assets(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="frozen: unknown model"):
+        find_frozen("nano/../nano")
+
+
+def test_an_embedded_model_without_transformer_gives_its_frozen_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "ASSETS", tmp_path)
+    for part in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / "nano" / part).mkdir(parents=True)
+    assert find_frozen("nano") == tmp_path / "nano"
+    (tmp_path / "nano" / "vae").rmdir()
+    with pytest.raises(LuminaError, match="has no vae"):
+        find_frozen("nano")

@@ -49,8 +49,8 @@ def _convert(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> 
     """Read, check against the network's shapes, translate and write; return a row that says what was done."""
     import torch
 
-    from lumina_cli.core.nextdit import NextDiT, convert
     from lumina_cli.core.formats.weights import read_json
+    from lumina_cli.core.nextdit import NextDiT, convert
 
     folder = source / "transformer" if (source / "transformer").is_dir() else source
     weights = convert.read_weights(folder)

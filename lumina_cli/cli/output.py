@@ -37,7 +37,8 @@ def _read(arguments: list[str], key: str) -> Iterator[dict]:
             count += 1
             yield row
     if not count:
-        raise LuminaError(f"nothing to do: no {key} in {' '.join(arguments).replace('-', 'stdin', 1)}")
+        places = ("stdin" if word == "-" else word for word in arguments)
+        raise LuminaError(f"nothing to do: no {key} in {' '.join(places)}")
 
 
 def _rows_of(word: str, key: str) -> Iterator[dict]:
@@ -46,7 +47,7 @@ def _rows_of(word: str, key: str) -> Iterator[dict]:
     elif word.endswith(ROW_FILES) and not any(letter.isspace() for letter in Path(word).name):
         yield from jsonl.read_rows(word, key)
     elif not word.strip():
-        raise UsageError(f"the {key} is empty")
+        raise LuminaError(f"the {key} is empty")
     else:
         yield {key: word}
 

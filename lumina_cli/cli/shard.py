@@ -33,7 +33,11 @@ def pack(
     force: Annotated[bool, typer.Option("--force", help="Replace the shards that DEST holds.")] = False,
     json: Json = False,
 ) -> None:
-    """Write pictures and captions as shards, a row per shard out; bad ones go to DEST/rejects.jsonl."""
+    """Write pictures and captions as shards, a row per shard out; bad ones go to DEST/rejects.jsonl.
+
+    nano:N?truth=1 adds what the renderer knows: {key}.depth.png (16-bit, thousandths of a world unit) and
+    {key}.masks.png (8-bit: 0 no thing, i + 1 on things[i]).
+    """
     from lumina_cli.core.data.sources import read_source
     from lumina_cli.core.errors import UsageError
     from lumina_cli.core.formats.shards import write_shards

@@ -63,6 +63,12 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler that torch's compiler would call on a CPU, or None."""
+    names = (os.environ.get("CXX"), "g++", "clang++")
+    return next((path for path in map(shutil.which, filter(None, names)) if path), None)
+
+
 def memory_gib() -> tuple[float, float] | None:
     """Return (total, available) memory in GiB, or None where the system does not tell."""
     path = Path("/proc/meminfo")

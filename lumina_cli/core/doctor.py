@@ -11,9 +11,11 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from lumina_cli.core.device import compute_dtype, describe_machine, pick_device
+from lumina_cli.core.device import compute_dtype, describe_machine, find_compiler, pick_device
+from lumina_cli.core.errors import LuminaError
 
 HUB_MODEL = "Alpha-VLLM/Lumina-Image-2.0"
+HUB_SIZE = 20  # GB: transformer and text encoder of 10.4 each, in float32, and a small autoencoder
 NEEDED = ("torch", "transformers", "diffusers", "datasets", "webdataset", "safetensors", "pydantic", "pillow")
 IMPORTED_AS = {"pillow": "PIL"}
 LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB free; nano trains and shards within these
@@ -21,13 +23,17 @@ LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB free; nano trains and shards within t
 Finding = tuple[bool | None, str, str]  # ok, found, fix
 
 
-def examine() -> Iterator[dict]:
-    """Yield a row for each part, the needed ones first; nothing in here raises."""
+def examine(cached: Callable[[str], Path | None]) -> Iterator[dict]:
+    """Yield a row for each part, the needed ones first; nothing in here raises.
+
+    `cached` returns the folder of a hub model that is whole on this machine: `sampling.models.cached`.
+    """
     yield _row("python", _python)
     for name in NEEDED:
         yield _row(name, lambda name=name: _package(name))
     for name, check in CHECKS.items():
         yield _row(name, check)
+    yield _row("lumina-image-2", lambda: _hub_model(cached))
 
 
 def _row(part: str, check: Callable[[], Finding]) -> dict:
@@ -155,31 +161,27 @@ def _try_ray() -> None:
 
 
 def _compiler() -> Finding:
-    found = next((path for name in ("c++", "g++", "clang++") if (path := shutil.which(name))), None)
-    return (
-        (True if found else None),
-        found or "none",
-        "" if found else "install g++ to train with compile=true",
-    )
+    found = find_compiler()
+    return (True, found, "") if found else (None, "none", "install g++ to train with compile=true")
 
 
 def _nano() -> Finding:
     from lumina_cli.core.registry import MODELS
 
-    folder = MODELS.load("nano")()
-    missing = [
-        name for name in ("transformer", "vae", "text_encoder", "tokenizer") if not (folder / name).is_dir()
-    ]
-    return not missing, str(folder), f"{', '.join(missing)} missing; reinstall lumina-cli" if missing else ""
+    try:
+        return True, str(MODELS.load("nano")()), ""
+    except LuminaError as error:
+        return False, str(error), "reinstall lumina-cli"
 
 
-def _lumina_image_2() -> Finding:
+def _hub_model(cached: Callable[[str], Path | None]) -> Finding:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(HUB_MODEL, "model_index.json")
-    if not isinstance(found, str):
-        return None, "not in the hub cache", f"hf download {HUB_MODEL} (about 10 GB)"
-    return True, str(Path(found).parent), ""
+    if folder := cached(HUB_MODEL):
+        return True, str(folder), ""
+    begun = isinstance(try_to_load_from_cache(HUB_MODEL, "model_index.json"), str)
+    found = "not whole in the hub cache" if begun else "not in the hub cache"
+    return None, found, f"hf download {HUB_MODEL} (about {HUB_SIZE} GB)"
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {
@@ -193,5 +195,4 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "vllm": lambda: _optional("vllm", "vllm", _try_vllm),
     "ray": lambda: _optional("ray", "ray", _try_ray),
     "nano": _nano,
-    "lumina-image-2": _lumina_image_2,
 }

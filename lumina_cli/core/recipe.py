@@ -48,9 +48,10 @@ def load_recipe(name: str | Path | None, schema: type, overrides: list[str] = ()
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Recipes that come with lumina, by name: beside the code in a checkout, in the package in a wheel."""
-    folders = [PACKAGE.parent / "recipes", PACKAGE / "recipes"]
-    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    """Recipes that come with lumina, by name: in the package in a wheel, beside the code in a checkout."""
+    folder, checkout = PACKAGE / "recipes", PACKAGE.parent
+    if not folder.is_dir() and (checkout / "pyproject.toml").is_file():
+        folder = checkout / "recipes"
     return {str(path.relative_to(folder).with_suffix("")): path for path in sorted(folder.rglob("*.yaml"))}
 
 

@@ -1,7 +1,8 @@
 """Latents of a source, encoded once per size and kept on disk, with the captions beside them.
 
 A cache folder holds latents.bin (float16, one picture after another), rows.jsonl (captions, score and latent
-size of each) and progress.json. Only what progress.json counts is whole; a killed build goes on from there.
+size of each), rejects.jsonl (the rows whose picture could not be read) and progress.json. Only what
+progress.json counts is whole; a killed build goes on from there.
 """
 
 import hashlib
@@ -18,11 +19,14 @@ from torch import Tensor
 
 from lumina_cli.core.data.buckets import best_size, crop_picture
 from lumina_cli.core.data.sources import open_row_image
-from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.errors import LuminaError, TooManyBad
+from lumina_cli.core.formats.atomic import atomic_write, disk_errors
+from lumina_cli.core.formats.rows import dump_row
 
 CHUNK = 64  # pictures encoded together
-NOTHING = {"rows": 0, "row_bytes": 0, "latent_bytes": 0, "done": False}
+MAX_BAD_RATE = 0.05
+NOTHING = {"rows": 0, "row_bytes": 0, "latent_bytes": 0, "rejects": 0, "reject_bytes": 0, "done": False}
+FILES = {"rows.jsonl": "row_bytes", "latents.bin": "latent_bytes", "rejects.jsonl": "reject_bytes"}
 Encode = Callable[[Tensor], Tensor]
 
 
@@ -70,14 +74,18 @@ class _Writer:
         self.folder, self.size = folder, size
         self.progress = dict(NOTHING)
         if (folder / "progress.json").exists():
-            self.progress = json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+            self.progress |= json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+
+    def consumed(self) -> int:
+        """Return how many rows of the source are done, the rejected ones among them."""
+        return self.progress["rows"] + self.progress["rejects"]
 
     def open(self, stack: ExitStack, rows: int) -> None:
-        """Open for writing after `rows` rows; from the start if this folder holds another number."""
-        if self.progress["rows"] != rows:
+        """Open for writing after `rows` rows of the source; from the start if this folder has others done."""
+        if self.consumed() != rows:
             self.progress = dict(NOTHING)
         self.files = []
-        for name, size in (("rows.jsonl", "row_bytes"), ("latents.bin", "latent_bytes")):
+        for name, size in FILES.items():
             path = self.folder / name
             path.touch()
             file = stack.enter_context(path.open("r+b"))
@@ -85,53 +93,80 @@ class _Writer:
             file.seek(self.progress[size])
             self.files.append(file)
 
-    def add(self, rows: list[dict], pictures: list[Image.Image], encode: Encode) -> None:
+    def add(self, rows: list[dict], pictures: list[Image.Image], rejects: list[dict], encode: Encode) -> None:
         latents = encode_pictures(pictures, self.size, encode)
         for row, latent in zip(rows, latents, strict=True):
             kept = {"captions": row["captions"], "score": row.get("score"), "shape": list(latent.shape)}
-            self.files[0].write(json.dumps(kept, ensure_ascii=False).encode() + b"\n")
+            self.files[0].write(dump_row(kept).encode() + b"\n")
             self.files[1].write(latent.to(torch.float16).numpy().tobytes())
-        self.note(rows=self.progress["rows"] + len(rows))
+        for reject in rejects:
+            self.files[2].write(dump_row(reject).encode() + b"\n")
+        rejected = self.progress["rejects"] + len(rejects)
+        self.note(rows=self.progress["rows"] + len(rows), rejects=rejected)
 
     def note(self, **changes) -> None:
         """Count what was written as whole."""
         for file in self.files:
             file.flush()
-        sizes = {"row_bytes": self.files[0].tell(), "latent_bytes": self.files[1].tell()}
+        sizes = {size: file.tell() for size, file in zip(FILES.values(), self.files, strict=True)}
         self.progress |= sizes | changes
         with atomic_write(self.folder / "progress.json") as aside:
             aside.write_text(json.dumps(self.progress), encoding="utf-8")
 
 
-def build_stores(rows: Iterable[dict], folders: dict[int, Path], encode: Encode) -> Iterator[int]:
+def build_stores(
+    rows: Iterable[dict], folders: dict[int, Path], encode: Encode, max_bad_rate: float = MAX_BAD_RATE
+) -> Iterator[int]:
     """Encode a source, in one pass, at each size of `folders` that is not cached; yields pictures done.
 
     `folders` maps sizes in pixels to folders; `encode` takes pixels (B, 3, H, W) in [-1, 1] to latents.
-    Raises LuminaError for a row without captions, and for a source without rows.
+    A row whose picture cannot be read goes to rejects.jsonl; TooManyBad is raised at the end if more than
+    `max_bad_rate` of all did. LuminaError for a row without captions, and for a source without rows.
     """
     writers = [_Writer(folder, size) for size, folder in folders.items() if not is_whole(folder)]
     if not writers:
         return
-    counts = {writer.progress["rows"] for writer in writers}
+    counts = {writer.consumed() for writer in writers}
     done = counts.pop() if len(counts) == 1 else 0
-    with ExitStack() as stack:
+    with disk_errors(writers[0].folder), ExitStack() as stack:
         for writer in writers:
             writer.open(stack, done)
-        try:
-            for chunk in chunked(islice(rows, done, None), CHUNK):
-                check_captions(chunk, done)
-                pictures = [open_row_image(row) for row in chunk]
-                for writer in writers:
-                    writer.add(chunk, pictures, encode)
-                done += len(chunk)
-                yield done
-            if not done:
-                raise LuminaError("the data has no rows")
+        for chunk in chunked(islice(rows, done, None), CHUNK):
+            check_captions(chunk, done)
+            good, pictures, rejects = open_pictures(chunk, done)
             for writer in writers:
-                writer.note(done=True)
-        except OSError as error:
-            reason = error.strerror or error
-            raise LuminaError(f"cannot cache latents in {writers[0].folder}: {reason}") from error
+                writer.add(good, pictures, rejects, encode)
+            done += len(chunk)
+            yield done
+        if not done:
+            raise LuminaError("the data has no rows")
+        check_rejects(writers[0].progress["rejects"], done, max_bad_rate, writers[0].folder)
+        for writer in writers:
+            writer.note(done=True)
+
+
+def check_rejects(rejected: int, done: int, max_bad_rate: float, folder: Path) -> None:
+    """Raise TooManyBad where more than `max_bad_rate` of the pictures, or all of them, could not be read."""
+    why = f"{folder / 'rejects.jsonl'} says why"
+    if rejected > max_bad_rate * done:
+        bad = f"{rejected} of {done} pictures cannot be used"
+        raise TooManyBad(f"{bad}, more than max_bad_rate={max_bad_rate:g} allows; {why}")
+    if rejected == done:
+        raise TooManyBad(f"none of {done} pictures can be used; {why}")
+
+
+def open_pictures(rows: list[dict], before: int) -> tuple[list[dict], list[Image.Image], list[dict]]:
+    """Return the rows whose pictures open, these pictures, and rejects with the reason for the others."""
+    good, pictures, rejects = [], [], []
+    for number, row in enumerate(rows, before + 1):
+        try:
+            pictures.append(open_row_image(row))
+        except LuminaError as error:
+            named = {"row": number, "key": row.get("key"), "image": row.get("image"), "reason": str(error)}
+            rejects.append(named)
+        else:
+            good.append(row)
+    return good, pictures, rejects
 
 
 def check_captions(rows: list[dict], before: int) -> None:
@@ -165,6 +200,11 @@ def is_whole(folder: Path) -> bool:
     """Whether a cache folder was built to its end."""
     progress = folder / "progress.json"
     return progress.exists() and json.loads(progress.read_text(encoding="utf-8"))["done"]
+
+
+def count_rejects(folder: Path) -> int:
+    """Return how many rows of the source a whole cache folder left out."""
+    return json.loads((folder / "progress.json").read_text(encoding="utf-8")).get("rejects", 0)
 
 
 def fingerprint(source: str, parts: Path) -> str:

@@ -12,7 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lumina_cli.core.data.latents import Encode, LatentStore, build_stores, chunked, fingerprint
+from lumina_cli.core.data.latents import (
+    Encode,
+    LatentStore,
+    build_stores,
+    chunked,
+    count_rejects,
+    fingerprint,
+)
 from lumina_cli.core.data.sampler import Sampler, counted_random
 from lumina_cli.core.data.sources import read_source
 from lumina_cli.core.device import cpu_count
@@ -48,7 +55,12 @@ class TrainingData:
     def prepare(self, encode: Encode) -> Iterator[int]:
         """Encode what is not cached yet, at all sizes of the recipe; yields the number of pictures done."""
         rows = read_source(self.recipe.data, workers=cpu_count())
-        return build_stores(rows, self.folders, encode)
+        return build_stores(rows, self.folders, encode, self.recipe.max_bad_rate)
+
+    def rejects(self) -> tuple[int, Path]:
+        """Return how many pictures were left out by `prepare`, and the file that says why."""
+        folder = next(iter(self.folders.values()))
+        return count_rejects(folder), folder / "rejects.jsonl"
 
     def stage(self, name: str, tokenizer) -> "StageData":
         """Return the batches of a stage; `tokenizer` maps a list of texts to lists of token ids."""

@@ -5,20 +5,26 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from io import BytesIO
 from multiprocessing import get_context
 
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats.images import encode_depth, encode_masks, png_bytes
 from lumina_cli.core.nano.language import all_captions
 from lumina_cli.core.nano.scene import draw_scene
 
 CHUNK = 48  # scenes rendered together; smaller chunks cost more a scene
-Job = tuple[int, int, int, int, bool]  # seed, first index, index after the last, size in pixels, held out
+# seed, first index, index after the last, size in pixels, held out, with depth and masks
+Job = tuple[int, int, int, int, bool, bool]
 
 
-def nano_rows(count: int, seed: int, size: int, held_out: bool = False, workers: int = 0) -> Iterator[dict]:
-    """Yield scenes with key, image, captions and scene; with workers "image" is PNG bytes, else a picture."""
-    jobs = [(seed, i, min(i + CHUNK, count), size, held_out) for i in range(0, count, CHUNK)]
+def nano_rows(
+    count: int, seed: int, size: int, held_out: bool = False, workers: int = 0, truth: bool = False
+) -> Iterator[dict]:
+    """Yield scenes with key, image, captions and scene; with workers "image" is PNG bytes, else a picture.
+
+    With `truth` also "depth" and "masks", always the bytes of PNG files.
+    """
+    jobs = [(seed, i, min(i + CHUNK, count), size, held_out, truth) for i in range(0, count, CHUNK)]
     if workers > 0 and len(jobs) > 4 * workers:
         yield from in_workers(jobs, workers)
     else:
@@ -30,23 +36,17 @@ def chunk_rows(job: Job, encode: bool = False) -> list[dict]:
     """Return the rows of one chunk; with `encode` their pictures are the bytes of PNG files."""
     from lumina_cli.core.nano.world import render
 
-    seed, start, stop, size, held_out = job
+    seed, start, stop, size, held_out, truth = job
     scenes = [draw_scene(seed, index, held_out) for index in range(start, stop)]
     rows = []
     for index, scene, picture in zip(range(start, stop), scenes, render(scenes, size), strict=True):
         name = f"nano-{seed}-held-out" if held_out else f"nano-{seed}"
-        image = _png(picture.image) if encode else picture.image
+        image = png_bytes(picture.image) if encode else picture.image
         captions = all_captions(scene, index)
-        rows.append(
-            {"key": f"{name}-{index:06d}", "image": image, "captions": captions, "scene": scene.to_json()}
-        )
+        row = {"key": f"{name}-{index:06d}", "image": image, "captions": captions, "scene": scene.to_json()}
+        known = {"depth": encode_depth(picture.depth), "masks": encode_masks(picture.masks)} if truth else {}
+        rows.append(row | known)
     return rows
-
-
-def _png(image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _render_encoded(job: Job) -> list[dict]:

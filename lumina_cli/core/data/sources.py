@@ -3,11 +3,15 @@
     photos/                  a folder of pictures, with captions beside them (cat.jpg: cat.txt or cat.json)
     rows.jsonl, -            rows from a file or stdin
     shards/, 000000.tar      shards
-    nano:2000?seed=7         rendered scenes; also size= in pixels, held_out=1 for what is kept from training
+    nano:2000?seed=7         rendered scenes; also size= in pixels, held_out=1 for what is kept from training,
+                             truth=1 for the true depth and masks beside each picture
     hf:NAME?split=train      a data set of the hub; also config=, image=, text= (its columns) and limit=
 
 A row's "image" is a path, a picture in memory, the bytes of a picture file, or a TarImage; `open_row_image`
-opens any.
+opens any. With truth=1 a nano row also has "depth" and "masks", PNG files of the picture's size: depth is
+16-bit grey, thousandths of a world unit along the ray; masks is 8-bit grey, 0 where there is no thing and
+i + 1 on things[i] of "scene". Shards keep them as {key}.depth.png and {key}.masks.png; `decode_depth` and
+`decode_masks` of formats/images.py read them.
 """
 
 import os
@@ -26,7 +30,7 @@ from lumina_cli.core.formats.shards import read_image_bytes, read_shards
 from lumina_cli.core.formats.tars import TarImage
 from lumina_cli.core.registry import did_you_mean
 
-NANO = {"seed": 0, "size": 128, "held_out": 0}
+NANO = {"seed": 0, "size": 128, "held_out": 0, "truth": 0}
 HUB = {"split": "train", "config": "", "image": "image", "text": "text", "limit": 0}
 LANGUAGE = "en"  # of a caption that does not say
 LEVEL_WORDS = {"short": 12, "medium": 30}  # a caption that does not say its level is put by its length
@@ -161,7 +165,8 @@ def _nano(rest: str, source: str, workers: int) -> Iterator[dict]:
     number = _whole(count, f"{source}: the number of scenes")
     if number < 1:
         raise UsageError(f"{source}: at least 1 scene")
-    return nano_rows(number, settings["seed"], settings["size"], bool(settings["held_out"]), workers)
+    held_out, truth = bool(settings["held_out"]), bool(settings["truth"])
+    return nano_rows(number, settings["seed"], settings["size"], held_out, workers, truth)
 
 
 def _hub(rest: str, source: str) -> Iterator[dict]:

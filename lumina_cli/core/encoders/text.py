@@ -10,6 +10,8 @@ from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 from transformers.utils import logging
 
+from lumina_cli.core.formats.weights import raise_misfit
+
 MAX_TOKENS = 256
 
 
@@ -17,7 +19,8 @@ class TextEncoder:
     """A Gemma-2 and its tokenizer, from the text_encoder/ and tokenizer/ of a model folder.
 
     The features are `hidden_states[-2]`, the input of the last layer, before the final norm: neither is kept.
-    Attention runs in transformers' eager form, the one that applies Gemma's soft cap.
+    Attention runs in transformers' eager form, the one that applies Gemma's soft cap. LuminaError names the
+    tensors that are missing, unexpected or misshaped, if any.
     """
 
     def __init__(
@@ -32,14 +35,7 @@ class TextEncoder:
         self.tokenizer = GemmaTokenizer.from_pretrained(
             folder / "tokenizer", padding_side="right", add_bos_token=True, local_files_only=True
         )
-        with without_progress_bar():
-            model = Gemma2Model.from_pretrained(
-                folder / "text_encoder",
-                dtype=dtype,
-                attn_implementation="eager",
-                use_safetensors=True,
-                local_files_only=True,
-            )
+        model = read_gemma(folder / "text_encoder", dtype)
         self.model = without_last_layer(model).to(device).eval().requires_grad_(False)
 
     @property
@@ -66,6 +62,28 @@ class TextEncoder:
         return [max(0, len(tokens) - self.max_tokens) for tokens in ids]
 
 
+def read_gemma(folder: Path, dtype: torch.dtype) -> Gemma2Model:
+    """The Gemma-2 in `folder`; LuminaError where its weights are not those of its config.
+
+    What `without_last_layer` cuts off may be missing, and the output layer of a whole language model present.
+    """
+    with quiet_transformers():
+        model, found = Gemma2Model.from_pretrained(
+            folder,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # so that they are told here, together with what is missing
+            output_loading_info=True,
+        )
+    cut = (f"layers.{len(model.layers) - 1}.", "norm.")
+    missing = sorted(name for name in found["missing_keys"] if not name.startswith(cut))
+    unexpected = sorted(set(found["unexpected_keys"]) - {"lm_head.weight"})
+    raise_misfit(str(folder), missing, unexpected, sorted(found["mismatched_keys"]))
+    return model
+
+
 def without_last_layer(model: Gemma2Model) -> Gemma2Model:
     """Cut the last layer and the final norm off a Gemma-2, in place."""
     model.config.num_hidden_layers -= 1
@@ -75,12 +93,14 @@ def without_last_layer(model: Gemma2Model) -> Gemma2Model:
 
 
 @contextmanager
-def without_progress_bar() -> Iterator[None]:
-    """Keep transformers from drawing its own bars on stderr inside the block."""
-    shown = logging.is_progress_bar_enabled()
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from drawing bars and reports of tensors on stderr inside the block."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()

@@ -1,10 +1,15 @@
 """Picture latents: an AutoencoderKL with the shift and scale that the network was trained with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.utils import logging
 from torch import Tensor
+
+from lumina_cli.core.formats.weights import raise_misfit
 
 
 class Autoencoder:
@@ -12,14 +17,14 @@ class Autoencoder:
 
     channels   C, of the latents
     factor     how many pixels wide and high one latent is
+
+    LuminaError names the tensors that are missing, unexpected or misshaped, if any.
     """
 
     def __init__(
         self, folder: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
     ):
-        model = AutoencoderKL.from_pretrained(
-            Path(folder) / "vae", torch_dtype=dtype, use_safetensors=True, local_files_only=True
-        )
+        model = read_autoencoder(Path(folder) / "vae", dtype)
         self.model = model.to(device).eval().requires_grad_(False)
         config = self.model.config
         self.channels: int = config.latent_channels
@@ -38,3 +43,29 @@ class Autoencoder:
         """Return pixels (B, 3, H, W), about -1 to 1, of latents (B, C, H / factor, W / factor)."""
         latents = latents.to(self.model.device, self.model.dtype)
         return self.model.decode(latents / self.scale + self.shift, return_dict=False)[0]
+
+
+def read_autoencoder(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
+    """The AutoencoderKL in `folder`; LuminaError where its weights are not those of its config."""
+    with quiet_diffusers():
+        model, found = AutoencoderKL.from_pretrained(
+            folder,
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # so that they are told here, together with what is missing
+            output_loading_info=True,
+        )
+    raise_misfit(str(folder), found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
+    return model
+
+
+@contextmanager
+def quiet_diffusers() -> Iterator[None]:
+    """Keep diffusers from warning about tensors inside the block: an error says the same in one line."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

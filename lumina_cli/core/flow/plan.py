@@ -35,8 +35,10 @@ class Plan:
     renorm: float | None = 1.0
 
     def __post_init__(self):
+        _check(isinstance(self.solver, str), "solver", self.solver, f"one of {', '.join(SOLVERS)}")
         SOLVERS.load(self.solver)
-        _check(isinstance(self.steps, int) and self.steps >= 1, "steps", self.steps, "a whole number from 1")
+        whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
+        _check(whole and self.steps >= 1, "steps", self.steps, "a whole number from 1")
         _check(_is_number(self.shift) and self.shift > 0, "shift", self.shift, "a number above 0")
         _check(_is_number(self.guidance), "guidance", self.guidance, "a number")
         _check(
@@ -62,7 +64,12 @@ class Plan:
     @classmethod
     def from_json(cls, settings: dict | str) -> "Plan":
         """Read what `to_json` returned, as a dict or as JSON text; settings left out keep their defaults."""
-        settings = json.loads(settings) if isinstance(settings, str) else settings
+        if isinstance(settings, str):
+            try:
+                settings = json.loads(settings)
+            except ValueError as error:
+                raise UsageError(f"the plan {settings!r} is not JSON: {error}") from error
+        _check(isinstance(settings, dict), "a plan", settings, 'settings by name, such as {"steps": 17}')
         known = [field.name for field in fields(cls)]
         for name in settings:
             if name not in known:
@@ -71,7 +78,7 @@ class Plan:
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _check(fits: bool, name: str, value, wanted: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError
 
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 _TORCH_WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter")
 
 
@@ -42,7 +43,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 def disk_errors(path: str | Path) -> Iterator[None]:
     """Turn what the disk refuses while `path` is written into one line; other errors stay what they are.
 
-    A full disk is an OSError in Python, a SafetensorError in safetensors and a RuntimeError in torch.save.
+    A full disk is an OSError in Python, a SafetensorError in safetensors, a bare Exception in tokenizers and
+    a RuntimeError in torch.save.
     """
     try:
         yield
@@ -51,7 +53,9 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         if reason is None:
             raise
         full = reason == os.strerror(errno.ENOSPC)
-        raise LuminaError(f"the disk is full: {path}" if full else f"cannot write {path}: {reason}") from error
+        raise LuminaError(
+            f"the disk is full: {path}" if full else f"cannot write {path}: {reason}"
+        ) from error
 
 
 def _refusal(error: BaseException) -> str | None:
@@ -62,7 +66,6 @@ def _refusal(error: BaseException) -> str | None:
         # the writer then complains once more while it closes the file: the system's own error came before
         earlier = error.__context__ and _refusal(error.__context__)
         return earlier or "the file could not be written whole"
-    from safetensors import SafetensorError
-
-    number = re.search(r"\(os error (\d+)\)", str(error)) if isinstance(error, SafetensorError) else None
+    # safetensors and tokenizers, written in Rust, quote the system's error
+    number = None if isinstance(error, LuminaError) else _RUST_ERROR.search(str(error))
     return os.strerror(int(number[1])) if number else None

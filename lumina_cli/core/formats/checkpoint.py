@@ -29,7 +29,7 @@ def folder_aside(final: Path) -> Iterator[Path]:
     """
     final = Path(final)
     aside, old = final.with_name(f".{final.name}.partial"), final.with_name(f".{final.name}.old")
-    restore_folder(final)
+    _restore_folder(final)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         with disk_errors(final):
@@ -40,8 +40,8 @@ def folder_aside(final: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def restore_folder(final: Path) -> None:
-    """Bring back the folder that a kill left under its old name; where the new one is whole, remove the old."""
+def _restore_folder(final: Path) -> None:
+    """Bring back the folder that a kill left under its old name; where the new one is there, remove it."""
     old = final.with_name(f".{final.name}.old")
     if old.exists() and not final.exists():
         with disk_errors(final):

@@ -11,7 +11,20 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, feature
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats.atomic import atomic_write
 
-__all__ = ["MAX_PIXELS", "SUFFIXES", "atomic_write", "open_image", "probe", "read_metadata", "save_picture"]
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "atomic_write",
+    "decode_depth",
+    "decode_masks",
+    "encode_depth",
+    "encode_masks",
+    "open_image",
+    "png_bytes",
+    "probe",
+    "read_metadata",
+    "save_picture",
+]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million: a larger one is an attack more often than a picture
@@ -150,3 +163,38 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits; Pillow itself would clip it to white."""
     values = np.asarray(image).astype(np.float64)
     return Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
+
+
+DEPTH_STEPS = 1000  # a 16-bit depth counts thousandths of a world unit; 65535 is as far or farther
+
+
+def encode_depth(depth: np.ndarray) -> bytes:
+    """Return a depth (H, W) in world units as a 16-bit grey PNG in thousandths of a unit."""
+    steps = np.clip(np.round(depth.astype(np.float64) * DEPTH_STEPS), 0, 65535).astype(np.uint16)
+    return png_bytes(Image.fromarray(steps))
+
+
+def decode_depth(data: bytes) -> np.ndarray:
+    """Return the depth (H, W) float32 in world units that `encode_depth` wrote."""
+    return _read(data, "depth", lambda image: np.asarray(image).astype(np.float32) / DEPTH_STEPS)
+
+
+def encode_masks(masks: np.ndarray) -> bytes:
+    """Return masks (things, H, W) as an 8-bit grey PNG: 0 where there is no thing, i + 1 on things[i]."""
+    labels = np.zeros(masks.shape[1:], np.uint8)
+    for number, mask in enumerate(masks, start=1):
+        labels[mask] = number
+    return png_bytes(Image.fromarray(labels))
+
+
+def decode_masks(data: bytes, things: int) -> np.ndarray:
+    """Return the masks (things, H, W) bool that `encode_masks` wrote."""
+    labels = _read(data, "masks", np.asarray)
+    return labels == np.arange(1, things + 1)[:, None, None]
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """Return a picture as the bytes of a PNG file."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,8 +1,10 @@
 """Shards: plain webdataset tars of pictures and their rows, with an index beside each.
 
-    000000.tar           for each sample {key}.jpg|png|webp, then {key}.json
+    000000.tar           for each sample {key}.jpg|png|webp, then {key}.json; {key}.depth.png and
+                         {key}.masks.png where the row has a true depth and masks (formats/images.py)
     000000.index.jsonl   a line per sample: key, image (member name), offset, length and sha256 of its bytes,
-                         width and height as it is seen, and row [offset, length] of the JSON
+                         width and height as it is seen, row [offset, length] of the JSON, and the same for
+                         depth and masks
     shards.json          written last: totals; a folder without it is unfinished
     rejects.jsonl        rows whose picture could not be read, with the reason
 
@@ -15,7 +17,6 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, TooManyBad, UsageError
 from lumina_cli.core.formats.atomic import atomic_write
-from lumina_cli.core.formats.images import probe
+from lumina_cli.core.formats.images import png_bytes, probe
 from lumina_cli.core.formats.rows import dump_row, parse_row, read_rows, write_rows
-from lumina_cli.core.formats.tars import TarImage, add_member, find_tars, read_span, scan
+from lumina_cli.core.formats.tars import TRUTH, TarImage, add_member, find_tars, read_span, safe_key, scan
 
 __all__ = [
     "ShardReader",
@@ -46,7 +47,6 @@ _ORIGINAL = {
     "WEBP": "webp",
 }  # kept byte for byte; other formats become PNG
 _OURS = re.compile(r"\d{6}\.(tar|index\.jsonl)|shards\.json|rejects\.jsonl")
-_LONGEST_KEY = 80
 
 
 def write_shards(
@@ -58,7 +58,8 @@ def write_shards(
 ) -> Iterator[dict]:
     """Write rows with pictures as shards; yield a row per finished shard: shard, samples, bytes, rejects.
 
-    `rows` need an "image": a path, a PIL picture, the bytes of a picture file or a TarImage. A row whose
+    `rows` need an "image": a path, a PIL picture, the bytes of a picture file or a TarImage. "depth" and
+    "masks", bytes of a PNG or a TarImage, become members of their own. A row whose
     picture cannot be read goes to rejects.jsonl; after the last shard TooManyBad is raised if more than
     `max_bad_rate` of all did. UsageError where `dest` holds shards already; `force` removes them.
     """
@@ -108,6 +109,7 @@ class _Sample:
     key: str
     suffix: str
     data: bytes
+    truth: dict[str, bytes]
     row: dict
 
 
@@ -119,52 +121,42 @@ def _samples(rows: Iterable[dict], rejects: list[dict]) -> Iterator[_Sample]:
         origin = str(image) if isinstance(image, str | Path | TarImage) else None
         try:
             data, suffix, width, height = _encode(image)
+            truth = {name: _truth(row[name]) for name in TRUTH if _is_truth(row.get(name))}
         except LuminaError as error:
             rejects.append({"key": row.get("key"), "image": origin, "reason": str(error)})
             continue
         key = safe_key(str(row.get("key") or Path(origin or "picture").stem), keys)
-        kept = {name: value for name, value in row.items() if name != "image"}
+        kept = {name: value for name, value in row.items() if name != "image" and name not in truth}
         kept |= {"key": key, "width": width, "height": height}
         if origin is not None:
             kept.setdefault("origin", origin)
-        yield _Sample(key, suffix, data, kept)
+        yield _Sample(key, suffix, data, truth, kept)
+
+
+def _is_truth(value: Any) -> bool:
+    """Whether a row's "depth" or "masks" is a picture; other tools mean other things by these words."""
+    return isinstance(value, bytes | TarImage) or (isinstance(value, str) and ".tar#" in value)
+
+
+def _truth(value: bytes | str | TarImage) -> bytes:
+    return value if isinstance(value, bytes) else read_image_bytes(value)
 
 
 def _encode(image: Any) -> tuple[bytes, str, int, int]:
     """Return (file bytes, suffix, width, height) of a row's picture; a file's own bytes where possible."""
     if isinstance(image, Image.Image):
-        return _png(image.convert("RGB")), "png", *image.size
+        return png_bytes(image.convert("RGB")), "png", *image.size
     if not isinstance(image, str | Path | bytes | TarImage):
         raise LuminaError("the row has no 'image'")
     data = image if isinstance(image, bytes) else read_image_bytes(image)
     format, picture = probe(data, name="rendered picture" if isinstance(image, bytes) else str(image))
     if format not in _ORIGINAL:
-        return _png(picture), "png", *picture.size
+        return png_bytes(picture), "png", *picture.size
     return data, _ORIGINAL[format], *picture.size
 
 
-def _png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def safe_key(name: str, taken: dict[str, int]) -> str:
-    """Return `name` as a key that tars and webdataset accept, unlike every key in `taken`, and add it there.
-
-    Letters, digits, "-" and "_" of ASCII stay; dots and slashes, which mean something to webdataset, do not.
-    """
-    key = re.sub(r"[^A-Za-z0-9_-]+", "_", name).lstrip("_-")[:_LONGEST_KEY] or "picture"
-    unique = key
-    while unique in taken:
-        taken[key] += 1
-        unique = f"{key}-{taken[key]}"
-    taken[unique] = 1
-    return unique
-
-
 def _write_shard(tar: Path, samples: Iterable[_Sample]) -> list[dict]:
-    """Write one tar and its index, whole or not at all; return the index."""
+    """Write the index of one tar, then the tar, each whole or not at all; return the index."""
     entries = []
     with atomic_write(tar) as aside, aside.open("wb") as file:
         for sample in samples:
@@ -173,9 +165,11 @@ def _write_shard(tar: Path, samples: Iterable[_Sample]) -> list[dict]:
             entry |= {"length": len(sample.data), "sha256": hashlib.sha256(sample.data).hexdigest()}
             entry |= {"width": sample.row["width"], "height": sample.row["height"]}
             entry["row"] = [add_member(file, f"{sample.key}.json", row), len(row)]
+            for name, data in sample.truth.items():
+                entry[name] = [add_member(file, f"{sample.key}.{name}.png", data), len(data)]
             entries.append(entry)
         file.write(bytes(2 * tarfile.BLOCKSIZE))
-    write_rows(index_of(tar), entries)
+        write_rows(index_of(tar), entries)  # before the tar has its name: one without index is another tool's
     return entries
 
 
@@ -184,15 +178,47 @@ def index_of(tar: Path) -> Path:
     return tar.with_name(f"{tar.stem}.index.jsonl")
 
 
+def open_shards(path: str | Path) -> list[Path]:
+    """Return the tars that `path` stands for; LuminaError where a folder of ours is not whole."""
+    tars, folder = find_tars(path), Path(path)
+    if folder.suffix == ".tar" and folder.is_file():
+        return tars
+    ours = [tar for tar in tars if _OURS.fullmatch(tar.name)]
+    totals = folder / "shards.json"
+    if not totals.is_file():
+        if any(_OURS.fullmatch(index.name) for index in folder.glob("*.index.jsonl")):
+            raise LuminaError(
+                f"{folder} is unfinished: `lumina shard SOURCE {folder} --force` writes it anew"
+            )
+        return tars
+    wanted = next(read_rows(totals), {})
+    found = {"shards": len(ours)}
+    if all(index_of(tar).is_file() for tar in ours):
+        found["samples"] = sum(_count_lines(index_of(tar)) for tar in ours)
+    for name, count in found.items():
+        if count != wanted.get(name):
+            raise LuminaError(
+                f"{folder} holds {count} {name}, but its shards.json says {wanted.get(name)}; "
+                f"`lumina shard SOURCE {folder} --force` writes it anew"
+            )
+    return tars
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for line in file if line.strip())
+
+
 class ShardReader:
     """Random access to the rows of shards, by number; cheap to pickle, holds no open file.
 
     Tars without an index, which other tools wrote, are scanned once. A row is what the JSON member holds,
-    with "image" a TarImage, "key", and width and height where they are known.
+    with "image" a TarImage, "key", width and height where they are known, and "depth" and "masks", each a
+    TarImage, where the shards hold them.
     """
 
     def __init__(self, path: str | Path):
-        self.entries = [(str(tar), entry) for tar in find_tars(path) for entry in read_index(tar)]
+        self.entries = [(str(tar), entry) for tar in open_shards(path) for entry in read_index(tar)]
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -207,7 +233,7 @@ class ShardReader:
 
 def read_shards(path: str | Path) -> Iterator[dict]:
     """Yield the rows of a tar or of a folder of them; "image" is a TarImage, read when it is opened."""
-    for tar in find_tars(path):
+    for tar in open_shards(path):
         for entry in read_index(tar):
             yield read_entry(str(tar), entry)
 
@@ -218,7 +244,13 @@ def read_entry(tar: str, entry: dict) -> dict:
     if entry.get("row"):
         text = read_span(tar, *entry["row"], f"{entry['key']}.json")
         row = parse_row(text.decode(errors="replace"), f"{tar}#{entry['key']}.json") | row
-    return row | {"image": TarImage(tar, entry["image"], entry["offset"], entry["length"])}
+    return row | {name: TarImage(tar, *span) for name, span in _pictures(entry).items()}
+
+
+def _pictures(entry: dict) -> dict[str, tuple[str, int, int]]:
+    """Return the pictures of a sample by name, each as (member, offset, length)."""
+    truth = {name: (f"{entry['key']}.{name}.png", *entry[name]) for name in TRUTH if entry.get(name)}
+    return {"image": (entry["image"], entry["offset"], entry["length"])} | truth
 
 
 def read_index(tar: Path) -> list[dict]:
@@ -230,6 +262,7 @@ def read_index(tar: Path) -> list[dict]:
     size = tar.stat().st_size
     for number, entry in enumerate(entries, start=1):
         spans = [[entry.get("offset"), entry.get("length")], entry.get("row")]
+        spans += [entry[name] for name in TRUTH if name in entry]
         if not all(_fits(span, size) for span in spans) or not isinstance(entry.get("image"), str):
             raise LuminaError(
                 f"{path} line {number} does not belong to {tar.name}; delete the index to scan the tar"
@@ -265,20 +298,20 @@ def find_member(tar: str, member: str) -> TarImage:
     path = Path(tar)
     if not path.is_file():
         raise LuminaError(f"{tar}: no such shard")
-    entry = _members(path, path.stat().st_mtime_ns).get(member)
-    if entry is None:
+    span = _members(path, path.stat().st_mtime_ns).get(member)
+    if span is None:
         raise LuminaError(f"{tar} holds no picture {member!r}")
-    return TarImage(tar, member, entry["offset"], entry["length"])
+    return TarImage(tar, member, *span)
 
 
 @lru_cache(maxsize=16)
-def _members(tar: Path, written: int) -> dict[str, dict]:
-    return {entry["image"]: entry for entry in read_index(tar)}
+def _members(tar: Path, written: int) -> dict[str, tuple[int, int]]:
+    return {member: span for entry in read_index(tar) for member, *span in _pictures(entry).values()}
 
 
 def describe_shards(path: str | Path) -> Iterator[dict]:
     """Yield a row per shard: shard, samples, bytes, smallest and largest picture, whether it has an index."""
-    for tar in find_tars(path):
+    for tar in open_shards(path):
         entries = read_index(tar)
         sizes = sorted((entry["width"], entry["height"]) for entry in entries if entry.get("width"))
         row = {"shard": str(tar), "samples": len(entries), "bytes": tar.stat().st_size}
@@ -292,7 +325,7 @@ def describe_shards(path: str | Path) -> Iterator[dict]:
 
 def verify_shards(path: str | Path) -> Iterator[dict]:
     """Yield a row per shard: shard, samples, ok, and under "problem" what is wrong with it, or None."""
-    for tar in find_tars(path):
+    for tar in open_shards(path):
         samples, problem = (
             0,
             None if index_of(tar).is_file() else f"{tar} has no index, so nothing to compare with",

@@ -3,6 +3,7 @@
 Nothing inside a tar is trusted: paths and links in it mean nothing, because no name in it is ever opened.
 """
 
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats.images import SUFFIXES, open_image
+
+LONGEST_KEY = 80
+TRUTH = ("depth", "masks")  # {key}.depth.png and {key}.masks.png: what `nano:N?truth=1` knows of a picture
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,20 @@ def add_member(file: IO[bytes], name: str, data: bytes) -> int:
     return offset
 
 
+def safe_key(name: str, taken: dict[str, int]) -> str:
+    """Return `name` as a key that tars and webdataset accept, unlike every key in `taken`, and add it there.
+
+    Letters, digits, "-" and "_" of ASCII stay; dots and slashes, which mean something to webdataset, do not.
+    """
+    key = re.sub(r"[^A-Za-z0-9_-]+", "_", name).lstrip("_-")[:LONGEST_KEY] or "picture"
+    unique = key
+    while unique in taken:
+        taken[key] += 1
+        unique = f"{key}-{taken[key]}"
+    taken[unique] = 1
+    return unique
+
+
 def find_tars(path: str | Path) -> list[Path]:
     """Return the tars that `path` (a tar, or a folder of them) stands for, in order."""
     path = Path(path)
@@ -79,7 +97,9 @@ def scan(tar: Path) -> Iterator[dict]:
         picture = next((part for suffix, part in parts.items() if f".{suffix}" in SUFFIXES), None)
         if picture:
             row = list(parts["json"][1:]) if "json" in parts else None
-            yield {"key": key, "image": picture[0], "offset": picture[1], "length": picture[2], "row": row}
+            truth = {name: list(parts[f"{name}.png"][1:]) for name in TRUTH if f"{name}.png" in parts}
+            entry = {"key": key, "image": picture[0], "offset": picture[1], "length": picture[2], "row": row}
+            yield entry | truth
 
 
 def _stem(name: str) -> str:

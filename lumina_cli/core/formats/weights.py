@@ -1,9 +1,8 @@
 """Weight files: read without running code from them, written aside then renamed, checked with exact words."""
 
 import json
-import os
 import zipfile
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats.atomic import atomic_write, disk_errors
 
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 PREFERRED = ("diffusion_pytorch_model.safetensors", "model.safetensors", "consolidated.00-of-01.pth")
@@ -102,45 +102,43 @@ def write_weights(tensors: dict[str, Tensor], path: str | Path) -> None:
     """Write a .safetensors or .pth file, complete or not at all; LuminaError where the disk refuses."""
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with written_aside(path) as aside:
+    with disk_errors(path), atomic_write(path) as aside:
         if path.suffix in PICKLED:
-            torch.save({name: tensor.clone() for name, tensor in tensors.items()}, aside)
+            # into an open file, because torch's own writer does not say why a disk refuses
+            with aside.open("wb") as file:
+                torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)
         else:
             save_file(tensors, aside, metadata={"format": "pt"})
 
 
 def write_json(content: dict, path: Path) -> None:
     """Write a JSON object, complete or not at all."""
-    with written_aside(path) as aside:
+    with disk_errors(path), atomic_write(path) as aside:
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def written_aside(path: Path):
-    """Yield a place beside `path`, renamed to it at the end; on an error nothing is left."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield aside
-        aside.replace(path)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise LuminaError(f"cannot write {path}: {one_line(error)}") from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def check_fits(model: nn.Module, state_dict: dict[str, Tensor], name: str) -> None:
     """Raise LuminaError that names the missing, unexpected and misshaped tensors of `name`, if any."""
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    misshaped = [
-        f"{key} is {found[key]}, should be {shape}"
-        for key, shape in wanted.items()
-        if found.get(key, shape) != shape
-    ]
-    groups = {"missing": missing, "unexpected": unexpected, "misshaped": misshaped}
+    misshaped = [(key, found[key], shape) for key, shape in wanted.items() if found.get(key, shape) != shape]
+    raise_misfit(
+        name,
+        [key for key in wanted if key not in found],
+        [key for key in found if key not in wanted],
+        misshaped,
+    )
+
+
+def raise_misfit(
+    name: str,
+    missing: Iterable[str],
+    unexpected: Iterable[str],
+    misshaped: Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]],
+) -> None:
+    """Raise LuminaError where any of the lists has an entry; `misshaped` says tensor, found, right shape."""
+    shapes = [f"{key} is {tuple(found)}, should be {tuple(right)}" for key, found, right in misshaped]
+    groups = {"missing": list(missing), "unexpected": list(unexpected), "misshaped": shapes}
     faults = [f"{kind} {count_names(names)}" for kind, names in groups.items() if names]
     if faults:
         raise LuminaError(f"{name} does not fit this model: {'; '.join(faults)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ class NextDiTConfig:
     """Everything that decides the shapes of a Next-DiT.
 
     `ffn_dim` None means `multiple_of * ceil(4 * dim / multiple_of)`; `sample_size` is the latent side that
-    the model draws when nobody asks for a size (it changes no weight). Raises ValueError where parts misfit.
+    the model draws when nobody asks for a size (it changes no weight). Raises ValueError where a field cannot
+    be or parts misfit.
     """
 
     dim: int
@@ -34,6 +36,8 @@ class NextDiTConfig:
     sample_size: int = 128
 
     def __post_init__(self):
+        for name, value in vars(self).items():
+            check_field(name, name, value)
         object.__setattr__(self, "axes_dim", tuple(self.axes_dim))
         object.__setattr__(self, "axes_len", tuple(self.axes_len))
         if self.dim % self.num_heads:
@@ -41,10 +45,6 @@ class NextDiTConfig:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}"
-            )
-        if len(self.axes_dim) != 3 or len(self.axes_len) != 3 or any(size % 2 for size in self.axes_dim):
-            raise ValueError(
-                f"axes_dim {self.axes_dim} and axes_len {self.axes_len} must be three numbers, dims even"
             )
         if sum(self.axes_dim) != self.head_dim:
             raise ValueError(f"axes_dim {self.axes_dim} must add up to head_dim {self.head_dim}")
@@ -78,6 +78,42 @@ class NextDiTConfig:
             hint = did_you_mean(name, NAMED) or f"; choose from {', '.join(NAMED)}"
             raise UsageError(f"unknown model size {name!r}{hint}")
         return cls(**NAMED[name])
+
+
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether `value` is a whole number from `least`."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_three(value: Any) -> bool:
+    """Whether `value` is three whole numbers from 1."""
+    return isinstance(value, list | tuple) and len(value) == 3 and all(map(is_whole, value))
+
+
+def is_positive(value: Any) -> bool:
+    """Whether `value` is a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def is_even_three(value: Any) -> bool:
+    """Whether `value` is three even whole numbers from 2."""
+    return is_three(value) and not any(size % 2 for size in value)
+
+
+WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "axes_dim": (is_even_three, "three even whole numbers from 2"),
+    "axes_len": (is_three, "three whole numbers from 1"),
+    "norm_eps": (is_positive, "a number above 0"),
+    "ffn_dim": (lambda value: value is None or is_whole(value), "a whole number from 1, or None"),
+    "num_refiner_layers": (lambda value: is_whole(value, 0), "a whole number from 0"),
+}
+
+
+def check_field(field: str, name: str, value: Any) -> None:
+    """Raise ValueError, which calls the field `name`, where a `field` of NextDiTConfig cannot be `value`."""
+    fits, wanted = WANTED.get(field, (is_whole, "a whole number from 1"))
+    if not fits(value):
+        raise ValueError(f"{name} is {value!r}, but must be {wanted}")
 
 
 LARGE = {"num_kv_heads": 8, "text_dim": 2304}
@@ -128,6 +164,8 @@ def config_to_diffusers(config: NextDiTConfig) -> dict[str, Any]:
     multiplier = None
     if config.hidden_dim != round_up(4 * config.dim, config.multiple_of):
         multiplier = config.hidden_dim / (4 * config.dim)
+        if int(multiplier * 4 * config.dim) < config.hidden_dim:  # the reader cuts, it does not round
+            multiplier = math.nextafter(multiplier, math.inf)
     return {
         "_class_name": "Lumina2Transformer2DModel",
         "_diffusers_version": "0.33.0",
@@ -155,11 +193,18 @@ def config_from_diffusers(fields: dict[str, Any]) -> NextDiTConfig:
     ours |= {our: fields[their] for their, our in DIFFUSERS_NAMES.items() if their in fields}
     ours["num_kv_heads"] = ours["num_kv_heads"] or ours["num_heads"]
     try:
+        for their, our in DIFFUSERS_NAMES.items():
+            if their in fields and not (our == "num_kv_heads" and not fields[their]):
+                check_field(our, their, fields[their])
         multiplier, multiple_of = fields.get("ffn_dim_multiplier"), ours.get("multiple_of", 256)
         if multiplier is not None:
+            if not is_positive(multiplier):
+                raise ValueError(
+                    f"ffn_dim_multiplier is {multiplier!r}, but must be a number above 0, or null"
+                )
             ours["ffn_dim"] = round_up(int(multiplier * 4 * ours["dim"]), multiple_of)
         return NextDiTConfig(**ours)
-    except (ValueError, TypeError) as error:
+    except (ValueError, OverflowError) as error:
         raise LuminaError(f"the config does not describe a Next-DiT: {error}") from error
 
 

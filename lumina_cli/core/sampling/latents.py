@@ -8,8 +8,9 @@ from torch.nn.functional import pad
 
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.solvers import Velocity
+from lumina_cli.core.nextdit.sequence import EncodedText
 
-Network = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Network = Callable[..., Tensor]
 
 
 @torch.no_grad()
@@ -27,7 +28,8 @@ def draw_latents(
 
     B pictures, M text tokens, C channels, H W latent size, T text width.
 
-        model      (latents, t (B,), text, text_mask) -> velocity; `NextDiT` or anything like it
+        model      (latents, t (B,), text, text_mask) -> velocity; `NextDiT` or anything like it;
+                   what has an `encode_text` reads the captions once a draw, not once a step
         noise      (B, C, H, W)   the state at time 0
         text       (B, M, T)      features of the captions; the network sees latents of the same dtype
         text_mask  (B, M)         True where a token is real, real ones first; None: all are
@@ -39,20 +41,27 @@ def draw_latents(
     caption share one call of 2B rows.
     """
     text_mask, null_mask = _mask(text, text_mask), _mask(null_text, null_mask)
-    plain = _velocity(model, text, text_mask)
-    paired = _velocity(model, *_stack(text, text_mask, null_text, null_mask))
+    null_text = null_text.to(text)
+    encode = getattr(model, "encode_text", None)
+    if encode is None:
+        captions = text, text_mask
+        pairs = _stack(text, null_text), _stack(text_mask, null_mask)
+    else:
+        captions = (encode(text, text_mask),)
+        pairs = (_stack_encoded(*captions, encode(null_text, null_mask)),)
+    plain, paired = _velocity(model, text.dtype, *captions), _velocity(model, text.dtype, *pairs)
     for done, latents in enumerate(plan.solve(plain, paired, noise.float()), start=1):
         if on_step is not None:
             on_step(done, latents)
     return latents
 
 
-def _velocity(model: Network, text: Tensor, mask: Tensor) -> Velocity:
-    """Bind the captions to the network: (x, t) -> float32 velocity."""
+def _velocity(model: Network, dtype: torch.dtype, *captions: Tensor | EncodedText) -> Velocity:
+    """Bind the captions, encoded or with their mask, to the network: (x, t) -> float32 velocity."""
 
     def velocity(x: Tensor, t: float) -> Tensor:
         times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
-        return model(x.to(text.dtype), times, text, mask).float()
+        return model(x.to(dtype), times, *captions).float()
 
     return velocity
 
@@ -63,11 +72,14 @@ def _mask(text: Tensor, mask: Tensor | None) -> Tensor:
     return mask.bool()
 
 
-def _stack(text: Tensor, mask: Tensor, null_text: Tensor, null_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the null rows under the captioned ones, padded to the longer of the two: (2B, L, T), (2B, L)."""
-    rows, longest = len(text), max(text.shape[1], null_text.shape[1])
-    null_text = null_text.to(text).expand(rows, -1, -1)
-    null_mask = null_mask.expand(rows, -1)
-    texts = [pad(features, (0, 0, 0, longest - features.shape[1])) for features in (text, null_text)]
-    masks = [pad(real, (0, longest - real.shape[1])) for real in (mask, null_mask)]
-    return torch.cat(texts), torch.cat(masks)
+def _stack(own: Tensor, null: Tensor) -> Tensor:
+    """Put the null rows (B or 1, N, ...) under the captioned ones (B, M, ...), zeros up to the longer."""
+    longest = max(own.shape[1], null.shape[1])
+    parts = own, null.expand(len(own), *null.shape[1:])
+    return torch.cat([pad(part, (0, 0) * (part.ndim - 2) + (0, longest - part.shape[1])) for part in parts])
+
+
+def _stack_encoded(own: EncodedText, null: EncodedText) -> EncodedText:
+    """The same for captions that the network has encoded."""
+    lengths = own.lengths + null.lengths * (len(own.lengths) // len(null.lengths))
+    return EncodedText(_stack(own.features, null.features), lengths)

@@ -25,7 +25,7 @@ from lumina_cli.core.sampling.models import Choice, choose_model, find_lumina_im
 
 __all__ = ["Job", "Pipeline", "find_lumina_image_2", "find_nano", "load_pipeline", "parse_size"]
 
-SMALL_BYTES = 2**30  # a network below this is fast in float32, where pictures do not depend on the batch
+SMALL_BYTES = 2**30  # weight files below this are fast in float32, where the batch does not show in a picture
 BATCH_PIXELS = 2**21  # pictures drawn at once hold about this many pixels
 
 PlanLike = Plan | Mapping | None
@@ -70,7 +70,8 @@ class Pipeline:
     ) -> list[Image.Image]:
         """Draw `count` pictures for every prompt; `settings` change the plan: steps=8, solver="euler"...
 
-        `size` is (width, height), "WIDTHxHEIGHT" or one number for a square; without it the model's own.
+        `size` is (width, height), "WIDTHxHEIGHT" or one number for a square; without it the model's own. An
+        empty prompt draws whatever the system prompt alone asks for; as a row of `draw_rows` it is an error.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         jobs = [Job(text, seed, number) for text in prompts for number in range(count)]
@@ -139,8 +140,10 @@ def load_pipeline(
 ) -> Pipeline:
     """Load a model by name, folder or hub id; LuminaError names the part that is missing or damaged.
 
-    Without `dtype` a small network computes in float32, a large one in bfloat16 where the device has it. The
-    autoencoder is always float32.
+    Without `dtype` a network with weight files below 1 GiB, such as nano, computes in float32, a larger one
+    in bfloat16 where the device has it. The autoencoder is always float32. In float32 a picture is the same
+    whatever is drawn beside it, to one level of 255. In bfloat16 it starts from the same noise, but what is
+    drawn beside it changes how sums are rounded, and so details; a batch of one depends on its prompt alone.
     """
     choice = name if isinstance(name, Choice) else choose_model(name)
     folder, device = choice.folder, pick_device(device)

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 from PIL import Image
@@ -38,18 +38,22 @@ def draw_rows(
     """Yield each row `count` times, with "image" (a path), "seed", "number", "model" and "size" added.
 
     A picture depends on its prompt, its seed (the row's own "seed", else `seed`) and its number from 0 to
-    `count` - 1; not on the batch, the order or the other rows. `plan` is a Plan, or the settings in which it
-    differs from the model's own. Reads one batch ahead. A prompt that the network cannot read to its end adds
+    `count` - 1; not on the order or the other rows, nor on the batch, if `load_pipeline` says so. `plan` is
+    a Plan, or the settings in which it differs from the model's own. Reads the first row before it makes the
+    folder or loads the model, and then one batch ahead. A prompt that the network cannot read to its end adds
     "truncated", the number of tokens left out. Pictures are PNG, WebP or JPEG with their origin inside; two
     rows never share a file, but drawing the same again replaces the file. `note` is told, a line each, what
     "auto" chose and which prompts were cut.
     """
     _check_before_loading(size, plan, system, format, {"count": count, "batch": batch})
-    out = _make_folder(Path(out))
+    jobs = _jobs(rows, seed, count)
+    first = list(islice(jobs, 1))
+    if not first:
+        return
+    jobs, out = chain(first, jobs), _make_folder(Path(out))
     pipeline = _load(model, note)
     size, plan = pipeline.size_for(size), pipeline.plan_for(plan)
     names = FileNames(out, format, count)
-    jobs = _jobs(rows, seed, count)
     while group := list(islice(jobs, batch or pipeline.batch_for(size))):
         pictures = pipeline.draw([job for _, _, job in group], plan, size, system)
         dropped = pipeline.text.dropped([full_prompt(job.prompt, system) for _, _, job in group])

@@ -67,6 +67,8 @@ class Recipe(Strict):
     seed: int = 0
     precision: Literal["bf16", "fp32"] = "bf16"
     compile: bool = False
+    checkpointing: bool = False  # compute each layer again on the way back: less memory, a third more time
+    max_bad_rate: Share = 0.05  # share of the pictures of `data` that may be unreadable
     exact_lengths: bool = False  # batches of one caption length, which need no mask
     max_lengths: Count = 24  # how many lengths get batches of their own
     caption_dropout: Share = 0.1  # share trained with the empty caption

@@ -14,13 +14,13 @@ from torch.utils.tensorboard import SummaryWriter
 from lumina_cli.core.device import pick_device
 from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.encoders.vae import Autoencoder
-from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow.path import scheduler_config
 from lumina_cli.core.formats.checkpoint import RunFolder
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.config import NAMED
 from lumina_cli.core.nextdit.convert import save_transformer
-from lumina_cli.core.registry import MODELS
+from lumina_cli.core.registry import MODELS, did_you_mean
 from lumina_cli.core.training.config import Recipe
 from lumina_cli.core.training.optim import learning_rate
 from lumina_cli.core.training.trainer import PIXELS_A_TOKEN, Trainer, stage_shift
@@ -109,14 +109,25 @@ def find_start(
 
 
 def find_frozen(name: str) -> Path:
-    """Return the folder with the frozen parts: a folder, an embedded model, or a name of MODELS."""
-    for folder in (Path(name), ASSETS / name):
-        if folder.is_dir():
-            missing = [part for part in ("vae", "text_encoder", "tokenizer") if not (folder / part).is_dir()]
-            if missing:
-                raise LuminaError(f"{folder} has no {', '.join(missing)}; frozen= names a model folder")
-            return folder
-    return MODELS.load(name)()
+    """Return the folder with the frozen parts: a name of MODELS first, else a model folder or a run folder.
+
+    An embedded model serves before it has a transformer, which is how its transformer is trained.
+    """
+    if name in MODELS:
+        embedded = ASSETS / name
+        return _with_parts(embedded) if embedded.is_dir() else MODELS.load(name)()
+    if not Path(name).is_dir():
+        hint = did_you_mean(name, MODELS) or f"; it is no model folder and none of {', '.join(MODELS)}"
+        raise UsageError(f"frozen: unknown model {name!r}{hint}")
+    inner = Path(name) / "model"
+    return _with_parts(inner if inner.is_dir() else Path(name))
+
+
+def _with_parts(folder: Path) -> Path:
+    missing = [part for part in ("vae", "text_encoder", "tokenizer") if not (folder / part).is_dir()]
+    if missing:
+        raise LuminaError(f"{folder} has no {', '.join(missing)}; frozen= names a model folder")
+    return folder
 
 
 def _tokenize(encoder: TextEncoder) -> Callable[[list[str]], list[list[int]]]:
@@ -128,9 +139,13 @@ def _tokenize(encoder: TextEncoder) -> Callable[[list[str]], list[list[int]]]:
 
 def _cache_latents(data, frozen: Path, device: torch.device) -> Iterator[dict]:
     vae = Autoencoder(frozen, device)
+    done = 0
     for done in data.prepare(vae.encode):
         if done % EVERY == 0:
             yield {"phase": "cache latents", "pictures": done}
+    rejects, why = data.rejects()
+    if done and rejects:
+        yield {"phase": "cache latents", "pictures": done, "rejects": rejects, "why": str(why)}
 
 
 def _train_stage(trainer: Trainer, run: RunFolder, data, name: str, first: int) -> Iterator[dict]:

@@ -5,8 +5,6 @@ B pictures, M text tokens, T text width.
 
 import copy
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lumina_cli.core.device import find_compiler
 from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.errors import LuminaError, MissingPart
 from lumina_cli.core.flow.path import shift_time, train_shift
@@ -45,6 +44,7 @@ class Trainer:
                 f"model {recipe.model} reads text of width {wide}; the frozen encoder gives {encoder.dim}"
             )
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.model.checkpointing = recipe.checkpointing
         self.optimizer = Optimizer(self.model, recipe.optimizer)
         self.step, self.bad_steps = 0, 0
         if recipe.compile:
@@ -164,12 +164,6 @@ def compile_blocks(model: NextDiT) -> None:
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)
     for block in (*model.noise_refiner, *model.context_refiner, *model.layers):
         block.compile()
-
-
-def find_compiler() -> str | None:
-    """Return the path of a C++ compiler, or None."""
-    names = (os.environ.get("CXX"), "g++", "clang++")
-    return next((path for path in map(shutil.which, filter(None, names)) if path), None)
 
 
 def stage_shift(stage: Stage) -> float:
