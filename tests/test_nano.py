@@ -4,18 +4,17 @@ import json
 import resource
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lumina_cli import load
 from lumina_cli.core.evals.geneval import GenEval, check, keep_things
 from lumina_cli.core.evals.judges.nano import NanoJudge
 from lumina_cli.core.evals.truth import true_drawer
 from lumina_cli.core.flow import Plan, draw_noise
+from lumina_cli.core.formats.images import open_image
 from lumina_cli.core.nano.scene import draw_scene
 from lumina_cli.core.nano.world import render
 from lumina_cli.core.sampling.models import find_nano
@@ -93,5 +92,5 @@ def test_a_cold_start_draws_within_its_budget(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert Image.open(Path(json.loads(done.stdout)["image"])).size == (128, 128)
+    assert open_image(json.loads(done.stdout)["image"]).size == (128, 128)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 16

@@ -3,12 +3,13 @@
 import json
 import re
 import shlex
+import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from lumina_cli.cli.app import run
+from lumina_cli.core.formats.images import open_image
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -22,14 +23,15 @@ def loop() -> list[str]:
 @pytest.mark.slow
 def test_the_readme_loop_runs_from_scenes_to_a_score(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    lines = loop()
+    lines, start = loop(), time.monotonic()
     assert len(lines) == 5
     for line in lines:
         assert run(shlex.split(line)[1:]) == 0, capsys.readouterr().err
+    assert time.monotonic() - start < 8 * 60
     assert len(list(Path("shards").glob("*.tar"))) == 2
     pictures = sorted(Path("pictures").glob("*.png"))
     assert pictures
-    assert Image.open(pictures[0]).size == (128, 128)
+    assert open_image(pictures[0]).size == (128, 128)
     summary = json.loads(Path("scores/summary.json").read_text())
     assert 0 <= summary["overall"] <= 1
     metrics = [json.loads(line) for line in Path("runs/first/metrics.jsonl").read_text().splitlines()]
