@@ -77,7 +77,7 @@ def test_the_judge_reads_true_renders():
 
 @pytest.mark.slow
 def test_a_cold_start_draws_within_its_budget(tmp_path):
-    """8 seconds on two idle cores are 16 of their time; a busy machine stretches the clock, not the work."""
+    """8 seconds on an idle machine; a busy one stretches the clock more than the work, which is bounded here."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [
         sys.executable,
@@ -93,4 +93,4 @@ def test_a_cold_start_draws_within_its_budget(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert open_image(json.loads(done.stdout)["image"]).size == (128, 128)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 16
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 12

@@ -1,6 +1,7 @@
 """The `lumina` command: verbs in the order of the pipeline, exit codes, and the one printer of errors."""
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -144,4 +145,6 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    gc.freeze()  # the interpreter's last search for garbage takes over a second where torch is loaded
+    sys.exit(code)
