@@ -2,6 +2,7 @@
 
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import UsageError
@@ -30,6 +31,7 @@ class Registry(dict[str, str]):
 
 
 CORE = "lumina_cli.core"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"  # what ships inside the package
 
 SOLVERS = Registry(
     "solver", {name: f"{CORE}.flow.solvers:{name}" for name in ("euler", "midpoint", "heun", "dpm")}

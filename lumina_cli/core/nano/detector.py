@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats.weights import check_fits, read_weights
 from lumina_cli.core.nano.scene import KINDS, TINTS
 
 SIZE, STRIDE = 128, 8
@@ -118,9 +118,10 @@ def load_detector(folder: Path) -> Detector:
     """Load a detector from a folder with config.json and model.safetensors."""
     try:
         config = json.loads((folder / "config.json").read_text())
-        weights = load_file(folder / "model.safetensors")
     except FileNotFoundError as error:
         raise LuminaError(f"{folder} holds no detector; `lumina train nano-detector` makes one") from error
     net = DetectorNet(config["width"])
-    net.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    weights = read_weights(folder / "model.safetensors")
+    check_fits(net, weights, str(folder))
+    net.load_state_dict(weights)
     return Detector(net, config["thresholds"], config.get("ceiling"))

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.registry import MODELS, did_you_mean
+from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
 
-ASSETS = Path(__file__).parents[2] / "assets"
 LUMINA_IMAGE_2 = "Alpha-VLLM/Lumina-Image-2.0"
 ENOUGH_GIB = 15  # both networks in bfloat16, the autoencoder, and one picture of 1024 x 1024 under way
 

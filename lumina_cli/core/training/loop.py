@@ -20,13 +20,12 @@ from lumina_cli.core.formats.checkpoint import RunFolder
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.config import NAMED
 from lumina_cli.core.nextdit.convert import save_transformer
-from lumina_cli.core.registry import MODELS, did_you_mean
+from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
 from lumina_cli.core.training.config import Recipe
 from lumina_cli.core.training.optim import learning_rate
 from lumina_cli.core.training.trainer import PIXELS_A_TOKEN, Trainer, stage_shift
 
 SCHEMA = Recipe
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
 EVERY = 1024  # pictures between two rows while latents are cached
 SAMPLING_SHIFT = 6.0
 MODEL_INDEX = {

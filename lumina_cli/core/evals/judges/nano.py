@@ -6,8 +6,9 @@ from PIL.Image import Image
 
 from lumina_cli.core.nano.detector import Detection, load_detector
 from lumina_cli.core.nano.scene import KINDS, TINTS
+from lumina_cli.core.registry import ASSETS
 
-SHIPPED = Path(__file__).parents[3] / "assets" / "nano" / "detector"
+SHIPPED = ASSETS / "nano" / "detector"
 THRESHOLDS = {"default": 0.3, "counting": 0.9}  # GenEval's, where a detector brings none of its own
 
 
