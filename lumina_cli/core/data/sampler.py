@@ -32,8 +32,9 @@ class Sampler:
     shapes    (N,)   a number that equals for pictures of one size
     exact     make batches of one picture size and one caption length, which need no mask, for the
               `max_lengths` most frequent combinations; the rest comes in padded batches, sorted by length
-    dropout   share of unconditional batches. Dropping whole batches has the same expectation as dropping
-              single captions and keeps lengths equal; without `exact` the loader drops single captions
+    dropout   share of unconditional batches among those of one length. Dropping whole batches has the same
+              expectation as dropping single captions and keeps lengths equal; the loader drops single
+              captions of padded batches
     """
 
     def __init__(self, lengths, weights, shapes, batch, seed, *, exact=True, max_lengths=24, dropout=0.0):
@@ -54,8 +55,9 @@ class Sampler:
         """Return batch `step` of the stage, counted from 0."""
         rows, captions, exact = self._epoch(step // self.steps)
         at = slice(step % self.steps * self.batch, (step % self.steps + 1) * self.batch)
-        dropped = self.exact and counted_random(self.seed, 2, step).random() < self.dropout
-        return Batch(rows[at], captions[at], bool(exact[step % self.steps]), dropped)
+        equal = bool(exact[step % self.steps])
+        dropped = equal and counted_random(self.seed, 2, step).random() < self.dropout
+        return Batch(rows[at], captions[at], equal, dropped)
 
     def _groups(self, lengths: np.ndarray, shapes: np.ndarray) -> np.ndarray:
         return lengths.astype(np.int64) + shapes.astype(np.int64) * 100_000
