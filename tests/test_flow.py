@@ -16,6 +16,7 @@ from lumina_cli.core.flow.path import (
     to_sigma,
     velocity,
 )
+from lumina_cli.core.flow.plan import read_settings
 from lumina_cli.core.registry import SOLVERS
 
 ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "dpm": 2}
@@ -230,3 +231,20 @@ def test_plan_says_what_is_wrong(settings, words):
     with pytest.raises(UsageError) as caught:
         Plan.from_json(settings)
     assert str(caught.value) == words
+
+
+def test_settings_from_the_command_line(tmp_path):
+    assert read_settings("") == {}
+    assert read_settings("solver=euler,steps=20,renorm=off") == {
+        "solver": "euler",
+        "steps": 20,
+        "renorm": None,
+    }
+    (tmp_path / "plan.json").write_text('{"shift": 3.0}')
+    assert read_settings(str(tmp_path / "plan.json")) == {"shift": 3.0}
+
+
+@pytest.mark.parametrize("text", ["steps=2.5", "stpes=3", "solver=eular", "nothing.json", "shift"])
+def test_settings_that_cannot_be(text):
+    with pytest.raises(UsageError):
+        read_settings(text)

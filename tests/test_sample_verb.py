@@ -60,11 +60,11 @@ def test_prompts_come_from_stdin(sample, monkeypatch):
 
 def test_the_plan_is_in_the_picture(sample):
     code, rows, _ = sample(
-        "two cups", "--guidance", "2", "--guide-until", "1", "--renorm", "off", "--system", "base"
-    )
+        "two cups", "--shift", "3", "--guidance", "2", "--guide-until", "1", "--renorm", "off", "--system", "base"
+    )  # fmt: skip
     assert code == 0
     metadata = read_metadata(rows[0]["image"])
-    assert Plan.from_json(metadata["plan"]) == Plan("euler", 2, 6.0, 2.0, 1.0, None)
+    assert Plan.from_json(metadata["plan"]) == Plan("euler", 2, 3.0, 2.0, 1.0, None)
     assert (metadata["prompt"], metadata["system"]) == ("two cups", "base")
 
 

@@ -35,6 +35,7 @@ def run(
     pictures: Annotated[int, typer.Option(min=1, max=1000, help="Pictures for each prompt.")] = 4,
     langs: Langs = "en",
     split: Split = "test",
+    plan: Annotated[str, typer.Option(help="Over the model's own plan: steps=20,shift=3; or a file.")] = "",
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="For pictures, rows.jsonl and summary.json.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn and judged at a time.")] = 16,
@@ -46,12 +47,14 @@ def run(
 
     if (images is not None) == (ceiling or model is not None):
         raise UsageError("name what to score: --model NAME, --images DIR, or --ceiling")
+    if plan and (images or ceiling):
+        raise UsageError("--plan says how --model draws; there is nothing to draw")
     scores = Evaluation(BENCHMARKS.load(benchmark)(), JUDGES.load(judge)(), seed, out, batch, gate or ())
     if images:
         scores.find(images)
     else:
         scores.ask(prompts, per_task, langs.split(","), split)
-        scores.draw(_drawer(model, ceiling, seed), pictures)
+        scores.draw(_drawer(model, ceiling, seed, plan), pictures)
     if json or not sys.stdout.isatty():
         output.write_rows(scores, json=True, label="pictures", total=scores.total)
     else:
@@ -60,14 +63,18 @@ def run(
     scores.check_gates()
 
 
-def _drawer(model: str | None, ceiling: bool, seed: int):
+def _drawer(model: str | None, ceiling: bool, seed: int, plan: str):
     """Lend the sampling pipeline to the evaluation (stages do not import each other), or true renders."""
     from lumina_cli.core.evals.run import pipeline_drawer, true_drawer
+    from lumina_cli.core.flow.plan import read_settings
     from lumina_cli.core.sampling.pipeline import Job, load_pipeline
 
     if ceiling:
         return true_drawer(model or "nano", seed)
+    settings = read_settings(plan)
     pipeline = load_pipeline(model)
+    if settings:
+        pipeline.plan = pipeline.plan_for(settings)
     if pipeline.reason:
         output.note(pipeline.reason)
     return pipeline_drawer(pipeline, Job, seed)

@@ -25,6 +25,9 @@ def sample(
         str | None, typer.Option(help="euler, midpoint, heun or dpm; the model's own plan.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the solver; the model's own plan.")] = None,
+    shift: Annotated[
+        float | None, typer.Option(help="Above 1: more of the steps near the noise; the model's own plan.")
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="1 follows the prompt freely, 4 closely.")] = None,
     guide_until: Annotated[
         float | None, typer.Option(help="Guide while the time, 0 to 1, is below this; 1 is always.")
@@ -45,8 +48,8 @@ def sample(
     rows = output.read_rows(prompts, key="prompt")
     from lumina_cli.core.sampling import draw_rows
 
-    plan = {"solver": solver, "steps": steps, "guidance": guidance, "guide_until": guide_until}
-    plan = {name: value for name, value in plan.items() if value is not None}
+    plan = {"solver": solver, "steps": steps, "shift": shift, "guidance": guidance}
+    plan = {name: value for name, value in (plan | {"guide_until": guide_until}).items() if value is not None}
     if renorm is not None:
         plan["renorm"] = _ratio(renorm)
     drawn = draw_rows(

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 from torch import Tensor
 
@@ -75,6 +76,33 @@ class Plan:
             if name not in known:
                 raise UsageError(f"a plan has no setting {name!r}{did_you_mean(name, known)}")
         return cls(**settings)
+
+
+def read_settings(text: str) -> dict:
+    """Return settings of a plan from "steps=20,renorm=off", or from a JSON file with them.
+
+    Raises UsageError for what is neither, and for settings that no plan can have.
+    """
+    try:
+        if not text or "=" in text:
+            pairs = [word.partition("=") for word in text.split(",") if word]
+            settings = {name.strip(): _read_value(value.strip()) for name, _, value in pairs}
+        else:
+            settings = json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{text!r} is no plan: give steps=20,shift=3 or a JSON file ({error})") from error
+    Plan.from_json(settings)
+    return settings
+
+
+def _read_value(text: str):
+    """A number, None for "off", or the text itself."""
+    if text == "off":
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _is_number(value) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lumina_cli.core.kernels.attention import grouped as attend
 from lumina_cli.core.nextdit.config import NextDiTConfig
 from lumina_cli.core.nextdit.rope import rotate
 
@@ -35,7 +36,6 @@ class Attention(nn.Module):
 
     def __init__(self, config: NextDiTConfig):
         super().__init__()
-        self.num_kv_heads = config.num_kv_heads
         self.head_dim = config.head_dim
         self.widths = [config.dim, *[config.num_kv_heads * config.head_dim] * 2]
         self.qkv = nn.Linear(config.dim, sum(self.widths), bias=False)
@@ -44,22 +44,11 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, QK_EPS)
 
     def forward(self, x: Tensor, mask: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-        """x (B, L, D); mask (B, 1, 1, L), True for real keys, or None; cos, sin (B or 1, L, d/2)."""
+        """x (B, L, D); mask (B, L), True for real keys, or None; cos, sin (B or 1, L, d/2)."""
         q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x).split(self.widths, dim=-1))
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
-        # the queries that share a key-value head are laid end to end, so keys and values are never copied
-        q = q.unflatten(2, (self.num_kv_heads, -1)).permute(0, 2, 3, 1, 4)  # (B, g, h/g, L, d)
-        y = attend(q.flatten(2, 3), k.transpose(1, 2), v.transpose(1, 2), mask)
-        y = y.unflatten(2, q.shape[2:4]).permute(0, 3, 1, 2, 4)  # (B, L, g, h/g, d)
-        return self.out(y.flatten(2))
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax attention of q (B, g, any, d) over k and v (B, g, L, d), returned in the dtype of v."""
-    if v.device.type == "cpu":  # its bfloat16 kernel takes three times as long backwards as the float32 one
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q, k, v.float(), attn_mask=mask).to(v.dtype)
-    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask)
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
+        return self.out(y.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):

@@ -113,7 +113,7 @@ class NextDiT(nn.Module):
         text = text[:, : max(lengths)].to(self.dtype)
         mask = key_mask(lengths, text.device)
         if mask is not None:  # whatever stands in the padding, NaN included, must not reach a product
-            text = text.masked_fill(~mask[:, 0, 0, :, None], 0)
+            text = text.masked_fill(~mask[..., None], 0)
         x = self.cap_embedder(text).to(self.dtype)
         rotation = text_rotation(self.config, max(lengths), text.device)
         for block in self.context_refiner:

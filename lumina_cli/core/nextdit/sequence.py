@@ -37,7 +37,7 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class Layout:
-    """Rotations and key masks (B, 1, 1, tokens) of the parts and of the whole; no mask: all are real."""
+    """Rotations and key masks (B, tokens) of the parts and of the whole; no mask: all are real."""
 
     text: Rotation
     image: Rotation
@@ -102,10 +102,10 @@ def text_lengths(text: Tensor, mask: Tensor | None, config: NextDiTConfig) -> tu
 
 
 def key_mask(lengths: Sequence[int], device: torch.device) -> Tensor | None:
-    """(B, 1, 1, longest), True where a token is real; None where all lengths are equal."""
+    """(B, longest), True where a token is real; None where all lengths are equal."""
     if min(lengths) == max(lengths):
         return None
-    return real_tokens(lengths, device)[:, None, None]
+    return real_tokens(lengths, device)
 
 
 def real_tokens(lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -151,7 +151,7 @@ def lay_out(
         joint_mask = None
         if len(lengths) > 1:
             parts = [real_tokens(lengths, device), real_tokens(image_lengths, device)]
-            joint_mask = torch.cat(parts, dim=-1)[:, None, None]
+            joint_mask = torch.cat(parts, dim=-1)
     return Layout(text, image, joint, image_mask, joint_mask)
 
 
