@@ -90,11 +90,27 @@ def test_several_sources_follow_one_another(lumina, llava, photos):
     assert [row["captions"]["en"]["short"] for row in rows] == ["a plain blue picture", "a plain red picture"]
 
 
-def test_rendered_scenes_can_be_described(lumina, llava):
+def test_rendered_scenes_can_be_described_and_the_lost_picture_is_told(lumina, llava):
     code, rows, err = lumina("nano:2", "--model", llava, "--levels", "short", "--retries", 0)
-    assert (code, err) == (0, [])
+    assert code == 0
+    assert err == [
+        "lumina caption: the pictures of nano:2 are in no file, so its rows come out without 'image'; "
+        "`lumina shard nano:2 DIR`, then `lumina caption DIR`, keeps them together"
+    ]
     assert [row["key"] for row in rows] == ["nano-0-000000", "nano-0-000001"]
+    assert "image" not in rows[0]
     assert "picture" in rows[0]["captions"]["en"]["short"]
+
+
+def test_scenes_in_shards_are_described_and_sharded_again(lumina, llava, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["shard", "nano:2", "first"]) == 0
+    capsys.readouterr()
+    code, rows, err = lumina("first", "--model", llava, "--levels", "short", "--retries", 0)
+    assert (code, err) == (0, [])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["shard", "rows.jsonl", "second"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 2
 
 
 def test_bad_pictures_are_left_out_with_a_reason_and_too_many_end_with_3(lumina, llava, photos):

@@ -213,6 +213,13 @@ def test_files_of_rows_are_read_between_words(tmp_path):
     assert [row["prompt"] for row in rows] == ["zero", "one", "two"]
 
 
+def test_a_file_with_a_space_in_its_name_is_a_file_and_a_prompt_may_end_like_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my prompts.txt").write_text("one\ntwo\n")
+    prompts = ["my prompts.txt", "a note called todo.txt", "x " * 3000 + "end.txt", "a nul\0 and more.txt"]
+    assert [row["prompt"] for row in output.read_rows(prompts, "prompt")] == ["one", "two", *prompts[1:]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [

@@ -59,9 +59,13 @@ def test_captions_are_chosen_by_their_weights_among_those_there_are():
     assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
 
 
-def test_dropout_makes_whole_batches_unconditional():
-    one = sampler(dropout=0.3)
-    assert np.mean([one[step].unconditional for step in range(2000)]) == pytest.approx(0.3, abs=0.03)
+def test_dropout_makes_whole_batches_of_one_length_unconditional():
+    one = sampler(dropout=0.3, batch=4, max_lengths=3)
+    batches = [one[step] for step in range(4000)]
+    dropped = [batch.unconditional for batch in batches if batch.exact]
+    assert len(dropped) > 1000
+    assert np.mean(dropped) == pytest.approx(0.3, abs=0.04)
+    assert not any(batch.unconditional for batch in batches if not batch.exact)
 
 
 def test_fewer_pictures_than_a_batch_are_repeated():
@@ -117,6 +121,37 @@ def test_a_killed_build_goes_on_after_its_last_whole_chunk(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.parametrize("last", range(1, 9))
+def test_a_kill_between_two_sizes_costs_no_chunk_that_is_whole(tmp_path, last):
+    calls, stopped, whole = [], *({64: tmp_path / name / "64", 128: tmp_path / name / "128"} for name in "ab")
+
+    def counted(pixels):
+        calls.append(len(pixels))
+        if len(calls) == last:
+            raise KeyboardInterrupt
+        return encode(pixels)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(build_stores(rows(200), stopped, counted))
+    assert list(build_stores(rows(200), stopped, counted))[-1] == 200
+    assert len(calls) == 8 + 1  # 4 chunks of 2 sizes, and the one that was killed again
+    list(build_stores(rows(200), whole, encode))
+    for size in whole:
+        for name in ("latents.bin", "rows.jsonl", "rejects.jsonl", "progress.json"):
+            assert (stopped[size] / name).read_bytes() == (whole[size] / name).read_bytes()
+
+
+def test_a_size_that_another_run_left_half_done_is_caught_up_with(tmp_path):
+    folders = {64: tmp_path / "64", 128: tmp_path / "128"}
+    half = build_stores(truncated(tmp_path, 2), {64: folders[64]}, encode)
+    assert [next(half), next(half)] == [64, 128]
+    half.close()
+    assert list(build_stores(truncated(tmp_path, 2), folders, encode)) == [64, 128, 192, 200]
+    stores = [LatentStore(folder) for folder in folders.values()]
+    assert [len(store) for store in stores] == [198, 198]
+    assert stores[0].scores.tolist() == stores[1].scores.tolist()
+
+
 def test_pictures_of_mixed_shapes_come_as_a_list(tmp_path):
     mixed = [*rows(2), *rows(2, size=(256, 64))]
     list(build_stores(mixed, {128: tmp_path}, encode))
@@ -126,6 +161,17 @@ def test_pictures_of_mixed_shapes_come_as_a_list(tmp_path):
 def test_rows_without_captions_are_named(tmp_path):
     with pytest.raises(LuminaError, match="row 3 of the data has no 'captions'"):
         list(build_stores([*rows(2), {"image": Image.new("RGB", (64, 64))}], {64: tmp_path}, encode))
+
+
+@pytest.mark.parametrize("captions", ["a cat", {"en": "a cat"}, ["a cat"], {"en": {"short": 3}}])
+def test_captions_of_another_shape_are_named_before_a_picture_is_encoded(tmp_path, captions):
+    def never(pixels):
+        raise AssertionError
+
+    wrong = {"image": Image.new("RGB", (64, 64)), "captions": captions}
+    message = r"^'captions' of row 3 of the data is not \{language: \{level: text\}\}$"
+    with pytest.raises(LuminaError, match=message):
+        list(build_stores([*rows(2), wrong], {64: tmp_path}, never))
 
 
 def truncated(folder, count):
@@ -217,6 +263,18 @@ def test_exact_batches_need_no_mask(data):
     batches = [stage.batch(step) for step in range(60)]
     assert any(batch.mask is None and batch.ids.shape == (4, 1) for batch in batches)
     assert any(batch.mask is None and batch.ids.shape[1] > 1 for batch in batches)
+
+
+def test_captions_are_dropped_equally_often_in_exact_and_in_padded_batches(data):
+    stage = data(exact_lengths=True, max_lengths=1, caption_dropout=0.2, stage={"batch": 4})
+    empty = {"exact": [], "padded": []}
+    for step in range(2500):
+        batch, kind = stage.batch(step), "exact" if stage.sampler[step].exact else "padded"
+        lengths = batch.mask.sum(1) if batch.mask is not None else torch.full((4,), batch.ids.shape[1])
+        empty[kind] += (lengths == 1).tolist()
+    for kind, dropped in empty.items():
+        assert len(dropped) > 2000, kind
+        assert np.mean(dropped) == pytest.approx(0.2, abs=0.03), kind
 
 
 def test_held_back_pictures_are_never_trained_on(data):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.formats.images import open_image
+from lumina_cli.core.formats.images import open_image, read_metadata
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -29,8 +29,9 @@ def test_the_readme_loop_runs_from_scenes_to_a_score(tmp_path, monkeypatch, caps
         assert run(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     assert time.monotonic() - start < 8 * 60
     assert len(list(Path("shards").glob("*.tar"))) == 2
-    pictures = sorted(Path("pictures").glob("*.png"))
-    assert pictures
+    pictures = sorted(Path("pictures").iterdir())
+    assert [picture.suffix for picture in pictures] == [".png", ".png"]
+    assert {read_metadata(picture)["model"] for picture in pictures} == {"runs/first", "nano"}
     assert open_image(pictures[0]).size == (128, 128)
     summary = json.loads(Path("scores/summary.json").read_text())
     assert 0 <= summary["overall"] <= 1

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats.atomic import atomic_write
-from lumina_cli.core.formats.rows import dump_row, read_rows, write_rows
+from lumina_cli.core.formats.rows import captions_of, dump_row, read_rows, write_rows
 
 
 def test_round_trip(tmp_path):
@@ -72,6 +72,22 @@ def test_what_json_lacks_is_written_as_something_it_has():
 def test_half_a_surrogate_pair_survives():
     row = json.loads('{"prompt": "\\ud83d"}')
     assert json.loads(dump_row(row).encode()) == row
+
+
+def test_captions_are_copied_without_nulls():
+    row = {"captions": {"en": {"short": "a cat", "tags": None}, "zh": None, "de": {"tags": None}}}
+    assert captions_of(row) == {"en": {"short": "a cat"}}
+    captions_of(row)["en"]["short"] = "a dog"
+    assert row["captions"]["en"]["short"] == "a cat"
+    assert captions_of({}) == captions_of({"captions": None}) == {}
+
+
+@pytest.mark.parametrize(
+    "captions", ["a cat", ["a cat"], {"en": "a cat"}, {"en": ["a cat"]}, {"en": {"short": 3}}]
+)
+def test_captions_of_another_shape_are_refused(captions):
+    with pytest.raises(LuminaError, match=r"^'captions' of line 2 is not \{language: \{level: text\}\}$"):
+        captions_of({"captions": captions}, "line 2")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])

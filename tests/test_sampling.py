@@ -250,6 +250,36 @@ def test_file_names_stay_in_the_folder_and_apart(pipe, tmp_path):
     assert len(slug("長" * 500).encode()) <= 180
 
 
+@pytest.mark.parametrize("format", ["png", "webp", "jpg"])
+def test_only_the_same_drawing_replaces_a_picture(pipe, tmp_path, format):
+    def draw(prompts, **settings):
+        rows = fast(
+            [{"prompt": prompt, "key": "x"} for prompt in prompts], pipe, tmp_path, format=format, **settings
+        )
+        return [Path(row["image"]).stem for row in rows]
+
+    assert draw("ab") == ["x-s0", "x-s0-2"]
+    assert draw("a", size="64x48") == ["x-s0-3"]
+    assert draw("a", system="base") == ["x-s0-4"]
+    for _ in range(2):
+        assert draw("ab") == ["x-s0", "x-s0-2"]
+        assert draw("a", size="64x48") == ["x-s0-3"]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_another_model_or_plan_and_a_strange_file_keep_their_names(pipe, tiny_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x-s0.png").write_text("somebody's own")
+    shutil.copytree(tiny_folder, tmp_path / "other")
+    rows, names = [{"prompt": "a", "key": "x"}], []
+    for model in (pipe, tmp_path / "other", pipe):
+        for steps in (1, 2):
+            (row,) = draw_rows(rows, model, tmp_path / "out", plan={"solver": "euler", "steps": steps})
+            names.append(Path(row["image"]).stem)
+    assert names == ["x-s0-2", "x-s0-3", "x-s0-4", "x-s0-5", "x-s0-2", "x-s0-3"]
+    assert (tmp_path / "out" / "x-s0.png").read_text() == "somebody's own"
+
+
 def test_a_long_prompt_is_drawn_and_the_row_says_what_was_cut(pipe, tmp_path):
     (row,) = fast([{"prompt": "two cups " * 60}], pipe, tmp_path, system="empty")
     assert row["truncated"] == 1 + 540 - 256

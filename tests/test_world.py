@@ -1,12 +1,13 @@
 """The nano world: the same pixels everywhere, true masks and depth, and held-out combinations by the scene alone."""
 
-import hashlib
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lumina_cli.core.nano.pictures import bounding_boxes, draw_pictures
 from lumina_cli.core.nano.scene import (
@@ -27,12 +28,7 @@ from lumina_cli.core.nano.scene import (
 from lumina_cli.core.nano.shapes import SHAPES, TINT_COLOURS, distance
 from lumina_cli.core.nano.world import FAR, project, render
 
-GOLDEN = [
-    [207.6, 209.1, 156.5, 156.1],
-    [212.0, 205.2, 150.7, 139.8],
-    [178.7, 202.1, 166.6, 140.9],
-    [139.1, 135.3, 116.3, 98.7],
-]
+GOLDEN = Path(__file__).parent / "golden" / "scenes.png"  # twelve scenes of 64 pixels, four a row
 
 
 def single(kind="ball", tint="red", backdrop="sky", **place) -> Scene:
@@ -78,23 +74,27 @@ def test_relations_hold_in_the_world(many):
         assert (true | {"in front of": a.z > b.z, "behind": a.z < b.z})[scene.relation]
 
 
+def sheet() -> np.ndarray:
+    """The scenes of GOLDEN; `Image.fromarray(sheet()).save(GOLDEN)` where the world is meant to change."""
+    pictures = [np.asarray(picture.image) for picture in render([draw_scene(0, i) for i in range(12)], 64)]
+    return np.vstack([np.hstack(pictures[i : i + 4]) for i in range(0, 12, 4)])
+
+
 def test_pixels_are_the_same_on_every_machine():
-    """Golden sums of coarse blocks, so that a level of difference between processors does not show."""
-    pictures = [np.asarray(p.image, np.float64) for p in render([draw_scene(0, i) for i in range(4)])]
-    found = [
-        [round(float(p[y : y + 64, x : x + 64].mean()), 1) for y in (0, 64) for x in (0, 64)]
-        for p in pictures
-    ]
-    assert np.allclose(found, GOLDEN, atol=0.15)
+    """Another processor may round a few pixels to the next level, and at an edge see the thing behind."""
+    found, golden = sheet().astype(int), np.asarray(Image.open(GOLDEN)).astype(int)
+    assert found.shape == golden.shape == (192, 256, 3)
+    apart = np.abs(found - golden).max(axis=2)
+    assert (apart > 0).mean() <= 0.02
+    assert (apart > 1).mean() <= 0.001
 
 
-def test_a_picture_does_not_depend_on_its_batch(many):
-    together = render(many[:6])
-    for scene, picture in zip(many[:6], together, strict=True):
-        alone = render([scene])[0]
-        assert (
-            hashlib.sha256(alone.image.tobytes()).digest() == hashlib.sha256(picture.image.tobytes()).digest()
-        )
+def test_a_picture_does_not_depend_on_its_batch_and_is_the_same_again(many):
+    together, again = render(many[:6]), render(many[:6][::-1])[::-1]
+    for scene, picture, other in zip(many[:6], together, again, strict=True):
+        (alone,) = render([scene])
+        assert alone.image.tobytes() == picture.image.tobytes() == other.image.tobytes()
+        assert alone.depth.tobytes() == picture.depth.tobytes() == other.depth.tobytes()
         assert np.array_equal(alone.masks, picture.masks)
 
 

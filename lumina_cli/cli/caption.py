@@ -1,11 +1,13 @@
 """`lumina caption`: pictures in, rows with captions out."""
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Annotated
 
 import typer
 
 from lumina_cli.cli import output
+from lumina_cli.core.formats.rows import in_memory
 
 
 def caption(
@@ -37,6 +39,9 @@ def caption(
     """Describe each picture at several lengths, in several languages: pictures in, rows with captions out.
 
     lumina caption photos --levels short,tags --langs en,de > rows.jsonl
+
+    Pictures of nano:N and hf:NAME are in no file that a row could name, so their rows come out without
+    "image". To keep the two together: lumina shard nano:N DIR, then lumina caption DIR.
     """
     from lumina_cli.core.data.sources import open_row_image, read_source
     from lumina_cli.core.registry import CAPTIONERS
@@ -45,7 +50,7 @@ def caption(
 
     wanted_levels = check_names("level", _words(levels), LEVELS)
     wanted_langs = check_names("language", _words(langs), tuple(LANGS))
-    rows = chain.from_iterable([read_source(one) for one in source])
+    rows = chain.from_iterable([_watched(one, read_source(one)) for one in source])
     rows = caption_rows(
         rows,
         CAPTIONERS.load(engine)(model, device=device),
@@ -59,6 +64,17 @@ def caption(
         on_reject=lambda row, reason: output.note(f"lumina caption: left out {reason}"),
     )
     output.write_rows(rows, json=json, label="captions")
+
+
+def _watched(source: str, rows: Iterator[dict]) -> Iterator[dict]:
+    """Say before the first caption is written that the rows of this source will not name their pictures."""
+    for number, row in enumerate(rows):
+        if number == 0 and in_memory(row.get("image")):
+            output.note(
+                f"lumina caption: the pictures of {source} are in no file, so its rows come out without "
+                f"'image'; `lumina shard {source} DIR`, then `lumina caption DIR`, keeps them together"
+            )
+        yield row
 
 
 def _words(text: str) -> list[str]:

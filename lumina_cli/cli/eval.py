@@ -43,6 +43,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Draw a benchmark's prompts, let a judge look, and score: a row per picture, and a summary."""
+    from lumina_cli.cli.drawer import make_drawer
     from lumina_cli.core.evals.run import Evaluation
 
     if (images is not None) == (ceiling or model is not None):
@@ -54,30 +55,13 @@ def run(
         scores.find(images)
     else:
         scores.ask(prompts, per_task, langs.split(","), split)
-        scores.draw(_drawer(model, ceiling, seed, plan), pictures)
+        scores.draw(make_drawer(model, ceiling, seed, plan), pictures)
     if json or not sys.stdout.isatty():
         output.write_rows(scores, json=True, label="pictures", total=scores.total)
     else:
         list(output.progress(scores, "pictures", scores.total))
     output.table(scores.table(), title=scores.title)
     scores.check_gates()
-
-
-def _drawer(model: str | None, ceiling: bool, seed: int, plan: str):
-    """Lend the sampling pipeline to the evaluation (stages do not import each other), or true renders."""
-    from lumina_cli.core.evals.run import pipeline_drawer, true_drawer
-    from lumina_cli.core.flow.plan import read_settings
-    from lumina_cli.core.sampling.pipeline import Job, load_pipeline
-
-    if ceiling:
-        return true_drawer(model or "nano", seed)
-    settings = read_settings(plan)
-    pipeline = load_pipeline(model)
-    if settings:
-        pipeline.plan = pipeline.plan_for(settings)
-    if pipeline.reason:
-        output.note(pipeline.reason)
-    return pipeline_drawer(pipeline, Job, seed)
 
 
 @app.command()

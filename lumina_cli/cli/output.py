@@ -44,12 +44,18 @@ def _read(arguments: list[str], key: str) -> Iterator[dict]:
 def _rows_of(word: str, key: str) -> Iterator[dict]:
     if word == "-":
         yield from jsonl.read_rows(getattr(sys.stdin, "buffer", sys.stdin), key)
-    elif word.endswith(ROW_FILES) and not any(letter.isspace() for letter in Path(word).name):
+    elif _names_file(word):
         yield from jsonl.read_rows(word, key)
     elif not word.strip():
         raise LuminaError(f"the {key} is empty")
     else:
         yield {key: word}
+
+
+def _names_file(word: str) -> bool:
+    """Whether a word ends as files of rows do, and is one, or has no space and so must be a file's name."""
+    spaced = any(letter.isspace() for letter in Path(word).name)
+    return word.endswith(ROW_FILES) and (not spaced or os.path.isfile(word))
 
 
 def write_rows(

@@ -15,7 +15,8 @@ build() {  # recipe, checkpoint, settings...: go on where an interrupted run sto
 build nano-autoencoder "$parts/autoencoder.pt" out="$parts"
 build nano-text "$parts/text_encoder.pt" out="$parts"
 build nano-detector "$parts/detector.pt" out="$parts"
-[ -e "$home/shards/000000.tar" ] || lumina shard nano:40000 "$home/shards"
+# shards.json is written last: without it, --force replaces what an interruption left
+[ -e "$home/shards/shards.json" ] || lumina shard nano:40000 "$home/shards" --force
 build nano "$home/run/recipe.yaml" frozen="$parts" data="$home/shards" out="$home/run"
 
 rm -rf "$home/nano.new"

@@ -21,7 +21,7 @@ from lumina_cli.core.data.buckets import best_size, crop_picture
 from lumina_cli.core.data.sources import open_row_image
 from lumina_cli.core.errors import LuminaError, TooManyBad
 from lumina_cli.core.formats.atomic import atomic_write, disk_errors
-from lumina_cli.core.formats.rows import dump_row
+from lumina_cli.core.formats.rows import captions_of, dump_row
 
 CHUNK = 64  # pictures encoded together
 MAX_BAD_RATE = 0.05
@@ -80,10 +80,8 @@ class _Writer:
         """Return how many rows of the source are done, the rejected ones among them."""
         return self.progress["rows"] + self.progress["rejects"]
 
-    def open(self, stack: ExitStack, rows: int) -> None:
-        """Open for writing after `rows` rows of the source; from the start if this folder has others done."""
-        if self.consumed() != rows:
-            self.progress = dict(NOTHING)
+    def open(self, stack: ExitStack) -> None:
+        """Open for writing after the last whole chunk."""
         self.files = []
         for name, size in FILES.items():
             path = self.folder / name
@@ -96,7 +94,7 @@ class _Writer:
     def add(self, rows: list[dict], pictures: list[Image.Image], rejects: list[dict], encode: Encode) -> None:
         latents = encode_pictures(pictures, self.size, encode)
         for row, latent in zip(rows, latents, strict=True):
-            kept = {"captions": row["captions"], "score": row.get("score"), "shape": list(latent.shape)}
+            kept = {"captions": captions_of(row), "score": row.get("score"), "shape": list(latent.shape)}
             self.files[0].write(dump_row(kept).encode() + b"\n")
             self.files[1].write(latent.to(torch.float16).numpy().tobytes())
         for reject in rejects:
@@ -126,16 +124,17 @@ def build_stores(
     writers = [_Writer(folder, size) for size, folder in folders.items() if not is_whole(folder)]
     if not writers:
         return
-    counts = {writer.consumed() for writer in writers}
-    done = counts.pop() if len(counts) == 1 else 0
+    done = min(writer.consumed() for writer in writers)
+    rows = islice(rows, done, None)
     with disk_errors(writers[0].folder), ExitStack() as stack:
         for writer in writers:
-            writer.open(stack, done)
-        for chunk in chunked(islice(rows, done, None), CHUNK):
+            writer.open(stack)
+        while chunk := next_chunk(rows, done, writers):
             check_captions(chunk, done)
             good, pictures, rejects = open_pictures(chunk, done)
             for writer in writers:
-                writer.add(good, pictures, rejects, encode)
+                if writer.consumed() == done:
+                    writer.add(good, pictures, rejects, encode)
             done += len(chunk)
             yield done
         if not done:
@@ -143,6 +142,15 @@ def build_stores(
         check_rejects(writers[0].progress["rejects"], done, max_bad_rate, writers[0].folder)
         for writer in writers:
             writer.note(done=True)
+
+
+def next_chunk(rows: Iterator[dict], done: int, writers: list[_Writer]) -> list[dict]:
+    """Return the rows after the first `done`, up to a chunk of them.
+
+    Sizes may have been stopped at different counts; no chunk reaches past where one of them begins to write.
+    """
+    ahead = [writer.consumed() - done for writer in writers if writer.consumed() > done]
+    return list(islice(rows, min([CHUNK, *ahead])))
 
 
 def check_rejects(rejected: int, done: int, max_bad_rate: float, folder: Path) -> None:
@@ -170,9 +178,9 @@ def open_pictures(rows: list[dict], before: int) -> tuple[list[dict], list[Image
 
 
 def check_captions(rows: list[dict], before: int) -> None:
-    """Raise LuminaError for the first row without captions; `before` rows came earlier."""
+    """Raise LuminaError for the first row without captions as they should be; `before` rows came earlier."""
     for number, row in enumerate(rows, before + 1):
-        if not row.get("captions"):
+        if not captions_of(row, f"row {number} of the data"):
             raise LuminaError(f"row {number} of the data has no 'captions'; `lumina caption` adds them")
 
 

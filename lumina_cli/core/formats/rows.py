@@ -85,6 +85,27 @@ def check_row(row: dict, key: str, where: str) -> None:
         raise LuminaError(f"{where}: {key!r} is empty")
 
 
+def captions_of(row: dict, where: str = "the row") -> dict[str, dict[str, str]]:
+    """Return a copy of a row's captions, {} where it has none; LuminaError where they have another shape.
+
+    A null, which tools that know only tables put where a row has no such caption, is left out.
+    """
+    captions = row.get("captions") or {}
+    if not isinstance(captions, dict) or not all(map(_are_texts, captions.values())):
+        raise LuminaError(f"'captions' of {where} is not {{language: {{level: text}}}}")
+    kept = {
+        lang: {level: text for level, text in (texts or {}).items() if text is not None}
+        for lang, texts in captions.items()
+    }
+    return {lang: texts for lang, texts in kept.items() if texts}
+
+
+def _are_texts(levels: Any) -> bool:
+    return levels is None or (
+        isinstance(levels, dict) and all(isinstance(text, str | None) for text in levels.values())
+    )
+
+
 def write_rows(path: str | Path, rows: Iterable[dict]) -> int:
     """Write rows to a file, whole or not at all; return how many."""
     with atomic_write(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
@@ -109,9 +130,9 @@ def dump_row(row: dict) -> str:
 def plain_value(value: Any) -> Any:
     """Return `value` with nothing in it that JSON cannot hold."""
     if isinstance(value, dict):
-        return {str(name): plain_value(item) for name, item in value.items() if not _in_memory(item)}
+        return {str(name): plain_value(item) for name, item in value.items() if not in_memory(item)}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain_value(item) for item in value if not _in_memory(item)]
+        return [plain_value(item) for item in value if not in_memory(item)]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
@@ -121,5 +142,6 @@ def plain_value(value: Any) -> Any:
     return str(value)
 
 
-def _in_memory(value: Any) -> bool:
+def in_memory(value: Any) -> bool:
+    """Whether a value (a picture, bytes) has no place in a line of JSON."""
     return isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "getpixel")

@@ -11,9 +11,9 @@ from PIL import Image
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
-from lumina_cli.core.formats.images import save_picture
+from lumina_cli.core.formats.images import read_metadata, save_picture
 from lumina_cli.core.formats.rows import check_row
-from lumina_cli.core.sampling.metadata import Origin, to_metadata
+from lumina_cli.core.sampling.metadata import Origin, from_metadata, to_metadata
 from lumina_cli.core.sampling.models import Choice, choose_model
 from lumina_cli.core.sampling.pipeline import Job, Pipeline, PlanLike, Size, load_pipeline, parse_size
 
@@ -42,8 +42,9 @@ def draw_rows(
     a Plan, or the settings in which it differs from the model's own. Reads the first row before it makes the
     folder or loads the model, and then one batch ahead. A prompt that the network cannot read to its end adds
     "truncated", the number of tokens left out. Pictures are PNG, WebP or JPEG with their origin inside; two
-    rows never share a file, but drawing the same again replaces the file. `note` is told, a line each, what
-    "auto" chose and which prompts were cut.
+    rows never share a file, and only the same drawing again replaces one: where another model, plan, size or
+    system prompt has the name, it gets "-2". `note` is told, a line each, what "auto" chose and which prompts
+    were cut.
     """
     _check_before_loading(size, plan, system, format, {"count": count, "batch": batch})
     jobs = _jobs(rows, seed, count)
@@ -59,7 +60,7 @@ def draw_rows(
         dropped = pipeline.text.dropped([full_prompt(job.prompt, system) for _, _, job in group])
         for (index, row, job), picture, lost in zip(group, pictures, dropped, strict=True):
             origin = Origin(job.prompt, job.seed, job.number, pipeline.name, size, system, plan)
-            path = _save(picture, names.of(index, row, job), origin)
+            path = _save(picture, names.of(index, row, origin), origin)
             added = {"image": str(path), "seed": job.seed, "number": job.number, "model": pipeline.name}
             added["size"] = "{}x{}".format(*size)
             added |= {"model_reason": pipeline.reason} if pipeline.reason else {}
@@ -127,19 +128,29 @@ class FileNames:
 
     def __init__(self, out: Path, format: str, count: int):
         self.out, self.format, self.count = out, format, count
-        self.used: set[str] = set()
+        self.used: set[Path] = set()
 
-    def of(self, index: int, row: dict, job: Job) -> Path:
-        """Return a path: the row's "key", or else its position and prompt; the seed; the number."""
+    def of(self, index: int, row: dict, origin: Origin) -> Path:
+        """Return a path: the row's "key", or else its position and prompt; the seed; the number.
+
+        Where another picture has that name already, name-2, name-3...
+        """
         key = slug(str(row.get("key", "")))
-        stem = key or "-".join(filter(None, (f"{index:05d}", slug(job.prompt))))
-        stem = f"{stem}-s{job.seed}" + (f"-{job.number}" if self.count > 1 else "")
-        name, again = stem, 1
-        while name in self.used:
+        stem = key or "-".join(filter(None, (f"{index:05d}", slug(origin.prompt))))
+        stem = f"{stem}-s{origin.seed}" + (f"-{origin.number}" if self.count > 1 else "")
+        path, again = self.out / f"{stem}.{self.format}", 1
+        while path in self.used or (path.exists() and _drawn_from(path) != origin):
             again += 1
-            name = f"{stem}-{again}"
-        self.used.add(name)
-        return self.out / f"{name}.{self.format}"
+            path = self.out / f"{stem}-{again}.{self.format}"
+        self.used.add(path)
+        return path
+
+
+def _drawn_from(path: Path) -> Origin | None:
+    try:
+        return from_metadata(read_metadata(path))
+    except LuminaError:  # no picture of ours
+        return None
 
 
 def slug(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, TooManyBad
+from lumina_cli.core.formats.rows import captions_of
 from lumina_cli.core.unicap.checks import check
 from lumina_cli.core.unicap.prompts import LANGS, LEVELS, MAX_TOKENS, check_names, instruction
 
@@ -113,20 +114,12 @@ def _seed(seed: int, index: int, lang: str, level: str, attempt: int) -> int:
 
 def _finished_row(shot: Shot) -> Row:
     """Merge new captions over the row's own; a caption that failed leaves an older one of its kind alone."""
-    merged = _own_captions(shot.row)
+    merged = captions_of(shot.row)
     for lang, texts in shot.captions.items():
         merged.setdefault(lang, {}).update(texts)
     row = {**shot.row, "captions": merged}
     row.pop("rejected_captions", None)
     return {**row, "rejected_captions": shot.rejected} if shot.rejected else row
-
-
-def _own_captions(row: Row) -> dict[str, dict[str, str]]:
-    """Return a copy of the captions that a row came with; LuminaError for another shape of them."""
-    captions = row.get("captions") or {}
-    if not isinstance(captions, dict) or not all(isinstance(texts, dict) for texts in captions.values()):
-        raise LuminaError("'captions' of the row is not {language: {level: text}}")
-    return {lang: dict(texts) for lang, texts in captions.items()}
 
 
 def _opened(
@@ -136,7 +129,7 @@ def _opened(
 
     def opened(shot: Shot) -> Shot:
         try:
-            _own_captions(shot.row)
+            captions_of(shot.row)
             shot.picture = open_image(shot.row)
         except (LuminaError, OSError) as error:
             shot.error = str(error)

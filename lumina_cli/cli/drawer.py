@@ -1,0 +1,20 @@
+"""What draws for an evaluation. It stands here because the stages of the core do not import each other."""
+
+from lumina_cli.cli import output
+
+
+def make_drawer(model: str | None, ceiling: bool, seed: int, plan: str):
+    """Lend the sampling pipeline, with `plan` over its own plan, to the evaluation; or true renders."""
+    from lumina_cli.core.evals.run import pipeline_drawer, true_drawer
+    from lumina_cli.core.flow.plan import read_settings
+    from lumina_cli.core.sampling.pipeline import Job, load_pipeline
+
+    if ceiling:
+        return true_drawer(model or "nano", seed)
+    settings = read_settings(plan)
+    pipeline = load_pipeline(model)
+    if settings:
+        pipeline.plan = pipeline.plan_for(settings)
+    if pipeline.reason:
+        output.note(pipeline.reason)
+    return pipeline_drawer(pipeline, Job, seed)
