@@ -1,4 +1,4 @@
-"""`python -m lumina_cli`, so that `torchrun -m lumina_cli train ...` works."""
+"""`python -m lumina_cli`: the command `lumina` of this very interpreter."""
 
 from lumina_cli.cli.app import main
 

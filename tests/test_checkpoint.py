@@ -56,7 +56,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 SAVES = {
     "checkpoint": "RunFolder(path).save({'w': big}, {'w': big}, {'state': big}, {'step': 1})",
     "optimizer": "RunFolder(path).save({'w': small}, {'w': small}, {'state': big}, {'step': 1})",
-    "progress": "Progress(path / 'a.pt', net, torch.optim.SGD(net.parameters())).save(1)",
+    "progress": "Progress(path / 'a.pt', net, torch.optim.SGD(net.parameters()), None).save(1)",
 }
 
 
@@ -135,6 +135,17 @@ def test_a_damaged_checkpoint_says_so(tmp_path):
     (run.checkpoints / "0000005" / "ema.safetensors").write_bytes(b"no tensors")
     with pytest.raises(LuminaError, match="0000005 cannot be read"):
         run.load(5)
+
+
+def test_a_checkpoint_of_a_gpu_opens_without_one(tmp_path, monkeypatch):
+    run = RunFolder(tmp_path)
+    with monkeypatch.context() as patch:  # the file says what a GPU's would say
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        save(run, 5)
+    _, _, optimizer = run.load(5)
+    step = optimizer["adamw"]["state"][0]["step"]
+    assert step == 1
+    assert step.device.type == "cpu"
 
 
 def test_metrics_rewind_to_a_step_and_drop_a_torn_line(tmp_path):

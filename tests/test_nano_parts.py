@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from lumina_cli.cli.app import run
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.encoders.vae import Autoencoder
 from lumina_cli.core.errors import LuminaError
@@ -16,6 +17,7 @@ from lumina_cli.core.nano.detector import DetectorNet, load_detector
 from lumina_cli.core.nano.pictures import draw_pictures
 from lumina_cli.core.nano.scene import KINDS, TINTS, draw_scene
 from lumina_cli.core.training import autoencoder, detector, textmodel
+from lumina_cli.core.training.progress import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +65,116 @@ def test_a_resumed_part_ends_as_an_uninterrupted_one(name, tmp_path, monkeypatch
     resumed = list(train(module.SCHEMA(**settings), tmp_path / "cut", resume=True))
     assert resumed[-1]["step"] == 4
     assert resumed[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-4)
+
+
+SAVED = {"autoencoder": "vae", "text": "text_encoder", "detector": "detector"}
+FIRST = {"steps": 1, "save_every": 5}
+
+
+@pytest.fixture(params=PARTS)
+def part(request, monkeypatch):
+    """A part's trainer, its settings for one step, and what it leaves."""
+    module, train, settings = PARTS[request.param]
+    build = textmodel.build_tokenizer
+    monkeypatch.setattr(textmodel, "build_tokenizer", lambda size, seed: build(size, seed, scenes=40))
+    return train, module.SCHEMA(**settings | FIRST), SAVED[request.param]
+
+
+@pytest.mark.slow
+def test_a_part_whose_last_save_was_refused_is_saved_on_resume(part, tmp_path, monkeypatch):
+    train, settings, saved = part
+    module = sys.modules[train.__module__]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_save", refuse)
+        with pytest.raises(LuminaError, match="the disk is full"):
+            list(train(settings, tmp_path))
+    assert not (tmp_path / saved).exists()
+    rows = list(train(settings, tmp_path, resume=True))
+    assert [row["step"] for row in rows] == [1]
+    assert list((tmp_path / saved).glob("*.safetensors"))
+
+
+def refuse(*_):
+    raise LuminaError("the disk is full: here")
+
+
+def test_what_a_part_is_told_to_be_is_what_was_measured(tmp_path, monkeypatch):
+    """The figures are those of the file, whose weights are rounded."""
+    torch.manual_seed(0)
+    model = autoencoder.build_autoencoder()
+    pictures, _ = draw_pictures(3, 4, tmp_path, workers=1)
+    figures = autoencoder._save(model, pictures, tmp_path / "vae")
+    shipped = Autoencoder(tmp_path).model
+    assert autoencoder.measure(shipped, pictures) == pytest.approx(figures, rel=1e-7)
+    assert autoencoder.measure(model.eval(), pictures) != pytest.approx(figures, rel=1e-7)
+    assert shipped.config.scaling_factor == pytest.approx(1 / figures["deviation"], abs=1e-4)
+
+
+def test_the_detector_that_is_calibrated_is_the_one_that_is_saved(tmp_path, monkeypatch):
+    calibrated = []
+    monkeypatch.setattr(detector, "calibrate", lambda net, out: (calibrated.append(net), ({}, {"n": 1}))[1])
+    net = DetectorNet(16)
+    before = {name: weight.clone() for name, weight in net.state_dict().items()}
+    assert detector._save(net, tmp_path, 16) == {"n": 1}
+    shipped = load_detector(tmp_path / "detector").net.state_dict()
+    assert all(torch.equal(weight, shipped[name]) for name, weight in calibrated[0].state_dict().items())
+    assert all(torch.equal(weight, before[name]) for name, weight in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("nano-detector scenes=8", "nano-detector.yaml: a batch of 32 needs as many scenes, not 8"),
+        ("nano-detector scenes=0", "scenes: '0': input should be greater than or equal to 1"),
+        ("nano-detector width=12", "width: '12': input should be a multiple of 8"),
+        ("nano-autoencoder batch=3", "batch: '3': input should be greater than or equal to 4"),
+        ("nano-autoencoder batch=24 scenes=20", "a batch of 24 needs as many scenes, not 20"),
+        ("nano-autoencoder crop=136", "crop: '136': input should be less than or equal to 128"),
+        ("nano-autoencoder small_share=1.5", "input should be less than or equal to 1"),
+        ("nano-autoencoder seed=-1", "seed: '-1': input should be greater than or equal to 0"),
+        ("nano-text translations=6", "translations: '6': input should be less than or equal to 5"),
+        ("nano-text vocabulary=100", "vocabulary: '100': input should be greater than or equal to 261"),
+        ("nano-text lr=0", "lr: '0': input should be greater than 0"),
+        ("nano-text save_every=0", "save_every: '0': input should be greater than or equal to 1"),
+    ],
+)
+def test_settings_that_cannot_train_are_one_line(words, message, capsys):
+    assert run(["train", *words.split(), "--dry-run"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.fixture
+def progress(tmp_path):
+    net = torch.nn.Linear(2, 2)
+    settings = detector.SCHEMA(width=16)
+    return Progress(tmp_path / "detector.pt", net, torch.optim.AdamW(net.parameters()), settings)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no weights", None])
+def test_a_damaged_state_is_one_line(progress, damage):
+    progress.save(3)
+    whole = progress.path.read_bytes()
+    progress.path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
+    with pytest.raises(LuminaError, match=r"detector.pt cannot be read \(.+\); delete it") as caught:
+        progress.load()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_of_another_network_is_one_line(progress):
+    progress.save(3)
+    assert progress.load() == 3
+    progress.model = torch.nn.Linear(3, 3)
+    with pytest.raises(LuminaError, match="holds another network than these settings make"):
+        progress.load()
+
+
+def test_a_state_of_a_gpu_opens_without_one(progress, monkeypatch):
+    with monkeypatch.context() as patch:  # the file says what a GPU's would say
+        patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        progress.save(3)
+    assert progress.load() == 3
 
 
 def test_resuming_nothing_says_so(tmp_path):
@@ -122,7 +234,7 @@ def test_a_folder_without_a_detector_says_so(tmp_path):
 
 @pytest.mark.slow
 def test_trained_parts_open_in_the_pipeline(tmp_path):
-    list(autoencoder.train_autoencoder(autoencoder.SCHEMA(scenes=24, batch=2, steps=1), tmp_path))
+    list(autoencoder.train_autoencoder(autoencoder.SCHEMA(scenes=24, batch=4, steps=1), tmp_path))
     vae = Autoencoder(tmp_path)
     latents = vae.encode(torch.zeros(1, 3, 64, 64))
     assert latents.shape == (1, 16, 8, 8)

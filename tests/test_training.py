@@ -13,14 +13,15 @@ from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
 from lumina_cli.core.flow.path import shift_time, train_shift
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
-from lumina_cli.core.nextdit.convert import from_official
+from lumina_cli.core.nextdit.convert import from_official, load_transformer
 from lumina_cli.core.training import loop
 from lumina_cli.core.training.config import Recipe
 from lumina_cli.core.training.loop import ASSETS, describe, find_frozen, train_transformer
 from lumina_cli.core.training.objective import (
+    LOW,
+    MAIN,
     draw_time_and_noise,
     even_times,
-    pool,
     stage_loss,
     velocity_loss,
 )
@@ -100,16 +101,41 @@ def test_noise_depends_on_seed_step_and_sample_only():
         assert not torch.equal(draw_time_and_noise(*changed[:2], [0], [(2, 4)], changed[2])[1][0], a)
 
 
-def test_auxiliary_loss_is_the_loss_of_pooled_latents():
-    data = torch.randn(2, 16, 8, 8)
+def loss_by_hand(data, shift, stream):
+    """The loss of a model that answers 2 x_t + t, written out; times and noise are the stream's own."""
+    times, noise = draw_time_and_noise(5, 9, range(len(data)), [tuple(x.shape) for x in data], stream)
+    errors = []
+    for x, n, u in zip(data, noise, times, strict=True):
+        t = u / (u + shift * (1 - u))  # a shift above 1 moves times towards the noise
+        errors.append((2 * (t * x + (1 - t) * n) + t - (x - n)).square().mean())
+    return torch.stack(errors).mean().item()
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_auxiliary_loss_is_the_loss_of_pooled_latents_at_the_same_shift_and_draws_of_its_own(listed):
+    data = torch.randn(3, 16, 8, 8)
 
     def draw(shapes, stream):
-        return torch.full((2,), 0.5), [torch.zeros(shape) for shape in shapes]
+        return draw_time_and_noise(5, 9, range(3), shapes, stream)
 
-    loss, auxiliary = stage_loss(lambda x, t: torch.zeros_like(x), data, draw, shift=2.0, auxiliary=1.0)
-    assert loss.item() == pytest.approx(data.square().mean().item())
-    assert auxiliary.item() == pytest.approx(pool(data).square().mean().item())
-    assert stage_loss(lambda x, t: torch.zeros_like(x), data, draw, 2.0, 0.0)[1] is None
+    def velocity(x, t):
+        if isinstance(x, list):
+            return [2 * one + time for one, time in zip(x, t, strict=True)]
+        return 2 * x + t[:, None, None, None]
+
+    given = list(data) if listed else data
+    loss, auxiliary = stage_loss(velocity, given, draw, shift=3.0, auxiliary=1.0)
+    low = data.unflatten(2, (2, 4)).unflatten(4, (2, 4)).mean((3, 5))
+    assert loss.item() == pytest.approx(loss_by_hand(data, 3.0, MAIN), rel=1e-5)
+    assert auxiliary.item() == pytest.approx(loss_by_hand(low, 3.0, LOW), rel=1e-5)
+    alone, nothing = stage_loss(velocity, given, draw, shift=3.0, auxiliary=0.0)
+    assert (alone.item(), nothing) == (loss.item(), None)
+
+
+def test_the_two_losses_share_neither_times_nor_noise():
+    (t, (noise,)), (other, (low,)) = (draw_time_and_noise(0, 0, [0], [(4, 4)], s) for s in (MAIN, LOW))
+    assert t != other
+    assert not torch.equal(noise, low)
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +192,6 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(recipe, tmp_path, exact
 
 
 def test_training_lowers_the_loss_and_leaves_a_model_that_opens(recipe, tmp_path, tiny_folder):
-    from lumina_cli.core.nextdit.convert import load_transformer
-
     stage = {"size": 64, "steps": 30, "batch": 4, "lr": 5e-3, "system": "empty"}
     rows = train(recipe(stages={"low": stage}, log_every=10, ema=0.9, export="bf16"), tmp_path)
     means = [row["loss"] for row in rows if "loss" in row]
@@ -287,6 +311,44 @@ def test_checkpointing_changes_no_gradient(recipe, tiny_folder):
         calls.append(count[0])
     assert calls == [1, 2]  # on the way back once more
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
+
+
+def test_the_auxiliary_loss_trains_with_its_weight(recipe, tiny_folder):
+    """Gradients are linear in the weight: each unit of it adds the same, which is not nothing."""
+    batch = TrainBatch(torch.randn(2, 16, 8, 8), torch.ones(2, 3, dtype=torch.long), None)
+    trainer = Trainer(recipe(clip=1e9), TextEncoder(tiny_folder, torch.device("cpu")), torch.device("cpu"))
+    gradients, figures = [], []
+    for weight in (0.0, 1.0, 2.0):
+        stage = recipe().stages["low"].model_copy(update={"auxiliary_loss": weight})
+        trainer.step = 0
+        trainer._apply = lambda norm, lr: gradients.append(
+            torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
+        )
+        figures.append(trainer.update(batch, stage, 1e-3))
+        trainer.optimizer.zero_grad()
+    assert "auxiliary_loss" not in figures[0]
+    assert figures[1]["loss"] == figures[2]["loss"] == figures[0]["loss"]
+    none, once, twice = gradients
+    assert relative(once, none) > 0.01
+    assert torch.allclose(twice - once, once - none, atol=1e-4 * float(once.abs().max()))
+
+
+def exported(folder):
+    return load_transformer(folder / "model" / "transformer").state_dict()
+
+
+def test_the_model_that_is_left_holds_the_average_of_the_weights(recipe, tmp_path, tiny_folder):
+    """The average is made anew from the weights of every step, by its definition."""
+    stage = {"size": 64, "steps": 5, "batch": 4, "lr": 1e-2, "system": "empty"}
+    train(recipe(stages={"low": stage}, ema=0.25, checkpoint_every=1, keep=9), tmp_path)
+    average = load_transformer(tiny_folder / "transformer").state_dict()
+    for step in range(5):
+        weights = load_file(tmp_path / "checkpoints" / f"{step + 1:07d}" / "weights.safetensors")
+        decay = min(0.25, (1 + step) / (10 + step))
+        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
+    model = exported(tmp_path)
+    assert max(relative(model[name], average[name]) for name in average) < 1e-5
+    assert max(relative(model[name], weights[name]) for name in weights) > 1e-3
 
 
 def test_truncated_pictures_do_not_end_a_run(recipe, pictures, tmp_path):

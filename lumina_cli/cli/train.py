@@ -1,5 +1,6 @@
 """`lumina train`: a recipe in, rows of metrics and a model folder out."""
 
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,12 @@ def train(
         ),
     ] = None,
     stage: Annotated[str, typer.Option(help="low, high, hq, or all of the recipe's stages.")] = "all",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in out= stopped.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", help="Go on where the run in out= stopped, with its settings; KEY=VALUE changes them."
+        ),
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")] = False,
 ) -> None:
@@ -29,6 +35,8 @@ def train(
     from lumina_cli.core.recipe import load_recipe
     from lumina_cli.core.registry import PARTS
 
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # set by torchrun: each process would train it all
+        raise UsageError("training in several processes is not supported yet; start one, without torchrun")
     recipes = [word for word in words or [] if "=" not in word]
     if len(recipes) > 1:
         raise UsageError(
@@ -42,6 +50,8 @@ def train(
     settings = load_recipe(recipe, module.SCHEMA, overrides)
     out = next((word[4:] for word in words or [] if word.startswith("out=")), None)
     out = Path(out or getattr(settings, "out", None) or Path("runs") / Path(recipe).stem)
+    if resume:
+        settings = _resumed(settings, recipes, out, overrides)
     extra = _of_transformer(stage) if part == "transformer" else {}
     if stage != "all" and not extra:
         raise UsageError(f"the part {part} has no stages; leave --stage out")
@@ -57,6 +67,17 @@ class _Part:
     @staticmethod
     def model_validate(values: dict, **options: Any) -> str:
         return str(values.get("part", "transformer"))
+
+
+def _resumed(settings: Any, recipes: list[str], out: Path, overrides: list[str]) -> Any:
+    from lumina_cli.core.training.resume import resumed_settings, settings_file
+
+    named = recipes[0] if recipes else None
+    settings, others = resumed_settings(settings, named, out, overrides)
+    if others:
+        path = settings_file(out, settings.part)
+        output.note(f"going on with {path}, which differs from {named} in {', '.join(others)}")
+    return settings
 
 
 def _of_transformer(stage: str) -> dict:

@@ -69,6 +69,11 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error says in one line: torch's and pickle's may have many, or none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 class RunFolder:
     """The files of one training run; `keep` is how many checkpoints stay."""
 
@@ -111,11 +116,12 @@ class RunFolder:
         folder = self.checkpoints / f"{step:07d}"
         try:
             weights, ema = (load_file(folder / f"{name}.safetensors") for name in ("weights", "ema"))
-            return weights, ema, torch.load(folder / "optimizer.pt", weights_only=True)
+            # on the CPU, so that a run can go on without the GPU it began on; the optimiser moves its state
+            optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+            return weights, ema, optimizer
         except Exception as error:  # safetensors, zip and pickle each raise their own kind
-            reason = str(error).splitlines()[0]
             raise LuminaError(
-                f"{folder} cannot be read ({reason}); delete it to resume from the one before"
+                f"{folder} cannot be read ({first_line(error)}); delete it to resume from the one before"
             ) from error
 
     def append_metrics(self, row: dict) -> None:

@@ -7,16 +7,18 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 
 from lumina_cli.core.formats.checkpoint import folder_aside
 from lumina_cli.core.nano.pictures import draw_pictures
+from lumina_cli.core.training.config import Count, Rate, Seed, Share, Weight, enough_scenes
 from lumina_cli.core.training.progress import Progress
 
 UNSEEN = 900_001  # the seed of scenes that nothing is trained on
@@ -28,18 +30,19 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     part: str = "autoencoder"
-    scenes: int = 12_000
-    seed: int = 0
-    steps: int = 4_000
-    batch: int = 24
-    crop: int = 64  # most of a picture is backdrop: crops hold more of what is hard, at a quarter of the cost
-    whole_from: float = (
-        0.8  # the share of the run after which batches hold whole pictures, and a quarter as many
-    )
-    small_share: float = 0.15  # of the batches, drawn at half the size, which the first training stage uses
-    lr: float = 2e-3
-    kl: float = 1e-3
-    save_every: int = 250
+    scenes: Count = 12_000
+    seed: Seed = 0
+    steps: Count = 4_000
+    batch: Annotated[int, Field(ge=4)] = 24
+    # most of a picture is backdrop: crops hold more of what is hard, at a quarter of the cost
+    crop: Annotated[int, Field(ge=8, le=128, multiple_of=8)] = 64
+    whole_from: Share = 0.8  # of the run, after which batches hold whole pictures, and a quarter as many
+    small_share: Share = 0.15  # of the batches, drawn at half the size, which the first training stage uses
+    lr: Rate = 2e-3
+    kl: Weight = 1e-3
+    save_every: Count = 250
+
+    _enough = model_validator(mode="after")(enough_scenes)
 
 
 SCHEMA = Settings
@@ -106,20 +109,17 @@ def measure(model: AutoencoderKL, pictures: np.ndarray) -> dict[str, float]:
 
 
 def _save(model: AutoencoderKL, pictures: np.ndarray, folder: Path) -> dict[str, float]:
-    """Measure, write shift and scale into the config, and save in bfloat16."""
-    model.eval()
-    figures = measure(model, pictures)
-    model.register_to_config(
+    """Round to bfloat16, measure what is left, write shift and scale into the config, and save."""
+    small = build_autoencoder().eval()
+    small.load_state_dict({name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()})
+    figures = measure(small, pictures)
+    small.register_to_config(
         shift_factor=round(figures["mean"], 4), scaling_factor=round(1 / figures["deviation"], 4)
     )
-    small = build_autoencoder()
-    small.load_state_dict(model.state_dict())
-    small.register_to_config(**{k: model.config[k] for k in ("shift_factor", "scaling_factor")})
-    for parameter in small.parameters():
+    for parameter in small.parameters():  # diffusers warns of its own `to`
         parameter.data = parameter.data.to(torch.bfloat16)
     with folder_aside(folder) as aside:
         small.save_pretrained(aside)
-    model.train()
     return figures
 
 
@@ -159,8 +159,10 @@ def train_autoencoder(settings: Settings, out: Path, resume: bool = False) -> It
     torch.manual_seed(settings.seed)
     model = build_autoencoder().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    progress = Progress(out / "autoencoder.pt", model, optimizer)
+    progress = Progress(out / "autoencoder.pt", model, optimizer, settings)
     first, start = (progress.load() if resume else 0), time.monotonic()
+    if first >= settings.steps:  # a kill or a full disk may have kept the last save from ending
+        yield {"step": first, **_save(model, unseen, out / "vae")}
     for step in range(first, settings.steps):
         pixels = _batch(pictures, settings, step)
         rate = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))

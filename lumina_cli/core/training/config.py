@@ -9,9 +9,19 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import did_you_mean
 
 STAGES = ("low", "high", "hq")
-Weights = dict[str, Annotated[float, Field(ge=0)]]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]  # of the small parts: numpy takes none below 0
+Weights = dict[str, Weight]
+
+
+def enough_scenes(settings: Any) -> Any:
+    """Refuse a batch that its scenes cannot fill: every picture of a batch is another one."""
+    if settings.batch > settings.scenes:
+        raise ValueError(f"a batch of {settings.batch} needs as many scenes, not {settings.scenes}")
+    return settings
 
 
 class Strict(BaseModel):
@@ -37,14 +47,14 @@ class Stage(Strict):
     ]  # pixels; the side of a square of the area that pictures are cropped to
     steps: Count
     batch: Count
-    lr: Annotated[float, Field(gt=0)]
+    lr: Rate
     warmup: Annotated[int, Field(ge=0)] = 0  # steps
     decay: Share = 0.0  # last share of the steps, over which the rate falls to 0
     captions: Weights = {}  # level -> weight; empty: every level, equally
     langs: Weights = {}  # language -> weight; empty: every language, equally
     system: str = "real"  # system prompt, by name
     shift: Annotated[float, Field(gt=0)] | None = None  # None: from the number of image tokens
-    auxiliary_loss: Annotated[float, Field(ge=0)] = 0.0  # weight of the loss on latents pooled by 4
+    auxiliary_loss: Weight = 0.0  # weight of the loss on latents pooled by 4
     keep_best: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the pictures with the highest "score"
 
 

@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
@@ -18,6 +19,7 @@ from lumina_cli.core.formats.checkpoint import folder_aside
 from lumina_cli.core.nano.detector import STRIDE, Detection, Detector, DetectorNet
 from lumina_cli.core.nano.pictures import draw_pictures
 from lumina_cli.core.nano.scene import KINDS, TINTS, Scene, draw_scene
+from lumina_cli.core.training.config import Count, Rate, enough_scenes
 from lumina_cli.core.training.progress import Progress
 
 SEED, UNSEEN = 500_001, 600_001  # scenes that no other part is trained on
@@ -29,12 +31,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     part: str = "detector"
-    scenes: int = 8_000
-    steps: int = 1_500
-    batch: int = 32
-    width: int = 112
-    lr: float = 2e-3
-    save_every: int = 500
+    scenes: Count = 8_000
+    steps: Count = 1_500
+    batch: Count = 32
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 112  # channels, in 8 groups
+    lr: Rate = 2e-3
+    save_every: Count = 500
+
+    _enough = model_validator(mode="after")(enough_scenes)
 
 
 SCHEMA = Settings
@@ -115,10 +119,11 @@ def calibrate(net: DetectorNet, cache: Path, count: int = 400) -> tuple[dict, di
 
 
 def _save(net: DetectorNet, out: Path, width: int) -> dict:
-    net.eval()
-    thresholds, ceiling = calibrate(net, out)
-    net.train()
+    """Round to bfloat16, calibrate what is left, and save both."""
     weights = {name: weight.to(torch.bfloat16).contiguous() for name, weight in net.state_dict().items()}
+    rounded = DetectorNet(width)
+    rounded.load_state_dict(weights)
+    thresholds, ceiling = calibrate(rounded, out)
     config = {"width": width, "thresholds": thresholds, "ceiling": ceiling}
     with folder_aside(out / "detector") as folder:
         save_file(weights, folder / "model.safetensors")
@@ -133,8 +138,10 @@ def train_detector(settings: Settings, out: Path, resume: bool = False) -> Itera
     torch.manual_seed(SEED)
     net = DetectorNet(settings.width).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=0.01)
-    progress = Progress(out / "detector.pt", net, optimizer)
+    progress = Progress(out / "detector.pt", net, optimizer, settings)
     first, start = (progress.load() if resume else 0), time.monotonic()
+    if first >= settings.steps:  # a kill or a full disk may have kept the last save from ending
+        yield {"step": first, **_save(net, out, settings.width)}
     for step in range(first, settings.steps):
         rng = np.random.default_rng((SEED, step))
         index = np.sort(rng.choice(len(pictures), settings.batch, replace=False))

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from lumina_cli.core.device import pick_device
 from lumina_cli.core.encoders.text import TextEncoder
@@ -22,6 +21,7 @@ from lumina_cli.core.nextdit.config import NAMED
 from lumina_cli.core.nextdit.convert import save_transformer
 from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
 from lumina_cli.core.training.config import Recipe
+from lumina_cli.core.training.events import event_file
 from lumina_cli.core.training.optim import learning_rate
 from lumina_cli.core.training.trainer import PIXELS_A_TOKEN, Trainer, stage_shift
 
@@ -224,19 +224,15 @@ class Window:
 @contextmanager
 def log_to(run: RunFolder, step: int) -> Iterator[Callable[[dict], dict]]:
     """Give a function that writes a row to metrics.jsonl and TensorBoard and returns it."""
-    board = SummaryWriter(run.path, purge_step=step + 1)
+    with event_file(run.path, step) as add:
 
-    def log(row: dict) -> dict:
-        run.append_metrics(row)
-        for name, value in row.items():
-            if isinstance(value, float):
-                board.add_scalar(f"{row['stage']}/{name}", value, row["step"])
-        return row
+        def log(row: dict) -> dict:
+            run.append_metrics(row)
+            figures = {name: value for name, value in row.items() if isinstance(value, float)}
+            add({f"{row['stage']}/{name}": value for name, value in figures.items()}, row["step"])
+            return row
 
-    try:
         yield log
-    finally:
-        board.close()
 
 
 @contextmanager

@@ -4,30 +4,50 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
+from pydantic import BaseModel
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats.atomic import atomic_write, disk_errors
+from lumina_cli.core.formats.checkpoint import first_line, write_text
 
 
 @dataclass
 class Progress:
-    """Weights, optimiser state and step of one run, in one file that is only ever replaced whole."""
+    """Weights, optimiser state and step of one run, in one file that is only ever replaced whole.
+
+    The settings of the run lie beside it, as YAML.
+    """
 
     path: Path
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    settings: BaseModel
 
     def save(self, step: int) -> None:
-        """Write the state after `step` steps."""
+        """Write the state after `step` steps, and the settings."""
         state = {"step": step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         with disk_errors(self.path), atomic_write(self.path) as aside, aside.open("wb") as file:
             torch.save(state, file)
+        settings = self.settings.model_dump(mode="json")
+        write_text(self.path.with_suffix(".yaml"), yaml.safe_dump(settings, sort_keys=False))
 
     def load(self) -> int:
-        """Restore the last saved state and return its step."""
+        """Restore the last saved state and return its step; LuminaError if it is damaged or does not fit."""
         if not self.path.exists():
             raise LuminaError(f"{self.path.parent} has nothing to resume; start it without --resume")
-        state = torch.load(self.path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return state["step"]
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+            step, weights, optimizer = state["step"], state["model"], state["optimizer"]
+        except Exception as error:  # zip, pickle and torch each raise their own kind
+            raise LuminaError(
+                f"{self.path} cannot be read ({first_line(error)}); delete it to start again"
+            ) from error
+        try:
+            self.model.load_state_dict(weights)
+            self.optimizer.load_state_dict(optimizer)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise LuminaError(
+                f"{self.path} holds another network than these settings make; delete it to start again"
+            ) from error
+        return step

@@ -12,9 +12,10 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -25,6 +26,7 @@ from lumina_cli.core.encoders.prompts import SYSTEM_PROMPTS, full_prompt
 from lumina_cli.core.formats.checkpoint import folder_aside
 from lumina_cli.core.nano.language import LANGUAGES, LEVELS, all_captions, describe
 from lumina_cli.core.nano.scene import BACKDROPS, KINDS, TINTS, Scene, draw_scene
+from lumina_cli.core.training.config import Count, Rate, Seed, Weight
 from lumina_cli.core.training.progress import Progress
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
@@ -44,14 +46,14 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     part: str = "text_encoder"
-    vocabulary: int = 2_000
-    seed: int = 0
-    steps: int = 1_500
-    batch: int = 32
-    lr: float = 2e-3
-    translations: int = 2
-    language_loss: float = 0.5
-    save_every: int = 200
+    vocabulary: Annotated[int, Field(ge=len(SPECIAL) + 256)] = 2_000  # holds a token for every byte
+    seed: Seed = 0
+    steps: Count = 1_500
+    batch: Count = 32
+    lr: Rate = 2e-3
+    translations: Annotated[int, Field(ge=1, le=len(LANGUAGES))] = 2
+    language_loss: Weight = 0.5
+    save_every: Count = 200
 
 
 SCHEMA = Settings
@@ -202,6 +204,13 @@ def _losses(model, reader, tokenizer, settings: Settings, step: int) -> tuple[Te
     return reading + settings.language_loss * language, row
 
 
+def _save(model: Gemma2ForCausalLM, folder: Path) -> None:
+    copy = build_text_encoder(model.config.vocab_size)
+    copy.load_state_dict(model.state_dict())
+    with folder_aside(folder) as aside:
+        copy.model.to(torch.bfloat16).save_pretrained(aside)
+
+
 def train_text_encoder(settings: Settings, out: Path, resume: bool = False) -> Iterator[dict]:
     """Train both parts and yield rows of metrics; leaves `out/tokenizer` and `out/text_encoder`."""
     torch.manual_seed(settings.seed)
@@ -210,8 +219,11 @@ def train_text_encoder(settings: Settings, out: Path, resume: bool = False) -> I
         tokenizer.save_pretrained(folder)
     parts = nn.ModuleDict({"model": build_text_encoder(len(tokenizer)), "reader": SceneReader(256)})
     optimizer = torch.optim.AdamW(parts.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    progress = Progress(out / "text_encoder.pt", parts, optimizer)
+    progress = Progress(out / "text_encoder.pt", parts, optimizer, settings)
     first, start = (progress.load() if resume else 0), time.monotonic()
+    if first >= settings.steps:  # a kill or a full disk may have kept the last save from ending
+        _save(parts["model"], out / "text_encoder")
+        yield {"step": first}
     for step in range(first, settings.steps):
         rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
         optimizer.param_groups[0]["lr"] = settings.lr * rate
@@ -224,7 +236,4 @@ def train_text_encoder(settings: Settings, out: Path, resume: bool = False) -> I
             yield {"step": step + 1, **row, "seconds": time.monotonic() - start}
         if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
             progress.save(step + 1)
-            copy = build_text_encoder(len(tokenizer))
-            copy.load_state_dict(parts["model"].state_dict())
-            with folder_aside(out / "text_encoder") as folder:
-                copy.model.to(torch.bfloat16).save_pretrained(folder)
+            _save(parts["model"], out / "text_encoder")
