@@ -25,12 +25,12 @@ def bench(capsys):
 def test_every_backend_has_a_row_with_its_error_and_time_or_the_reason(bench):
     code, rows, err = bench(*TINY)
     assert (code, err) == (0, "")
-    assert [row["backend"] for row in rows] == ["naive", "sdpa", "blockwise", "flash", "varlen"]
-    for row in rows[:3]:
+    assert [row["backend"] for row in rows] == ["naive", "sdpa", "grouped", "blockwise", "flash", "varlen"]
+    for row in rows[:4]:
         assert row["error"] < 1e-5
         assert row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
         assert (row["shape"], row["dtype"], row["device"]) == ("2,4,2,17,8", "float32", "cpu")
-    for row in rows[3:]:
+    for row in rows[4:]:
         assert row["unavailable"].startswith(f"{row['backend']} needs a CUDA device")
         assert "error" not in row
 
@@ -60,7 +60,7 @@ def test_a_backend_that_cannot_run_ends_with_5(bench):
     code, rows, err = bench("--backend", "flash")
     assert (code, rows) == (5, [])
     assert err == (
-        "lumina bench: --backend flash needs a CUDA device and `pip install 'lumina-cli[flash]'`; "
+        "lumina bench: --backend flash needs a CUDA device and `pip install -e '.[flash]'` in the checkout; "
         "this machine has no CUDA device\n"
     )
     assert bench("--device", "cuda")[0] == 5

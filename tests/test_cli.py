@@ -143,6 +143,25 @@ def test_a_closed_pipe_is_not_an_error(tmp_path):
         assert process.stderr.read() == b""
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="shells of Unix can close a stream")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_the_shell_closed_is_like_an_empty_one(closed, tmp_path):
+    (tmp_path / "p.txt").write_text("a cat\n")
+    code = "from lumina_cli.cli import output, app; app._open_closed_streams(); import sys;"
+    code += "output.write_rows(output.read_rows(sys.argv[1:], 'prompt'), total=1); output.note('done')"
+    command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code, str(tmp_path / "p.txt")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("" if " >&-" in f" {closed}" else '{"prompt": "a cat"}\n')
+    assert done.stderr == ("" if "2>&-" in closed else "done\n")
+
+
+def test_a_closed_stdout_is_no_bug():
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "lumina_cli", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def grouped() -> typer.Typer:
     group = typer.Typer(cls=fallback("run"), no_args_is_help=True, rich_markup_mode=None)
 

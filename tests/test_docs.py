@@ -55,3 +55,11 @@ def test_examples_name_only_verbs_and_options_that_exist():
             assert f"## `lumina {line.split()[1]}`" in known, line
             for option in re.findall(r"(?<!\S)--[\w-]+", line):
                 assert option in known, line
+
+
+def test_the_example_of_a_solver_works_when_pasted(tmp_path, monkeypatch):
+    example, line = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.S)[:2]
+    assert line.strip() in (ROOT / "lumina_cli" / "core" / "registry.py").read_text()
+    path = tmp_path / "pasted.py"
+    path.write_text(example)
+    assert list(runpy.run_path(str(path))["euler"](lambda x, t: 2.0, 0.0, [0, 0.5, 1])) == [1.0, 2.0]

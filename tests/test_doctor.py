@@ -37,7 +37,7 @@ def test_a_broken_part_is_told_with_its_reason(monkeypatch):
 
 def test_an_extra_that_is_not_installed_is_named():
     found = doctor._optional("no-such-package", "flash", lambda: None)
-    assert found == (None, "not installed", "pip install 'lumina-cli[flash]'")
+    assert found == (None, "not installed", "pip install -e '.[flash]' in the checkout")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):

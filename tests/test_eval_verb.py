@@ -198,7 +198,16 @@ def test_a_terminal_gets_a_table_and_no_rows(pipeline, lumina, tmp_path, monkeyp
             1,
             "'a photo of a bench': asks for 'bench'; the nano judge knows only the nano kinds and tints",
         ),
-        ("compare nothing nothing", 1, "summary.json: missing; `lumina eval geneval --out .` writes it"),
+        (
+            "compare nothing nothing",
+            1,
+            "nothing/summary.json: missing; `lumina eval geneval --out nothing` writes it",
+        ),
+        (
+            "compare a/summary.json b",
+            1,
+            "a/summary.json: missing; `lumina eval geneval --out a` writes it",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(pipeline, lumina, words, code, message):

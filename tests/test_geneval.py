@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import json
 from collections import Counter
@@ -9,10 +10,11 @@ from PIL import Image
 
 from lumina_cli.core.errors import GateFailed, LuminaError, UsageError
 from lumina_cli.core.evals.geneval import GenEval, check, keep_things, overlap, relations
-from lumina_cli.core.evals.layout import Drawer, draw_pictures, fingerprint, scan_pictures
+from lumina_cli.core.evals.layout import Drawer, draw_pictures, scan_pictures
 from lumina_cli.core.evals.prompts import POSITIONS, TAGS, nano_prompts, official_prompts
 from lumina_cli.core.evals.report import Gate, compare, summary_table, write_scores
 from lumina_cli.core.evals.truth import true_drawer, true_scene
+from lumina_cli.core.formats.fingerprint import fingerprint
 from lumina_cli.core.nano.scene import KINDS, TINTS, Scene, held_out_pairs, held_out_triples
 from lumina_cli.core.nano.world import render
 from lumina_cli.core.registry import JUDGES
@@ -590,3 +592,15 @@ def test_compare_says_what_is_missing(tmp_path):
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(LuminaError, match="not JSON"):
         compare(tmp_path, tmp_path)
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    with pytest.raises(LuminaError, match=r"^the disk is full: .*00000/samples/00000\.png$"):
+        draw_all([CAR], tmp_path)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(LuminaError, match=r"^the disk is full: .*scores/rows\.jsonl$"):
+        write_scores(tmp_path / "scores", [{"correct": True}], {})

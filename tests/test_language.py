@@ -103,7 +103,7 @@ def test_no_backdrop_is_named_like_a_tint():
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_photo_share_of_short_captions(language):
     texts = [describe(scene, language, "short") for scene in MANY]
-    assert 0.25 < share(PHOTO[language] in text.replace("Фото", "фото") for text in texts) < 0.36
+    assert 0.35 < share(PHOTO[language] in text.replace("Фото", "фото") for text in texts) < 0.46
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -123,7 +123,7 @@ def stem(language, tint):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_most_short_captions_of_a_relation_state_it(language):
+def test_half_the_short_captions_of_a_relation_state_it(language):
     def stated(scene, text):
         for relation in (scene.relation, INVERSES[scene.relation]):
             ways, adverb, here, _ = RELATION_WORDS[language][relation]
@@ -132,7 +132,7 @@ def test_most_short_captions_of_a_relation_state_it(language):
                 return True
         return False
 
-    assert 0.70 < share(stated(scene, text) for scene, text in shorts(language, "relation")) < 0.82
+    assert 0.44 < share(stated(scene, text) for scene, text in shorts(language, "relation")) < 0.58
 
 
 def test_relations_are_true_and_a_third_is_inverse():

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lumina_cli.core.data.latents import LatentStore, build_stores, fingerprint
+from lumina_cli.core.data.latents import LatentStore, build_stores, check_captions, fingerprint
 from lumina_cli.core.data.loader import TrainingData, pad
 from lumina_cli.core.data.sampler import Sampler
 from lumina_cli.core.errors import LuminaError, TooManyBad
@@ -327,3 +327,9 @@ def test_progress_is_json_that_a_person_can_read(tmp_path):
         "reject_bytes": 0,
         "done": True,
     }
+
+
+def test_a_row_without_captions_is_named_by_its_key():
+    rows = [{"captions": {"en": {"short": "a cat"}}}, {"key": "sub/cat"}]
+    with pytest.raises(LuminaError, match=r"^row 12 of the data \(sub/cat\) has no 'captions'"):
+        check_captions(rows, 10)

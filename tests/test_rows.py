@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.atomic import atomic_write, open_aside
 from lumina_cli.core.formats.rows import captions_of, dump_row, read_rows, write_rows
 
 
@@ -111,3 +111,36 @@ def test_atomic_write_keeps_the_suffix_and_removes_folders_too(tmp_path):
     with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "folder") as aside:
         (aside / "no" / "such" / "folder").mkdir(parents=aside.mkdir() is not None)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["n.jsonl", "n.ndjson"])
+def test_a_broken_line_of_a_json_file_is_no_plain_text(tmp_path, name):
+    (tmp_path / name).write_text('{"prompt": "a cat"}\n"a dog"\nnot json\n')
+    rows = read_rows(tmp_path / name, key="prompt")
+    assert [next(rows), next(rows)] == [{"prompt": "a cat"}, {"prompt": "a dog"}]
+    with pytest.raises(LuminaError, match=rf"{name} line 3 is not a JSON object: Expecting value$"):
+        next(rows)
+    (tmp_path / "n.txt").write_text("not json\n")
+    assert list(read_rows(tmp_path / "n.txt", key="prompt")) == [{"prompt": "not json"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"prompt": 3}', "'prompt' is 3, but must be text"),
+        ('{"prompt": "a", "seed": "x"}', "'seed' is 'x', but must be a whole number"),
+    ],
+)
+def test_a_bad_prompt_is_named_by_file_and_line(tmp_path, line, words):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n' + line + "\n")
+    with pytest.raises(LuminaError, match=rf"p\.jsonl line 2: {words}$"):
+        list(read_rows(tmp_path / "p.jsonl", key="prompt"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_disk_that_is_full_at_the_last_moment_is_named():
+    with (
+        pytest.raises(LuminaError, match=r"^the disk is full: t\.tar$"),
+        open_aside(Path("/dev/full"), "t.tar") as file,
+    ):
+        file.write(b"x")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import lumina_cli
 from lumina_cli.core.errors import LuminaError, UsageError
@@ -278,6 +278,27 @@ def test_another_model_or_plan_and_a_strange_file_keep_their_names(pipe, tiny_fo
             names.append(Path(row["image"]).stem)
     assert names == ["x-s0-2", "x-s0-3", "x-s0-4", "x-s0-5", "x-s0-2", "x-s0-3"]
     assert (tmp_path / "out" / "x-s0.png").read_text() == "somebody's own"
+
+
+def test_other_weights_under_the_same_name_replace_no_picture(tiny_folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(tiny_folder, run)
+
+    def draw():
+        (row,) = fast([{"prompt": "a", "key": "x"}], run, tmp_path / "out")
+        return Path(row["image"]).stem
+
+    assert [draw(), draw()] == ["x-s0", "x-s0"]
+    weights = next((run / "transformer").glob("*.safetensors"))
+    save_file({name: value * 2 for name, value in load_file(weights).items()}, weights)
+    assert [draw(), draw()] == ["x-s0-2", "x-s0-2"]
+
+
+def test_pictures_that_do_not_tell_their_weights_are_readable(pipe, tmp_path):
+    (row,) = fast([{"prompt": "a"}], pipe, tmp_path)
+    metadata = read_metadata(row["image"])
+    assert metadata.pop("weights") == pipe.weights
+    assert from_metadata(metadata).weights is None
 
 
 def test_a_long_prompt_is_drawn_and_the_row_says_what_was_cut(pipe, tmp_path):

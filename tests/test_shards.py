@@ -1,5 +1,6 @@
 """Shards and sources: what goes in comes out, for us and for other tools, and nothing unsafe comes with it."""
 
+import errno
 import io
 import json
 import pickle
@@ -480,7 +481,7 @@ def test_shard_and_look(photos, tmp_path, capsys):
     assert run(["shard", str(photos), str(tmp_path / "s"), "--per-shard", "3"]) == 0
     out, err = capsys.readouterr()
     assert [json.loads(line)["samples"] for line in out.splitlines()] == [3, 1]
-    assert err == ""
+    assert err.startswith("2 of 4 pictures have no caption")
     assert run(["shard", "cat", str(tmp_path / "s")]) == 0
     row = json.loads(capsys.readouterr().out.splitlines()[0])
     assert row["image"] == f"{tmp_path}/s/000000.tar#b.jpg"
@@ -512,3 +513,22 @@ def test_verify_exits_with_1(tmp_path, capsys):
 
 def test_sources_lists_what_its_text_names():
     assert all(word in sources.__doc__ for word in ("nano:", "hf:", "rows.jsonl", "shards"))
+
+
+def test_a_full_disk_names_the_shard(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lumina_cli.core.formats.shards.add_member", full)
+    with pytest.raises(LuminaError, match=r"^the disk is full: .*000000\.tar$"):
+        write(rows(1), tmp_path / "shards")
+
+
+def test_pictures_without_captions_are_counted(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run(["shard", "photos", "out"]) == 0
+    assert capsys.readouterr().err == (
+        "2 of 4 pictures have no caption; `lumina train` needs them, `lumina caption out` writes them\n"
+    )
+    assert run(["shard", "photos/b.jpg", "other"]) == 0
+    assert capsys.readouterr().err == ""

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -7,8 +8,13 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from rich.progress import Progress
 
+from lumina_cli.cli import output
 from lumina_cli.cli.app import run
+from lumina_cli.core.recipe import load_recipe, packaged_recipes
+from lumina_cli.core.training.config import Recipe
+from lumina_cli.core.training.progress import describer
 
 
 @pytest.fixture
@@ -65,11 +71,116 @@ def test_dry_run_shows_the_stages_and_trains_nothing(recipe, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_shipped_recipe_is_valid(capsys):
+def test_the_shipped_recipe_is_valid(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no run is yet
     assert run(["train", "nano", "--dry-run"]) == 0
     rows = rows_of(capsys)
     assert [row["stage"] for row in rows] == ["low", "high", "hq"]
     assert {row["out"] for row in rows} == {os.path.join("runs", "nano")}
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_every_shipped_recipe_has_a_dry_run(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", name, "--dry-run"]) == 0
+    assert {row["out"] for row in rows_of(capsys)} == {os.path.join("runs", name)}
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["out=runs/x"], ["--resume"], ["--dry-run"], ["stages.low.steps=3", "model=nano"]]
+)
+def test_without_a_recipe_nothing_starts(words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lumina train: give a recipe, such as `lumina train nano`; recipes: nano")
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["data=nope"], 1, "nope: no such source"),
+        (["data=nano:some"], 2, "'some' is not a whole number"),
+        (["model=nono"], 1, "model 'nono' is unknown"),
+        (["frozen=nono"], 2, "frozen: unknown model 'nono'"),
+        (["--resume"], 1, "has no run to resume"),
+    ],
+)
+def test_a_dry_run_refuses_what_training_refuses(recipe, tmp_path, capsys, words, code, message, dry):
+    assert run(["train", recipe, f"out={tmp_path / 'run'}", *words, *dry]) == code
+    told = capsys.readouterr()
+    assert message in told.err
+    assert told.out == ""
+
+
+@pytest.mark.parametrize("words", [[], ["nano-detector"], ["nano"]])
+def test_a_dry_run_resumes_no_run_that_is_not_there(words, tmp_path, capsys):
+    assert run(["train", *words, f"out={tmp_path / 'run'}", "--resume", "--dry-run"]) == 1
+    assert "to resume; start " in capsys.readouterr().err
+
+
+def test_a_finished_run_says_that_nothing_is_left(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(["train", recipe, f"out={out}"]) == 0
+    assert capsys.readouterr().err == ""
+    for option in ([], ["--dry-run"]):
+        assert run(["train", f"out={out}", "--resume", *option]) == 0
+        assert capsys.readouterr().err.startswith(f"nothing left to train: {out} has done all its steps")
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_sees_stage_steps_and_loss_as_they_come(recipe, tmp_path, monkeypatch):
+    bars, err = [], Terminal()
+    update = Progress.update
+
+    def watch(bar, task, **changes):
+        update(bar, task, **changes)
+        bars.append((bar.tasks[0].description, bar.tasks[0].completed, bar.tasks[0].total))
+
+    monkeypatch.setattr(Progress, "update", watch)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setattr(sys, "stderr", err)
+    assert run(["train", recipe, f"out={tmp_path / 'run'}", "stages.low.steps=4"]) == 0
+    steps = [(text.split()[:2], done, total) for text, done, total in bars if "loss" in text]
+    assert (["low", "loss"], 2, 6) in steps
+    assert steps[-1] == (["hq", "loss"], 6, 6)
+    told = err.getvalue()
+    assert all(f"step {step}, stage" in told for step in (2, 4, 6))
+    assert str(tmp_path / "run" / "model") in told
+    assert sys.stdout.getvalue() == ""
+
+
+@pytest.mark.parametrize("stage", ["low", "hq"])
+def test_one_stage_counts_to_its_own_end(stage, recipe):
+    settings = load_recipe(recipe, Recipe)
+    row = {"step": 11, "stage_step": 1, "stage": stage, "loss": 0.5}
+    assert describer(settings, stage)(row) == (11, 12, f"{stage}  loss 0.5")
+    assert describer(settings, "all")(row)[1] == {"low": 14, "hq": 12}[stage]
+
+
+def test_a_closed_pipe_leaves_a_checkpoint(recipe, tmp_path, monkeypatch):
+    lines = []
+
+    class Head(io.StringIO):
+        def write(self, text):
+            lines.append(text)
+            if len(lines) == 2:
+                raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Head())
+    monkeypatch.setattr(output, "silence_stdout", lambda: None)
+    assert (
+        run(["train", recipe, f"out={tmp_path / 'run'}", "stages.low.steps=100", "validation.samples=0"]) == 0
+    )
+    steps = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert steps == ["0000004"]
 
 
 @pytest.mark.parametrize(

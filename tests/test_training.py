@@ -12,8 +12,10 @@ from lumina_cli.core.data.loader import TrainBatch, TrainingData
 from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
 from lumina_cli.core.flow.path import shift_time, train_shift
+from lumina_cli.core.flow.plan import Plan
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import from_official, load_transformer
+from lumina_cli.core.sampling.pipeline import default_plan
 from lumina_cli.core.training import loop
 from lumina_cli.core.training.config import Recipe
 from lumina_cli.core.training.loop import ASSETS, describe, find_frozen, train_transformer
@@ -189,6 +191,16 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(recipe, tmp_path, exact
         for name in ("killed", "straight")
     )
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_model_of_a_run_is_drawn_with_the_plan_of_its_recipe(recipe, tmp_path):
+    stage = {"size": 64, "steps": 1, "batch": 2, "lr": 1e-3, "system": "empty"}
+    train(recipe(stages={"low": stage}, plan={"shift": 3, "guide_until": 1}), tmp_path)
+    assert default_plan(tmp_path / "model") == Plan(shift=3, guide_until=1)
+    scheduler = json.loads((tmp_path / "model/scheduler/scheduler_config.json").read_text())
+    assert scheduler["shift"] == 3
+    with pytest.raises(ValueError, match="no setting 'shif'"):
+        recipe(plan={"shif": 3})
 
 
 def test_training_lowers_the_loss_and_leaves_a_model_that_opens(recipe, tmp_path, tiny_folder):

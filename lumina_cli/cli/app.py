@@ -140,8 +140,16 @@ def _explain(error: Exception) -> tuple[str, int]:
     return f"{type(error).__name__}: {error} (a bug; --debug shows where)", LuminaError.exit_code
 
 
+def _open_closed_streams() -> None:
+    """Point streams that the shell closed (`>&-`) at nothing; else the next file opened has their number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 def main() -> NoReturn:
     """The entry point of the console script and of `python -m lumina_cli`."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import typer
@@ -13,6 +13,7 @@ from lumina_cli.core.formats import rows as jsonl
 
 ROW_FILES = (".jsonl", ".ndjson", ".txt")
 TABLE_ROWS = 40  # of a longer table only the first ones are shown
+PACE = 600  # seconds whose speed gives the time left: a row of training may take a minute
 NARROW = 14  # characters a column; below that a row is shown as a list
 
 _bars: list = []  # the rich progress on screen, if any: there can be only one
@@ -59,23 +60,31 @@ def _names_file(word: str) -> bool:
 
 
 def write_rows(
-    rows: Iterable[dict], json: bool | None = None, label: str = "rows", total: int | None = None
+    rows: Iterable[dict],
+    json: bool | None = None,
+    label: str = "rows",
+    total: int | None = None,
+    describe: Callable[[dict], tuple] | None = None,
 ) -> int:
     """Write rows as they come: JSONL on stdout if it is no terminal or with `json`, else a table on stderr.
 
-    Shows a progress bar on a terminal. Returns the number of rows; ends the command quietly when the
+    Shows a progress bar on a terminal; with `describe` (see `progress`) it tells more, and each row is a line
+    above it instead of a table at the end. Returns the number of rows; ends the command quietly when the
     pipe closes.
     """
     json = json or not sys.stdout.isatty()
     shown: list[dict] = []
     count = 0
-    watched = progress(rows, label, total) if not (json and sys.stdout.isatty()) else iter(rows)
+    rows = _closable(iter(rows))
+    watched = progress(rows, label, total, describe) if not (json and sys.stdout.isatty()) else rows
     try:
-        with contextlib.closing(_closable(watched)) as watched:
+        with contextlib.closing(rows), contextlib.closing(watched):  # whoever makes the rows may have to save
             for row in watched:
                 count += 1
                 if json:
                     write_line(jsonl.dump_row(row))
+                elif describe:
+                    note(", ".join(f"{name} {_cell(value)}" for name, value in row.items()))
                 elif count <= TABLE_ROWS:
                     shown.append(row)
     finally:
@@ -118,8 +127,13 @@ def note(text: str) -> None:
         sys.stderr.flush()
 
 
-def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
-    """Yield `items` unchanged while a bar counts them, if stderr is a terminal; bars may be nested."""
+def progress(
+    items: Iterable, label: str, total: int | None = None, describe: Callable | None = None
+) -> Iterator:
+    """Yield `items` unchanged while a bar counts them, if stderr is a terminal; bars may be nested.
+
+    `describe(item)` says how far an item is, (done, total, label), where None leaves what was shown before.
+    """
     if not sys.stderr.isatty():
         yield from items
         return
@@ -127,8 +141,12 @@ def progress(items: Iterable, label: str, total: int | None = None) -> Iterator:
         task = bar.add_task(one_line(label), total=total)
         try:
             for item in items:
+                if describe:
+                    done, of, text = describe(item)
+                    bar.update(task, completed=done, total=of, description=text and one_line(text))
                 yield item
-                bar.advance(task)
+                if not describe:
+                    bar.advance(task)
         finally:
             bar.remove_task(task)
 
@@ -154,7 +172,10 @@ def _bar():
         MofNCompleteColumn(),
     ]
     columns += [TimeElapsedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as bar:
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, redirect_stdout=False, speed_estimate_period=PACE
+    ) as bar:
         _bars.append(bar)
         try:
             yield bar

@@ -7,6 +7,7 @@ import typer
 
 from lumina_cli.cli import output
 from lumina_cli.core.errors import UsageError
+from lumina_cli.core.registry import SOLVERS
 
 
 def sample(
@@ -22,7 +23,7 @@ def sample(
     count: Annotated[int, typer.Option(min=1, help="Pictures for each prompt.")] = 1,
     size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels; the model's own size.")] = None,
     solver: Annotated[
-        str | None, typer.Option(help="euler, midpoint, heun or dpm; the model's own plan.")
+        str | None, typer.Option(help=f"One of: {', '.join(SOLVERS)}; the model's own plan.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the solver; the model's own plan.")] = None,
     shift: Annotated[

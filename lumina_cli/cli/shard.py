@@ -1,5 +1,6 @@
 """`lumina shard`: pictures and captions into webdataset tars, and a look at what is in them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -45,9 +46,20 @@ def pack(
     place = Path(source).parent if source.endswith(".tar") else Path(source)
     if place.exists() and dest.resolve() == place.resolve():
         raise UsageError(f"{dest} is where the pictures come from; give the shards a folder of their own")
-    rows = output.progress(read_source(source, workers=workers), "pictures")
+    captioned: list[bool] = []
+    rows = output.progress(_watched(read_source(source, workers=workers), captioned), "pictures")
     shards = write_shards(rows, dest, per_shard=per_shard, max_bad_rate=max_bad_rate, force=force)
     output.write_rows(shards, json, label="shards")
+    if not all(captioned):
+        bare = f"{captioned.count(False)} of {len(captioned)} pictures have no caption"
+        output.note(f"{bare}; `lumina train` needs them, `lumina caption {dest}` writes them")
+
+
+def _watched(rows: Iterator[dict], captioned: list[bool]) -> Iterator[dict]:
+    """Note of each row whether it has captions: only training needs them, and that may be days later."""
+    for row in rows:
+        captioned.append(bool(row.get("captions")))
+        yield row
 
 
 @app.command()

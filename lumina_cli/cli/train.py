@@ -3,11 +3,11 @@
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from lumina_cli.cli import output
+from lumina_cli.cli import output, runs
 
 
 def train(
@@ -42,51 +42,24 @@ def train(
         raise UsageError(
             f"one recipe at a time, not {' and '.join(recipes)}; settings are written name=value"
         )
-    recipe = recipes[0] if recipes else "nano"
     overrides = [word for word in words or [] if "=" in word and not word.startswith("out=")]
-    part = load_recipe(recipe, _Part, overrides)
+    out = next((word[4:] for word in words or [] if word.startswith("out=")), None)
+    recipe = recipes[0] if recipes else runs.saved_recipe(out, resume)
+    part = load_recipe(recipe, runs.Part, overrides)
     trainer = PARTS.load(part)
     module = import_module(trainer.__module__)
     settings = load_recipe(recipe, module.SCHEMA, overrides)
-    out = next((word[4:] for word in words or [] if word.startswith("out=")), None)
     out = Path(out or getattr(settings, "out", None) or Path("runs") / Path(recipe).stem)
     if resume:
-        settings = _resumed(settings, recipes, out, overrides)
-    extra = _of_transformer(stage) if part == "transformer" else {}
+        settings = runs.resumed(settings, recipes, out, overrides)
+    extra = runs.of_transformer(stage) if part == "transformer" else {}
     if stage != "all" and not extra:
         raise UsageError(f"the part {part} has no stages; leave --stage out")
     if dry_run:
-        output.write_rows(_describe(module, settings, out, stage), json, label="stages")
+        rows = runs.plan(settings, out, resume, stage)
+        output.write_rows(rows, json, label="stages")
     else:
-        output.write_rows(trainer(settings, out, resume=resume, **extra), json, label="metrics")
+        from lumina_cli.core.training.progress import describer
 
-
-class _Part:
-    """Reads nothing but which part a recipe is for; that part's own schema then reads it all."""
-
-    @staticmethod
-    def model_validate(values: dict, **options: Any) -> str:
-        return str(values.get("part", "transformer"))
-
-
-def _resumed(settings: Any, recipes: list[str], out: Path, overrides: list[str]) -> Any:
-    from lumina_cli.core.training.resume import resumed_settings, settings_file
-
-    named = recipes[0] if recipes else None
-    settings, others = resumed_settings(settings, named, out, overrides)
-    if others:
-        path = settings_file(out, settings.part)
-        output.note(f"going on with {path}, which differs from {named} in {', '.join(others)}")
-    return settings
-
-
-def _of_transformer(stage: str) -> dict:
-    from lumina_cli.core.data.loader import TrainingData
-
-    return {"stage": stage, "open_data": TrainingData}
-
-
-def _describe(module: Any, settings: Any, out: Path, stage: str) -> list[dict]:
-    if hasattr(module, "describe"):
-        return [{**row, "out": str(out)} for row in module.describe(settings, stage)]
-    return [{**settings.model_dump(mode="json"), "out": str(out)}]
+        rows = runs.noted(trainer(settings, out, resume=resume, **extra), out)
+        output.write_rows(rows, json, label="training", describe=describer(settings, stage))

@@ -123,7 +123,7 @@ def _optional(name: str, extra: str, attempt: Callable[[], None]) -> Finding:
         return (
             None,
             "not installed",
-            f"pip install 'lumina-cli[{extra}]'" if extra else "comes with torch for CUDA",
+            f"pip install -e '.[{extra}]' in the checkout" if extra else "comes with torch for CUDA",
         )
     if not torch.cuda.is_available() and name != "ray":
         return None, f"{found}, not tried: no CUDA device", ""

@@ -34,7 +34,13 @@ CORE = "lumina_cli.core"
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # what ships inside the package
 
 SOLVERS = Registry(
-    "solver", {name: f"{CORE}.flow.solvers:{name}" for name in ("euler", "midpoint", "heun", "dpm")}
+    "solver",
+    {
+        "euler": f"{CORE}.flow.solvers:euler",
+        "midpoint": f"{CORE}.flow.solvers:midpoint",
+        "heun": f"{CORE}.flow.solvers:heun",
+        "dpm": f"{CORE}.flow.solvers:dpm",
+    },
 )
 CAPTIONERS = Registry("captioner", {"transformers": f"{CORE}.unicap.engines.transformers:Captioner"})
 BENCHMARKS = Registry("benchmark", {"geneval": f"{CORE}.evals.geneval:GenEval"})

@@ -180,8 +180,9 @@ def open_pictures(rows: list[dict], before: int) -> tuple[list[dict], list[Image
 def check_captions(rows: list[dict], before: int) -> None:
     """Raise LuminaError for the first row without captions as they should be; `before` rows came earlier."""
     for number, row in enumerate(rows, before + 1):
-        if not captions_of(row, f"row {number} of the data"):
-            raise LuminaError(f"row {number} of the data has no 'captions'; `lumina caption` adds them")
+        where = f"row {number} of the data" + (f" ({row['key']})" if row.get("key") else "")
+        if not captions_of(row, where):
+            raise LuminaError(f"{where} has no 'captions'; `lumina caption` adds them")
 
 
 def encode_pictures(pictures: list[Image.Image], size: int, encode: Encode) -> list[Tensor]:

@@ -4,7 +4,6 @@ Pictures are written aside and renamed, and each carries what it was drawn with,
 stopped goes on where it stopped and draws nothing twice.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from pathlib import Path
 from PIL.Image import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.images import atomic_write, read_metadata, save_picture
+from lumina_cli.core.formats.atomic import atomic_write, disk_errors
+from lumina_cli.core.formats.images import read_metadata, save_picture
 
 NOISE_STRIDE = 1000  # picture k of prompt i has noise 1000 i + k, so that more pictures keep the earlier ones
-EDGE = 1 << 20  # bytes of a weight file that its fingerprint reads at each end
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ def draw_pictures(
             paths, asked, origins = zip(*missing, strict=True)
             pictures = drawer.draw(list(asked), [origin["number"] for origin in origins])
             for path, origin, picture in zip(paths, origins, pictures, strict=True):
-                save_picture(picture, path, origin)
+                with disk_errors(path):
+                    save_picture(picture, path, origin)
         yield from places
 
 
@@ -68,9 +68,10 @@ def _write_prompts(rows: Sequence[dict], out: Path) -> None:
                     f"{path}: holds another run's prompt, not {row['prompt']!r}; choose another --out"
                 )
             continue
-        (folder / "samples").mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as aside:
-            aside.write_text(line, encoding="utf-8")
+        with disk_errors(path):
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as aside:
+                aside.write_text(line, encoding="utf-8")
     if held:
         name = min(held)
         raise LuminaError(f"{held[name]}: a prompt that this run does not have; choose another --out")
@@ -122,15 +123,3 @@ def read_prompt(path: Path) -> dict:
     if not isinstance(row, dict):
         raise LuminaError(f"{path}: holds {type(row).__name__}, not one JSON object")
     return row
-
-
-def fingerprint(folder: Path) -> str:
-    """Return 12 hex digits that change with the weights of a model folder (sizes, and 1 MiB at each end)."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder)} {size}".encode() + file.read(EDGE))
-            file.seek(max(size - EDGE, 0))
-            digest.update(file.read(EDGE))
-    return digest.hexdigest()[:12]

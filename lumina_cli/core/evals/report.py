@@ -12,7 +12,7 @@ import numpy as np
 from lumina_cli.core.errors import GateFailed, LuminaError, UsageError
 from lumina_cli.core.evals import stats
 from lumina_cli.core.evals.geneval import by_prompt
-from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.atomic import atomic_write, disk_errors
 from lumina_cli.core.formats.rows import read_rows, write_rows
 from lumina_cli.core.registry import did_you_mean
 
@@ -87,14 +87,16 @@ def _range(bounds: Sequence[float]) -> str:
 
 def write_scores(out: Path, rows: Iterable[dict], summary: dict) -> None:
     """Write rows.jsonl and summary.json into a folder."""
-    write_rows(out / "rows.jsonl", rows)
-    with atomic_write(out / "summary.json") as aside:
+    with disk_errors(out / "rows.jsonl"):
+        write_rows(out / "rows.jsonl", rows)
+    with disk_errors(out / "summary.json"), atomic_write(out / "summary.json") as aside:
         aside.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def read_scores(place: Path) -> tuple[dict, list[dict]]:
     """Return the summary and the rows of a run, given its folder or its summary.json; raises LuminaError."""
-    folder = place if place.is_dir() else place.parent
+    named = place.is_file() or (place.suffix == ".json" and not place.is_dir())
+    folder = place.parent if named else place
     path = folder / "summary.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))

@@ -9,8 +9,9 @@ from PIL.Image import Image
 from lumina_cli.core.evals import report
 from lumina_cli.core.evals.geneval import GenEval
 from lumina_cli.core.evals.judges import Judge
-from lumina_cli.core.evals.layout import Drawer, draw_pictures, fingerprint, scan_pictures
+from lumina_cli.core.evals.layout import Drawer, draw_pictures, scan_pictures
 from lumina_cli.core.evals.truth import true_drawer
+from lumina_cli.core.formats.fingerprint import fingerprint
 
 __all__ = ["Evaluation", "pipeline_drawer", "true_drawer"]
 

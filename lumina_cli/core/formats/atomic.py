@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from lumina_cli.core.errors import LuminaError
 
@@ -56,6 +57,21 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         raise LuminaError(
             f"the disk is full: {path}" if full else f"cannot write {path}: {reason}"
         ) from error
+
+
+@contextmanager
+def open_aside(aside: Path, path: str | Path) -> Iterator[IO[bytes]]:
+    """Open what becomes `path`; where the disk refuses what is left to write at the end, that is one line.
+
+    For a block in which `disk_errors` would blame `path` for files that are read meanwhile.
+    """
+    with disk_errors(path):
+        file = aside.open("wb")
+    try:
+        yield file
+    finally:
+        with disk_errors(path):
+            file.close()
 
 
 def _refusal(error: BaseException) -> str | None:

@@ -1,6 +1,7 @@
 """Rows: JSONL, one flat object a line, which every verb reads and writes.
 
-Where a row is read for one key ("prompt"), a line of plain text counts as a row with that key.
+Where a row is read for one key ("prompt"), a line of plain text counts as a row with that key, except in a
+file whose name promises JSON.
 """
 
 import json
@@ -12,12 +13,14 @@ from typing import IO, Any
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats.atomic import atomic_write
 
+JSON_FILES = (".jsonl", ".ndjson")  # here a line that is no JSON is a broken row, not plain text
+
 
 def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]:
     """Yield the rows of a file or an open stream (text or bytes); empty lines are skipped.
 
-    With `key`, each row must have a value for it, and a line that is not a JSON object is itself that value.
-    Errors name the file and the line.
+    With `key`, each row must have a value for it, and a line that is not a JSON object is itself that value,
+    but not in .jsonl and .ndjson files, where only a quoted string is. Errors name the file and the line.
     """
     if isinstance(source, str | Path):
         path = Path(source)
@@ -26,20 +29,22 @@ def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]
                 f"{path}: no such file of rows" if not path.exists() else f"{path} is not a file of rows"
             )
         with path.open("rb") as file:
-            yield from _rows(file, f"{path} ", key)
+            yield from _rows(file, f"{path} ", key, plain=path.suffix not in JSON_FILES)
     else:
         yield from _rows(source, "", key)
 
 
-def _rows(lines: Iterable[str | bytes], place: str, key: str | None) -> Iterator[dict]:
+def _rows(lines: Iterable[str | bytes], place: str, key: str | None, plain: bool = True) -> Iterator[dict]:
     for number, line in enumerate(lines, start=1):
         where = f"{place}line {number}"
         text = _decode(line, where).strip()
         if number == 1:
             text = text.removeprefix("\ufeff")
         if text:
-            row = parse_row(text, where, key)
-            if key is not None:
+            row = parse_row(text, where, key, plain)
+            if key == "prompt":
+                check_prompt(row, where)
+            elif key is not None:
                 check_row(row, key, where)
             yield row
 
@@ -51,10 +56,15 @@ def _decode(line: str | bytes, where: str) -> str:
         raise LuminaError(f"{where} is not UTF-8 text") from error
 
 
-def parse_row(text: str, where: str, key: str | None = None) -> dict:
-    """Return the row that one line holds; `where` begins the error message of a line that holds none."""
+def parse_row(text: str, where: str, key: str | None = None, plain: bool = True) -> dict:
+    """Return the row that one line holds; `where` begins the error message of a line that holds none.
+
+    Without `plain`, text that is not JSON holds none, even for a `key`.
+    """
     if key is not None and not text.startswith("{"):
-        return {key: _plain(text)}
+        value = _plain(text)
+        if plain or value != text:  # what differs from its line was a quoted JSON string
+            return {key: value}
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -83,6 +93,16 @@ def check_row(row: dict, key: str, where: str) -> None:
         raise LuminaError(f"{where} has no {key!r}, only {found}")
     if row[key] is None or (isinstance(row[key], str) and not row[key].strip()):
         raise LuminaError(f"{where}: {key!r} is empty")
+
+
+def check_prompt(row: dict, where: str) -> None:
+    """Raise LuminaError where a row has no text as "prompt", or a "seed" that is no whole number."""
+    check_row(row, "prompt", where)
+    prompt, seed = row["prompt"], row.get("seed", 0)
+    if not isinstance(prompt, str):
+        raise LuminaError(f"{where}: 'prompt' is {prompt!r}, but must be text")
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise LuminaError(f"{where}: 'seed' is {seed!r}, but must be a whole number")
 
 
 def captions_of(row: dict, where: str = "the row") -> dict[str, dict[str, str]]:

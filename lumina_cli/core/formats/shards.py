@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, TooManyBad, UsageError
-from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.atomic import atomic_write, disk_errors, open_aside
 from lumina_cli.core.formats.images import png_bytes, probe
 from lumina_cli.core.formats.rows import dump_row, parse_row, read_rows, write_rows
 from lumina_cli.core.formats.tars import TRUTH, TarImage, add_member, find_tars, read_span, safe_key, scan
@@ -82,9 +82,10 @@ def write_shards(
         }
     if not total and not rejects:
         raise LuminaError("nothing to shard: the source has no rows")
-    if rejects:
-        write_rows(dest / "rejects.jsonl", rejects)
-    write_rows(dest / "shards.json", [{"samples": total, "shards": shards, "rejects": len(rejects)}])
+    with disk_errors(dest):
+        if rejects:
+            write_rows(dest / "rejects.jsonl", rejects)
+        write_rows(dest / "shards.json", [{"samples": total, "shards": shards, "rejects": len(rejects)}])
     if len(rejects) > max_bad_rate * (total + len(rejects)):
         bad = f"{len(rejects)} of {total + len(rejects)} pictures cannot be used"
         raise TooManyBad(f"{bad}, more than --max-bad-rate allows; {dest / 'rejects.jsonl'} says why")
@@ -158,19 +159,25 @@ def _encode(image: Any) -> tuple[bytes, str, int, int]:
 def _write_shard(tar: Path, samples: Iterable[_Sample]) -> list[dict]:
     """Write the index of one tar, then the tar, each whole or not at all; return the index."""
     entries = []
-    with atomic_write(tar) as aside, aside.open("wb") as file:
-        for sample in samples:
-            image, row = f"{sample.key}.{sample.suffix}", dump_row(sample.row).encode()
-            entry = {"key": sample.key, "image": image, "offset": add_member(file, image, sample.data)}
-            entry |= {"length": len(sample.data), "sha256": hashlib.sha256(sample.data).hexdigest()}
-            entry |= {"width": sample.row["width"], "height": sample.row["height"]}
-            entry["row"] = [add_member(file, f"{sample.key}.json", row), len(row)]
-            for name, data in sample.truth.items():
-                entry[name] = [add_member(file, f"{sample.key}.{name}.png", data), len(data)]
-            entries.append(entry)
-        file.write(bytes(2 * tarfile.BLOCKSIZE))
-        write_rows(index_of(tar), entries)  # before the tar has its name: one without index is another tool's
+    with atomic_write(tar) as aside, open_aside(aside, tar) as file:
+        for sample in samples:  # reading them may fail, too, and that is no fault of this tar
+            with disk_errors(tar):
+                entries.append(_add_sample(file, sample))
+        with disk_errors(tar):
+            file.write(bytes(2 * tarfile.BLOCKSIZE))
+            write_rows(index_of(tar), entries)  # before the tar: one without index is another tool's
     return entries
+
+
+def _add_sample(file: IO[bytes], sample: _Sample) -> dict:
+    image, row = f"{sample.key}.{sample.suffix}", dump_row(sample.row).encode()
+    entry = {"key": sample.key, "image": image, "offset": add_member(file, image, sample.data)}
+    entry |= {"length": len(sample.data), "sha256": hashlib.sha256(sample.data).hexdigest()}
+    entry |= {"width": sample.row["width"], "height": sample.row["height"]}
+    entry["row"] = [add_member(file, f"{sample.key}.json", row), len(row)]
+    for name, data in sample.truth.items():
+        entry[name] = [add_member(file, f"{sample.key}.{name}.png", data), len(data)]
+    return entry
 
 
 def index_of(tar: Path) -> Path:

@@ -38,7 +38,7 @@ class Style:
 
 
 STYLES = {
-    "short": Style(photo=0.3, tintless=0.28, tintless_photo=0.5, stated=0.75, sizes=False),
+    "short": Style(photo=0.4, tintless=0.28, tintless_photo=0.5, stated=0.5, sizes=False),
     "medium": Style(photo=0.15, tintless=0.0, tintless_photo=0.0, stated=0.9, sizes=True),
     "detailed": Style(photo=0.15, tintless=0.0, tintless_photo=0.0, stated=1.0, sizes=True),
 }

@@ -18,6 +18,7 @@ class Origin:
     size: tuple[int, int]  # width, height in pixels
     system: str
     plan: Plan
+    weights: str | None = None  # fingerprint of the model's; None in pictures that do not tell it
 
 
 def to_metadata(origin: Origin) -> dict:
@@ -27,6 +28,7 @@ def to_metadata(origin: Origin) -> dict:
         "seed": origin.seed,
         "number": origin.number,
         "model": origin.model,
+        "weights": origin.weights,
         "size": list(origin.size),
         "system": origin.system,
         "plan": origin.plan.to_json(),
@@ -46,6 +48,7 @@ def from_metadata(metadata: dict) -> Origin:
             size=(width, height),
             system=metadata["system"],
             plan=Plan.from_json(metadata["plan"]),
+            weights=metadata.get("weights"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise LuminaError(f"the picture does not say how it was drawn: its metadata lacks {error}") from error

@@ -18,6 +18,7 @@ from lumina_cli.core.encoders.vae import Autoencoder
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan, draw_noise
 from lumina_cli.core.flow.path import shift_from_scheduler
+from lumina_cli.core.formats.fingerprint import fingerprint
 from lumina_cli.core.nextdit import NextDiT
 from lumina_cli.core.nextdit.convert import load_transformer
 from lumina_cli.core.sampling.latents import draw_latents
@@ -45,12 +46,14 @@ class Pipeline:
     """The parts of a model folder, ready to draw.
 
     name, folder, reason     as `choose_model` found them
+    weights                  their fingerprint: a run folder keeps its name while training changes them
     transformer, text, vae   the network, the text encoder, the autoencoder
     plan                     how this model draws if nobody says otherwise
     """
 
     def __init__(self, choice: Choice, transformer: NextDiT, text: TextEncoder, vae: Autoencoder, plan: Plan):
         self.name, self.folder, self.reason = choice.name, choice.folder, choice.reason
+        self.weights = fingerprint(Path(choice.folder))
         self.transformer, self.text, self.vae, self.plan = transformer, text, vae, plan
         config = transformer.config
         if text.dim != config.text_dim or vae.channels != config.in_channels:

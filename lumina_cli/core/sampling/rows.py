@@ -12,7 +12,7 @@ from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.formats.images import read_metadata, save_picture
-from lumina_cli.core.formats.rows import check_row
+from lumina_cli.core.formats.rows import check_prompt
 from lumina_cli.core.sampling.metadata import Origin, from_metadata, to_metadata
 from lumina_cli.core.sampling.models import Choice, choose_model
 from lumina_cli.core.sampling.pipeline import Job, Pipeline, PlanLike, Size, load_pipeline, parse_size
@@ -42,9 +42,9 @@ def draw_rows(
     a Plan, or the settings in which it differs from the model's own. Reads the first row before it makes the
     folder or loads the model, and then one batch ahead. A prompt that the network cannot read to its end adds
     "truncated", the number of tokens left out. Pictures are PNG, WebP or JPEG with their origin inside; two
-    rows never share a file, and only the same drawing again replaces one: where another model, plan, size or
-    system prompt has the name, it gets "-2". `note` is told, a line each, what "auto" chose and which prompts
-    were cut.
+    rows never share a file, and only the same drawing again replaces one: where another model, other weights,
+    plan, size or system prompt has the name, it gets "-2". `note` is told, a line each, what "auto" chose and
+    which prompts were cut.
     """
     _check_before_loading(size, plan, system, format, {"count": count, "batch": batch})
     jobs = _jobs(rows, seed, count)
@@ -59,7 +59,8 @@ def draw_rows(
         pictures = pipeline.draw([job for _, _, job in group], plan, size, system)
         dropped = pipeline.text.dropped([full_prompt(job.prompt, system) for _, _, job in group])
         for (index, row, job), picture, lost in zip(group, pictures, dropped, strict=True):
-            origin = Origin(job.prompt, job.seed, job.number, pipeline.name, size, system, plan)
+            drawn = (pipeline.name, size, system, plan, pipeline.weights)
+            origin = Origin(job.prompt, job.seed, job.number, *drawn)
             path = _save(picture, names.of(index, row, origin), origin)
             added = {"image": str(path), "seed": job.seed, "number": job.number, "model": pipeline.name}
             added["size"] = "{}x{}".format(*size)
@@ -105,15 +106,9 @@ def _make_folder(out: Path) -> Path:
 def _jobs(rows: Iterable[dict], seed: int, count: int) -> Iterator[tuple[int, dict, Job]]:
     """Yield (position of the row, row, job) for every picture."""
     for index, row in enumerate(rows):
-        where = f"row {index + 1}"
-        check_row(row, "prompt", where)
-        prompt, own = row["prompt"], row.get("seed", seed)
-        if not isinstance(prompt, str):
-            raise LuminaError(f"{where}: 'prompt' is {prompt!r}, but must be text")
-        if not isinstance(own, int) or isinstance(own, bool):
-            raise LuminaError(f"{where}: 'seed' is {own!r}, but must be a whole number")
+        check_prompt(row, f"row {index + 1}")
         for number in range(count):
-            yield index, row, Job(prompt, own, number)
+            yield index, row, Job(row["prompt"], row.get("seed", seed), number)
 
 
 def _save(picture: Image.Image, path: Path, origin: Origin) -> Path:

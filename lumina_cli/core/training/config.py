@@ -15,6 +15,7 @@ Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**31)]  # of the small parts: numpy takes none below 0
 Weights = dict[str, Weight]
+Setting = Annotated[int | float | str | None, Field(union_mode="left_to_right")]  # of a plan
 
 
 def enough_scenes(settings: Any) -> Any:
@@ -89,6 +90,7 @@ class Recipe(Strict):
     checkpoint_every: Count = 1000
     keep: Count = 2  # checkpoints
     export: Literal["fp32", "bf16"] = "fp32"  # precision of the weights in <out>/model
+    plan: dict[str, Setting] = {}  # of <out>/model/plan.json, with which it is drawn; {}: that of `frozen`
     validation: Validation = Validation()
     stages: dict[str, Stage]
 
@@ -105,6 +107,18 @@ class Recipe(Strict):
         if not stages:
             raise ValueError(f"no stage; give at least one of {', '.join(STAGES)}")
         return {name: stages[name] for name in STAGES if name in stages}
+
+    @field_validator("plan")
+    @classmethod
+    def possible_plan(cls, plan: dict[str, Setting]) -> dict[str, Setting]:
+        """Refuse settings that no plan has."""
+        from lumina_cli.core.flow.plan import Plan  # imports torch, which a recipe alone does not need
+
+        try:
+            Plan.from_json(plan)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return plan
 
     def chosen(self, stage: str) -> list[str]:
         """Return the names of the stages that `--stage` asks for; raises UsageError for an unknown one."""

@@ -15,6 +15,7 @@ from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.encoders.vae import Autoencoder
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow.path import scheduler_config
+from lumina_cli.core.flow.plan import Plan
 from lumina_cli.core.formats.checkpoint import RunFolder
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.config import NAMED
@@ -23,11 +24,10 @@ from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
 from lumina_cli.core.training.config import Recipe
 from lumina_cli.core.training.events import event_file
 from lumina_cli.core.training.optim import learning_rate
-from lumina_cli.core.training.trainer import PIXELS_A_TOKEN, Trainer, stage_shift
+from lumina_cli.core.training.trainer import PIXELS_A_TOKEN, Trainer, find_transformer, stage_shift
 
 SCHEMA = Recipe
 EVERY = 1024  # pictures between two rows while latents are cached
-SAMPLING_SHIFT = 6.0
 MODEL_INDEX = {
     "_class_name": "Lumina2Pipeline",
     "_diffusers_version": "0.33.0",
@@ -46,7 +46,7 @@ def train_transformer(
 
     `open_data(recipe, cache folder, frozen folder)` gives the data: `data.loader.TrainingData` or the like. A
     run that was killed at any moment goes on with `resume`, as if nothing had happened. An interrupt (Ctrl-C)
-    ends the step, writes a checkpoint and raises KeyboardInterrupt.
+    ends the step, writes a checkpoint and raises KeyboardInterrupt; closing the generator writes one too.
     """
     run = RunFolder(out, recipe.keep)
     state, todo = find_start(run, recipe, resume, stage)
@@ -82,6 +82,16 @@ def describe(recipe: Recipe, stage: str = "all") -> Iterator[dict]:
         row = {"stage": name, "model": recipe.model, "parameters": parameters, "data": recipe.data}
         row |= {"image_tokens": tokens, "pictures": settings.steps * settings.batch}
         yield row | settings.model_dump(mode="json") | {"shift": round(stage_shift(settings), 4)}
+
+
+def plan_stages(recipe: Recipe, out: Path, resume: bool, stage: str) -> list[dict]:
+    """Return the rows of `describe` for the stages that are left; raises what the training would raise."""
+    _, todo = find_start(RunFolder(out, recipe.keep), recipe, resume, stage)
+    if recipe.frozen not in MODELS:  # finding a named one may be a download
+        find_frozen(recipe.frozen)
+    if recipe.model not in NAMED:
+        find_transformer(recipe.model)
+    return [row for row in describe(recipe, stage) if row["stage"] in dict(todo)]
 
 
 def find_start(
@@ -158,11 +168,15 @@ def _train_stage(trainer: Trainer, run: RunFolder, data, name: str, first: int) 
             window.add(trainer.update(data.batch(step), stage, lr), stage.batch)
             where = {"step": trainer.step, "stage": name, "stage_step": step + 1}
             last = step + 1 == stage.steps
-            if trainer.step % recipe.log_every == 0 or last:
-                yield log(where | window.close() | {"lr": lr})
-            if held_back and (trainer.step % recipe.validation.every == 0 or last):
-                yield log(where | {"val_loss": trainer.validate(held_back, stage)})
-                window.restart_clock()
+            try:
+                if trainer.step % recipe.log_every == 0 or last:
+                    yield log(where | window.close() | {"lr": lr})
+                if held_back and (trainer.step % recipe.validation.every == 0 or last):
+                    yield log(where | {"val_loss": trainer.validate(held_back, stage)})
+                    window.restart_clock()
+            except GeneratorExit:  # whoever read the rows is gone, as `| head` is: keep what was trained
+                _save(trainer, run, where | window.to_json())
+                raise
             if trainer.step % recipe.checkpoint_every == 0 or last or stopped.is_set():
                 _save(trainer, run, where | window.to_json())
                 window.restart_clock()
@@ -179,13 +193,17 @@ def export(trainer: Trainer, run: RunFolder, frozen: Path) -> Path:
     """Write the averaged weights with the frozen parts as `model/`, which every verb can use."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[trainer.recipe.export]
     with run.model_aside(
-        frozen, ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json")
+        frozen, ("vae", "text_encoder", "tokenizer", "scheduler", "plan.json", "model_index.json")
     ) as folder:
         save_transformer(trainer.ema, folder / "transformer", dtype)
-        if not (folder / "scheduler").is_dir():
-            (folder / "scheduler").mkdir()
-            text = json.dumps(scheduler_config(SAMPLING_SHIFT), indent=2)
+        plan = trainer.recipe.plan
+        if plan or not (folder / "scheduler").is_dir():
+            (folder / "scheduler").mkdir(exist_ok=True)
+            shift = Plan.from_json(plan or {}).shift
+            text = json.dumps(scheduler_config(shift), indent=2)
             (folder / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")
+        if plan:
+            (folder / "plan.json").write_text(json.dumps(Plan.from_json(plan).to_json()), encoding="utf-8")
         if not (folder / "model_index.json").is_file():
             (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2), encoding="utf-8")
     return run.path / "model"

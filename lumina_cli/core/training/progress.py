@@ -1,7 +1,9 @@
-"""Where a training run of a small part stands, so that it can go on after an interruption."""
+"""Where a training run stands: how far a row is, and for a small part a state to go on from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -10,6 +12,12 @@ from pydantic import BaseModel
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats.atomic import atomic_write, disk_errors
 from lumina_cli.core.formats.checkpoint import first_line, write_text
+
+
+def check_state(path: Path) -> None:
+    """Raise LuminaError where there is no run to go on with."""
+    if not path.exists():
+        raise LuminaError(f"{path.parent} has nothing to resume; start it without --resume")
 
 
 @dataclass
@@ -34,8 +42,7 @@ class Progress:
 
     def load(self) -> int:
         """Restore the last saved state and return its step; LuminaError if it is damaged or does not fit."""
-        if not self.path.exists():
-            raise LuminaError(f"{self.path.parent} has nothing to resume; start it without --resume")
+        check_state(self.path)
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             step, weights, optimizer = state["step"], state["model"], state["optimizer"]
@@ -51,3 +58,23 @@ class Progress:
                 f"{self.path} holds another network than these settings make; delete it to start again"
             ) from error
         return step
+
+
+def describer(settings: Any, stage: str) -> Callable[[dict], tuple]:
+    """Return a function that says how far a row is: (steps done, of how many, stage and loss)."""
+
+    def describe(row: dict) -> tuple[int | None, int | None, str | None]:
+        name = row.get("stage", settings.part)
+        text = f"{name}  loss {row['loss']:.4g}" if "loss" in row else row.get("phase")
+        return row.get("step", row.get("pictures")), _total(settings, stage, row), text
+
+    return describe
+
+
+def _total(settings: Any, stage: str, row: dict) -> int | None:
+    """Return the step at which the run ends: a stage counts on from wherever the one before it stopped."""
+    if "stage_step" not in row:
+        return getattr(settings, "steps", None)
+    names = settings.chosen(stage)
+    left = sum(settings.stages[name].steps for name in names[names.index(row["stage"]) :])
+    return row["step"] - row["stage_step"] + left

@@ -142,12 +142,17 @@ def build_model(name: str) -> NextDiT:
     """Return a model of a named size with random weights, or the one that a folder holds, in float32."""
     if name in NAMED:
         return NextDiT(NextDiTConfig.named(name))
+    return load_transformer(find_transformer(name), torch.float32).requires_grad_()
+
+
+def find_transformer(name: str) -> Path:
+    """Return the folder of a transformer's weights: of a run, of a model, or itself."""
     folders = [Path(name) / "model" / "transformer", Path(name) / "transformer", Path(name)]
     folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
     if folder is None:
         hint = did_you_mean(name, NAMED) or f"; it is no model folder and none of {', '.join(NAMED)}"
         raise LuminaError(f"model {name!r} is unknown{hint}")
-    return load_transformer(folder, torch.float32).requires_grad_()
+    return folder
 
 
 def compile_blocks(model: NextDiT) -> None:
