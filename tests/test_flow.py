@@ -7,7 +7,7 @@ import torch
 
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan, draw_noise, interpolate, shift_time, train_shift
-from lumina_cli.core.flow.guidance import guide, renorm
+from lumina_cli.core.flow.guidance import apg, cfg, guide, renorm, renorm_rows, zero_star
 from lumina_cli.core.flow.path import (
     data_from,
     from_sigma,
@@ -19,8 +19,8 @@ from lumina_cli.core.flow.path import (
 from lumina_cli.core.flow.plan import read_settings
 from lumina_cli.core.registry import SOLVERS
 
-ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "dpm": 2}
-CALLS = {"euler": 1, "midpoint": 2, "heun": 2, "dpm": 1}
+ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "dpm": 2, "unipc": 3}
+CALLS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "dpm": 1, "unipc": 1}
 FIRST_NOISE = [0.1592954695224762, -1.77418851852417, 1.3265118598937988, 1.2048090696334839]
 MEAN, SPREAD = 0.7, 0.4
 
@@ -53,7 +53,7 @@ def end_state(name, steps):
 
 @pytest.fixture(scope="module")
 def exact():
-    return end_state("heun", 5000)
+    return end_state("rk4", 1000)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -172,24 +172,116 @@ def paired_velocity(rows):
     return velocity
 
 
-def test_guidance_runs_before_its_end_only():
+def test_guidance_runs_within_its_span_only():
     rows = []
     plain = lambda x, t: rows.append(len(x)) or torch.full_like(x, 3.0)  # noqa: E731
-    guided = guide(plain, paired_velocity(rows), scale=4.0, until=0.25, ratio=None)
+    guided = guide(plain, paired_velocity(rows), cfg(4.0), (0.1, 0.25), ratio=None)
     x = torch.zeros(2, 1, 2, 2)
-    assert guided(x, 0.2).unique().tolist() == [1 + 4 * 2]
-    assert guided(x, 0.25).unique().tolist() == [3]
-    assert rows == [4, 2]
+    assert [guided(x, t).unique().tolist() for t in (0.05, 0.1, 0.2, 0.25)] == [[3], [9], [9], [3]]
+    assert rows == [2, 4, 4, 2]
 
 
 def test_guidance_until_one_covers_the_very_end():
-    guided = guide(None, paired_velocity([]), scale=2.0, until=1.0, ratio=None)
+    guided = guide(None, paired_velocity([]), cfg(2.0), Plan(guide_until=1.0).guided_span(), ratio=None)
     assert guided(torch.zeros(1, 1, 2, 2), 1.0).unique().tolist() == [5]
 
 
-def test_guidance_of_one_is_the_caption_alone():
-    guided = guide(None, paired_velocity([]), scale=1.0, until=1.0, ratio=1.0)
-    torch.testing.assert_close(guided(torch.zeros(1, 1, 2, 2), 0.5), torch.full((1, 1, 2, 2), 3.0))
+def test_guidance_of_one_calls_the_caption_alone():
+    assert [call.rows for call in Plan(guidance=1.0, guide_until=1.0, steps=3).calls()] == [1] * 6
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_calls_of_a_plan(solver):
+    plan = Plan(solver, steps=5, guide_until=0.25)
+    calls = plan.calls()
+    assert len(calls) == 5 * plan.calls_per_step == 5 * CALLS[solver]
+    assert [call.step for call in calls] == [n for n in range(5) for _ in range(CALLS[solver])]
+    assert all(call.rows == (2 if call.t < 0.25 else 1) for call in calls)
+
+
+def test_the_same_quarter_in_three_units():
+    """What 0.25 means: to official a time, to diffusers a share of the steps, to ComfyUI a sigma."""
+    guided = lambda **settings: [call.rows - 1 for call in Plan("euler", 12, 6.0, **settings).calls()]  # noqa: E731
+    assert sum(guided(guide_until=0.25)) == 8  # t = u / (6 - 5 u) < 0.25 as long as u < 2 / 3
+    assert guided(guide_until=0.25, guide_unit="steps") == [1] * 3 + [0] * 9
+    assert guided(guide_until=0.25, guide_unit="sigma") == [0] * 12  # the last call's sigma is 0.35
+    assert guided(guide_until=0.4, guide_unit="sigma") == [0] * 11 + [1]
+    for unit in ("time", "steps", "sigma"):
+        assert guided(guide_until=1.0, guide_unit=unit) == [1] * 12
+        assert guided(guide_until=0.0, guide_unit=unit) == [0] * 12
+    assert guided(guide_from=0.5, guide_until=0.75, guide_unit="steps") == [0] * 6 + [1] * 3 + [0] * 3
+
+
+@pytest.mark.parametrize("steps", [1, 7, 30, 50])
+@pytest.mark.parametrize("ratio", [0.1, 0.25, 0.3, 0.5, 0.7, 1.0])
+def test_steps_count_as_diffusers_counts_them(steps, ratio):
+    plan = Plan("euler", steps, guide_until=ratio, guide_unit="steps")
+    assert [call.rows == 2 for call in plan.calls()] == [(i + 1) / steps <= ratio for i in range(steps)]
+
+
+def random_pictures(*shape):
+    return torch.randn(3, *shape, dtype=torch.float64)
+
+
+def test_zero_star_is_plain_guidance_towards_the_nearest_multiple():
+    captioned, free, x = (random_pictures(4, 5, 5) for _ in range(3))
+    guided = zero_star(3.0)(captioned, free, x, 0.3)
+    rest = (captioned - guided) / (1 - 3.0)  # captioned minus the scaled free one
+    torch.testing.assert_close(
+        (rest * free).sum((1, 2, 3)), torch.zeros(3, dtype=torch.float64), atol=1e-9, rtol=0
+    )
+    torch.testing.assert_close(guided[1:], zero_star(3.0)(captioned[1:], free[1:], x[1:], 0.3))
+    assert zero_star(3.0)(captioned, torch.zeros_like(free), x, 0.3).isfinite().all()
+
+
+def test_cfg_zero_stands_still_in_its_first_step():
+    calls = Plan("midpoint", 5, guide="cfg-zero", guide_until=1.0).calls()
+    assert [call.step for call in calls] == [n for n in range(1, 5) for _ in range(2)]
+
+
+def test_apg_keeps_no_more_of_the_captioned_data_than_asked():
+    captioned, free, x, t = *(random_pictures(4, 5, 5) for _ in range(3)), 0.3
+    data = data_from(x, captioned, t)
+    along = lambda guided: ((data_from(x, guided, t) - data) * data).sum((1, 2, 3))  # noqa: E731
+    zero = torch.zeros(3, dtype=torch.float64)
+    torch.testing.assert_close(along(apg(4.0, 0.0, 0.0)(captioned, free, x, t)), zero, atol=1e-9, rtol=0)
+    full, half = (along(apg(4.0, share, 0.0)(captioned, free, x, t)) for share in (1.0, 0.5))
+    torch.testing.assert_close(half, full / 2)
+    plain = cfg(4.0)(captioned, free, x, t)
+    torch.testing.assert_close(apg(4.0, 1.0, 0.0)(captioned, free, x, t), plain)
+
+
+def test_apg_remembers_the_last_push_and_limits_each_picture():
+    captioned, free, x, t = *(random_pictures(4, 5, 5) for _ in range(3)), 0.3
+    combine = apg(2.0, 1.0, -0.5)
+    first, second = (combine(captioned, free, x, t) - captioned for _ in range(2))
+    torch.testing.assert_close(second, first / 2)
+    held = apg(2.0, 1.0, 0.0, limit=0.1)(captioned, free, x, t) - captioned
+    norms = (1 - t) * torch.linalg.vector_norm(held, dim=(1, 2, 3))
+    torch.testing.assert_close(norms, torch.full_like(norms, 0.1))
+    assert torch.equal(combine(captioned, free, x, 1.0), captioned)
+
+
+def test_rows_are_made_as_long_as_the_captions_both_ways():
+    plain = torch.randn(2, 3, 4, 8)
+    guided = plain * torch.rand(2, 3, 4, 1) * 3
+    torch.testing.assert_close(renorm_rows(guided, plain), plain)
+
+
+def test_unipc_is_that_of_diffusers():
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    times = Plan("unipc", steps=9).times()
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2
+    )
+    scheduler.set_timesteps(9)
+    scheduler.sigmas = torch.tensor([to_sigma(t) for t in times], dtype=torch.float64)
+    x = noise = torch.linspace(-2, 2, 9, dtype=torch.float64).reshape(1, 1, 9)
+    for t, number in zip(times, scheduler.timesteps, strict=False):
+        x = scheduler.step(-two_bumps_velocity(x, t), number, x).prev_sample
+    *_, ours = SOLVERS.load("unipc")(two_bumps_velocity, noise, times)
+    torch.testing.assert_close(ours, x)
 
 
 def test_default_plan_has_the_official_times():
@@ -217,13 +309,16 @@ def test_plan_survives_json():
         ({"solver": "eular"}, "unknown solver 'eular'; did you mean 'euler'?"),
         ({"steps": 0}, "steps is 0, but must be a whole number from 1"),
         ({"steps": True}, "steps is True, but must be a whole number from 1"),
-        ({"solver": ["euler"]}, "solver is ['euler'], but must be one of euler, midpoint, heun, dpm"),
+        (
+            {"solver": ["euler"]},
+            "solver is ['euler'], but must be one of euler, midpoint, heun, rk4, dpm, unipc",
+        ),
         (["euler", 4], """a plan is ['euler', 4], but must be settings by name, such as {"steps": 17}"""),
         ("[]", """a plan is [], but must be settings by name, such as {"steps": 17}"""),
         ("steps", "the plan 'steps' is not JSON: Expecting value: line 1 column 1 (char 0)"),
         ({"shift": 0.0}, "shift is 0.0, but must be a number above 0"),
         ({"guidance": math.nan}, "guidance is nan, but must be a number"),
-        ({"renorm": -1}, "renorm is -1, but must be a number above 0, or off"),
+        ({"renorm": -1}, "renorm is -1, but must be a number above 0, row, or off"),
         ({"stpes": 3}, "a plan has no setting 'stpes'; did you mean 'steps'?"),
     ],
 )

@@ -39,7 +39,9 @@ SOLVERS = Registry(
         "euler": f"{CORE}.flow.solvers:euler",
         "midpoint": f"{CORE}.flow.solvers:midpoint",
         "heun": f"{CORE}.flow.solvers:heun",
+        "rk4": f"{CORE}.flow.solvers:rk4",
         "dpm": f"{CORE}.flow.solvers:dpm",
+        "unipc": f"{CORE}.flow.solvers:unipc",
     },
 )
 CAPTIONERS = Registry("captioner", {"transformers": f"{CORE}.unicap.engines.transformers:Captioner"})

@@ -1,38 +1,123 @@
-"""Classifier-free guidance, cut off in time and renormalised: velocity -> velocity, picture by picture."""
+"""Classifier-free guidance in a span of time and its renormalisation: velocity -> velocity, per picture.
+
+captioned, free, x   (B, ...)   velocities with the captions, without them, and the state that they act on
+"""
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from lumina_cli.core.flow.path import data_from
 from lumina_cli.core.flow.solvers import Velocity
+
+END = 1 - 1e-6  # from here on the predicted data is the state itself
+Combine = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (captioned, free, x, t) -> velocity to follow
 
 
 def guide(
-    plain: Velocity, paired: Velocity, scale: float = 4.0, until: float = 1.0, ratio: float | None = 1.0
+    plain: Velocity,
+    paired: Velocity,
+    combine: Combine | None,
+    span: tuple[float, float] = (0.0, math.inf),
+    ratio: float | str | None = 1.0,
+    still_until: float = 0.0,
 ) -> Velocity:
-    """Return `plain` pushed away from the velocity without a caption while t < `until` (1: always).
+    """Return the velocity to follow: that of `combine` while span[0] <= t < span[1], else `plain`.
 
         plain     (B, ...) -> (B, ...)     with each picture's caption
         paired    (2B, ...) -> (2B, ...)   first half with the captions, second half without
-        ratio     see `renorm`; None leaves the guided velocity as it is
+        combine   what `cfg`, `apg` or `zero_star` return; None never calls `paired`
+        ratio     a number: see `renorm`; "row": see `renorm_rows`; None leaves the guided velocity as it is
+        still_until   before this time nothing is called and the velocity is 0
 
-    Later than `until` only `plain` is called, on half as many rows. Source: Lumina-Image 2.0, CFG-Trunc and
-    CFG-Renorm; arXiv 2207.12598.
+    Outside the span only `plain` is called, on half as many rows. Source: Lumina-Image 2.0, CFG-Trunc and
+    CFG-Renorm; arXiv 2207.12598; the span: arXiv 2404.07724.
     """
+    since, until = span
 
     def guided(x: Tensor, t: float) -> Tensor:
-        if t >= until and until < 1:
+        if t < still_until:
+            return torch.zeros_like(x)
+        if combine is None or not since <= t < until:
             return plain(x, t)
         captioned, free = paired(torch.cat([x, x]), t).chunk(2)
-        velocity = free + scale * (captioned - free)
-        return velocity if ratio is None else renorm(velocity, captioned, ratio)
+        velocity = combine(captioned, free, x, t)
+        if ratio is None:
+            return velocity
+        return renorm_rows(velocity, captioned) if ratio == "row" else renorm(velocity, captioned, ratio)
 
     return guided
 
 
+def cfg(scale: float) -> Combine:
+    """Plain guidance: free + scale (captioned - free)."""
+    return lambda captioned, free, x, t: free + scale * (captioned - free)
+
+
+def zero_star(scale: float) -> Combine:
+    """CFG-Zero*: `free` is first scaled to come as near to `captioned` as it can.
+
+    Source: arXiv 2503.18886.
+    """
+
+    def combine(captioned: Tensor, free: Tensor, x: Tensor, t: float) -> Tensor:
+        free = project(captioned, free)
+        return free + scale * (captioned - free)
+
+    return combine
+
+
+def apg(scale: float, parallel: float = 0.0, momentum: float = -0.5, limit: float | None = None) -> Combine:
+    """Adaptive projected guidance: of the push between predicted data keep what turns, not what amplifies.
+
+        parallel   share kept of the push's part along the captioned data
+        momentum   share of the last push that is added to this one; negative shows what is new
+        limit      largest norm of the push of one picture, or None
+
+    For one draw: it remembers the last push. At t = 1 the state is the data, and the caption's velocity is
+    returned. Source: arXiv 2410.02416.
+    """
+    last: Tensor | float = 0.0
+
+    def combine(captioned: Tensor, free: Tensor, x: Tensor, t: float) -> Tensor:
+        nonlocal last
+        if t >= END:
+            return captioned
+        last = push = (1 - t) * (captioned - free) + momentum * last
+        if limit is not None:
+            norm = vector_norm(push, dim=_axes(push), keepdim=True)
+            push = push * (limit / norm.clamp(min=_tiny(norm))).clamp(max=1)
+        along = project(push, data_from(x, captioned, t))
+        return captioned + (scale - 1) / (1 - t) * (push - (1 - parallel) * along)
+
+    return combine
+
+
+def project(x: Tensor, onto: Tensor) -> Tensor:
+    """Return the part of each picture of `x` (B, ...) that lies along the same picture of `onto`."""
+    axes = _axes(onto)
+    length = onto.square().sum(axes, keepdim=True)
+    return (x * onto).sum(axes, keepdim=True) / length.clamp(min=_tiny(length)) * onto
+
+
 def renorm(guided: Tensor, plain: Tensor, ratio: float = 1.0) -> Tensor:
     """Scale each picture of `guided` (B, ...) down to at most `ratio` times its norm in `plain`."""
-    axes = tuple(range(1, plain.ndim))
-    limit = ratio * vector_norm(plain, dim=axes, keepdim=True)
-    norm = vector_norm(guided, dim=axes, keepdim=True)
-    return guided * (limit / norm.clamp(min=torch.finfo(norm.dtype).tiny)).clamp(max=1)
+    limit, norm = (vector_norm(x, dim=_axes(x), keepdim=True) for x in (plain, guided))
+    return guided * (ratio * limit / norm.clamp(min=_tiny(norm))).clamp(max=1)
+
+
+def renorm_rows(guided: Tensor, plain: Tensor) -> Tensor:
+    """Scale each row of `guided` (..., W), up or down, to its norm in `plain`: what diffusers does."""
+    limit, norm = (vector_norm(x, dim=-1, keepdim=True) for x in (plain, guided))
+    return guided * (limit / norm.clamp(min=_tiny(norm)))
+
+
+def _axes(x: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, x.ndim))
+
+
+def _tiny(x: Tensor) -> float:
+    return torch.finfo(x.dtype).tiny

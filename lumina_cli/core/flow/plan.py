@@ -6,12 +6,26 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.flow.guidance import guide
+from lumina_cli.core.flow.guidance import Combine, apg, cfg, guide, zero_star
 from lumina_cli.core.flow.solvers import Velocity, even_grid
 from lumina_cli.core.registry import SOLVERS, did_you_mean
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the network: in which step (from 0), at which time, with how many rows for each picture."""
+
+    step: int
+    t: float
+    rows: int
+
+
+GUIDES = ("cfg", "apg", "cfg-zero")
+UNITS = ("time", "steps", "sigma")
 
 
 @dataclass(frozen=True)
@@ -19,11 +33,19 @@ class Plan:
     """How to draw: solver, number of steps and their times, guidance.
 
         solver        a key of SOLVERS
-        steps         intervals between times; euler and dpm call the network once in each, the others twice
+        steps         intervals between times; `calls_per_step` says how often the network is called in each
         shift         spends more steps near the noise; 1 spreads them evenly
         guidance      how far to move away from the velocity without a caption; 1 stays at the caption's own
-        guide_until   guidance runs while t < guide_until; 1 is always, 0 never
-        renorm        a guided velocity may be this many times as large as the caption's own; None is no limit
+        guide_until   guidance runs to here, exclusive; 1 is to the end, 0 never
+        renorm        a guided velocity may be this many times as large as the caption's own; "row" makes each
+                      row of its latents as large as the caption's; None is no limit
+        guide         how the velocities with and without a caption are put together: one of GUIDES
+        guide_from    guidance runs from here
+        guide_unit    what guide_from and guide_until count: "time", from noise to data; "steps", as shares
+                      of them; "sigma", 1 - time: guidance runs while guide_from <= sigma < guide_until
+        parallel      of "apg": share of the push along the predicted data that is kept
+        momentum      of "apg": share of the last push that is added
+        push_limit    of "apg": largest norm of the push; None is no limit
 
     Raises UsageError for a value that cannot be.
     """
@@ -33,7 +55,13 @@ class Plan:
     shift: float = 6.0
     guidance: float = 4.0
     guide_until: float = 0.25
-    renorm: float | None = 1.0
+    renorm: float | str | None = 1.0
+    guide: str = "cfg"
+    guide_from: float = 0.0
+    guide_unit: str = "time"
+    parallel: float = 0.0
+    momentum: float = -0.5
+    push_limit: float | None = None
 
     def __post_init__(self):
         _check(isinstance(self.solver, str), "solver", self.solver, f"one of {', '.join(SOLVERS)}")
@@ -41,22 +69,72 @@ class Plan:
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
         _check(whole and self.steps >= 1, "steps", self.steps, "a whole number from 1")
         _check(_is_number(self.shift) and self.shift > 0, "shift", self.shift, "a number above 0")
-        _check(_is_number(self.guidance), "guidance", self.guidance, "a number")
+        _check(self.guide in GUIDES, "guide", self.guide, f"one of {', '.join(GUIDES)}")
+        _check(self.guide_unit in UNITS, "guide_unit", self.guide_unit, f"one of {', '.join(UNITS)}")
         _check(
             _is_number(self.guide_until), "guide_until", self.guide_until, "a number; 1 is always, 0 never"
         )
-        fits = self.renorm is None or (_is_number(self.renorm) and self.renorm > 0)
-        _check(fits, "renorm", self.renorm, "a number above 0, or off")
+        for name in ("guidance", "guide_from", "parallel", "momentum"):
+            _check(_is_number(getattr(self, name)), name, getattr(self, name), "a number")
+        fits = self.renorm in (None, "row") or (_is_number(self.renorm) and self.renorm > 0)
+        _check(fits, "renorm", self.renorm, "a number above 0, row, or off")
+        fits = self.push_limit is None or (_is_number(self.push_limit) and self.push_limit > 0)
+        _check(fits, "push_limit", self.push_limit, "a number above 0, or off")
+
+    @property
+    def calls_per_step(self) -> int:
+        """How many times the solver calls the network in a step."""
+        return getattr(SOLVERS.load(self.solver), "calls", 1)
 
     def times(self) -> list[float]:
         """Return the `steps` + 1 times of the solver's grid, the last one exactly 1."""
         grid = getattr(SOLVERS.load(self.solver), "grid", even_grid)
         return grid(self.steps, self.shift)
 
+    def guided_span(self) -> tuple[float, float]:
+        """Return the times between which guidance runs, the second one exclusive; equal ones: never."""
+        low, high = self.guide_from, self.guide_until
+        if self.guidance == 1 or low >= high:
+            return 0.0, 0.0
+        if self.guide_unit == "time":
+            return low, high if high < 1 else math.inf
+        if self.guide_unit == "sigma":  # low <= 1 - t < high
+            return (math.nextafter(1 - high, 2) if high < 1 else 0.0), math.nextafter(1 - low, 2)
+        times = self.times()
+        # step i (from 0) is guided while i / steps >= low and (i + 1) / steps <= high, as diffusers counts
+        guided = [i for i in range(self.steps) if i / self.steps >= low and (i + 1) / self.steps <= high]
+        if not guided:
+            return 0.0, 0.0
+        after = guided[-1] + 1
+        return times[guided[0]], times[after] if after < self.steps else math.inf
+
     def solve(self, plain: Velocity, paired: Velocity, noise: Tensor) -> Iterator[Tensor]:
         """Yield the state after every step from `noise`; the velocities are those of `guidance.guide`."""
-        guided = guide(plain, paired, self.guidance, self.guide_until, self.renorm)
-        return SOLVERS.load(self.solver)(guided, noise, self.times())
+        times = self.times()
+        still = times[1] if self.guide == "cfg-zero" and self.steps > 1 else 0.0
+        guided = guide(plain, paired, self._combine(), self.guided_span(), self.renorm, still)
+        return SOLVERS.load(self.solver)(guided, noise, times)
+
+    def _combine(self) -> Combine | None:
+        if self.guide == "apg":
+            return apg(self.guidance, self.parallel, self.momentum, self.push_limit)
+        return {"cfg": cfg, "cfg-zero": zero_star}[self.guide](self.guidance)
+
+    def calls(self) -> list[Call]:
+        """Return the network calls of one picture, in order."""
+        made: list[Call] = []
+        step = 0
+
+        def record(rows: int) -> Velocity:
+            def velocity(x: Tensor, t: float) -> Tensor:
+                made.append(Call(step, t, rows))
+                return torch.zeros_like(x)
+
+            return velocity
+
+        for step, _ in enumerate(self.solve(record(1), record(2), torch.zeros(1, 1)), start=1):  # noqa: B007
+            pass
+        return made
 
     def to_json(self) -> dict:
         """Return the settings as a dict that JSON can hold."""
