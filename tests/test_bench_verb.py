@@ -25,12 +25,14 @@ def bench(capsys):
 def test_every_backend_has_a_row_with_its_error_and_time_or_the_reason(bench):
     code, rows, err = bench(*TINY)
     assert (code, err) == (0, "")
-    assert [row["backend"] for row in rows] == ["naive", "sdpa", "grouped", "blockwise", "flash", "varlen"]
+    names = ["naive", "sdpa", "grouped", "blockwise", "direct", "flash", "varlen"]
+    assert [row["backend"] for row in rows] == names
     for row in rows[:4]:
         assert row["error"] < 1e-5
         assert row["ms_p20"] <= row["ms_p50"] <= row["ms_p80"]
         assert (row["shape"], row["dtype"], row["device"]) == ("2,4,2,17,8", "float32", "cpu")
-    for row in rows[4:]:
+    assert rows[4]["unavailable"] == "direct needs --dtype bfloat16"
+    for row in rows[5:]:
         assert row["unavailable"].startswith(f"{row['backend']} needs a CUDA device")
         assert "error" not in row
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lumina_cli.cli.app import run
+from lumina_cli.core.formats.adapters import read_adapter
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import load_transformer, read_weights, save_transformer, write_weights
 
@@ -82,3 +83,55 @@ def test_a_missing_tensor_is_named(folder, tmp_path, capsys):
 def test_a_missing_source(tmp_path, capsys):
     assert run(["convert", str(tmp_path / "gone"), str(tmp_path / "y"), "--to", "diffusers"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture
+def lora(tmp_path):
+    torch.manual_seed(0)
+    tensors = {}
+    for name, out in [("to_q", 48), ("to_k", 24), ("to_v", 24), ("to_out.0", 48)]:
+        tensors[f"transformer.layers.0.attn.{name}.lora_A.weight"] = torch.randn(2, 48)
+        tensors[f"transformer.layers.0.attn.{name}.lora_B.weight"] = torch.randn(out, 2)
+    write_weights(tensors, tmp_path / "lora.safetensors")
+    return tmp_path / "lora.safetensors"
+
+
+def test_a_lora_goes_round_through_every_dialect(lora, tmp_path, capsys):
+    source = lora
+    for to in ("kohya", "comfyui", "diffusers"):
+        dest = tmp_path / f"{to}.safetensors"
+        assert run(["convert", str(source), str(dest), "--to", to]) == 0
+        out, err = capsys.readouterr()
+        row = json.loads(out)
+        assert (row["source"], row["to"], row["lora_rank"], row["unused"], err) == (
+            str(source),
+            to,
+            6 if to == "comfyui" else row["lora_rank"],
+            0,
+            "",
+        )
+        source = dest
+    before, after = read_adapter(lora).tensors, read_adapter(source).tensors
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_a_lora_cannot_carry_over_is_said(lora, tmp_path, capsys):
+    write_weights(read_weights(lora) | {"text_encoder.layers.0.mlp.lora_A.weight": torch.zeros(2)}, lora)
+    assert (
+        run(["convert", str(lora), str(tmp_path / "x.safetensors"), "--to", "kohya", "--dtype", "bf16"]) == 0
+    )
+    out, err = capsys.readouterr()
+    assert json.loads(out)["unused"] == 1
+    assert err == f"{lora}: not used: 1 tensor (text_encoder.layers.0.mlp.lora_A.weight) of a text encoder\n"
+    assert {tensor.dtype for tensor in read_weights(tmp_path / "x.safetensors").values()} == {torch.bfloat16}
+
+
+def test_loras_and_networks_have_dialects_of_their_own(lora, folder, tmp_path, capsys):
+    for words, line in [
+        ([str(lora), "x.safetensors", "--to", "official"], f"{lora} is a LoRA: it can become diffusers, comfyui, kohya, not official"),
+        ([str(lora), "x", "--to", "diffusers"], f"x must end in .safetensors: {lora} is a LoRA"),
+        ([str(folder), "x.safetensors", "--to", "kohya"], f"{folder} holds a whole network; --to kohya is for LoRAs"),
+    ]:  # fmt: skip
+        assert run(["convert", *words]) == 2
+        assert capsys.readouterr().err == f"lumina convert: {line}\n"

@@ -33,7 +33,9 @@ def test_prompts_are_the_published_words():
     assert SYSTEM_PROMPTS["base"] == (
         "You are an assistant designed to generate high-quality images based on user prompts."
     )
-    assert list(SYSTEM_PROMPTS) == ["base", "align", "real", "aesthetics", "4grid", "empty"]
+    assert list(SYSTEM_PROMPTS) == [
+        "base", "align", "real", "aesthetics", "4grid", "dual-panel", "two-panel", "empty",
+    ]  # fmt: skip
     assert full_prompt("a cup", "base") == SYSTEM_PROMPTS["base"] + " <Prompt Start> a cup"
     assert full_prompt("a cup", "empty") == "a cup"
     assert full_prompt("a cup", "Draw anime.") == "Draw anime. <Prompt Start> a cup"

@@ -6,10 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
 from lumina_cli.core.formats.images import MAX_PIXELS, open_image, probe, read_metadata, save_picture
+from lumina_cli.core.formats.parameters import read_parameters, write_parameters
 
 
 def encoded(image: Image.Image, format: str = "PNG", **settings) -> bytes:
@@ -131,7 +132,10 @@ def test_probe_tells_the_format():
 PLAN = {"prompt": 'ein "roter" Würfel 红色', "seed": 7, "plan": {"steps": 17, "renorm": None}}
 
 
-@pytest.mark.parametrize("suffix", [".png", ".webp", ".jpg", ".JPEG"])
+KINDS = [".png", ".webp", ".jpg", ".JPEG", ".avif"]
+
+
+@pytest.mark.parametrize("suffix", KINDS)
 def test_metadata_comes_back(suffix, tmp_path):
     path = save_picture(NOISE, tmp_path / "deep" / f"x{suffix}", PLAN)
     assert read_metadata(path) == PLAN
@@ -151,7 +155,7 @@ def test_pictures_without_metadata_have_none(tmp_path):
 
 def test_an_unknown_suffix_is_refused(tmp_path):
     with pytest.raises(
-        UsageError, match=r"x\.xyz: pictures are written as \.png, \.webp, \.jpg, \.jpeg, not \.xyz"
+        UsageError, match=r"x\.xyz: pictures are written as \.png, \.webp, \.jpg, \.jpeg, \.avif, not \.xyz"
     ):
         save_picture(NOISE, tmp_path / "x.xyz")
 
@@ -165,3 +169,107 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_picture(NOISE, tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []
+
+
+ORIGIN = {
+    "prompt": "ein roter Würfel 红色\nund ein Ball, groß",
+    "negative": "blurry: grey, dull",
+    "seed": 7,
+    "number": 2,
+    "model": "runs/first, again",
+    "weights": "0f3a",
+    "size": [64, 48],
+    "plan": {"solver": "midpoint", "steps": 17, "guidance": 4.5, "shift": 6.0},
+    "version": "0.1.0",
+}
+TEXT = (
+    "ein roter Würfel 红色\nund ein Ball, groß\nNegative prompt: blurry: grey, dull\n"
+    "Steps: 17, Sampler: midpoint, CFG scale: 4.5, Seed: 7, Size: 64x48, Model hash: 0f3a, "
+    'Model: "runs/first, again", Shift: 6, Image number: 2, Version: lumina 0.1.0'
+)
+
+
+def exif_comment(path) -> bytes | None:
+    with Image.open(path) as image:
+        return image.getexif().get_ifd(0x8769).get(0x9286)
+
+
+def test_other_programs_find_their_text_in_a_png(tmp_path):
+    path = save_picture(NOISE, tmp_path / "x.png", ORIGIN)
+    with Image.open(path) as image:
+        assert image.info["parameters"] == TEXT
+    plain = save_picture(NOISE, tmp_path / "y.png", {**ORIGIN, "prompt": "a cup", "negative": ""})
+    assert b"tEXtparameters\0a cup\nSteps: 17" in plain.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", KINDS[1:])
+def test_other_programs_find_their_text_in_exif(suffix, tmp_path):
+    path = save_picture(NOISE, tmp_path / f"x{suffix}", ORIGIN)
+    comment = exif_comment(path)
+    assert comment[:8] == b"UNICODE\0"
+    assert comment[8:].decode("utf-16-be") == TEXT
+
+
+def test_the_text_of_parameters_comes_back():
+    known = {key: ORIGIN[key] for key in ("prompt", "negative", "seed", "size", "model", "plan")}
+    found = read_parameters(write_parameters(ORIGIN))
+    assert {key: found[key] for key in known} == known
+    assert write_parameters({"seed": 3}) is None
+
+
+WEB_UI = (
+    "masterpiece, (red car:1.2)\nNegative prompt: lowres, bad\nhands\n"
+    "Steps: 28, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7, Seed: 1234567890, Size: 512x768, "
+    'Model hash: 6ce0161689, Model: v1-5, Lora hashes: "a: b, c: d", Version: v1.9.4'
+)
+
+
+@pytest.mark.parametrize("order", ["be", "le"])
+def test_a_picture_of_another_program_says_what_it_can(order, tmp_path):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + WEB_UI.encode(f"utf-16-{order}")
+    NOISE.save(tmp_path / "x.jpg", exif=exif)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("parameters", WEB_UI)
+    NOISE.save(tmp_path / "x.png", pnginfo=info)
+    for name in ("x.jpg", "x.png"):
+        found = read_metadata(tmp_path / name)
+        assert found["prompt"] == "masterpiece, (red car:1.2)"
+        assert found["negative"] == "lowres, bad\nhands"
+        assert (found["seed"], found["size"], found["model"]) == (1234567890, [512, 768], "v1-5")
+        assert found["plan"] == {"steps": 28, "solver": "dpm", "guidance": 7.0}
+        assert found["parameters"]["Lora hashes"] == "a: b, c: d"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a picture of a cup", "red, blue: two cups", "Steps: many", "Steps:, Seed:\x00", "\n\n", '"' * 99],
+)
+def test_other_texts_are_no_parameters(text):
+    assert read_parameters(text) == {}
+
+
+def test_settings_that_make_no_sense_are_left_out():
+    assert read_parameters("cup\nSteps: many, Seed: 1e3, Size: large, Sampler: Lyapunov") == {
+        "prompt": "cup",
+        "plan": {},
+        "parameters": {"Steps": "many", "Seed": "1e3", "Size": "large", "Sampler": "Lyapunov"},
+    }
+
+
+def test_a_long_prompt_finds_room_or_says_so(tmp_path):
+    long = {**ORIGIN, "prompt": "red cup " * 5000}
+    path = save_picture(NOISE, tmp_path / "x.jpg", long)
+    assert read_metadata(path) == long
+    assert exif_comment(path) is None
+    longer = {**ORIGIN, "prompt": "red cup " * 9000}
+    with pytest.raises(LuminaError, match=r"y\.jpg: a JPEG has no room for so long a prompt; write PNG"):
+        save_picture(NOISE, tmp_path / "y.jpg", longer)
+    assert read_metadata(save_picture(NOISE, tmp_path / "z.avif", longer)) == longer
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["x.jpg", "z.avif"]
+
+
+def test_a_format_that_pillow_lacks_names_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("lumina_cli.core.formats.images.features.check", lambda name: False)
+    with pytest.raises(MissingPart, match="this Pillow cannot write AVIF"):
+        save_picture(NOISE, tmp_path / "x.avif")

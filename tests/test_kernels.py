@@ -8,8 +8,18 @@ import pytest
 import torch
 
 from lumina_cli.core.errors import MissingPart, UsageError
-from lumina_cli.core.kernels import Implementation, Op
-from lumina_cli.core.kernels.attention import BLOCK, OP, blockwise, flash, naive, reference, varlen
+from lumina_cli.core.kernels import Implementation, Op, attention
+from lumina_cli.core.kernels.attention import (
+    BLOCK,
+    OP,
+    attend,
+    blockwise,
+    direct,
+    flash,
+    naive,
+    reference,
+    varlen,
+)
 from lumina_cli.core.kernels.timing import compare
 from lumina_cli.core.registry import KERNELS
 
@@ -70,6 +80,32 @@ def test_large_scores_do_not_overflow():
     q, k, v, mask = OP.inputs((1, 2, 1, 40, 8), padding=2)
     inputs = (q * 300, k * 300, v, mask)
     assert error(blockwise(*inputs, block=8), reference(*inputs)) < 1e-4
+
+
+@pytest.mark.parametrize("scores", [2, 2 * 88 * 5, 2 * 88 * 100, 2 * 88 * 200, 2 * 88 * 400, 2**20])
+@pytest.mark.parametrize("size", [1, 12])
+def test_direct_cuts_queries_of_any_number_and_falls_back_where_scores_are_large(monkeypatch, scores, size):
+    monkeypatch.setattr(attention, "SCORES", scores)
+    q, k, v, _ = OP.inputs((2, 6, 3, 88, 16), torch.bfloat16)
+    inputs = (q * size, k * size, v)
+    assert error(direct(*inputs), reference(*inputs)) < 1e-2
+
+
+def test_large_scores_keep_their_differences():
+    """Scores near 200 differ by 1/2: as bfloat16 they would be equal."""
+    q = torch.full((1, 1, 1, 16), 7.0, dtype=torch.bfloat16)
+    k = torch.full((1, 1, 2, 16), 7.0, dtype=torch.bfloat16)
+    k[0, 0, 1, 0] = 6.75
+    v = torch.tensor([[[[1.0] * 16, [-1.0] * 16]]], dtype=torch.bfloat16)
+    assert error(direct(q, k, v), reference(q, k, v)) < 1e-2
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_what_the_network_calls_takes_fewer_queries_than_keys_and_any_strides(dtype):
+    q, k, v, _ = OP.inputs((2, 6, 3, 40, 16), dtype)
+    out = torch.empty(2, 31, 6, 16, dtype=dtype)
+    attend(q[:, :, 9:] / 4, k.transpose(1, 2).contiguous().transpose(1, 2), v, 1.0, out)
+    assert error(out.transpose(1, 2), reference(q, k, v)[:, :, 9:]) < TOLERANCE[dtype]
 
 
 def test_reference_is_the_formula_written_out():

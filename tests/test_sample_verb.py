@@ -1,5 +1,6 @@
 """`lumina sample`: exact words on stdout and stderr, exit codes, and what is left on the disk."""
 
+import contextlib
 import io
 import json
 import sys
@@ -11,16 +12,15 @@ from lumina_cli.core.flow import Plan
 from lumina_cli.core.formats.images import read_metadata
 from lumina_cli.core.sampling.models import Choice
 
-FAST = ["--solver", "euler", "--steps", "2"]
-
 
 @pytest.fixture
 def sample(tiny_folder, tmp_path, capfd, monkeypatch):
     """Run the verb on the tiny model; returns (exit code, rows, stderr)."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*words, model=tiny_folder):
-        code = run(["sample", *words, "--model", str(model), "--out", "out", *FAST])
+    def call(*words, model=tiny_folder, plan="solver=euler", steps=2):
+        fast = ["--plan", plan, *(["--steps", str(steps)] if steps else [])]
+        code = run(["sample", *words, "--model", str(model), "--out", "out", *fast])
         done = capfd.readouterr()
         return code, [json.loads(line) for line in done.out.splitlines()], done.err
 
@@ -60,12 +60,76 @@ def test_prompts_come_from_stdin(sample, monkeypatch):
 
 def test_the_plan_is_in_the_picture(sample):
     code, rows, _ = sample(
-        "two cups", "--shift", "3", "--guidance", "2", "--guide-until", "1", "--renorm", "off", "--system", "base"
-    )  # fmt: skip
+        "two cups",
+        "--guidance",
+        "2",
+        "--system",
+        "base",
+        plan="shift=3,guide_until=1,renorm=off,solver=euler",
+    )
     assert code == 0
     metadata = read_metadata(rows[0]["image"])
     assert Plan.from_json(metadata["plan"]) == Plan("euler", 2, 3.0, 2.0, 1.0, None)
     assert (metadata["prompt"], metadata["system"]) == ("two cups", "base")
+
+
+def test_a_preset_says_what_the_negative_prompt_stands_behind(sample):
+    for preset, prepended in (("official", True), ("diffusers", False)):
+        code, rows, _ = sample("two cups", "--preset", preset, "--negative", "a ball")
+        assert (code, rows[0]["negative"]) == (0, "a ball")
+        metadata = read_metadata(rows[0]["image"])
+        assert (metadata["negative"], metadata["negative_system"]) == ("a ball", prepended)
+
+
+def test_a_budget_of_calls_takes_the_place_of_steps(sample):
+    code, rows, _ = sample("two cups", "--calls", "5", steps=None, plan="solver=midpoint")
+    assert code == 0
+    assert Plan.from_json(read_metadata(rows[0]["image"])["plan"]).steps == 2
+
+
+def test_prompts_come_from_a_table_with_their_own_sizes_seeds_and_negatives(sample, tmp_path):
+    (tmp_path / "p.csv").write_text('prompt,seed,size,negative\ntwo cups,3,64x48,\n"a ball, red",,,cups\n')
+    code, rows, _ = sample("p.csv")
+    assert code == 0
+    assert [(row["prompt"], row["seed"], row["size"], row.get("negative")) for row in rows] == [
+        ("two cups", 3, "64x48", None),
+        ("a ball, red", 0, "64x64", "cups"),
+    ]
+
+
+def test_a_ratio_is_snapped_and_said_once(sample):
+    code, rows, talk = sample("two cups", "a ball", "--size", "16:9@128")
+    assert (code, {row["size"] for row in rows}) == (0, {"192x80"})
+    assert talk == "size 16:9@128: 192x80, the nearest size of training\n"
+
+
+def test_what_is_there_is_not_drawn_again_unless_forced(sample):
+    first = sample("two cups", "a ball")
+    again, forced = sample("two cups", "a ball"), sample("two cups", "a ball", "--force")
+    assert [row.pop("resumed") for row in again[1]] == [True, True]
+    assert first == again == forced
+
+
+def test_shards_draw_the_names_of_the_whole(sample, tmp_path):
+    (tmp_path / "p.jsonl").write_text(
+        "".join(f'{{"prompt": "{word}", "key": "same"}}\n' for word in ("cups", "balls", "cars"))
+    )
+    parts = [sample("p.jsonl", "--shard", f"{part}/2")[1] for part in range(2)]
+    assert [[row["prompt"] for row in part] for part in parts] == [["cups", "cars"], ["balls"]]
+    _, whole, _ = sample("p.jsonl")
+    assert [row["resumed"] for row in whole] == [True] * 3
+    assert [row["image"] for row in whole] == [parts[n % 2][n // 2]["image"] for n in range(3)]
+
+
+def test_processes_of_torchrun_share_the_rows(sample, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, rows, _ = sample("two cups", "a ball", "a car")
+    assert (code, [row["image"] for row in rows]) == (0, ["out/00001-a-ball-s0.png"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("two cups\n"))
+    assert sample("-") == (
+        2, [], "lumina sample: 2 processes cannot share one stdin; name a file of rows\n"
+    )  # fmt: skip
 
 
 def test_a_cut_prompt_is_noted(sample):
@@ -86,9 +150,15 @@ def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["a", "--solver", "eular"], 2, "unknown solver 'eular'; did you mean 'euler'?"),
+        (["a", "--plan", "solver=eular"], 2, "unknown solver 'eular'; did you mean 'euler'?"),
         (["a", "--steps", "0"], 2, "steps is 0, but must be a whole number from 1"),
-        (["a", "--renorm", "of"], 2, "--renorm is 'of', but must be a number above 0, or off"),
+        (["a", "--plan", "renorm=of"], 2, "renorm is 'of', but must be a number above 0, row, or off"),
+        (["a", "--calls", "0"], 2, "calls is 0, but must be 1 or more"),
+        (["a", "--calls", "4", "--steps", "4", "--preset", "diffusers"], 2, "steps and calls both say how long to draw; give one of them"),
+        (["a", "--preset", "offical"], 2, "unknown preset 'offical'; did you mean 'official'?"),
+        (["a", "--shard", "2/2"], 2, "shard is '2/2', but must be I/N, such as 0/4, with I from 0 to N - 1"),
+        (["a", "--size", "0:9"], 2, "size '0:9' is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of square, landscape, portrait, wide, tall"),
+        (["p.csv"], 1, "p.csv line 3 has not as many cells as the first line"),
         (["a", "--size", "100x64"], 2, "size 100x64: width 100 is not a multiple of 16 up to 8192; nearest: 96 or 112"),
         (["a", "--system", "reel"], 2, "unknown system prompt 'reel'; did you mean 'real'?"),
         (["a", "--model", "nanoo"], 2, "unknown model 'nanoo'; did you mean 'nano'?"),
@@ -99,6 +169,7 @@ def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
 )  # fmt: skip
 def test_what_is_wrong_is_one_line(words, code, message, tiny_folder, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text("prompt,seed\na,1\nb,2,3\n")
     model = [] if "--model" in words else ["--model", str(tiny_folder)]
     assert run(["sample", *words, *model]) == code
     done = capfd.readouterr()
@@ -143,3 +214,32 @@ def test_a_run_without_a_checkpoint_says_how_to_write_one(sample, tmp_path):
         1,
         "lumina sample: first has no checkpoint yet; `lumina train ... out=first` writes one\n",
     )
+
+
+class Bar:
+    """A progress bar that remembers how it was moved."""
+
+    def __init__(self):
+        self.moves = []
+
+    def add_task(self, label, total):
+        self.moves.append((label, total))
+        return 0
+
+    def update(self, task, completed, total):
+        self.moves.append((completed, total))
+
+    def remove_task(self, task):
+        self.moves.append("end")
+
+
+def test_the_bar_moves_with_every_step_and_counts_only_what_is_drawn(sample, monkeypatch):
+    sample("a ball", "--count", "2")
+    bar = Bar()
+    monkeypatch.setattr("lumina_cli.cli.output._bar", lambda: contextlib.nullcontext(bar))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    sample("a ball", "--count", "3", "--force")
+    assert bar.moves == [("pictures", 3), (0, 3), (1.5, 3), (3.0, 3), "end"]
+    bar.moves.clear()
+    sample("a ball", "two cups", "--count", "3")
+    assert bar.moves == [("pictures", 6), (0, 3), (1.5, 3), (3.0, 3), "end"]

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,10 +19,12 @@ from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import from_official
 from lumina_cli.core.registry import MODELS
 from lumina_cli.core.sampling import Pipeline, choose_model, draw_latents, draw_rows, load_pipeline, models
+from lumina_cli.core.sampling.features import Features
+from lumina_cli.core.sampling.jobs import Job, check_size
 from lumina_cli.core.sampling.metadata import from_metadata
 from lumina_cli.core.sampling.models import find_model
-from lumina_cli.core.sampling.pipeline import Job, parse_size
-from lumina_cli.core.sampling.rows import slug
+from lumina_cli.core.sampling.names import slug
+from lumina_cli.core.sampling.pipeline import parse_size
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "official_nextdit_tiny.json").read_text())["sampling"]
@@ -243,6 +246,135 @@ def test_metadata_without_a_plan_is_one_clear_line():
         from_metadata({"prompt": "x"})
 
 
+class Encoder:
+    """A text encoder that remembers what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def encode(self, texts):
+        self.asked += texts
+        (text,) = texts
+        return torch.full((1, len(text) + 1, 2), float(len(text))), torch.ones(1, len(text) + 1)
+
+
+def test_a_string_is_encoded_once_and_its_features_know_no_company():
+    encoder = Encoder()
+    features = Features(encoder.encode)
+    first, mask = features.of(["ab", "", "ab"])
+    assert encoder.asked == ["ab", ""]
+    assert mask.tolist() == [[True] * 3, [True, False, False], [True] * 3]
+    assert first[0].tolist() == first[2].tolist() == [[2.0, 2.0]] * 3
+    features.of(["ab", "abc"])
+    assert encoder.asked == ["ab", "", "abc"]
+    features.of([str(number) for number in range(300)])
+    assert len(features.kept) == 256
+
+
+def test_count_encodes_a_prompt_once_whatever_the_batch(tiny_folder, tmp_path):
+    pipe, asked = load_pipeline(tiny_folder), []
+    pipe.features = Features(lambda texts: asked.extend(texts) or pipe.text.encode(texts))
+    fast([{"prompt": "two cups"}, {"prompt": "a ball"}], pipe, tmp_path, count=3, batch=2, system="empty")
+    assert sorted(asked) == ["", "a ball", "two cups"]
+
+
+def test_rows_of_many_sizes_and_lengths_come_back_in_order(pipe, tmp_path):
+    sizes = ["64x48", "48x64", None, "64x48"] * 3
+    words = ["a ball", "two cups", "a red car left of a blue ball", "cups"]
+    rows = [
+        {"prompt": words[n * 7 % 4], "seed": n} | ({"size": size} if size else {})
+        for n, size in enumerate(sizes)
+    ]
+    drawn = fast(rows, pipe, tmp_path / "a", batch=2)
+    assert [row["seed"] for row in drawn] == list(range(12))
+    assert [row["size"] for row in drawn] == [size or "64x64" for size in sizes]
+    for row in (drawn[0], drawn[5], drawn[10]):
+        (alone,) = fast([{k: row[k] for k in ("prompt", "seed", "size")}], pipe, tmp_path / "b")
+        ours, theirs = (pixels(open_image(one["image"])) for one in (row, alone))
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() <= 1
+
+
+def test_a_negative_prompt_moves_the_picture_and_the_empty_one_does_not(pipe, tmp_path):
+    rows = [{"prompt": "two cups", "negative": text} for text in ("", None, "a ball", "a red car")]
+    rows.append({"prompt": "two cups"})
+    plan = {"solver": "euler", "steps": 2, "guidance": 40.0, "renorm": None}
+    pictures = [pixels(open_image(row["image"])) for row in draw_rows(rows, pipe, tmp_path, plan=plan)]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+    assert np.abs(pictures[0] - pictures[4]).max() <= 1
+    assert np.abs(pictures[0] - pictures[2]).max() > 1
+    assert np.abs(pictures[2] - pictures[3]).max() > 1
+    (alone,) = draw_rows([{"prompt": "two cups"}], pipe, tmp_path / "b", negative="a ball", plan=plan)
+    assert np.abs(pixels(open_image(alone["image"])) - pictures[2]).max() <= 1
+
+
+def test_a_picture_that_is_there_is_not_drawn_again(pipe, tmp_path, monkeypatch):
+    rows = [{"prompt": word, "n": n} for n, word in enumerate(("two cups", "a ball", "a car"))]
+    first = fast(rows, pipe, tmp_path)
+    Path(first[1]["image"]).unlink()
+    times = {row["image"]: Path(row["image"]).stat().st_mtime_ns for row in (first[0], first[2])}
+    jobs = []
+    draw = Pipeline.draw_setup
+    monkeypatch.setattr(
+        Pipeline, "draw_setup", lambda self, some, *rest: jobs.extend(some) or draw(self, some, *rest)
+    )
+    told = []
+    second = fast(rows, pipe, tmp_path, progress=lambda done, there: told.append((done, there)))
+    assert [job.prompt for job in jobs] == ["a ball"]
+    assert [row.get("resumed", False) for row in second] == [True, False, True]
+    assert [{**row, "resumed": 0} for row in second] == [{**row, "resumed": 0} for row in first]
+    assert times == {path: Path(path).stat().st_mtime_ns for path in times}
+    assert told == [(0, 2), (0.5, 2), (1.0, 2)]
+    changed = fast([{**rows[0], "negative": "a ball"}], pipe, tmp_path)
+    assert "resumed" not in changed[0]
+    assert changed[0]["image"].endswith("-2.png")
+
+
+def test_an_interrupted_run_keeps_whole_pictures_and_goes_on(pipe, tmp_path, monkeypatch):
+    rows = [{"prompt": word} for word in ("two cups", "a ball", "a car")]
+    whole = fast(rows, pipe, tmp_path / "whole", batch=1)
+    save, calls = PIL.Image.Image.save, []
+
+    def interrupted(self, aside, **settings):
+        save(self, aside, **settings)
+        calls.append(aside)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("PIL.Image.Image.save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fast(rows, pipe, tmp_path / "cut", batch=1)
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["00000-two-cups-s0.png"]
+    monkeypatch.undo()
+    again = fast(rows, pipe, tmp_path / "cut", batch=1)
+    assert [row.get("resumed", False) for row in again] == [True, False, False]
+    for ours, theirs in zip(again, whole, strict=True):
+        assert np.array_equal(pixels(open_image(ours["image"])), pixels(open_image(theirs["image"])))
+
+
+@pytest.mark.parametrize(("solver", "call"), [("euler", "call 2 of 3"), ("midpoint", "calls 3 to 4 of 6")])
+def test_latents_that_stop_being_numbers_stop_the_run_and_keep_what_is_done(
+    tiny_folder, tmp_path, solver, call
+):
+    pipe = load_pipeline(tiny_folder)
+    forward = pipe.transformer.forward
+
+    def broken(latents, t, *rest, **more):
+        velocity = forward(latents, t, *rest, **more)
+        if broken.on and t[0] > 0.2:
+            velocity[0, 0, 0, 0] = float("nan")
+        return velocity
+
+    broken.on, pipe.transformer.forward = False, broken
+    settings = {"plan": {"solver": solver, "steps": 3, "shift": 1.0}, "batch": 1}
+    drawing = draw_rows([{"prompt": "two cups"}, {"prompt": "a ball"}], pipe, tmp_path, **settings)
+    next(drawing)
+    broken.on = True
+    with pytest.raises(LuminaError, match=rf"^NaN or infinity in the latents of 'a ball', seed 0, .*{call}"):
+        next(drawing)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000-two-cups-s0.png"]
+
+
 def test_file_names_stay_in_the_folder_and_apart(pipe, tmp_path):
     rows = [{"prompt": "a", "key": "../../x"}, {"prompt": "b", "key": "../../x"}, {"prompt": "../" * 200}]
     names = [Path(row["image"]).relative_to(tmp_path).name for row in fast(rows, pipe, tmp_path)]
@@ -316,9 +448,11 @@ def test_a_long_prompt_is_drawn_and_the_row_says_what_was_cut(pipe, tmp_path):
         ([{"prompt": "a", "seed": "x"}], {}, "row 1: 'seed' is 'x', but must be a whole number"),
         ([{"prompt": "a"}], {"size": "100x64"}, "size 100x64: width 100 is not a multiple of 16 up to 8192; nearest: 96 or 112"),
         ([{"prompt": "a"}], {"size": "2048x64"}, "size 2048x64: width 2048 is not a multiple of 16 up to 1024; nearest: 1024"),
-        ([{"prompt": "a"}], {"size": "big"}, "size 'big' is not WIDTHxHEIGHT, such as 1024x768"),
+        ([{"prompt": "a"}], {"size": "big"}, "size 'big' is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of square, landscape, portrait, wide, tall"),
+        ([{"prompt": "a", "size": "9:0"}], {}, "row 1: size '9:0' is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of square, landscape, portrait, wide, tall"),
+        ([{"prompt": "a", "negative": 3}], {}, "row 1: 'negative' is 3, but must be text"),
         ([{"prompt": "a"}], {"system": "reel"}, "unknown system prompt 'reel'; did you mean 'real'?"),
-        ([{"prompt": "a"}], {"format": "tiff"}, "unknown picture format 'tiff'; choose from png, webp, jpg"),
+        ([{"prompt": "a"}], {"format": "tiff"}, "unknown picture format 'tiff'; choose from png, webp, jpg, avif"),
     ],
 )  # fmt: skip
 def test_bad_rows_and_settings_are_one_clear_line(rows, settings, words, pipe, tmp_path):
@@ -339,6 +473,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(pipe, tmp_path, monkeypatch)
 
 def test_sizes_are_read_from_words_numbers_and_pairs():
     assert parse_size("1024x768") == (1024, 768)
+    for size in ("1:1:1", "16:9@", "wide@x", "oval", True, (1, 2, 3), 64.0):
+        with pytest.raises(UsageError, match="is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9"):
+            check_size(size)
     assert parse_size("512") == parse_size(512) == parse_size((512, 512)) == (512, 512)
 
 

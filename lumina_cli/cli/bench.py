@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lumina_cli.cli import output
+from lumina_cli.cli import output, race, step, teacache
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import KERNELS, did_you_mean
 
@@ -77,3 +77,8 @@ def _shape(text: str, named: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
     if numbers[1] % numbers[2]:
         raise UsageError(f"shape {text}: {numbers[1]} heads cannot share {numbers[2]} kv heads evenly")
     return tuple(numbers)
+
+
+app.command("step")(step.step)
+app.command("sample")(race.sample)
+app.command("teacache")(teacache.teacache)

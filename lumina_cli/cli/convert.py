@@ -1,4 +1,4 @@
-"""`lumina convert`: the weights of a Next-DiT from one tool's names to another's."""
+"""`lumina convert`: the weights of a Next-DiT, or a LoRA for it, from one tool's names to another's."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,7 @@ class Dialect(StrEnum):
     official = "official"
     diffusers = "diffusers"
     comfyui = "comfyui"
+    kohya = "kohya"
 
 
 class Precision(StrEnum):
@@ -37,7 +38,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace what is at DEST.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")] = False,
 ) -> None:
-    """Convert weights between lumina, the official code, diffusers and ComfyUI: one row out."""
+    """Convert weights or a LoRA for lumina, the official code, diffusers, ComfyUI or kohya: one row out."""
     if dest.exists() and not force:
         raise UsageError(f"{dest} exists already; --force replaces it")
     if dest.suffix not in (".safetensors", ".pth") and to is not Dialect.diffusers:
@@ -51,9 +52,15 @@ def _convert(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> 
 
     from lumina_cli.core.formats.weights import read_json
     from lumina_cli.core.nextdit import NextDiT, convert
+    from lumina_cli.core.nextdit.lora_names import is_adapter
 
     folder = source / "transformer" if (source / "transformer").is_dir() else source
     weights = convert.read_weights(folder)
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype)
+    if is_adapter(weights):
+        return _convert_lora(source, dest, to, kind)
+    if to is Dialect.kohya:
+        raise UsageError(f"{source} holds a whole network; --to kohya is for LoRAs")
     found = convert.detect_dialect(weights)
     weights = convert.from_any(weights)
     if (folder / "config.json").is_file():
@@ -63,8 +70,7 @@ def _convert(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> 
     with torch.device("meta"):
         model = NextDiT(config)
     convert.check_fits(model, weights, str(source))
-    if dtype is not None:
-        kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    if kind is not None:
         weights = {name: tensor.to(kind) for name, tensor in weights.items()}
     if dest.suffix in (".safetensors", ".pth"):
         convert.write_weights(convert.to_dialect(weights, to, config), dest)
@@ -80,3 +86,15 @@ def _convert(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> 
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})),
     }
+
+
+def _convert_lora(source: Path, dest: Path, to: Dialect, kind: object) -> dict:
+    """The same for a LoRA, in `kind`, a torch.dtype or None; says on stderr what cannot be carried over."""
+    from lumina_cli.core.nextdit.lora import convert_lora
+
+    if dest.suffix != ".safetensors":
+        raise UsageError(f"{dest} must end in .safetensors: {source} is a LoRA")
+    row, unused = convert_lora(source, dest, to.value, kind)
+    if unused:
+        output.note(unused)
+    return row

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import typer
@@ -11,7 +12,7 @@ import typer
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import rows as jsonl
 
-ROW_FILES = (".jsonl", ".ndjson", ".txt")
+ROW_FILES = (".jsonl", ".ndjson", ".csv", ".txt")
 TABLE_ROWS = 40  # of a longer table only the first ones are shown
 PACE = 600  # seconds whose speed gives the time left: a row of training may take a minute
 NARROW = 14  # characters a column; below that a row is shown as a list
@@ -20,7 +21,7 @@ _bars: list = []  # the rich progress on screen, if any: there can be only one
 
 
 def read_rows(arguments: list[str] | None, key: str) -> Iterator[dict]:
-    """Yield rows from words, from files of rows (.jsonl, .txt) among them, or from stdin ("-", or piped).
+    """Yield rows from words, from files of rows (.jsonl, .csv, .txt) among them, or stdin ("-", or piped).
 
     Each row has a value for `key`; a word, or a line of plain text, is that value.
     """
@@ -29,6 +30,28 @@ def read_rows(arguments: list[str] | None, key: str) -> Iterator[dict]:
             raise UsageError(f"no {key} given; write one in quotes, name a file of rows, or pipe rows in")
         arguments = ["-"]
     return _read(arguments, key)
+
+
+def count_rows(arguments: list[str] | None, key: str) -> int | None:
+    """Return how many rows `read_rows` will yield, with its errors; None where stdin is among the sources."""
+    return sum(1 for _ in _read(arguments, key)) if arguments and "-" not in arguments else None
+
+
+def is_terminal() -> bool:
+    """Whether somebody reads stdout."""
+    return sys.stdout.isatty()
+
+
+class Meter:
+    """Moves a bar by parts of items: give it to `write_rows` as its `total`, and call it meanwhile."""
+
+    def __init__(self, total: int | None = None):
+        self.total, self.move = total, None
+
+    def __call__(self, done: float, there: int = 0) -> None:
+        """Show that `done` items are done; `there` others needed no work, and count neither way."""
+        if self.move:
+            self.move(completed=done, total=None if self.total is None else self.total - there)
 
 
 def _read(arguments: list[str], key: str) -> Iterator[dict]:
@@ -63,7 +86,7 @@ def write_rows(
     rows: Iterable[dict],
     json: bool | None = None,
     label: str = "rows",
-    total: int | None = None,
+    total: int | Meter | None = None,
     describe: Callable[[dict], tuple] | None = None,
 ) -> int:
     """Write rows as they come: JSONL on stdout if it is no terminal or with `json`, else a table on stderr.
@@ -128,7 +151,7 @@ def note(text: str) -> None:
 
 
 def progress(
-    items: Iterable, label: str, total: int | None = None, describe: Callable | None = None
+    items: Iterable, label: str, total: int | Meter | None = None, describe: Callable | None = None
 ) -> Iterator:
     """Yield `items` unchanged while a bar counts them, if stderr is a terminal; bars may be nested.
 
@@ -137,17 +160,22 @@ def progress(
     if not sys.stderr.isatty():
         yield from items
         return
+    meter = total if isinstance(total, Meter) else None
     with _bar() as bar:
-        task = bar.add_task(one_line(label), total=total)
+        task = bar.add_task(one_line(label), total=meter.total if meter else total)
+        if meter:
+            meter.move = partial(bar.update, task)
         try:
             for item in items:
                 if describe:
                     done, of, text = describe(item)
                     bar.update(task, completed=done, total=of, description=text and one_line(text))
                 yield item
-                if not describe:
+                if not describe and not meter:
                     bar.advance(task)
         finally:
+            if meter:
+                meter.move = None
             bar.remove_task(task)
 
 

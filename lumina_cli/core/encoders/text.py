@@ -6,13 +6,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 from transformers.utils import logging
 
+from lumina_cli.core.encoders.tokens import MAX_TOKENS, Tokens
 from lumina_cli.core.formats.weights import raise_misfit
-
-MAX_TOKENS = 256
 
 
 class TextEncoder:
@@ -32,9 +30,8 @@ class TextEncoder:
     ):
         folder = Path(folder)
         self.max_tokens = max_tokens
-        self.tokenizer = GemmaTokenizer.from_pretrained(
-            folder / "tokenizer", padding_side="right", add_bos_token=True, local_files_only=True
-        )
+        self.tokens = Tokens(folder, max_tokens)
+        self.tokenizer = self.tokens.tokenizer
         model = read_gemma(folder / "text_encoder", dtype)
         self.model = without_last_layer(model).to(device).eval().requires_grad_(False)
 
@@ -58,8 +55,7 @@ class TextEncoder:
 
     def dropped(self, prompts: Sequence[str]) -> list[int]:
         """Return how many tokens at the end of each prompt `encode` does not read."""
-        ids = self.tokenizer(list(prompts), verbose=False)["input_ids"]
-        return [max(0, len(tokens) - self.max_tokens) for tokens in ids]
+        return self.tokens.dropped(prompts)
 
 
 def read_gemma(folder: Path, dtype: torch.dtype) -> Gemma2Model:

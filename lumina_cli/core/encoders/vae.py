@@ -32,6 +32,18 @@ class Autoencoder:
         self.scale: float = config.scaling_factor
         self.shift: float = config.shift_factor or 0.0
 
+    def frugal(self, tile: int | None = None) -> "Autoencoder":
+        """Take one picture at a time from now on, and larger ones in tiles of `tile` latents; returns itself.
+
+        Tiles overlap by a quarter and are blended, without a visible seam, but each is normalised by itself:
+        pixels differ a little from those of a picture decoded whole.
+        """
+        self.model.enable_slicing()
+        if tile is not None:
+            self.model.tile_latent_min_size, self.model.tile_sample_min_size = tile, tile * self.factor
+            self.model.enable_tiling()
+        return self
+
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """Return latents (B, C, H / factor, W / factor), the mode, of pixels (B, 3, H, W) in [-1, 1]."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lumina_cli.core.errors import UsageError
+from lumina_cli.core.flow.cache import read_setting
 from lumina_cli.core.flow.guidance import Combine, apg, cfg, guide, zero_star
 from lumina_cli.core.flow.solvers import Velocity, even_grid
 from lumina_cli.core.registry import SOLVERS, did_you_mean
@@ -46,6 +47,8 @@ class Plan:
         parallel      of "apg": share of the push along the predicted data that is kept
         momentum      of "apg": share of the last push that is added
         push_limit    of "apg": largest norm of the push; None is no limit
+        cache         leaves out main layers where calls are alike: "tea:0.2" and "first:0.1" up to a threshold,
+                      "error:0.05" as far as the latents' error was measured to stay within; None never does
 
     Raises UsageError for a value that cannot be.
     """
@@ -62,6 +65,7 @@ class Plan:
     parallel: float = 0.0
     momentum: float = -0.5
     push_limit: float | None = None
+    cache: str | None = None
 
     def __post_init__(self):
         _check(isinstance(self.solver, str), "solver", self.solver, f"one of {', '.join(SOLVERS)}")
@@ -80,6 +84,8 @@ class Plan:
         _check(fits, "renorm", self.renorm, "a number above 0, row, or off")
         fits = self.push_limit is None or (_is_number(self.push_limit) and self.push_limit > 0)
         _check(fits, "push_limit", self.push_limit, "a number above 0, or off")
+        if self.cache is not None:
+            read_setting(self.cache)
 
     @property
     def calls_per_step(self) -> int:

@@ -56,7 +56,7 @@ def apply(plan: Plan, given: dict[str, Any], steps_are: str = "steps") -> Plan:
     calls, steps = given.pop("calls", None), given.get("steps")
     if calls is not None and steps is not None:
         raise UsageError("steps and calls both say how long to draw; give one of them")
-    if steps is not None and steps_are == "points":
+    if type(steps) is int and steps_are == "points":
         if steps < 2:
             raise UsageError(
                 f"steps is {steps}, but this preset counts points in time, of which 2 are a step"

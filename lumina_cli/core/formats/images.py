@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
-from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
 from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.parameters import read_parameters, write_parameters
 
 __all__ = [
     "MAX_PIXELS",
@@ -28,6 +29,7 @@ __all__ = [
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million: a larger one is an attack more often than a picture
+_OPTIONAL = ("WEBP", "AVIF")  # not in every build of Pillow
 # Pillow also opens formats that start other programs (EPS); only these are read.
 _FORMATS = (
     "JPEG",
@@ -36,19 +38,23 @@ _FORMATS = (
     "GIF",
     "TIFF",
     "PPM",
-    *(f.upper() for f in ("webp", "avif") if features.check(f)),
+    *(format for format in _OPTIONAL if features.check(format.lower())),
 )
 _WRITERS = {
     ".png": {"format": "PNG"},
     ".webp": {"format": "WEBP", "quality": 95},
     ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    ".avif": {"format": "AVIF", "quality": 90, "subsampling": "4:4:4"},
 }
 # Pillow only warns between one and two times the limit, an error here, and of broken EXIF, ignored here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", module="PIL")
-_METADATA_KEY = "lumina"
-_EXIF_DESCRIPTION = 0x010E
+# In a PNG both are text chunks; elsewhere EXIF holds them, the JSON as its description.
+_METADATA_KEY, _PARAMETERS_KEY = "lumina", "parameters"
+_EXIF_DESCRIPTION, _EXIF_IFD, _EXIF_COMMENT = 0x010E, 0x8769, 0x9286
+_CODES = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "latin-1"}  # how a comment begins
+_JPEG_EXIF = 65_000  # bytes; a JPEG has no room for more than 64 KiB
 
 Source = str | Path | bytes
 
@@ -68,42 +74,80 @@ def probe(source: Source, name: str | None = None) -> tuple[str, Image.Image]:
 
 
 def read_metadata(source: Source, name: str | None = None) -> dict:
-    """Return what `save_picture` was given as metadata; {} for a picture that holds none."""
+    """Return what `save_picture` was given as metadata, or what another program's text of parameters says.
 
-    def texts(image: Image.Image) -> str | None:
-        return image.info.get(_METADATA_KEY) or image.getexif().get(_EXIF_DESCRIPTION)
-
-    text = _read(source, name, texts)
+    The latter by the same names as far as it goes, with "parameters" among them (see formats/parameters.py).
+    {} for a picture that holds neither.
+    """
+    text, parameters = _read(source, name, _texts)
     try:
-        value = json.loads(text) if isinstance(text, str) and text.startswith("{") else {}
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        value = json.loads(text) if isinstance(text, str) and text.startswith("{") else None
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, dict):
+        return value
+    return read_parameters(parameters) if parameters else {}
 
 
 def save_picture(image: Image.Image, path: str | Path, metadata: dict | None = None) -> Path:
-    """Write a PNG, WebP or JPEG, by suffix, with `metadata` inside, whole or not at all; return its path."""
+    """Write a PNG, WebP, JPEG or AVIF, by suffix, with `metadata` inside, whole or not; return its path.
+
+    Metadata stands there as JSON and, if it has a "prompt", as the text that other programs read. Raises
+    UsageError for another suffix, MissingPart where Pillow was built without the format, LuminaError where a
+    JPEG has no room for the JSON and OSError where the disk refuses.
+    """
     path = Path(path)
     settings = _WRITERS.get(path.suffix.lower())
     if settings is None:
         raise UsageError(
             f"{path}: pictures are written as {', '.join(_WRITERS)}, not {path.suffix or 'without suffix'}"
         )
+    if settings["format"] in _OPTIONAL and not features.check(settings["format"].lower()):
+        raise MissingPart(f"{path}: this Pillow cannot write {settings['format']}; `pip install -U pillow`")
     if metadata:
-        settings = settings | _metadata_settings(metadata, settings["format"])
+        settings = settings | _metadata_settings(metadata, settings["format"], path)
     with atomic_write(path) as aside:
         image.save(aside, **settings)
     return path
 
 
-def _metadata_settings(metadata: dict, format: str) -> dict:
+def _metadata_settings(metadata: dict, format: str, path: Path) -> dict:
+    parameters = write_parameters(metadata)
     if format == "PNG":
         info = PngImagePlugin.PngInfo()
         info.add_itxt(_METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
+        if parameters:
+            info.add_text(_PARAMETERS_KEY, parameters)  # iTXt by itself where Latin-1 is not enough
         return {"pnginfo": info}
     exif = Image.Exif()
     exif[_EXIF_DESCRIPTION] = json.dumps(metadata)  # ASCII: EXIF text knows no other encoding
+    if format == "JPEG" and len(exif.tobytes()) > _JPEG_EXIF:
+        raise LuminaError(f"{path}: a JPEG has no room for so long a prompt; write PNG, WebP or AVIF")
+    if parameters:
+        comment = exif.get_ifd(_EXIF_IFD)
+        comment[_EXIF_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be", "replace")
+        if format == "JPEG" and len(exif.tobytes()) > _JPEG_EXIF:
+            del comment[_EXIF_COMMENT]  # the JSON says the same and more
     return {"exif": exif}
+
+
+def _texts(image: Image.Image) -> tuple[str | None, str | None]:
+    """Our JSON and the text of parameters, each None where a picture has none."""
+    exif = image.getexif()
+    comment = exif.get_ifd(_EXIF_IFD).get(_EXIF_COMMENT)
+    parameters = image.info.get(_PARAMETERS_KEY) or _comment(comment)
+    ours = image.info.get(_METADATA_KEY) or exif.get(_EXIF_DESCRIPTION)
+    return ours, parameters if isinstance(parameters, str) else None
+
+
+def _comment(data: bytes | str | None) -> str | None:
+    """An EXIF comment as text; some programs write its UTF-16 with the low byte first."""
+    if not isinstance(data, bytes):
+        return data
+    code = _CODES.get(data[:8])
+    if code == "utf-16-be" and data[8:].count(0) and data[9:10] == b"\0":
+        code = "utf-16-le"
+    return data[8:].decode(code, "replace") if code else data.decode("utf-8", "replace").strip("\0")
 
 
 def _read(source: Source, name: str | None, use):

@@ -1,9 +1,10 @@
 """Rows: JSONL, one flat object a line, which every verb reads and writes.
 
 Where a row is read for one key ("prompt"), a line of plain text counts as a row with that key, except in a
-file whose name promises JSON.
+file whose name promises JSON. A .csv file is read, too: its first line names the keys.
 """
 
+import csv
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,8 @@ def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]
     """Yield the rows of a file or an open stream (text or bytes); empty lines are skipped.
 
     With `key`, each row must have a value for it, and a line that is not a JSON object is itself that value,
-    but not in .jsonl and .ndjson files, where only a quoted string is. Errors name the file and the line.
+    but not in .jsonl and .ndjson files, where only a quoted string is. Errors name the file and the line. The
+    values of a .csv file are text, but for "seed"; an empty cell is no value.
     """
     if isinstance(source, str | Path):
         path = Path(source)
@@ -28,6 +30,9 @@ def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]
             raise LuminaError(
                 f"{path}: no such file of rows" if not path.exists() else f"{path} is not a file of rows"
             )
+        if path.suffix == ".csv":
+            yield from _csv_rows(path, key)
+            return
         with path.open("rb") as file:
             yield from _rows(file, f"{path} ", key, plain=path.suffix not in JSON_FILES)
     else:
@@ -41,12 +46,34 @@ def _rows(lines: Iterable[str | bytes], place: str, key: str | None, plain: bool
         if number == 1:
             text = text.removeprefix("\ufeff")
         if text:
-            row = parse_row(text, where, key, plain)
-            if key == "prompt":
-                check_prompt(row, where)
-            elif key is not None:
-                check_row(row, key, where)
-            yield row
+            yield _checked(parse_row(text, where, key, plain), key, where)
+
+
+def _checked(row: dict, key: str | None, where: str) -> dict:
+    if key == "prompt":
+        check_prompt(row, where)
+    elif key is not None:
+        check_row(row, key, where)
+    return row
+
+
+def _csv_rows(path: Path, key: str | None) -> Iterator[dict]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            for cells in reader:
+                where = f"{path} line {reader.line_num}"
+                if None in cells or None in cells.values():
+                    raise LuminaError(f"{where} has not as many cells as the first line")
+                row = {name: value for name, value in cells.items() if value.strip()}
+                if row.get("seed", "").strip().removeprefix("-").isdecimal():
+                    row["seed"] = int(row["seed"])
+                if row:
+                    yield _checked(row, key, where)
+    except UnicodeDecodeError as error:
+        raise LuminaError(f"{path} is not UTF-8 text") from error
+    except csv.Error as error:
+        raise LuminaError(f"{path} line {reader.line_num} is not CSV: {error}") from error
 
 
 def _decode(line: str | bytes, where: str) -> str:
@@ -96,11 +123,12 @@ def check_row(row: dict, key: str, where: str) -> None:
 
 
 def check_prompt(row: dict, where: str) -> None:
-    """Raise LuminaError where a row has no text as "prompt", or a "seed" that is no whole number."""
+    """Raise LuminaError where a row has no text as "prompt" or "negative", or no whole number as "seed"."""
     check_row(row, "prompt", where)
-    prompt, seed = row["prompt"], row.get("seed", 0)
-    if not isinstance(prompt, str):
-        raise LuminaError(f"{where}: 'prompt' is {prompt!r}, but must be text")
+    seed = row.get("seed", 0)
+    for name in ("prompt", "negative"):
+        if not isinstance(row.get(name) or "", str):
+            raise LuminaError(f"{where}: {name!r} is {row[name]!r}, but must be text")
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise LuminaError(f"{where}: 'seed' is {seed!r}, but must be a whole number")
 

@@ -8,6 +8,7 @@ Shapes: B batch, h query heads, g key heads (h is a multiple of g), L tokens, d 
     returns    (B, h, L, d)     in the dtype of q
 """
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import torch
@@ -17,6 +18,10 @@ from torch import Tensor
 from lumina_cli.core.kernels import Implementation, Inputs, Op
 
 BLOCK = 512  # queries and keys a block: its scores stay in a processor's cache
+SCORES = (
+    2**20
+)  # bytes of bfloat16 scores at a time in `direct`: what a core keeps near while exp runs over it
+LARGEST = 16.0  # up to here bfloat16 holds a score to 1/32, and exp of it overflows nothing
 SHAPES = {"nano": (8, 4, 2, 88, 48), "lumina-image-2": (1, 24, 8, 4352, 96)}
 
 
@@ -73,22 +78,35 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Ten
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
-def grouped(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor) -> None:
+    """Write attention with scores q k^T * scale into `out` (B, L, h, d), the quickest way without gradients.
+
+    L queries may read another number of keys; all of those are real.
+    """
+    if v.device.type == "cpu" and v.dtype == torch.bfloat16:
+        direct_into(out, q if scale == 1 else q * scale, k, v)
+    else:
+        out.copy_(grouped(q, k, v, scale=scale).transpose(1, 2))
+
+
+def grouped(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, scale: float | None = None
+) -> Tensor:
     """Lay the query heads of one key head end to end, so that keys and values are never copied, and let torch
     choose; on a CPU in float32, whose bfloat16 kernel takes three times as long backwards.
 
-    What the network calls; q and k may be wider than v, whose dtype it returns.
+    What the network calls with gradients; q and k may be wider than v, whose dtype it returns.
     """
     g, mask = k.shape[1], None if key_mask is None else key_mask[:, None, None, :]
     rows = q.unflatten(1, (g, -1))  # (B, g, h/g, L, d)
     if v.device.type == "cpu":
         with torch.autocast("cpu", enabled=False):
             flat, keys, values = rows.flatten(2, 3).float(), k.float(), v.float()
-            y = F.scaled_dot_product_attention(flat, keys, values, attn_mask=mask).to(v.dtype)
+            y = F.scaled_dot_product_attention(flat, keys, values, attn_mask=mask, scale=scale)
     else:
         flat, keys = rows.flatten(2, 3).to(v.dtype), k.to(v.dtype)
-        y = F.scaled_dot_product_attention(flat, keys, v, attn_mask=mask)
-    return y.unflatten(2, rows.shape[2:4]).flatten(1, 2)
+        y = F.scaled_dot_product_attention(flat, keys, v, attn_mask=mask, scale=scale)
+    return y.to(v.dtype).unflatten(2, rows.shape[2:4]).flatten(1, 2)
 
 
 def blockwise(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, block: int = BLOCK) -> Tensor:
@@ -118,6 +136,58 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, b
             top = higher
         out[:, :, :, start : start + block] = (mixed / total).to(q.dtype).view_as(rows)
     return out.flatten(1, 2)
+
+
+def direct(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+    """Score some queries against all keys at once, in bfloat16 and without looking for the maximum: a bound
+    on the scores tells where that is safe. Elsewhere the scores are float32, less their maximum. For CPUs.
+    """
+    out = v.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
+    direct_into(out, (q.float() * q.shape[-1] ** -0.5).to(v.dtype), k, v)
+    return out.transpose(1, 2)
+
+
+def direct_into(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """The same into `out` (B, L, h, d), for q that are scaled already."""
+    h, g, L, keys = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
+    fits = max(1, SCORES // (2 * keys))
+    for picture, q_one, k_one, v_one in zip(out, q.unflatten(1, (g, h // g)), k, v, strict=True):
+        target = picture.transpose(0, 1).unflatten(0, (g, h // g))  # (g, h/g, L, d)
+        sizes = [torch.linalg.vector_norm(x, dim=-1).flatten(1).amax(1).float() for x in (q_one, k_one)]
+        bound = (sizes[0] * sizes[1]).tolist()
+        for groups, heads, tokens in _blocks(g, h // g, L, fits):
+            rows = q_one[groups, heads, tokens]
+            flat, key = rows.flatten(1, 2), k_one[groups].transpose(1, 2)
+            if max(bound[groups]) <= LARGEST:
+                weights = torch.bmm(flat, key).exp_()
+                total = weights.sum(dim=-1, keepdim=True, dtype=torch.float32)
+            else:
+                scores = torch.bmm(flat.float(), key.float())
+                weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+                total, weights = weights.sum(dim=-1, keepdim=True), weights.to(v.dtype)
+            mixed = torch.bmm(weights, v_one[groups]) / total
+            target[groups, heads, tokens] = mixed.view(rows.shape)
+
+
+def _blocks(groups: int, heads: int, tokens: int, fits: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Cut queries of `groups` times `heads` times `tokens` into blocks of about `fits`."""
+    if heads * tokens <= fits:
+        for group in range(0, groups, step := fits // (heads * tokens)):
+            yield slice(group, group + step), slice(None), slice(None)
+        return
+    for group in range(groups):
+        for head in range(heads):
+            for start in range(0, tokens, fits):
+                yield slice(group, group + 1), slice(head, head + 1), slice(start, start + fits)
+
+
+def direct_missing(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> str | None:
+    """Return why `direct` cannot run on these inputs, or None."""
+    if q.device.type != "cpu":
+        return "direct is for CPUs"
+    if key_mask is not None:
+        return "direct takes no padding: rows are packed before it"
+    return None if q.dtype == torch.bfloat16 else "direct needs --dtype bfloat16"
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -181,6 +251,7 @@ OP = Op(
         "sdpa": Implementation(sdpa),
         "grouped": Implementation(grouped),
         "blockwise": Implementation(blockwise),
+        "direct": Implementation(direct, direct_missing),
         "flash": Implementation(flash, flash_missing),
         "varlen": Implementation(varlen, varlen_missing),
     },

@@ -1,6 +1,6 @@
 """Unified Next-DiT: one sequence of text and image tokens, refined apart, then read together."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lumina_cli.core.nextdit.blocks import Block, FinalLayer, RMSNorm, TimeEmbedding
 from lumina_cli.core.nextdit.config import NextDiTConfig
+from lumina_cli.core.nextdit.packed import Pack, Scratch, pack_up, run_block, to_patches
 from lumina_cli.core.nextdit.sequence import (
     EncodedText,
     UnfitInput,
@@ -20,6 +21,9 @@ from lumina_cli.core.nextdit.sequence import (
     text_rotation,
     unpatchify,
 )
+from lumina_cli.core.nextdit.stage import MainStage
+
+Through = Callable[[MainStage], list[Tensor]]
 
 
 class NextDiT(nn.Module):
@@ -72,6 +76,7 @@ class NextDiT(nn.Module):
         t: Tensor,
         text: Tensor | EncodedText,
         text_mask: Tensor | None = None,
+        through: Through | None = None,
     ) -> Tensor | list[Tensor]:
         """Predict the velocity of noisy latents, given a caption.
 
@@ -81,7 +86,11 @@ class NextDiT(nn.Module):
             t          (B,)           0 is noise, 1 is data
             text       (B, M, T)      features of the text encoder; or what `encode_text` made of them
             text_mask  (B, M)         True where a token is real; real tokens come first; None: all are real
+            through    called in place of the main layers, without gradients only: from a MainStage to the
+                       image tokens of each row, as its `run` returns them
             returns    like latents   data - noise
+
+        Without gradients and autocast, rows of any lengths are packed without padding (`packed.py`).
 
         Raises ValueError where H or W is not a multiple of the patch size or leaves the position table, where
         a caption has more tokens than the table holds, and where the batch sizes differ.
@@ -94,14 +103,19 @@ class NextDiT(nn.Module):
                 f"{len(latents)} latents, {len(t)} times and {len(text.lengths)} captions do not pair"
             )
         sizes = [tuple(picture.shape[1:]) for picture in latents]
-        tokens = self.velocity_tokens(latents, sizes, t, text)
+        gradients = torch.is_grad_enabled() or torch.is_autocast_enabled(t.device.type)
+        if through is not None or not gradients:
+            rows = self.velocity_packed(latents, sizes, t, text, through)
+        else:
+            rows = self.velocity_tokens(latents, sizes, t, text)
         patch = self.config.patch_size
         if isinstance(latents, Tensor):
-            return unpatchify(tokens, sizes[0], patch).to(latents.dtype)
+            rows = rows if isinstance(rows, Tensor) else torch.stack(rows)
+            return unpatchify(rows, sizes[0], patch).to(latents.dtype)
         counts = [height * width // patch**2 for height, width in sizes]
         return [
-            unpatchify(rows[None, :count], size, patch)[0].to(picture.dtype)
-            for rows, count, size, picture in zip(tokens, counts, sizes, latents, strict=True)
+            unpatchify(tokens[None, :count], size, patch)[0].to(picture.dtype)
+            for tokens, count, size, picture in zip(rows, counts, sizes, latents, strict=True)
         ]
 
     def encode_text(self, text: Tensor, text_mask: Tensor | None = None) -> EncodedText:
@@ -139,3 +153,34 @@ class NextDiT(nn.Module):
             else:
                 x = block(x, layout.joint_mask, *layout.joint, c)
         return self.final_layer(x[:, text.features.shape[1] :], c)
+
+    @torch.no_grad()
+    def velocity_packed(
+        self,
+        latents: Tensor | Sequence[Tensor],
+        sizes: list[tuple[int, int]],
+        t: Tensor,
+        text: EncodedText,
+        through: Through | None,
+    ) -> list[Tensor]:
+        """The velocity as image tokens of each row (N, p*p*C), without gradients."""
+        patch = self.config.patch_size
+        grids = tuple((height // patch, width // patch) for height, width in sizes)
+
+        def packs(rows: tuple[int, ...]) -> tuple[Pack, Pack]:
+            lengths = tuple(text.lengths[row] for row in rows)
+            return pack_up(self.config, lengths, tuple(grids[row] for row in rows), text.features.device)
+
+        joint, pictures = packs(tuple(range(len(sizes))))
+        c = self.t_embedder(t[:1] if len(t) == 1 or bool((t == t[0]).all()) else t)
+        tokens = torch.cat([patchify(picture[None], patch)[0] for picture in latents])
+        x = self.x_embedder(tokens.to(self.dtype)).float()
+        scratch = Scratch()
+        for block in self.noise_refiner:
+            x = run_block(block, x, pictures, c, scratch)
+        rows = zip(text.features, text.lengths, pictures.rows, strict=True)
+        x = torch.cat([part for own, length, row in rows for part in (own[:length].float(), x[row])])
+        stage = MainStage(self.layers, x, c, joint, lambda rows: packs(rows)[0])
+        outs = through(stage) if through else stage.run(range(stage.rows))
+        x = torch.cat(outs) if len(outs) > 1 else outs[0]
+        return list(to_patches(self.final_layer, x, pictures, c).split([len(out) for out in outs]))

@@ -3,14 +3,24 @@
 import gc
 from importlib import import_module
 
-__all__ = ["Pipeline", "choose_model", "draw_latents", "draw_rows", "load_pipeline"]
+__all__ = [
+    "Pipeline",
+    "choose_model",
+    "draw_latents",
+    "draw_rows",
+    "explain_rows",
+    "load_pipeline",
+    "read_split",
+]
 
 _MODULES = {
     "Pipeline": "pipeline",
     "choose_model": "models",
     "draw_latents": "latents",
     "draw_rows": "rows",
+    "explain_rows": "explain",
     "load_pipeline": "pipeline",
+    "read_split": "schedule",
 }
 
 

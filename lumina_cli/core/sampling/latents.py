@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.solvers import Velocity
 from lumina_cli.core.nextdit.sequence import EncodedText
+from lumina_cli.core.sampling.cached import Cached, Through
 
 Network = Callable[..., Tensor]
 
@@ -23,6 +24,7 @@ def draw_latents(
     null_mask: Tensor | None,
     plan: Plan,
     on_step: Callable[[int, Tensor], None] | None = None,
+    cache: Cached | None = None,
 ) -> Tensor:
     """Draw a batch of latents, float32.
 
@@ -36,10 +38,13 @@ def draw_latents(
         null_text  (B or 1, N, T) features of the empty caption, for guidance; N need not be M
         null_mask  (B or 1, N)
         on_step    called as on_step(steps done, latents) after every step
+        cache      what `plan.cache` asks for, if that needs a fit; afterwards it can report
 
     The state stays float32 whatever the network computes in. While guidance runs, the rows with and without a
     caption share one call of 2B rows.
     """
+    if plan.cache is not None:
+        model = Through(model, (cache or Cached(plan)).start(len(noise)))
     text_mask, null_mask = _mask(text, text_mask), _mask(null_text, null_mask)
     null_text = null_text.to(text)
     encode = getattr(model, "encode_text", None)

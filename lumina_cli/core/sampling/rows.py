@@ -1,24 +1,43 @@
 """Rows with a prompt in, the same rows with an image out."""
 
-import re
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
 from PIL import Image
 
-from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.flow import Plan
-from lumina_cli.core.formats.images import read_metadata, save_picture
-from lumina_cli.core.formats.rows import check_prompt
-from lumina_cli.core.sampling.metadata import Origin, from_metadata, to_metadata
+from lumina_cli.core.formats.images import save_picture
+from lumina_cli.core.sampling.folder import ModelFolder
+from lumina_cli.core.sampling.jobs import Job, Setup, Wish, check_at_least, checked
+from lumina_cli.core.sampling.metadata import Origin, to_metadata
 from lumina_cli.core.sampling.models import Choice, choose_model
-from lumina_cli.core.sampling.pipeline import Job, Pipeline, PlanLike, Size, load_pipeline, parse_size
+from lumina_cli.core.sampling.names import FileNames
+from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline
+from lumina_cli.core.sampling.schedule import Split, in_batches, in_windows, own_device
+from lumina_cli.core.sampling.sizes import ratio_of
 
-SUFFIXES = ("png", "webp", "jpg")
-LONGEST_SLUG = 60
+SUFFIXES = ("png", "webp", "jpg", "avif")
+
+ALL = Split()
+Note = Callable[[str], None]
+Progress = Callable[[float, int], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture of a run: the `place`-th, for the row `index`, in the file `path`, which may be there."""
+
+    place: int
+    index: int
+    row: dict
+    job: Job
+    size: tuple[int, int]
+    tokens: int  # of the prompt with its system prompt
+    origin: Origin
+    path: Path
+    drawn: bool
 
 
 def draw_rows(
@@ -26,73 +45,161 @@ def draw_rows(
     model: str | Path | Choice | Pipeline = "auto",
     out: str | Path = "pictures",
     *,
-    seed: int = 0,
-    count: int = 1,
-    size: Size = None,
-    plan: PlanLike = None,
-    system: str = "real",
     batch: int | None = None,
     format: str = "png",
-    note: Callable[[str], None] | None = None,
+    split: Split = ALL,
+    force: bool = False,
+    note: Note | None = None,
+    progress: Progress | None = None,
+    **wishes,
 ) -> Iterator[dict]:
-    """Yield each row `count` times, with "image" (a path), "seed", "number", "model" and "size" added.
+    """Yield each row `count` times, in order, with "image" (a path), "seed", "number", "model", "size" added.
 
-    A picture depends on its prompt, its seed (the row's own "seed", else `seed`) and its number from 0 to
-    `count` - 1; not on the order or the other rows, nor on the batch, if `load_pipeline` says so. `plan` is
-    a Plan, or the settings in which it differs from the model's own. Reads the first row before it makes the
-    folder or loads the model, and then one batch ahead. A prompt that the network cannot read to its end adds
-    "truncated", the number of tokens left out. Pictures are PNG, WebP or JPEG with their origin inside; two
-    rows never share a file, and only the same drawing again replaces one: where another model, other weights,
-    plan, size or system prompt has the name, it gets "-2". `note` is told, a line each, what "auto" chose and
-    which prompts were cut.
+        batch      pictures drawn at once; without it, as many as their sizes and captions allow
+        split      which of the rows to draw; their pictures have the names that they have without it
+        force      draw again what is already there
+        note       told, a line each, what "auto" chose, which sizes were snapped and which prompts were cut
+        progress   told (pictures done, pictures that were already there); the first counts steps as fractions
+        wishes     what `Wish` takes: seed, count, size, plan, preset, system, negative
+
+    A row's own "seed", "size" and "negative" come first. A picture depends on its prompt, negative prompt,
+    seed, size, and number from 0 to `count` - 1; not on the order or the other rows, nor on the batch, if
+    `load_pipeline` says so. The first row is read before the folder is made or the model loaded, and then a
+    few batches ahead.
+
+    Pictures are PNG, WebP, JPEG or AVIF with their origin inside; two rows never share a file. A picture
+    that is there with the same origin is not drawn again: its row says "resumed". Where another one has the
+    name (other model, weights, plan, size, prompts) the new one gets "-2". A prompt that is not read to its
+    end adds "truncated", the number of tokens left out.
     """
-    _check_before_loading(size, plan, system, format, {"count": count, "batch": batch})
-    jobs = _jobs(rows, seed, count)
-    first = list(islice(jobs, 1))
-    if not first:
-        return
-    jobs, out = chain(first, jobs), _make_folder(Path(out))
-    pipeline = _load(model, note)
-    size, plan = pipeline.size_for(size), pipeline.plan_for(plan)
-    names = FileNames(out, format, count)
-    while group := list(islice(jobs, batch or pipeline.batch_for(size))):
-        pictures = pipeline.draw([job for _, _, job in group], plan, size, system)
-        dropped = pipeline.text.dropped([full_prompt(job.prompt, system) for _, _, job in group])
-        for (index, row, job), picture, lost in zip(group, pictures, dropped, strict=True):
-            drawn = (pipeline.name, size, system, plan, pipeline.weights)
-            origin = Origin(job.prompt, job.seed, job.number, *drawn)
-            path = _save(picture, names.of(index, row, origin), origin)
-            added = {"image": str(path), "seed": job.seed, "number": job.number, "model": pipeline.name}
-            added["size"] = "{}x{}".format(*size)
-            added |= {"model_reason": pipeline.reason} if pipeline.reason else {}
-            if lost:
-                added["truncated"] = lost
-                if note:
-                    note(f"row {index + 1}: the prompt is too long; its last {lost} tokens were not read")
-            yield {**row, **added}
-
-
-def _check_before_loading(size: Size, plan: PlanLike, system: str, format: str, numbers: dict) -> None:
-    """Raise what can be known to be wrong without waiting for the model."""
-    if isinstance(plan, Mapping):
-        Plan.from_json(dict(plan))
-    if size is not None:
-        parse_size(size)
-    full_prompt("", system)
+    wish, note = Wish(**wishes), note or (lambda line: None)
+    wish.check()
+    check_at_least(1, batch=batch)
     if format not in SUFFIXES:
         raise UsageError(f"unknown picture format {format!r}; choose from {', '.join(SUFFIXES)}")
-    for name, number in numbers.items():
-        if number is not None and number < 1:
-            raise UsageError(f"{name} is {number}, but must be 1 or more")
+    first = list(islice(rows := checked(rows), 1))
+    if not first:
+        return
+    out = _make_folder(Path(out))
+    pipeline = _load(model, note)
+    setup = wish.resolve(pipeline)
+    names = FileNames(out, format, wish.count)
+    tasks = find_tasks(chain(first, rows), wish, setup, pipeline, names, split, note)
+    drawing = Drawing(pipeline, setup, progress or (lambda done, there: None))
+    for window in in_windows(tasks, batch, pipeline.token_side):
+        yield from drawing.rows(window, batch, force, note)
 
 
-def _load(model: str | Path | Choice | Pipeline, note: Callable[[str], None] | None) -> Pipeline:
+def find_tasks(
+    rows: Iterable[dict],
+    wish: Wish,
+    setup: Setup,
+    model: Pipeline,
+    names: FileNames,
+    split: Split,
+    note: Note,
+) -> Iterator[Task]:
+    """Yield a task for every picture of this share, in the order of the rows.
+
+    The other shares' pictures are named, too, so that each name is the one that it would be in one run.
+    `note` is told once which size a ratio stands for.
+    """
+    sizes: dict = {}
+    place = 0
+    for index, row in enumerate(rows):
+        size = size_of(row, wish, model, sizes, note)
+        seed, negative = row.get("seed", wish.seed), row.get("negative", wish.negative) or ""
+        tokens = model.text.tokens.count([setup.prompt(Job(row["prompt"]))])[0] if split.has(index) else 0
+        for number in range(wish.count):
+            job = Job(row["prompt"], seed, number, negative)
+            origin = Origin(
+                job.prompt, job.seed, number, model.name, size, setup.system, setup.plan, model.weights,
+                job.negative, bool(job.negative) and setup.negative_system,
+                getattr(model, "edit_settings", None),
+            )  # fmt: skip
+            path, drawn = names.of(index, row, origin)
+            if split.has(index):
+                yield Task(place, index, row, job, size, min(tokens, model.longest_text), origin, path, drawn)
+            place += 1
+
+
+def size_of(row: dict, wish: Wish, model: ModelFolder, known: dict, note: Note) -> tuple[int, int]:
+    """Return the size of a row's pictures; a ratio becomes a size of training, which `note` is told once."""
+    asked = row.get("size") or wish.size
+    asked = tuple(asked) if isinstance(asked, list) else asked
+    if asked not in known:
+        known[asked] = model.size_for(asked)
+        if ratio_of(asked):
+            note("size {}: {}x{}, the nearest size of training".format(asked, *known[asked]))
+    return known[asked]
+
+
+class Drawing:
+    """Draws tasks batch by batch, writes each picture at once, and gives their rows back in order."""
+
+    def __init__(self, pipeline: Pipeline, setup: Setup, progress: Progress):
+        self.pipeline, self.setup, self.progress = pipeline, setup, progress
+        self.done = self.there = 0
+        self.saved: dict[int, dict] = {}  # what the cache left out, by place
+
+    def rows(self, window: list[Task], batch: int | None, force: bool, note: Note) -> Iterator[dict]:
+        """Yield the row of every task in a window, drawing what is not there yet."""
+        missing = [task for task in window if force or not task.drawn]
+        self.there += len(window) - len(missing)
+        self.progress(self.done, self.there)
+        batches = iter(in_batches(missing, batch, self.pipeline.token_side))
+        waiting = {task.place for task in missing}
+        for task in window:
+            while task.place in waiting:
+                group = next(batches)
+                self.draw(group)
+                waiting -= {one.place for one in group}
+            yield self.row(task, task.drawn and not force, note)
+
+    def draw(self, group: list[Task]) -> None:
+        """Draw one batch and write its pictures."""
+        steps = self.setup.plan.steps
+
+        def on_step(done: int, _) -> None:
+            self.progress(self.done + len(group) * done / steps, self.there)
+
+        jobs = [task.job for task in group]
+        pictures = self.pipeline.draw_setup(jobs, self.setup, group[0].size, on_step)
+        cache = self.pipeline.cache
+        for number, (task, picture) in enumerate(zip(group, pictures, strict=True)):
+            _save(picture, task.path, task.origin)
+            if cache is not None:
+                self.saved[task.place] = {"cached": cache.report(number)}
+        self.done += len(group)
+
+    def row(self, task: Task, resumed: bool, note: Note) -> dict:
+        """Return the row of a picture that is there."""
+        job, name = task.job, f"row {task.index + 1}"
+        added = {"image": str(task.path), "seed": job.seed, "number": job.number, "model": self.pipeline.name}
+        added["size"] = "{}x{}".format(*task.size)
+        added |= {"negative": job.negative} if job.negative else {}
+        added |= {"model_reason": self.pipeline.reason} if self.pipeline.reason else {}
+        texts = self.setup.prompt(job), self.setup.negative(job)
+        for key, kind, lost in zip(
+            ("truncated", "negative_truncated"),
+            ("prompt", "negative prompt"),
+            self.pipeline.text.dropped(texts),
+            strict=True,
+        ):
+            if lost:
+                added[key] = lost
+                note(f"{name}: the {kind} is too long; its last {lost} tokens were not read")
+        added |= self.saved.pop(task.place, {})
+        return task.row | added | ({"resumed": True} if resumed else {})
+
+
+def _load(model: str | Path | Choice | Pipeline, note: Note) -> Pipeline:
     if isinstance(model, Pipeline):
         return model
     choice = model if isinstance(model, Choice) else choose_model(model)
-    if choice.reason and note:
+    if choice.reason:
         note(choice.reason)
-    return load_pipeline(choice)
+    return load_pipeline(choice, own_device())
 
 
 def _make_folder(out: Path) -> Path:
@@ -103,52 +210,8 @@ def _make_folder(out: Path) -> Path:
     return out
 
 
-def _jobs(rows: Iterable[dict], seed: int, count: int) -> Iterator[tuple[int, dict, Job]]:
-    """Yield (position of the row, row, job) for every picture."""
-    for index, row in enumerate(rows):
-        check_prompt(row, f"row {index + 1}")
-        for number in range(count):
-            yield index, row, Job(row["prompt"], row.get("seed", seed), number)
-
-
 def _save(picture: Image.Image, path: Path, origin: Origin) -> Path:
     try:
         return save_picture(picture, path, to_metadata(origin))
     except OSError as error:
         raise LuminaError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-class FileNames:
-    """A file name for every picture: safe, inside one folder, and given to one picture only."""
-
-    def __init__(self, out: Path, format: str, count: int):
-        self.out, self.format, self.count = out, format, count
-        self.used: set[Path] = set()
-
-    def of(self, index: int, row: dict, origin: Origin) -> Path:
-        """Return a path: the row's "key", or else its position and prompt; the seed; the number.
-
-        Where another picture has that name already, name-2, name-3...
-        """
-        key = slug(str(row.get("key", "")))
-        stem = key or "-".join(filter(None, (f"{index:05d}", slug(origin.prompt))))
-        stem = f"{stem}-s{origin.seed}" + (f"-{origin.number}" if self.count > 1 else "")
-        path, again = self.out / f"{stem}.{self.format}", 1
-        while path in self.used or (path.exists() and _drawn_from(path) != origin):
-            again += 1
-            path = self.out / f"{stem}-{again}.{self.format}"
-        self.used.add(path)
-        return path
-
-
-def _drawn_from(path: Path) -> Origin | None:
-    try:
-        return from_metadata(read_metadata(path))
-    except LuminaError:  # no picture of ours
-        return None
-
-
-def slug(text: str) -> str:
-    """Return the letters and digits of `text`, of any script, joined by dashes; at most about 60 of them."""
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower())
-    return "-".join(words).encode()[: 3 * LONGEST_SLUG].decode(errors="ignore")[:LONGEST_SLUG].strip("-_")

@@ -1,0 +1,93 @@
+"""What `lumina sample` would do, without doing it: the resolved plan, its calls, the texts that are read."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from lumina_cli.core.encoders.tokens import Tokens
+from lumina_cli.core.flow import Plan
+from lumina_cli.core.flow.path import to_sigma
+from lumina_cli.core.flow.presets import find_preset
+from lumina_cli.core.sampling.folder import ModelFolder
+from lumina_cli.core.sampling.jobs import Job, Setup, Wish, checked
+from lumina_cli.core.sampling.models import Choice, choose_model
+
+
+def explain_rows(rows: Iterable[dict], model: str | Path | Choice = "auto", **wishes) -> Iterator[dict]:
+    """Yield rows about the plan, then one about each network call, then one about each text that is encoded.
+
+    "about" says which. Reads the tokenizer and the configs of the model, but no weights. `wishes` are those
+    of `draw_rows`. The call rows hold "rows", how many rows of the network one picture takes: 2 where
+    guidance runs. The text rows hold "text", exactly as the text encoder gets it, its number of "tokens", and
+    "unread", the end of it that is beyond the longest text.
+    """
+    wish = Wish(**wishes)
+    wish.check()
+    rows = checked(rows)
+    first = next(rows, None)
+    folder = ModelFolder(model if isinstance(model, Choice) else choose_model(model))
+    setup = wish.resolve(folder)
+    yield explain_plan(folder, wish, setup)
+    for number, call in enumerate(setup.plan.calls(), start=1):
+        yield {
+            "about": "call", "call": number, "step": call.step + 1, "t": call.t, "sigma": to_sigma(call.t),
+            "guided": call.rows == 2, "rows": call.rows,
+        }  # fmt: skip
+    tokens = Tokens(folder.folder, folder.longest_text)
+    index = 0
+    while first is not None:
+        yield from explain_row(index, first, wish, setup, folder, tokens)
+        first, index = next(rows, None), index + 1
+
+
+def explain_plan(folder: ModelFolder, wish: Wish, setup: Setup) -> dict:
+    """Return what holds for all pictures: the settings, where each comes from, and what they cost."""
+    calls = setup.plan.calls()
+    size = folder.size_for(wish.size)
+    return {
+        "about": "plan",
+        "model": folder.name,
+        "model_reason": folder.reason,
+        "weights": folder.weights,
+        "preset": str(wish.preset) if wish.preset else None,
+        "size": "{}x{}".format(*size),
+        "image_tokens": size[0] * size[1] // folder.token_side**2,
+        "longest_text": folder.longest_text,
+        "calls": len(calls),
+        "guided_calls": sum(call.rows == 2 for call in calls),
+        "network_rows": sum(call.rows for call in calls),
+        "settings": setup.plan.to_json(),
+        "from": sources(folder, wish, setup.plan),
+        "times": setup.plan.times(),
+        "system": setup.system,
+        "negative_system": setup.negative_system,
+    }
+
+
+def sources(folder: ModelFolder, wish: Wish, plan: Plan) -> dict[str, str]:
+    """Return where each setting of the plan comes from: given, preset, model or default."""
+    names = plan.to_json()
+    if isinstance(wish.plan, Plan):
+        return dict.fromkeys(names, "given")
+    given = {"steps" if name == "calls" else name for name in wish.plan or {}}
+    if wish.preset is None:
+        named = {name for name, value in folder.plan.to_json().items() if value != Plan().to_json()[name]}
+        of_model = dict.fromkeys(named, "model")
+    else:
+        named = find_preset(wish.preset).plan.model_fields_set
+        of_model = {"shift": "model"} | dict.fromkeys(named, "preset")
+    return dict.fromkeys(names, "default") | of_model | dict.fromkeys(given, "given")
+
+
+def explain_row(
+    index: int, row: dict, wish: Wish, setup: Setup, folder: ModelFolder, tokens: Tokens
+) -> Iterator[dict]:
+    """Yield the texts of one row: its prompt, and what guidance moves away from."""
+    job = Job(row["prompt"], row.get("seed", wish.seed), 0, row.get("negative", wish.negative) or "")
+    size = "{}x{}".format(*folder.size_for(row.get("size") or wish.size))
+    branches = {"prompt": setup.prompt(job), "negative" if job.negative else "null": setup.negative(job)}
+    for branch, text in branches.items():
+        yield {
+            "about": "text", "row": index + 1, "size": size, "branch": branch, "text": text,
+            "tokens": tokens.count([text])[0], "dropped": tokens.dropped([text])[0],
+            "unread": tokens.unread(text),
+        }  # fmt: skip
