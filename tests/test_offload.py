@@ -147,7 +147,7 @@ def test_a_process_keeps_to_its_budget(large_folder, tiny_folder):
     assert len(peaks) == len(budgets)
     assert all(peak <= 1.1 * budget for peak, budget in zip(peaks, budgets, strict=True)), peaks
     assert peaks[0] > 250 * MIB  # without a budget it takes all of its weights and more
-    print(peaks); assert peaks == sorted(peaks, reverse=True)
+    assert peaks == sorted(peaks, reverse=True)
 
 
 def test_the_peak_counts_what_was_there_and_is_gone():

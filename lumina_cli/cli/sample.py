@@ -1,58 +1,42 @@
 """`lumina sample`: prompts in, pictures out."""
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from lumina_cli.cli import output
+from lumina_cli.cli import flags, output
 from lumina_cli.cli.explain import show
+from lumina_cli.core.errors import UsageError
 
 
 def sample(
-    prompts: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="Prompts, files of them (.txt, .jsonl, .csv), or '-' for stdin.", show_default=False
-        ),
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help="nano, lumina-image-2, auto, a model or run folder, or a hub id.")
-    ] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("pictures"),
-    seed: Annotated[int, typer.Option(help="Any integer; the same seed draws the same picture.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Pictures for each prompt.")] = 1,
-    size: Annotated[
-        str | None, typer.Option(help="1024x768, 16:9, portrait, wide@512...; the model's own size.")
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="official, diffusers, comfyui, fast or a YAML file; the model's own plan."),
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the solver, as the preset counts them.")] = None,
-    calls: Annotated[int | None, typer.Option(help="Instead of --steps: a budget of network calls.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="1 follows the prompt freely, 4 closely.")] = None,
-    plan: Annotated[
-        str, typer.Option(help="Any other setting: solver=euler,shift=3,renorm=off; or a JSON file.")
-    ] = "",
-    negative: Annotated[str, typer.Option(help="What guidance moves away from.")] = "",
-    system: Annotated[
-        str,
-        typer.Option(
-            help="System prompt, as text or by name: real, base, align, aesthetics, 4grid, dual-panel, "
-            "two-panel, empty."
-        ),
-    ] = "real",
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures drawn at once.")] = None,
-    format: Annotated[str, typer.Option(help="Of the pictures: png, webp, jpg or avif.")] = "png",
-    shard: Annotated[
-        str | None, typer.Option(help="I/N draws every N-th row from row I on, counted from 0.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Draw again what is already there.")] = False,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Draw nothing: show the plan, each call, each text.")
-    ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Rows on stdout, also on a terminal.")] = False,
+    prompts: flags.Prompts = None,
+    model: flags.Model = "auto",
+    seed: flags.Seed = None,
+    count: flags.Count = 1,
+    size: flags.Size = None,
+    preset: flags.Preset = None,
+    steps: flags.Steps = None,
+    calls: flags.Calls = None,
+    guidance: flags.Guidance = None,
+    plan: flags.Settings = "",
+    negative: flags.Negative = None,
+    system: flags.System = None,
+    lora: flags.Lora = None,
+    cache: flags.Cache = None,
+    quantize: flags.Quantize = None,
+    batch: flags.Batch = None,
+    grid: flags.Grid = None,
+    from_: flags.From = None,
+    init: flags.Init = None,
+    strength: flags.Strength = None,
+    mask: flags.Mask = None,
+    attention: flags.Attention = None,
+    out: flags.Out = Path("pictures"),
+    format: flags.Format = "png",
+    gallery: flags.Gallery = False,
+    shard: flags.Shard = None,
+    force: flags.Force = False,
+    explain: flags.Explain = False,
+    json: flags.Json = False,
 ) -> None:
     """Draw a picture for each prompt: prompts in, rows with an image out.
 
@@ -61,21 +45,36 @@ def sample(
     A row of a file may have its own "seed", "size" and "negative". Pictures that are already there, drawn in
     the same way, are not drawn again: a run that was interrupted goes on where it stopped.
     """
-    rows, total = output.read_rows(prompts, key="prompt"), output.count_rows(prompts, key="prompt")
+    if from_ and (prompts or grid or preset):
+        raise UsageError("--from brings prompt and plan of its own: leave PROMPTS, --grid and --preset out")
+    rows = total = None
+    if not from_:
+        rows, total = output.read_rows(prompts, key="prompt"), output.count_rows(prompts, key="prompt")
+    from lumina_cli.core import sampling
     from lumina_cli.core.flow.plan import read_settings
-    from lumina_cli.core.sampling import draw_rows, explain_rows, read_split
 
-    flags = {"steps": steps, "calls": calls, "guidance": guidance}
-    settings = read_settings(plan) | {name: value for name, value in flags.items() if value is not None}
-    wishes = {"seed": seed, "count": count, "size": size, "plan": settings, "preset": preset}
-    wishes |= {"system": system, "negative": negative}
+    given = {"steps": steps, "calls": calls, "guidance": guidance, "cache": cache}
+    settings = read_settings(plan) | {name: value for name, value in given.items() if value is not None}
+    said = {"seed": seed, "size": size, "system": system, "negative": negative}
+    said = {name: value for name, value in said.items() if value is not None}
+    wishes = {"count": count, "preset": preset, "plan": settings, **said}
     if explain:
-        show(explain_rows(rows, model, **wishes), json)
+        if from_ or grid:
+            raise UsageError("--explain shows one plan: leave --from and --grid out")
+        show(sampling.explain_rows(rows, model, **wishes), json)
         return
-    split = read_split(shard, shared=total is None)
-    meter = output.Meter(total and split.size(total) * count)
-    drawn = draw_rows(
-        rows, model, out, batch=batch, format=format, split=split, force=force, note=output.note,
-        progress=meter, **wishes,
-    )  # fmt: skip
+    opening = sampling.Opening(tuple(lora or ()), quantize, init, mask, strength, tuple(attention or ()))
+    meter = output.Meter()
+    if from_:
+        model = None if model == "auto" else model
+        drawn = sampling.draw_again_opened(from_, model, out, opening, settings | said, format, output.note)
+    else:
+        split = sampling.read_split(shard, shared=total is None)
+        meter = output.Meter(None if grid else total and split.size(total) * count)
+        drawn = sampling.draw(
+            rows, model, out, opening, grid, batch=batch, format=format, split=split, force=force,
+            note=output.note, progress=meter, **wishes,
+        )  # fmt: skip
     output.write_rows(drawn, json=json or None, label="pictures", total=meter)
+    if gallery:
+        output.note(f"gallery: {sampling.write_gallery(out, note=output.note)}")

@@ -160,13 +160,24 @@ def direct_into(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
             flat, key = rows.flatten(1, 2), k_one[groups].transpose(1, 2)
             if max(bound[groups]) <= LARGEST:
                 weights = torch.bmm(flat, key).exp_()
-                total = weights.sum(dim=-1, keepdim=True, dtype=torch.float32)
+                total = _total(weights)
             else:
                 scores = torch.bmm(flat.float(), key.float())
                 weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
                 total, weights = weights.sum(dim=-1, keepdim=True), weights.to(v.dtype)
             mixed = torch.bmm(weights, v_one[groups]) / total
             target[groups, heads, tokens] = mixed.view(rows.shape)
+
+
+def _total(weights: Tensor) -> Tensor:
+    """Sum weights (n, R, keys) over keys, (n, R, 1) in float32: first 128 at a time, rounded to their dtype.
+
+    A sum asked for in float32 would write all weights again in float32, which takes five times as long.
+    """
+    cut = weights.shape[-1] // 128 * 128
+    parts = weights[..., :cut].unflatten(-1, (-1, 128)).sum(dim=-1)
+    rest = weights[..., cut:].sum(dim=-1, keepdim=True)
+    return parts.sum(dim=-1, keepdim=True, dtype=torch.float32) + rest
 
 
 def _blocks(groups: int, heads: int, tokens: int, fits: int) -> Iterator[tuple[slice, slice, slice]]:

@@ -4,23 +4,31 @@ import gc
 from importlib import import_module
 
 __all__ = [
+    "Opening",
     "Pipeline",
     "choose_model",
+    "draw",
+    "draw_again_opened",
     "draw_latents",
     "draw_rows",
     "explain_rows",
     "load_pipeline",
     "read_split",
+    "write_gallery",
 ]
 
 _MODULES = {
+    "Opening": "opened",
     "Pipeline": "pipeline",
     "choose_model": "models",
+    "draw": "opened",
+    "draw_again_opened": "opened",
     "draw_latents": "latents",
     "draw_rows": "rows",
     "explain_rows": "explain",
     "load_pipeline": "pipeline",
     "read_split": "schedule",
+    "write_gallery": "gallery",
 }
 
 

@@ -1,0 +1,137 @@
+"""A pipeline as a run asks for it: with LoRAs, in 8 bits, starting from a picture, watched."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.sampling.models import Choice, choose_model
+from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline
+from lumina_cli.core.sampling.rows import draw_rows
+from lumina_cli.core.sampling.schedule import own_device
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What is done to a model before it draws.
+
+    loras                  files, or "FILE:0.8", merged into its weights in this order
+    quantize               "int8" or "int8-weights"; None leaves the weights as they are
+    init, mask, strength   the picture to start from; see `read_edit`
+    attention              words whose maps are kept; see `AttentivePipeline`
+
+    Raises UsageError for what does not go together, and for files of `init` and `mask` that do not fit.
+    """
+
+    loras: tuple[str, ...] = ()
+    quantize: str | None = None
+    init: Path | None = None
+    mask: Path | None = None
+    strength: float | None = None
+    attention: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.init is None and (self.mask is not None or self.strength is not None):
+            raise UsageError("--mask and --strength need --init, the picture to start from")
+        if self.attention and self.quantize:
+            raise UsageError("attention is read from the plain network: leave --quantize out")
+        if self.quantize is not None:
+            from lumina_cli.core.nextdit.quantize import check_kind
+
+            check_kind(self.quantize)
+
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is asked for."""
+        return self == Opening()
+
+    def open(self, model: str | Path | Choice, note: Callable[[str], None]) -> Pipeline:
+        """Load a model and do all this to it; `note` is told what "auto" chose and LoRAs leave unused."""
+        edit = None
+        if self.init is not None:
+            from lumina_cli.core.sampling.edit import EditingPipeline, read_edit
+
+            edit = read_edit(self.init, self.mask, self.strength)
+        choice = model if isinstance(model, Choice) else choose_model(model)
+        if choice.reason:
+            note(choice.reason)
+        pipeline = load_pipeline(choice, own_device())
+        self._change(pipeline, note)
+        if edit is not None:
+            pipeline = EditingPipeline(pipeline, edit, note)
+        if self.attention:
+            from lumina_cli.core.sampling.attention import AttentivePipeline
+
+            pipeline = AttentivePipeline(pipeline, self.attention)
+        return pipeline
+
+    def _change(self, pipeline: Pipeline, note: Callable[[str], None]) -> None:
+        """Change the weights, and their fingerprint with them: the pictures are others."""
+        changes = []
+        if self.loras:
+            from lumina_cli.core.nextdit.lora import apply_loras
+
+            for applied in apply_loras(pipeline.transformer, self.loras):
+                digest = hashlib.sha256(Path(applied.path).read_bytes()).hexdigest()[:12]
+                changes.append(f"{digest}:{applied.scale:g}")
+                if applied.note:
+                    note(applied.note)
+        if self.quantize:
+            from lumina_cli.core.nextdit.quantize import quantize
+
+            quantize(pipeline.transformer, self.quantize)
+            changes.append(self.quantize)
+        pipeline.weights = "+".join([pipeline.weights, *changes])
+
+
+def draw(
+    rows: Iterable[dict],
+    model: str | Path | Choice,
+    out: str | Path,
+    opening: Opening,
+    grid: str | None = None,
+    **how,
+) -> Iterator[dict]:
+    """Yield the rows of `draw_rows`, or of `draw_grid`, drawn by a model that `opening` opened.
+
+    `how` is what `draw_rows` takes. With words to watch, pictures are drawn even where they are there.
+    """
+    axes = None
+    if grid is not None:
+        from lumina_cli.core.sampling.grid import draw_grid, read_grid
+
+        if opening.attention:
+            raise UsageError("a grid has no maps of attention: leave --attention or --grid out")
+        axes = read_grid(grid)
+        how = {name: value for name, value in how.items() if name not in ("split", "progress")}
+    elif opening.plain:
+        yield from draw_rows(rows, model, out, **how)
+        return
+    note = how["note"]
+    pipeline = opening.open(model, note)
+    if axes is not None:
+        yield from draw_grid(rows, axes, pipeline, out, **how)
+    elif opening.attention:
+        from lumina_cli.core.sampling.attention import with_overlays
+
+        yield from with_overlays(draw_rows(rows, pipeline, out, **how | {"force": True}), pipeline)
+    else:
+        yield from draw_rows(rows, pipeline, out, **how)
+
+
+def draw_again_opened(
+    paths: Sequence[Path],
+    model: str | None,
+    out: Path,
+    opening: Opening,
+    changes: dict,
+    format: str,
+    note: Callable[[str], None],
+) -> Iterator[dict]:
+    """Yield the rows of `draw_again`, drawn by models that `opening` opened."""
+    from lumina_cli.core.sampling.again import draw_again
+
+    if opening.init or opening.attention:
+        raise UsageError("--from draws a picture as it was drawn: leave --init and --attention out")
+    yield from draw_again(paths, lambda name: opening.open(name, note), out, model, changes, format, note)
