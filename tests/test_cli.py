@@ -65,7 +65,7 @@ def test_every_verb_has_help(verb, capsys):
         (["smaple"], "lumina: unknown verb 'smaple'; did you mean 'sample'?"),
         (["sample", "--sede", "1", "x"], "lumina sample: no option --sede; did you mean '--seed'?"),
         (["shard", "only"], "lumina shard: missing argument 'dest'"),
-        (["convert", "a", "b", "--to", "kohya"], "lumina convert: invalid value for '--to'"),
+        (["convert", "a", "b", "--to", "flux"], "lumina convert: invalid value for '--to'"),
         (["shard", "verify"], "lumina shard: missing argument 'shards'"),
     ],
 )

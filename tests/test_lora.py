@@ -253,7 +253,8 @@ def test_rank_stabilised_and_patterned_alphas(tmp_path, model):
     pairs, _ = read_pairs(read_adapter(tmp_path))
     assert [own.scale for own in pairs.values()] == pytest.approx([2 / math.sqrt(4), 8 / math.sqrt(4)])
     assert detect_dialect(tensors) == "peft"
-    assert apply_loras(model, [f"{tmp_path}:0.5"])[0].modules == 2
+    (applied,) = apply_loras(model, [f"{tmp_path}:0.5"])
+    assert (applied.modules, applied.path) == (2, str(tmp_path / "adapter_model.safetensors"))
 
 
 def test_a_dora_of_columns(model):
@@ -322,6 +323,8 @@ def test_a_broken_lora(change, words):
 
 
 def test_missing_and_hostile_files(tmp_path, model):
+    with pytest.raises(LuminaError, match=r"holds 0 .safetensors files; name the one that is the LoRA"):
+        apply_loras(model, [tmp_path])
     with pytest.raises(LuminaError, match="does not exist"):
         apply_loras(model, [tmp_path / "gone.safetensors:0.5"])
     torch.save({"a": print}, tmp_path / "x.pt")
@@ -344,7 +347,6 @@ def theirs(model):
 @pytest.mark.parametrize("dora", [False, True])
 @torch.no_grad()
 def test_diffusers_loads_what_we_write_and_draws_the_same(model, tmp_path, make, alpha, dora):
-    pytest.importorskip("peft")
     from diffusers.loaders.lora_pipeline import Lumina2LoraLoaderMixin as Loader
 
     path = write(make(3, alpha, dora), "diffusers", tmp_path / "pytorch_lora_weights.safetensors")

@@ -96,7 +96,7 @@ def test_less_memory_means_more_measures(large_folder):
 
 def test_too_little_says_how_much_would_do(large_folder):
     with pytest.raises(
-        UsageError, match=r"^memory 20M is too little: the transformer alone, .* takes (\d+)M"
+        UsageError, match=r"^memory 20M is too little: with all that helps the transformer takes (\d+)M"
     ) as caught:
         plan_memory(large_folder, 20 * MIB, (512, 512))
     least = int(str(caught.value).split(" takes ")[1].split("M")[0])
@@ -130,7 +130,7 @@ draw(tiny, 2**40, 64)  # what the program itself takes
 for budget in budgets:
     give_back(cpu)
     with watch_peak() as peak:
-        draw(large, budget, 384)
+        draw(large, budget, 256)
     print(json.dumps(peak.bytes))
 """
 

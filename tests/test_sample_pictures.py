@@ -37,7 +37,14 @@ def test_a_picture_is_drawn_again(sample):
 
 def test_a_grid_and_a_gallery(sample, tmp_path):
     code, rows, talk = sample(
-        "two cups", "--grid", "steps=1,2 x guidance=1,4", "--gallery", "--plan", "solver=euler", "--out", "out"
+        "two cups",
+        "--grid",
+        "steps=1,2 x guidance=1,4",
+        "--gallery",
+        "--plan",
+        "solver=euler",
+        "--out",
+        "out",
     )
     assert code == 0
     assert [row["cell"] for row in rows] == [{"steps": s, "guidance": g} for s in (1, 2) for g in (1, 4)]
@@ -82,6 +89,14 @@ def test_loras_and_8_bits_are_other_weights(sample, tmp_path, tiny_folder):
     assert rows[0]["resumed"] is True
 
 
+def test_a_budget_of_memory_draws_the_same_picture(sample):
+    plain = sample("two cups", "--out", "out", *FEW)[1][0]["image"]
+    code, rows, talk = sample("two cups", "--memory", "2G", "--out", "tight", *FEW)
+    assert code == 0
+    assert talk.startswith("memory 2")
+    assert open_image(rows[0]["image"]).tobytes() == open_image(plain).tobytes()
+
+
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
@@ -95,6 +110,9 @@ def test_loras_and_8_bits_are_other_weights(sample, tmp_path, tiny_folder):
         (["x", "--lora", "m.safetensors", *FEW], 1, "m.safetensors"),
         (["x", "--quantize", "int9"], 2, "unknown quantisation 'int9'"),
         (["x", "--attention", "x", "--quantize", "int8"], 2, "leave --quantize out"),
+        (["x", "--memory", "much"], 2, "much"),
+        (["x", "--memory", "1M"], 2, "too little"),
+        (["x", "--memory", "2G", "--quantize", "int8"], 2, "leave --quantize"),
         (["x", "--cache", "tee:0.1"], 2, "tee"),
     ],
 )

@@ -79,7 +79,7 @@ def test_the_shipped_recipe_is_valid(tmp_path, capsys, monkeypatch):
     assert {row["out"] for row in rows} == {os.path.join("runs", "nano")}
 
 
-@pytest.mark.parametrize("name", packaged_recipes())
+@pytest.mark.parametrize("name", [name for name in packaged_recipes() if not name.startswith("sample/")])
 def test_every_shipped_recipe_has_a_dry_run(name, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["train", name, "--dry-run"]) == 0

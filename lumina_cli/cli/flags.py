@@ -46,6 +46,9 @@ Cache = Annotated[
 Quantize = Annotated[
     str | None, typer.Option(help="int8: faster products; int8-weights: less memory.", rich_help_panel=SPEED)
 ]
+Memory = Annotated[
+    str | None, typer.Option(help="A budget such as 8G: parts in turn.", rich_help_panel=SPEED)
+]
 Batch = Annotated[int | None, typer.Option(min=1, help="Pictures drawn at once.", rich_help_panel=SPEED)]
 Grid = Annotated[
     str | None, typer.Option(help='"guidance=3,4 x calls=10,20": a sheet of all.', rich_help_panel=EDITING)

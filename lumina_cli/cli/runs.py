@@ -24,7 +24,7 @@ def saved_recipe(out: str | None, resume: bool) -> Path:
     from lumina_cli.core.training.resume import settings_file
 
     if not (out and resume):
-        known = ", ".join(packaged_recipes())
+        known = ", ".join(name for name in packaged_recipes() if not name.startswith("sample/"))
         raise UsageError(f"give a recipe, such as `lumina train nano`; recipes: {known}")
     saved = [path for path in (settings_file(Path(out), part) for part in PARTS) if path.is_file()]
     if not saved:

@@ -23,6 +23,7 @@ def sample(
     lora: flags.Lora = None,
     cache: flags.Cache = None,
     quantize: flags.Quantize = None,
+    memory: flags.Memory = None,
     batch: flags.Batch = None,
     grid: flags.Grid = None,
     from_: flags.From = None,
@@ -63,7 +64,8 @@ def sample(
             raise UsageError("--explain shows one plan: leave --from and --grid out")
         show(sampling.explain_rows(rows, model, **wishes), json)
         return
-    opening = sampling.Opening(tuple(lora or ()), quantize, init, mask, strength, tuple(attention or ()))
+    words = tuple(attention or ())
+    opening = sampling.Opening(tuple(lora or ()), quantize, init, mask, strength, words, memory)
     meter = output.Meter()
     if from_:
         model = None if model == "auto" else model

@@ -47,8 +47,9 @@ class Plan:
         parallel      of "apg": share of the push along the predicted data that is kept
         momentum      of "apg": share of the last push that is added
         push_limit    of "apg": largest norm of the push; None is no limit
-        cache         leaves out main layers where calls are alike: "tea:0.2" and "first:0.1" up to a threshold,
-                      "error:0.05" as far as the latents' error was measured to stay within; None never does
+        cache         leaves out main layers where calls are alike: "tea:0.2" and "first:0.1" up to a
+                      threshold, "error:0.05" as far as the latents' error was measured to stay within; None
+                      never does
 
     Raises UsageError for a value that cannot be.
     """

@@ -40,9 +40,9 @@ def read_adapter(path: str | Path) -> AdapterFile:
     """
     path = Path(path)
     if path.is_dir():
-        path = next((path / name for name in FILES if (path / name).is_file()), path)
+        path = _only_file(path)
     tensors = read_weights(path)
-    if path.is_dir() or path.suffix != ".safetensors":
+    if path.suffix != ".safetensors":
         return AdapterFile(path, tensors)
     header = read_header(path)
     packed = header.pop(CONFIG, None)
@@ -52,6 +52,15 @@ def read_adapter(path: str | Path) -> AdapterFile:
     if path.name == "adapter_model.safetensors" and beside.is_file():
         return AdapterFile(path, tensors, header, read_json(beside))
     return AdapterFile(path, tensors, header)
+
+
+def _only_file(folder: Path) -> Path:
+    """The LoRA in a folder: by the names that diffusers and peft give it, or the one .safetensors file."""
+    files = sorted(folder.glob("*.safetensors"))
+    files = [folder / name for name in FILES if folder / name in files][:1] or files
+    if len(files) != 1:
+        raise LuminaError(f"{folder} holds {len(files)} .safetensors files; name the one that is the LoRA")
+    return files[0]
 
 
 def read_header(path: Path) -> dict[str, str]:

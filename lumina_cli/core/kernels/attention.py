@@ -151,6 +151,7 @@ def direct_into(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
     """The same into `out` (B, L, h, d), for q that are scaled already."""
     h, g, L, keys = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
     fits = max(1, SCORES // (2 * keys))
+    memory = v.new_empty(min(fits, h * L) * keys)  # asked for once: fresh pages cost more than exp on them
     for picture, q_one, k_one, v_one in zip(out, q.unflatten(1, (g, h // g)), k, v, strict=True):
         target = picture.transpose(0, 1).unflatten(0, (g, h // g))  # (g, h/g, L, d)
         sizes = [torch.linalg.vector_norm(x, dim=-1).flatten(1).amax(1).float() for x in (q_one, k_one)]
@@ -158,13 +159,13 @@ def direct_into(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
         for groups, heads, tokens in _blocks(g, h // g, L, fits):
             rows = q_one[groups, heads, tokens]
             flat, key = rows.flatten(1, 2), k_one[groups].transpose(1, 2)
+            weights = memory[: flat.shape[0] * flat.shape[1] * keys].view(*flat.shape[:2], keys)
             if max(bound[groups]) <= LARGEST:
-                weights = torch.bmm(flat, key).exp_()
-                total = _total(weights)
+                total = _total(torch.bmm(flat, key, out=weights).exp_())
             else:
                 scores = torch.bmm(flat.float(), key.float())
-                weights = scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
-                total, weights = weights.sum(dim=-1, keepdim=True), weights.to(v.dtype)
+                scores.sub_(scores.amax(dim=-1, keepdim=True)).exp_()
+                total = weights.copy_(scores).sum(dim=-1, keepdim=True, dtype=torch.float32)
             mixed = torch.bmm(weights, v_one[groups]) / total
             target[groups, heads, tokens] = mixed.view(rows.shape)
 

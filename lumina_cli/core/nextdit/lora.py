@@ -29,7 +29,7 @@ _originals: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary(
 
 @dataclass(frozen=True)
 class Applied:
-    """A LoRA that is in use: where from, how strongly, of which rank (the largest), on how many layers."""
+    """A LoRA that is in use: its file, how strongly, of which rank (the largest), on how many layers."""
 
     path: str
     scale: float
@@ -81,7 +81,7 @@ class LoraStack:
             rows = self.rows[part] if part else slice(None)
             self.changes.setdefault(f"{name}.weight", []).append(_Change(pair, rows, scale))
         return Applied(
-            path=str(path),
+            path=str(file.path),
             scale=scale,
             dialect=detect_dialect(file.tensors),
             rank=max(pair.rank for pair in pairs.values()),

@@ -9,7 +9,7 @@ import gc
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -110,11 +110,12 @@ def plan_memory(
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    loras: bool = False,
 ) -> MemoryPlan:
     """Decide how the model in `folder` draws `batch` guided pictures of `size` (width, height) at once.
 
-    Tiles come last, because they change pictures. Raises UsageError, with the least that would do, where
-    nothing fits `budget` bytes.
+    With `loras` some are merged while weights are read, which takes room. Tiles come last, because they
+    change pictures. Raises UsageError, with the least that would do, where nothing fits `budget` bytes.
     """
     folder, device = Path(folder), torch.device(device)
     config = config_from_diffusers(read_json(folder / "transformer" / "config.json"))
@@ -123,6 +124,8 @@ def plan_memory(
     latents = tuple(side // factor for side in size) if size else (config.sample_size,) * 2
     text = text_needs(folder / "text_encoder", dtype)
     network = transformer_needs(folder / "transformer", config, latents, batch, dtype, device)
+    if loras:  # a matrix, its sum and what is added to it, in float32
+        network = replace(network, window=network.window + 4 * 4 * config.dim * config.hidden_dim)
     vaes = vae_needs(folder / "vae", fields, latents, batch)
     at_once = text.weights + network.weights + vaes[None].weights
     peak = at_once + max(max(part.work, part.window) for part in (text, network, vaes[None]))
@@ -139,7 +142,7 @@ def plan_memory(
     worst = max(stages, key=stages.get)
     if stages[worst] > budget:
         raise UsageError(
-            f"memory {say_bytes(budget)} is too little: {worst} alone, read piece by piece, takes "
+            f"memory {say_bytes(budget)} is too little: with all that helps {worst} takes "
             f"{say_bytes(stages[worst])} for {batch} of {latents[0] * factor}x{latents[1] * factor} at once"
         )
     share = sum(network.matrices[name] for name in streamed) / network.weights

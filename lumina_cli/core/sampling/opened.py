@@ -5,11 +5,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lumina_cli.core.device import pick_device
 from lumina_cli.core.errors import UsageError
+from lumina_cli.core.sampling.folder import ModelFolder, reading
 from lumina_cli.core.sampling.models import Choice, choose_model
-from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline
+from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline, usual_dtype
 from lumina_cli.core.sampling.rows import draw_rows
 from lumina_cli.core.sampling.schedule import own_device
+from lumina_cli.core.sampling.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,7 @@ class Opening:
     """What is done to a model before it draws.
 
     loras                  files, or "FILE:0.8", merged into its weights in this order
+    memory                 budget such as "8G": parts in turn, then read piece by piece; see `plan_memory`
     quantize               "int8" or "int8-weights"; None leaves the weights as they are
     init, mask, strength   the picture to start from; see `read_edit`
     attention              words whose maps are kept; see `AttentivePipeline`
@@ -30,12 +34,19 @@ class Opening:
     mask: Path | None = None
     strength: float | None = None
     attention: tuple[str, ...] = ()
+    memory: str | None = None
 
     def __post_init__(self):
         if self.init is None and (self.mask is not None or self.strength is not None):
             raise UsageError("--mask and --strength need --init, the picture to start from")
         if self.attention and self.quantize:
             raise UsageError("attention is read from the plain network: leave --quantize out")
+        if self.memory is not None:
+            from lumina_cli.core.sampling.memory import parse_memory
+
+            if self.quantize or self.attention:
+                raise UsageError("--memory drops weights between uses: leave --quantize and --attention out")
+            parse_memory(self.memory)
         if self.quantize is not None:
             from lumina_cli.core.nextdit.quantize import check_kind
 
@@ -46,8 +57,13 @@ class Opening:
         """Whether nothing is asked for."""
         return self == Opening()
 
-    def open(self, model: str | Path | Choice, note: Callable[[str], None]) -> Pipeline:
-        """Load a model and do all this to it; `note` is told what "auto" chose and LoRAs leave unused."""
+    def open(
+        self, model: str | Path | Choice, note: Callable[[str], None], size: Size = None, batch: int = 1
+    ) -> Pipeline:
+        """Load a model and do all this to it; `note` is told what "auto" chose and LoRAs leave unused.
+
+        A budget of memory is for `batch` pictures of `size` at once.
+        """
         edit = None
         if self.init is not None:
             from lumina_cli.core.sampling.edit import EditingPipeline, read_edit
@@ -56,8 +72,11 @@ class Opening:
         choice = model if isinstance(model, Choice) else choose_model(model)
         if choice.reason:
             note(choice.reason)
-        pipeline = load_pipeline(choice, own_device())
-        self._change(pipeline, note)
+        if self.memory is None:
+            pipeline = load_pipeline(choice, own_device())
+            self._change(pipeline, note)
+        else:
+            pipeline = self._open_within(choice, note, size, batch)
         if edit is not None:
             pipeline = EditingPipeline(pipeline, edit, note)
         if self.attention:
@@ -66,23 +85,50 @@ class Opening:
             pipeline = AttentivePipeline(pipeline, self.attention)
         return pipeline
 
+    def _open_within(self, choice: Choice, note: Callable[[str], None], size: Size, batch: int) -> Pipeline:
+        """A pipeline whose parts are loaded when they are used, LoRAs merged into what is read."""
+        from lumina_cli.core.formats.weights import read_json
+        from lumina_cli.core.nextdit.config import config_from_diffusers
+        from lumina_cli.core.nextdit.lora import LoraStack
+        from lumina_cli.core.sampling.memory import parse_memory, plan_memory
+        from lumina_cli.core.sampling.offload import load_parts
+
+        folder, device = choice.folder, pick_device(own_device())
+        with reading(folder / "transformer"):
+            config = config_from_diffusers(read_json(folder / "transformer" / "config.json"))
+            dtype = usual_dtype(folder, device)
+        stack = LoraStack(config, self.loras) if self.loras else None
+        sides = ModelFolder(choice).size_for(size)
+        plan = plan_memory(folder, parse_memory(self.memory), sides, batch, dtype, device, bool(self.loras))
+        pipeline = Pipeline(choice, *load_parts(folder, plan, device, dtype, stack))
+        note(plan.words(pipeline.vae.factor))
+        pipeline.weights = "+".join([pipeline.weights, *_told(stack.applied if stack else (), note)])
+        return pipeline
+
     def _change(self, pipeline: Pipeline, note: Callable[[str], None]) -> None:
         """Change the weights, and their fingerprint with them: the pictures are others."""
         changes = []
         if self.loras:
             from lumina_cli.core.nextdit.lora import apply_loras
 
-            for applied in apply_loras(pipeline.transformer, self.loras):
-                digest = hashlib.sha256(Path(applied.path).read_bytes()).hexdigest()[:12]
-                changes.append(f"{digest}:{applied.scale:g}")
-                if applied.note:
-                    note(applied.note)
+            changes += _told(apply_loras(pipeline.transformer, self.loras), note)
         if self.quantize:
             from lumina_cli.core.nextdit.quantize import quantize
 
             quantize(pipeline.transformer, self.quantize)
             changes.append(self.quantize)
         pipeline.weights = "+".join([pipeline.weights, *changes])
+
+
+def _told(applied: Iterable, note: Callable[[str], None]) -> list[str]:
+    """What LoRAs that are in use add to a fingerprint; `note` is told what they leave unused."""
+    added = []
+    for one in applied:
+        digest = hashlib.sha256(Path(one.path).read_bytes()).hexdigest()[:12]
+        added.append(f"{digest}:{one.scale:g}")
+        if one.note:
+            note(one.note)
+    return added
 
 
 def draw(
@@ -109,7 +155,9 @@ def draw(
         yield from draw_rows(rows, model, out, **how)
         return
     note = how["note"]
-    pipeline = opening.open(model, note)
+    if opening.memory is not None:
+        how["batch"] = how.get("batch") or 1  # the budget is for so many at once
+    pipeline = opening.open(model, note, how.get("size"), how.get("batch") or 1)
     if axes is not None:
         yield from draw_grid(rows, axes, pipeline, out, **how)
     elif opening.attention:

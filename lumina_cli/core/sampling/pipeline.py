@@ -141,9 +141,7 @@ def load_pipeline(
     """
     choice = name if isinstance(name, Choice) else choose_model(name)
     folder, device = choice.folder, pick_device(device)
-    if dtype is None:
-        size = sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))
-        dtype = torch.float32 if size < SMALL_BYTES else compute_dtype(device)
+    dtype = dtype or usual_dtype(folder, device)
     with reading(folder / "transformer"):
         transformer = load_transformer(folder / "transformer", dtype=dtype, device=device).eval()
     with reading(folder / "text_encoder"):
@@ -151,6 +149,12 @@ def load_pipeline(
     with reading(folder / "vae"):
         vae = Autoencoder(folder, device)
     return Pipeline(choice, transformer, text, vae)
+
+
+def usual_dtype(folder: Path, device: torch.device) -> torch.dtype:
+    """What the network of a model folder computes in if nobody says otherwise; see `load_pipeline`."""
+    size = sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))
+    return torch.float32 if size < SMALL_BYTES else compute_dtype(device)
 
 
 def to_pictures(pixels: Tensor) -> list[Image.Image]:
