@@ -18,9 +18,7 @@ from torch import Tensor
 from lumina_cli.core.kernels import Implementation, Inputs, Op
 
 BLOCK = 512  # queries and keys a block: its scores stay in a processor's cache
-SCORES = (
-    2**20
-)  # bytes of bfloat16 scores at a time in `direct`: what a core keeps near while exp runs over it
+SCORES = 2**22  # bytes of bfloat16 scores at a time in `direct`: they stay near, and occupy all cores
 LARGEST = 16.0  # up to here bfloat16 holds a score to 1/32, and exp of it overflows nothing
 SHAPES = {"nano": (8, 4, 2, 88, 48), "lumina-image-2": (1, 24, 8, 4352, 96)}
 
