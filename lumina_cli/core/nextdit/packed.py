@@ -6,6 +6,7 @@ Linear layers see the whole matrix, attention each row by itself, and all that i
 through the matrix in chunks that stay in a processor's cache. The residual stream is float32.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -116,8 +117,9 @@ class Gain:
 
 
 def cut(x: Tensor, width: int, limit: int, start: int = 0) -> Iterator[slice]:
-    """Cut the tokens of `x` into parts of at most `limit` bytes, a token having `width`; not off the CPU."""
-    step = max(32, limit // width // 32 * 32) if x.device.type == "cpu" else len(x)
+    """Cut the tokens of `x` into equal parts of at most `limit` bytes, a token having `width`; on a CPU."""
+    parts = math.ceil(len(x) * width / limit) if x.device.type == "cpu" else 1
+    step = math.ceil(len(x) / parts)
     for begin in range(0, len(x), step):
         yield slice(start + begin, start + min(begin + step, len(x)))
 
