@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.flow import Plan
 from lumina_cli.core.kernels import attention
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.quantize import KINDS, Linear8, quantize
+from lumina_cli.core.sampling.latents import draw_latents
 
 TINY = NextDiTConfig(
     dim=48, num_layers=3, num_heads=6, num_kv_heads=2, multiple_of=16, text_dim=40, axes_dim=(4, 2, 2)
@@ -59,6 +61,30 @@ def test_packed_equals_padded_for_pictures_of_mixed_sizes():
         packed = model(x, t, text, mask)
     for one, two in zip(packed, padded, strict=True):
         assert error(one, two) < 1e-5
+
+
+@pytest.mark.parametrize("one_time", [True, False])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_pictures_with_two_captions_each_are_those_drawn_twice(gradients, one_time):
+    model, (x, t, text, mask) = randomised(), inputs(3)
+    t = t[:1].expand(4) if one_time else t
+    with torch.set_grad_enabled(gradients):
+        twice = model(torch.cat([x[:2], x[:2]]), t[:2].repeat(2), text, mask)
+        assert error(model(x[:2], t[:2], text, mask), twice) < 1e-5
+        pictures = [x[0], x[1, :, :4]]
+        rows = model(pictures * 2, t[:2].repeat(2), text, mask)
+        for one, two in zip(model(pictures, t[:2], text, mask), rows, strict=True):
+            assert one.shape == two.shape
+            assert error(one, two) < 1e-5
+
+
+def test_guidance_refines_a_picture_once_for_both_its_captions(monkeypatch):
+    model, (x, _, text, mask) = randomised(), inputs(4)
+    seen = []
+    embed = model.x_embedder.forward
+    monkeypatch.setattr(model.x_embedder, "forward", lambda tokens: seen.append(len(tokens)) or embed(tokens))
+    draw_latents(model, x, text, mask, text[:1, :1], None, Plan(solver="euler", steps=2, guide_until=1.0))
+    assert seen == [x[:, 0].numel() // 4] * 2
 
 
 @pytest.mark.parametrize("seed", [0, 1])

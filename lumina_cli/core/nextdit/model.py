@@ -1,6 +1,7 @@
 """Unified Next-DiT: one sequence of text and image tokens, refined apart, then read together."""
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
@@ -84,11 +85,12 @@ class NextDiT(nn.Module):
 
             latents    (B, C, H, W)   at time t; or a list of (C, H, W) of mixed sizes
             t          (B,)           0 is noise, 1 is data
-            text       (B, M, T)      features of the text encoder; or what `encode_text` made of them
+            text       (B, M, T)      features of the text encoder; or what `encode_text` made of them. Captions
+                                      may be kB: all pictures with the first B of them, with the next B...
             text_mask  (B, M)         True where a token is real; real tokens come first; None: all are real
             through    called in place of the main layers, without gradients only: from a MainStage to the
                        image tokens of each row, as its `run` returns them
-            returns    like latents   data - noise
+            returns    like latents   data - noise; k times as many for kB captions
 
         Without gradients and autocast, rows of any lengths are packed without padding (`packed.py`).
 
@@ -98,16 +100,20 @@ class NextDiT(nn.Module):
         check_pictures([tuple(picture.shape) for picture in latents], self.config)
         if not isinstance(text, EncodedText):
             text = self.encode_text(text, text_mask)
-        if not len(latents) == len(t) == len(text.lengths):
+        if not len(t) or len(latents) != len(t) or len(text.lengths) % len(t):
             raise UnfitInput(
                 f"{len(latents)} latents, {len(t)} times and {len(text.lengths)} captions do not pair"
             )
-        sizes = [tuple(picture.shape[1:]) for picture in latents]
+        times = len(text.lengths) // len(t)
+        sizes = [tuple(picture.shape[1:]) for picture in latents] * times
         gradients = torch.is_grad_enabled() or torch.is_autocast_enabled(t.device.type)
         if through is not None or not gradients:
             rows = self.velocity_packed(latents, sizes, t, text, through)
         else:
-            rows = self.velocity_tokens(latents, sizes, t, text)
+            if times > 1:
+                whole = isinstance(latents, Tensor)
+                latents = latents.repeat(times, 1, 1, 1) if whole else [*latents] * times
+            rows = self.velocity_tokens(latents, sizes, t.repeat(times), text)
         patch = self.config.patch_size
         if isinstance(latents, Tensor):
             rows = rows if isinstance(rows, Tensor) else torch.stack(rows)
@@ -115,7 +121,7 @@ class NextDiT(nn.Module):
         counts = [height * width // patch**2 for height, width in sizes]
         return [
             unpatchify(tokens[None, :count], size, patch)[0].to(picture.dtype)
-            for tokens, count, size, picture in zip(rows, counts, sizes, latents, strict=True)
+            for tokens, count, size, picture in zip(rows, counts, sizes, cycle(latents), strict=False)
         ]
 
     def encode_text(self, text: Tensor, text_mask: Tensor | None = None) -> EncodedText:
@@ -163,7 +169,11 @@ class NextDiT(nn.Module):
         text: EncodedText,
         through: Through | None,
     ) -> list[Tensor]:
-        """The velocity as image tokens of each row (N, p*p*C), without gradients."""
+        """The velocity as image tokens of each row (N, p*p*C), without gradients.
+
+        Pictures are refined once for all their captions: among tokens of one picture the caption's length,
+        where they all stand on the first axis, turns nothing.
+        """
         patch = self.config.patch_size
         grids = tuple((height // patch, width // patch) for height, width in sizes)
 
@@ -172,13 +182,16 @@ class NextDiT(nn.Module):
             return pack_up(self.config, lengths, tuple(grids[row] for row in rows), text.features.device)
 
         joint, pictures = packs(tuple(range(len(sizes))))
+        apart = pictures if len(latents) == len(sizes) else packs(tuple(range(len(latents))))[1]
         c = self.t_embedder(t[:1] if len(t) == 1 or bool((t == t[0]).all()) else t)
         tokens = torch.cat([patchify(picture[None], patch)[0] for picture in latents])
         x = self.x_embedder(tokens.to(self.dtype)).float()
         scratch = Scratch()
         for block in self.noise_refiner:
-            x = run_block(block, x, pictures, c, scratch)
-        rows = zip(text.features, text.lengths, pictures.rows, strict=True)
+            x = run_block(block, x, apart, c, scratch)
+        if len(c) > 1:
+            c = c.repeat(len(sizes) // len(c), 1)
+        rows = zip(text.features, text.lengths, cycle(apart.rows), strict=False)
         x = torch.cat([part for own, length, row in rows for part in (own[:length].float(), x[row])])
         stage = MainStage(self.layers, x, c, joint, lambda rows: packs(rows)[0])
         outs = through(stage) if through else stage.run(range(stage.rows))

@@ -54,17 +54,24 @@ def draw_latents(
     else:
         captions = (encode(text, text_mask),)
         pairs = (_stack_encoded(*captions, encode(null_text, null_mask)),)
-    plain, paired = _velocity(model, text.dtype, *captions), _velocity(model, text.dtype, *pairs)
+    plain = _velocity(model, text.dtype, *captions)
+    paired = _velocity(model, text.dtype, *pairs, copies=1 if encode is None else 2)
     for done, latents in enumerate(plan.solve(plain, paired, noise.float()), start=1):
         if on_step is not None:
             on_step(done, latents)
     return latents
 
 
-def _velocity(model: Network, dtype: torch.dtype, *captions: Tensor | EncodedText) -> Velocity:
-    """Bind the captions, encoded or with their mask, to the network: (x, t) -> float32 velocity."""
+def _velocity(
+    model: Network, dtype: torch.dtype, *captions: Tensor | EncodedText, copies: int = 1
+) -> Velocity:
+    """Bind the captions, encoded or with their mask, to the network: (x, t) -> float32 velocity.
+
+    With encoded captions the rows of `x` may come `copies` times over; the network sees them once.
+    """
 
     def velocity(x: Tensor, t: float) -> Tensor:
+        x = x[: len(x) // copies]
         times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
         return model(x.to(dtype), times, *captions).float()
 

@@ -13,6 +13,7 @@ from statistics import median
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lumina_cli.core.device import compute_dtype
 from lumina_cli.core.errors import UsageError
@@ -27,6 +28,7 @@ from lumina_cli.core.registry import did_you_mean
 PIXELS = 8  # of a side for each number of latents
 ERROR_SIZE = 256  # up to which float32 takes seconds for the largest model, not minutes
 TIME = 0.3
+PART = 512  # tokens at a time in one of the ways that a ceiling is looked for
 SMALL = 2**28  # weights; up to here pictures are drawn in float32, see `load_pipeline`
 DTYPES = ("float32", "bfloat16")
 
@@ -175,7 +177,7 @@ def our_step(model: NextDiT, guided: bool) -> Callable[[Call], list[Tensor]]:
             return [model(call.latents, call.t, call.texts[0])]
         if id(call) not in encoded:
             encoded[id(call)] = _encode(model, call.texts)
-        return list(model(call.latents.expand(2, -1, -1, -1), call.t.expand(2), encoded[id(call)]).split(1))
+        return list(model(call.latents, call.t, encoded[id(call)]).split(1))
 
     return run
 
@@ -261,45 +263,57 @@ def ceiling_seconds(
 ) -> tuple[float, float]:
     """Seconds that the matrix products of the blocks take here by themselves, and their TFLOP.
 
-    Each shape is measured once warm, on memory that is there already, and counts as often as a call has it.
+    Each shape is measured warm, on memory that is there already, the quickest of the ways to call for it, and
+    counts as often as a call has it.
     """
     seconds, operations = 0.0, 0
     for (many, rows, inner, columns), count in products(config, call).items():
         left, right = (
             torch.randn(shape).to(dtype) for shape in ((many, rows, inner), (many, inner, columns))
         )
-        if many == 1:  # as a linear layer keeps it
-            right = right.transpose(1, 2).contiguous().transpose(1, 2)
-        out = torch.empty(many, rows, columns, dtype=dtype)
-        run = _product(left, right, out)
-        run()
-        seconds += count * median(_seconds(run) for _ in range(repeats))
+        runs = _products(left, right, torch.empty(many, rows, columns, dtype=dtype))
+        for run in runs:
+            run()  # not counted: it finds its memory
+        quickest = [median(_seconds(run) for _ in range(repeats)) for run in runs]
+        seconds += count * min(quickest)
         operations += count * 2 * many * rows * inner * columns
     return seconds, operations / 1e12
 
 
 def products(config: NextDiTConfig, call: Call) -> Counter:
-    """How often a call multiplies (n, rows, inner) by (n, inner, columns); diffusers does the same ones."""
+    """How often a call has to multiply (n, rows, inner) by (n, inner, columns).
+
+    A picture is refined once for all its captions, and these share the products of their linear layers;
+    diffusers does everything once for each. Texts of several captions are read before the call.
+    """
     D, F, d = config.dim, config.hidden_dim, config.head_dim
     qkv = D + 2 * config.num_kv_heads * d
     image = call.latents.shape[2] * call.latents.shape[3] // config.patch_size**2
     found: Counter = Counter()
-    for text in (text.shape[1] for text in call.texts):
-        blocks = {image + text: config.num_layers, image: config.num_refiner_layers}
-        if len(call.texts) == 1:
-            blocks[text] = blocks.get(text, 0) + config.num_refiner_layers
-        for T, count in blocks.items():
-            found[1, T, D, qkv] += count
-            found[1, T, D, D] += count
-            found[1, T, D, F] += 2 * count
-            found[1, T, F, D] += count
-            found[1, T, d, T] += count * config.num_heads
-            found[1, T, T, d] += count * config.num_heads
+    texts = [text.shape[1] for text in call.texts]
+    blocks = {sum(texts) + image * len(texts): config.num_layers, image: config.num_refiner_layers}
+    if len(texts) == 1:
+        blocks[texts[0]] = blocks.get(texts[0], 0) + config.num_refiner_layers
+    for T, count in blocks.items():
+        found[1, T, D, qkv] += count
+        found[1, T, D, D] += count
+        found[1, T, D, F] += 2 * count
+        found[1, T, F, D] += count
+    rows = [*((text + image, config.num_layers) for text in texts), (image, config.num_refiner_layers)]
+    for T, count in [*rows, *((text, config.num_refiner_layers) for text in texts[: len(texts) == 1])]:
+        found[1, T, d, T] += count * config.num_heads
+        found[1, T, T, d] += count * config.num_heads
     return found
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor) -> Callable[[], Tensor]:
-    return lambda: torch.bmm(left, right, out=out)
+def _products(left: Tensor, right: Tensor, out: Tensor) -> list[Callable[[], Tensor]]:
+    """Ways to multiply left (n, rows, inner) by right (n, inner, columns), kept as a linear layer does."""
+    if len(left) > 1:
+        return [lambda: torch.bmm(left, right, out=out)]
+    x, weight, y = left[0], right[0].T.contiguous(), out[0]
+    runs = [lambda: F.linear(x, weight), lambda: torch.mm(x, weight.T, out=y)]
+    parts = list(zip(x.split(PART), y.split(PART), strict=True))
+    return [*runs, lambda: [torch.mm(one, weight.T, out=two) for one, two in parts]]
 
 
 def _seconds(run: Callable[[], object]) -> float:
