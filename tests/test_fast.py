@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.kernels import attention
-from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
+from lumina_cli.core.nextdit import NextDiT, NextDiTConfig, fused
 from lumina_cli.core.nextdit.quantize import KINDS, Linear8, quantize
 from lumina_cli.core.sampling.latents import draw_latents
 
@@ -110,6 +110,24 @@ def test_nothing_has_to_be_switched_on_and_gradients_take_the_ordinary_path(monk
         with torch.autocast("cpu", torch.bfloat16):
             model(*inputs(0))
     assert len(called) == 1
+
+
+@pytest.mark.filterwarnings("default")  # the compiler itself warns while it traces
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_loops_compute_the_same(dtype):
+    model, (x, t, text, mask) = randomised().to(dtype), inputs(5)
+    limit = 1e-5 if dtype == torch.float32 else 2e-2
+    with torch.inference_mode():
+        plain = model(x, t, text, mask)
+        model.fused = True
+        assert error(model(x, t, text, mask), plain) < limit
+        assert error(model(x[:1], t[:1], text[:1], mask[:1]), plain[:1]) < limit
+
+
+def test_compiling_without_a_compiler_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(fused, "find_compiler", lambda: None)
+    with pytest.raises(MissingPart, match="needs a C"):
+        fused.check_compiler()
 
 
 def test_inputs_and_encoded_text_are_left_as_they_were():

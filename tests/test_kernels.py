@@ -3,6 +3,7 @@
 import sys
 import types
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from lumina_cli.core.kernels.attention import (
     reference,
     varlen,
 )
+from lumina_cli.core.kernels.choice import VARIABLE, choose_kernel
 from lumina_cli.core.kernels.timing import compare
+from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.registry import KERNELS
 
 SHAPES = [(2, 4, 2, 88, 48), (1, 6, 2, 7, 24), (2, 3, 3, 1, 8), (1, 3, 1, 70, 16)]
@@ -205,3 +208,84 @@ def test_every_implementation_agrees_on_cuda(padding):
     assert {"naive", "sdpa", "blockwise"} <= set(runnable(inputs))
     for row in compare(OP, inputs, repeats=2):
         assert row.get("error", 0) < 1e-2, row
+
+
+def rows_one_by_one(q, k, v, query_ends, key_ends):
+    """Each row by the float64 reference."""
+    rows = []
+    for (a, b), (c, d) in zip(pairwise(query_ends), pairwise(key_ends), strict=True):
+        one = [x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d])]
+        group = one[0].shape[1] // one[1].shape[1]
+        keys, values = (x.double().repeat_interleave(group, dim=1) for x in one[1:])
+        rows.append(((one[0].double() @ keys.transpose(-1, -2)).softmax(-1) @ values)[0].transpose(0, 1))
+    return torch.cat(rows)
+
+
+@pytest.fixture
+def variable_kernels(monkeypatch):
+    """flash-attn and torch's varlen attention, standing in on a CPU: they check how they are called."""
+    import torch.nn.attention.varlen as real
+
+    def check(q, k, v, query_ends, key_ends, longest_query, longest_key, scale):
+        for ends, tokens, longest in ((query_ends, q, longest_query), (key_ends, k, longest_key)):
+            assert ends.dtype == torch.int32
+            assert ends[-1] == len(tokens)
+            assert longest == int(ends.diff().max())
+        assert scale == 1.0
+        return rows_one_by_one(q, k, v, query_ends.tolist(), key_ends.tolist()).to(v.dtype)
+
+    def flash_varlen(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale):
+        return check(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale)
+
+    def torch_varlen(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, enable_gqa):
+        assert enable_gqa == (q.shape[1] != k.shape[1])
+        return check(q, k, v, cu_q, cu_k, max_q, max_k, scale)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace(flash_attn_varlen_func=flash_varlen))
+    monkeypatch.setattr(real, "varlen_attn", torch_varlen)
+    for name in VARIABLE:
+        monkeypatch.setitem(OP.implementations, name, Implementation(OP.implementations[name].run))
+
+
+@pytest.mark.parametrize("kernel", VARIABLE)
+@pytest.mark.parametrize("through", [None, lambda stage: stage.run(range(stage.rows))])
+def test_a_network_packs_all_rows_into_one_call_of_a_variable_kernel(variable_kernels, kernel, through):
+    config = NextDiTConfig(
+        dim=48, num_layers=3, num_heads=6, num_kv_heads=2, multiple_of=16, text_dim=40, axes_dim=(4, 2, 2)
+    )
+    model = NextDiT(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, mean=1.0 if parameter.ndim == 1 else 0.0, std=0.15)
+    x = [torch.randn(16, *size) for size in ((8, 8), (4, 12), (8, 8))]
+    text, mask = torch.randn(3, 9, 40), torch.arange(9) < torch.tensor([[5], [9], [1]])
+    t = torch.rand(3)
+    with torch.inference_mode():
+        wanted = model(x, t, text, mask)
+        model.kernel = kernel
+        found = model(x, t, text, mask, through=through)
+    for one, two in zip(found, wanted, strict=True):
+        assert error(one, two.double()) < 1e-5
+
+
+def test_auto_takes_the_quickest_kernel_that_runs_here():
+    cpu = torch.device("cpu")
+    assert choose_kernel("auto", cpu, torch.bfloat16) == "direct"
+    assert choose_kernel("auto", cpu, torch.float32) == "sdpa"
+    assert choose_kernel("sdpa", cpu, torch.bfloat16) == "sdpa"
+    with pytest.raises(UsageError, match="did you mean 'flash'"):
+        choose_kernel("flahs", cpu, torch.bfloat16)
+    with pytest.raises(MissingPart, match="direct needs --dtype bfloat16"):
+        choose_kernel("direct", cpu, torch.float32)
+    with pytest.raises(MissingPart, match="flash needs a CUDA device"):
+        choose_kernel("flash", cpu, torch.bfloat16)
+
+
+def test_torchs_own_attention_is_called_where_it_is_asked_for(monkeypatch):
+    q, k, v, _ = OP.inputs((2, 4, 2, 88, 48), torch.bfloat16)
+    exact = OP.reference(q, k, v).transpose(1, 2)
+    called = []
+    monkeypatch.setattr(attention, "direct_into", lambda *words: called.append(words))
+    out = torch.empty_like(q.transpose(1, 2))
+    attend(q, k, v, 48**-0.5, out, "sdpa")
+    assert not called
+    assert error(out, exact) < 1e-2

@@ -36,7 +36,7 @@ def test_prompts_are_words(sample, tmp_path, tiny_folder):
     ]  # fmt: skip
     assert rows[0] == {
         "prompt": "two cups", "image": "out/00000-two-cups-s3-0.png", "seed": 3, "number": 0,
-        "model": str(tiny_folder), "size": "64x48",
+        "model": str(tiny_folder), "size": "64x48", "kernel": "sdpa",
     }  # fmt: skip
     assert len(list((tmp_path / "out").iterdir())) == 4
 

@@ -46,6 +46,12 @@ Cache = Annotated[
 Quantize = Annotated[
     str | None, typer.Option(help="int8: faster products; int8-weights: less memory.", rich_help_panel=SPEED)
 ]
+Kernel = Annotated[
+    str, typer.Option(help="Attention: auto, flash, varlen, sdpa or direct.", rich_help_panel=SPEED)
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile what lies between products.", rich_help_panel=SPEED)
+]
 Memory = Annotated[
     str | None, typer.Option(help="A budget such as 8G: parts in turn.", rich_help_panel=SPEED)
 ]

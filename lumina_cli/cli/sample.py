@@ -24,6 +24,8 @@ def sample(
     cache: flags.Cache = None,
     quantize: flags.Quantize = None,
     memory: flags.Memory = None,
+    kernel: flags.Kernel = "auto",
+    compile: flags.Compile = False,
     batch: flags.Batch = None,
     grid: flags.Grid = None,
     from_: flags.From = None,
@@ -65,7 +67,9 @@ def sample(
         show(sampling.explain_rows(rows, model, **wishes), json)
         return
     words = tuple(attention or ())
-    opening = sampling.Opening(tuple(lora or ()), quantize, init, mask, strength, words, memory)
+    opening = sampling.Opening(
+        tuple(lora or ()), quantize, init, mask, strength, words, memory, kernel, compile
+    )
     meter = output.Meter()
     if from_:
         model = None if model == "auto" else model

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from lumina_cli.core.kernels.choice import choose_kernel
 from lumina_cli.core.nextdit.blocks import Block, FinalLayer, RMSNorm, TimeEmbedding
 from lumina_cli.core.nextdit.config import NextDiTConfig
 from lumina_cli.core.nextdit.packed import Pack, Scratch, pack_up, run_block, to_patches
@@ -32,13 +33,16 @@ class NextDiT(nn.Module):
 
     Parameter names are the published ones, without the `norm_final` that no forward pass reads. The residual
     stream has the dtype of the weights, so autocast does not round it. Set `checkpointing` to recompute the
-    main layers in the backward pass instead of keeping what is inside them.
+    main layers in the backward pass instead of keeping what is inside them. Without gradients, `kernel` is
+    the attention to call (`kernels.choice`), and `fused` compiles what lies between matrix products.
     """
 
     def __init__(self, config: NextDiTConfig):
         super().__init__()
         self.config = config
         self.checkpointing = False
+        self.kernel = "auto"
+        self.fused = False
         self.x_embedder = nn.Linear(config.patch_size**2 * config.in_channels, config.dim)
         self.noise_refiner = nn.ModuleList(Block(config, True) for _ in range(config.num_refiner_layers))
         self.context_refiner = nn.ModuleList(Block(config, False) for _ in range(config.num_refiner_layers))
@@ -85,8 +89,8 @@ class NextDiT(nn.Module):
 
             latents    (B, C, H, W)   at time t; or a list of (C, H, W) of mixed sizes
             t          (B,)           0 is noise, 1 is data
-            text       (B, M, T)      features of the text encoder; or what `encode_text` made of them. Captions
-                                      may be kB: all pictures with the first B of them, with the next B...
+            text       (B, M, T)      features of the text encoder; or what `encode_text` made of them. They
+                                      may be kB captions: all pictures with the first B, with the next B...
             text_mask  (B, M)         True where a token is real; real tokens come first; None: all are real
             through    called in place of the main layers, without gradients only: from a MainStage to the
                        image tokens of each row, as its `run` returns them
@@ -186,14 +190,15 @@ class NextDiT(nn.Module):
         c = self.t_embedder(t[:1] if len(t) == 1 or bool((t == t[0]).all()) else t)
         tokens = torch.cat([patchify(picture[None], patch)[0] for picture in latents])
         x = self.x_embedder(tokens.to(self.dtype)).float()
-        scratch = Scratch()
+        kernel = choose_kernel(self.kernel, x.device, self.dtype)
+        scratch = Scratch(kernel, self.fused)
         for block in self.noise_refiner:
             x = run_block(block, x, apart, c, scratch)
         if len(c) > 1:
             c = c.repeat(len(sizes) // len(c), 1)
         rows = zip(text.features, text.lengths, cycle(apart.rows), strict=False)
         x = torch.cat([part for own, length, row in rows for part in (own[:length].float(), x[row])])
-        stage = MainStage(self.layers, x, c, joint, lambda rows: packs(rows)[0])
+        stage = MainStage(self.layers, x, c, joint, lambda rows: packs(rows)[0], scratch)
         outs = through(stage) if through else stage.run(range(stage.rows))
         x = torch.cat(outs) if len(outs) > 1 else outs[0]
         return list(to_patches(self.final_layer, x, pictures, c).split([len(out) for out in outs]))

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lumina_cli.core.kernels.attention import attend
+from lumina_cli.core.kernels.choice import VARIABLE, attend_packed
+from lumina_cli.core.nextdit import fused
 from lumina_cli.core.nextdit.blocks import Attention, Block, FinalLayer, RMSNorm
 from lumina_cli.core.nextdit.config import NextDiTConfig
 from lumina_cli.core.nextdit.sequence import image_rotation, text_rotation
@@ -85,9 +87,14 @@ def pack_up(
 
 
 class Scratch:
-    """Memory that every layer of a call writes to again: fresh pages cost more than what is done on them."""
+    """Memory that every layer of a call writes to again: fresh pages cost more than what is done on them.
 
-    def __init__(self):
+    kernel   the attention of `kernels.attention` to call, as `choose_kernel` returns it
+    fused    whether what lies between matrix products is compiled; see `fused.py`
+    """
+
+    def __init__(self, kernel: str, fused: bool = False):
+        self.kernel, self.fused = kernel, fused
         self.kept: dict[tuple, Tensor] = {}
 
     def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
@@ -130,8 +137,10 @@ def scale_rows(x: Tensor, eps: float) -> Tensor:
     return size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
-def normed(x: Tensor, eps: float, gain: Gain, part: slice, dtype: torch.dtype) -> Tensor:
+def normed(x: Tensor, eps: float, gain: Gain, part: slice, dtype: torch.dtype, fuse: bool = False) -> Tensor:
     """Tokens `part` of x (T, D) float32, normalised and scaled, in `dtype`."""
+    if fuse:
+        return fused.compiled(fused.norm)(x[part], gain.of(part), eps, dtype)
     out = x.new_empty((part.stop - part.start, x.shape[1]), dtype=dtype)
     for small in cut(out, 4 * x.shape[1], CHUNK_BYTES, part.start):
         wide = x[small]
@@ -140,15 +149,22 @@ def normed(x: Tensor, eps: float, gain: Gain, part: slice, dtype: torch.dtype) -
     return out
 
 
-def add_normed(x: Tensor, y: Tensor, eps: float, gain: Gain, part: slice) -> None:
+def add_normed(x: Tensor, y: Tensor, eps: float, gain: Gain, part: slice, fuse: bool) -> None:
     """Add to tokens `part` of x (T, D) float32, in place, y (tokens, D) normalised and scaled."""
+    if fuse:
+        fused.compiled(fused.add)(x[part], y, gain.of(part), eps)
+        return
     for small in cut(y, 4 * x.shape[1], CHUNK_BYTES, part.start):
         wide = y[small.start - part.start : small.stop - part.start].float()
         x[small].addcmul_(wide * scale_rows(wide, eps), gain.of(small))
 
 
-def turn(x: Tensor, norm: RMSNorm, factor: float, turns: Tensor, out: Tensor) -> None:
+def turn(x: Tensor, norm: RMSNorm, factor: float, turns: Tensor, out: Tensor, fuse: bool) -> None:
     """Write x (T, h, d), normalised, rotated and times `factor`, into out (h, T, d)."""
+    if fuse:
+        weight = norm.weight.float() * factor
+        fused.compiled(fused.turn)(x, weight, torch.view_as_real(turns), norm.eps, out)
+        return
     for small in cut(x, 4 * x.shape[1] * x.shape[2], CHUNK_BYTES):
         wide = x[small].float()
         wide = (wide * scale_rows(wide, norm.eps)).mul_(norm.weight.float() * factor)
@@ -166,10 +182,18 @@ def attended(
         scratch.take(name, (heads, len(x), d), weight) for name, heads in (("q", h), ("k", g), ("v", g))
     )
     for part in cut(x, sum(attention.widths) * weight.element_size(), SPAN_BYTES):
-        qkv = attention.qkv(normed(x, eps, gain, part, weight.dtype)).unflatten(-1, (-1, d))
-        turn(qkv[:, :h], attention.q_norm, d**-0.5, pack.turns[part], q[:, part])
-        turn(qkv[:, h : h + g], attention.k_norm, 1.0, pack.turns[part], k[:, part])
+        z = normed(x, eps, gain, part, weight.dtype, scratch.fused)
+        qkv = attention.qkv(z).unflatten(-1, (-1, d))
+        turn(qkv[:, :h], attention.q_norm, d**-0.5, pack.turns[part], q[:, part], scratch.fused)
+        turn(qkv[:, h : h + g], attention.k_norm, 1.0, pack.turns[part], k[:, part], scratch.fused)
         v[:, part] = qkv[:, h + g :].transpose(0, 1)
+    if scratch.kernel in VARIABLE:
+        ends = pack.ends
+        if last:
+            q = torch.cat([q[:, part] for part in pack.images], dim=1)
+            ends = list(accumulate((part.stop - part.start for part in pack.images), initial=0))
+        y = attend_packed(scratch.kernel, *(part.transpose(0, 1) for part in (q, k, v)), ends, pack.ends)
+        return y.flatten(1)
     queries = sum(part.stop - part.start for part in pack.images) if last else len(x)
     y, done = scratch.take("y", (queries, h, d), weight), 0
     for start, rows, length, text in pack.alike():
@@ -178,7 +202,7 @@ def attended(
         if last:
             own[0] = own[0][:, :, text:]
         count = rows * own[0].shape[2]
-        attend(*own, 1.0, y[done : done + count].unflatten(0, (rows, -1)))
+        attend(*own, 1.0, y[done : done + count].unflatten(0, (rows, -1)), scratch.kernel)
         done += count
     return y.flatten(1)
 
@@ -202,11 +226,16 @@ def run_block(
     before_f = Gain(block.ffn_norm1.weight, scale_f, lengths)
     after_f = Gain(block.ffn_norm2.weight, gate_f, lengths)
     for part in cut(x, feed_forward.width * y.element_size(), SPAN_BYTES):
-        add_normed(x, attention.out(y[part]), eps, after_a, part)
-        z = normed(x, eps, before_f, part, y.dtype)
-        z = feed_forward.w2(F.silu(feed_forward.w1(z), inplace=True).mul_(feed_forward.w3(z)))
-        add_normed(x, z, eps, after_f, part)
+        add_normed(x, attention.out(y[part]), eps, after_a, part, scratch.fused)
+        z = normed(x, eps, before_f, part, y.dtype, scratch.fused)
+        z = feed_forward.w2(gated(feed_forward.w1(z), feed_forward.w3(z), scratch.fused))
+        add_normed(x, z, eps, after_f, part, scratch.fused)
     return x
+
+
+def gated(x: Tensor, y: Tensor, fuse: bool) -> Tensor:
+    """silu(x) y; x may be written to."""
+    return fused.compiled(fused.gate)(x, y) if fuse else F.silu(x, inplace=True).mul_(y)
 
 
 def modulation(block: Block, c: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -22,11 +22,12 @@ class MainStage:
         c: Tensor,
         pack: Pack,
         pack_of: Callable[[tuple[int, ...]], Pack],
+        scratch: Scratch,
     ):
         """x (T, D) of the rows in `pack`; c (1 or B, A); `pack_of` gives the pack of some of the rows."""
         self.layers, self.x, self.c, self.pack, self.pack_of = layers, x, c, pack, pack_of
         self.rows = len(pack.texts)
-        self.scratch = Scratch()
+        self.scratch = scratch
         self.started: dict[int, Tensor] = {}
 
     def image(self, row: int) -> Tensor:

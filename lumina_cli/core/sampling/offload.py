@@ -55,11 +55,15 @@ def load_parts(
     device: torch.device,
     dtype: torch.dtype,
     loras: LoraStack | None = None,
+    *,
+    kernel: str = "auto",
+    fused: bool = False,
 ) -> tuple[Visitor, Visitor, Visitor]:
     """The transformer, the text encoder and the autoencoder of a model folder, loaded as `plan` says.
 
     They do what NextDiT, TextEncoder and Autoencoder do. Nothing is loaded before it is used. LoRAs are
-    merged while weights are read. LuminaError, when a part is first used, where its files are damaged.
+    merged while weights are read; `kernel` and `fused` are those of NextDiT. LuminaError, when a part is
+    first used, where its files are damaged.
     """
     folder = Path(folder)
     be_tight()
@@ -73,7 +77,9 @@ def load_parts(
         return StoredTextEncoder(folder, device, dtype, longest, plan.text_streamed)
 
     def load_transformer() -> torch.nn.Module:
-        return read_transformer(folder / "transformer", dtype, device, plan.streamed, loras)
+        network = read_transformer(folder / "transformer", dtype, device, plan.streamed, loras)
+        network.kernel, network.fused = kernel, fused
+        return network
 
     def load_vae() -> Autoencoder:
         return Autoencoder(folder, device).frugal(plan.tile)
@@ -82,7 +88,7 @@ def load_parts(
     residence = Residence(loaders, plan.in_turn, device)
     tokens = Tokens(folder, longest)
     return (
-        Visitor("transformer", residence, config=config, dtype=dtype),
+        Visitor("transformer", residence, config=config, dtype=dtype, kernel=kernel),
         Visitor(
             "text", residence, dim=text["hidden_size"], max_tokens=longest, tokens=tokens,
             tokenizer=tokens.tokenizer, dropped=tokens.dropped,

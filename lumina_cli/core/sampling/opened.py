@@ -24,6 +24,8 @@ class Opening:
     quantize               "int8" or "int8-weights"; None leaves the weights as they are
     init, mask, strength   the picture to start from; see `read_edit`
     attention              words whose maps are kept; see `AttentivePipeline`
+    kernel                 the attention to call; see `choose_kernel`
+    compile                whether to compile what lies between matrix products
 
     Raises UsageError for what does not go together, and for files of `init` and `mask` that do not fit.
     """
@@ -35,6 +37,8 @@ class Opening:
     strength: float | None = None
     attention: tuple[str, ...] = ()
     memory: str | None = None
+    kernel: str = "auto"
+    compile: bool = False
 
     def __post_init__(self):
         if self.init is None and (self.mask is not None or self.strength is not None):
@@ -51,6 +55,13 @@ class Opening:
             from lumina_cli.core.nextdit.quantize import check_kind
 
             check_kind(self.quantize)
+        if self.kernel != "auto" or self.compile:
+            from lumina_cli.core.kernels.choice import check_choice
+            from lumina_cli.core.nextdit.fused import check_compiler
+
+            check_choice(self.kernel)
+            if self.compile:
+                check_compiler()
 
     @property
     def plain(self) -> bool:
@@ -88,6 +99,7 @@ class Opening:
     def _open_within(self, choice: Choice, note: Callable[[str], None], size: Size, batch: int) -> Pipeline:
         """A pipeline whose parts are loaded when they are used, LoRAs merged into what is read."""
         from lumina_cli.core.formats.weights import read_json
+        from lumina_cli.core.kernels.choice import choose_kernel
         from lumina_cli.core.nextdit.config import config_from_diffusers
         from lumina_cli.core.nextdit.lora import LoraStack
         from lumina_cli.core.sampling.memory import parse_memory, plan_memory
@@ -100,22 +112,28 @@ class Opening:
         stack = LoraStack(config, self.loras) if self.loras else None
         sides = ModelFolder(choice).size_for(size)
         plan = plan_memory(folder, parse_memory(self.memory), sides, batch, dtype, device, bool(self.loras))
-        pipeline = Pipeline(choice, *load_parts(folder, plan, device, dtype, stack))
+        kernel = choose_kernel(self.kernel, device, dtype)
+        parts = load_parts(folder, plan, device, dtype, stack, kernel=kernel, fused=self.compile)
+        pipeline = Pipeline(choice, *parts)
         note(plan.words(pipeline.vae.factor))
         pipeline.weights = "+".join([pipeline.weights, *_told(stack.applied if stack else (), note)])
         return pipeline
 
     def _change(self, pipeline: Pipeline, note: Callable[[str], None]) -> None:
         """Change the weights, and their fingerprint with them: the pictures are others."""
-        changes = []
+        from lumina_cli.core.kernels.choice import choose_kernel
+
+        changes, network = [], pipeline.transformer
+        network.kernel = choose_kernel(self.kernel, network.x_embedder.weight.device, network.dtype)
+        network.fused = self.compile
         if self.loras:
             from lumina_cli.core.nextdit.lora import apply_loras
 
-            changes += _told(apply_loras(pipeline.transformer, self.loras), note)
+            changes += _told(apply_loras(network, self.loras), note)
         if self.quantize:
             from lumina_cli.core.nextdit.quantize import quantize
 
-            quantize(pipeline.transformer, self.quantize)
+            quantize(network, self.quantize)
             changes.append(self.quantize)
         pipeline.weights = "+".join([pipeline.weights, *changes])
 

@@ -12,6 +12,7 @@ from lumina_cli.core.encoders.text import MAX_TOKENS, TextEncoder
 from lumina_cli.core.encoders.vae import Autoencoder
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan, draw_noise
+from lumina_cli.core.kernels.choice import choose_kernel
 from lumina_cli.core.nextdit import NextDiT
 from lumina_cli.core.nextdit.convert import load_transformer
 from lumina_cli.core.sampling.cached import Cached, cache_for
@@ -47,6 +48,14 @@ class Pipeline(ModelFolder):
                 f"{self.folder}: the parts do not fit: text features {text.dim} for a network that reads "
                 f"{config.text_dim}, latent channels {vae.channels} for one that reads {config.in_channels}"
             )
+
+    @property
+    def kernel(self) -> str:
+        """Which attention the network calls; see `choose_kernel`."""
+        network = self.transformer
+        if network.kernel != "auto":
+            return network.kernel
+        return choose_kernel("auto", network.x_embedder.weight.device, network.dtype)
 
     def __call__(
         self,

@@ -53,7 +53,7 @@ def draw_rows(
     progress: Progress | None = None,
     **wishes,
 ) -> Iterator[dict]:
-    """Yield each row `count` times, in order, with "image" (a path), "seed", "number", "model", "size" added.
+    """Yield each row `count` times, in order, with its "image" (a path) and how it was drawn added.
 
         batch      pictures drawn at once; without it, as many as their sizes and captions allow
         split      which of the rows to draw; their pictures have the names that they have without it
@@ -67,6 +67,7 @@ def draw_rows(
     `load_pipeline` says so. The first row is read before the folder is made or the model loaded, and then a
     few batches ahead.
 
+    Added are "image", "seed", "number", "model", "size" and "kernel", the attention that was called.
     Pictures are PNG, WebP, JPEG or AVIF with their origin inside; two rows never share a file. A picture
     that is there with the same origin is not drawn again: its row says "resumed". Where another one has the
     name (other model, weights, plan, size, prompts) the new one gets "-2". A prompt that is not read to its
@@ -176,7 +177,7 @@ class Drawing:
         """Return the row of a picture that is there."""
         job, name = task.job, f"row {task.index + 1}"
         added = {"image": str(task.path), "seed": job.seed, "number": job.number, "model": self.pipeline.name}
-        added["size"] = "{}x{}".format(*task.size)
+        added |= {"size": "{}x{}".format(*task.size), "kernel": self.pipeline.kernel}
         added |= {"negative": job.negative} if job.negative else {}
         added |= {"model_reason": self.pipeline.reason} if self.pipeline.reason else {}
         texts = self.setup.prompt(job), self.setup.negative(job)
