@@ -19,10 +19,11 @@ from lumina_cli.core.formats.weights import read_weights, write_weights
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig, load_transformer, save_transformer
 from lumina_cli.core.nextdit.convert import to_dialect
 from lumina_cli.core.nextdit.lora import LoraStack, apply_loras
-from lumina_cli.core.sampling import draw_latents
+from lumina_cli.core.sampling import draw_latents, draw_rows
 from lumina_cli.core.sampling.memory import MemoryPlan, parse_memory, plan_memory, say_bytes, watch_peak
-from lumina_cli.core.sampling.models import find_nano
+from lumina_cli.core.sampling.models import Choice, find_nano
 from lumina_cli.core.sampling.offload import Residence, load_parts
+from lumina_cli.core.sampling.pipeline import Pipeline
 from lumina_cli.core.sampling.streamed import StreamedLinear, read_transformer, streamable
 
 CPU = torch.device("cpu")
@@ -203,6 +204,20 @@ def test_one_part_at_a_time():
         assert residence.part("a") is residence.part("a")
         residence.part("b")
         assert list(residence.parts) == left
+
+
+def test_texts_of_a_window_are_read_before_the_network_comes(tiny_folder, tmp_path, streamed):
+    parts = load_parts(tiny_folder, streamed, CPU, torch.float32)
+    residence, came = parts[0]._residence, []
+    for name, load in list(residence.loaders.items()):
+        residence.loaders[name] = lambda name=name, load=load: came.append(name) or load()
+    pipeline = Pipeline(Choice("tiny", tiny_folder), *parts)
+    assert not came  # above all not the text encoder, which a bound method would keep in memory
+    pipeline.in_turn = True
+    rows = [{"prompt": prompt} for prompt in ("a red car", "two cups", "a red car", "a ball")]
+    drawn = list(draw_rows(rows, pipeline, tmp_path, batch=1, plan={"solver": "euler", "steps": 1}))
+    assert len(drawn) == 4
+    assert came == ["text", *["transformer", "vae"] * 4]
 
 
 @pytest.mark.parametrize("dialect", ["diffusers", "comfyui", "official", "lumina"])

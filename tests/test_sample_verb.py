@@ -79,6 +79,10 @@ def test_a_preset_says_what_the_negative_prompt_stands_behind(sample):
         assert (code, rows[0]["negative"]) == (0, "a ball")
         metadata = read_metadata(rows[0]["image"])
         assert (metadata["negative"], metadata["negative_system"]) == ("a ball", prepended)
+    code, rows, _ = sample("two cups", "--negative", "a ball", "--no-negative-system", plan="steps=1")
+    assert (code, read_metadata(rows[0]["image"])["negative_system"]) == (0, False)
+    code, rows, _ = sample("--from", rows[0]["image"], "--negative-system", steps=None)
+    assert (code, read_metadata(rows[0]["image"])["negative_system"]) == (0, True)
 
 
 def test_a_budget_of_calls_takes_the_place_of_steps(sample):

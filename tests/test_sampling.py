@@ -352,7 +352,7 @@ def test_an_interrupted_run_keeps_whole_pictures_and_goes_on(pipe, tmp_path, mon
         assert np.array_equal(pixels(open_image(ours["image"])), pixels(open_image(theirs["image"])))
 
 
-@pytest.mark.parametrize(("solver", "call"), [("euler", "call 2 of 3"), ("midpoint", "calls 3 to 4 of 6")])
+@pytest.mark.parametrize(("solver", "call"), [("euler", "call 2 of 3 "), ("midpoint", "call 3 of 6 ")])
 def test_latents_that_stop_being_numbers_stop_the_run_and_keep_what_is_done(
     tiny_folder, tmp_path, solver, call
 ):
@@ -373,6 +373,13 @@ def test_latents_that_stop_being_numbers_stop_the_run_and_keep_what_is_done(
     with pytest.raises(LuminaError, match=rf"^NaN or infinity in the latents of 'a ball', seed 0, .*{call}"):
         next(drawing)
     assert [path.name for path in tmp_path.iterdir()] == ["00000-two-cups-s0.png"]
+
+
+def test_guidance_that_overflows_in_the_last_call_is_told(pipe):
+    with pytest.raises(
+        LuminaError, match=r"at call 1 of 1 \(step 1, t 0.0000\); the weights are damaged, or"
+    ):
+        pipe("two cups", solver="euler", steps=1, guidance=1e300, renorm=None, guide_until=1.0)
 
 
 def test_file_names_stay_in_the_folder_and_apart(pipe, tmp_path):

@@ -29,6 +29,14 @@ Settings = Annotated[
     str, typer.Option(help="Any other setting: solver=euler,shift=3,renorm=off; or a JSON file.")
 ]
 Negative = Annotated[str | None, typer.Option(help="What guidance moves away from.")]
+NegativeSystem = Annotated[
+    bool | None,
+    typer.Option(
+        "--negative-system/--no-negative-system",
+        help="Put the system prompt before --negative, too; as the preset does.",
+        show_default=False,
+    ),
+]
 System = Annotated[
     str | None,
     typer.Option(

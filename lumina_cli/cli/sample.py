@@ -19,6 +19,7 @@ def sample(
     guidance: flags.Guidance = None,
     plan: flags.Settings = "",
     negative: flags.Negative = None,
+    negative_system: flags.NegativeSystem = None,
     system: flags.System = None,
     lora: flags.Lora = None,
     cache: flags.Cache = None,
@@ -59,6 +60,7 @@ def sample(
     given = {"steps": steps, "calls": calls, "guidance": guidance, "cache": cache}
     settings = read_settings(plan) | {name: value for name, value in given.items() if value is not None}
     said = {"seed": seed, "size": size, "system": system, "negative": negative}
+    said["negative_system"] = negative_system
     said = {name: value for name, value in said.items() if value is not None}
     wishes = {"count": count, "preset": preset, "plan": settings, **said}
     if explain:

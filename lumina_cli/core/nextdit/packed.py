@@ -24,9 +24,8 @@ from lumina_cli.core.nextdit.config import NextDiTConfig
 from lumina_cli.core.nextdit.sequence import image_rotation, text_rotation
 
 CHUNK_BYTES = 2**20  # of float32 at a time where numbers meet one by one: stays in the cache next to a core
-SPAN_BYTES = (
-    9 * 2**20
-)  # of one result of a linear layer: enough tokens to fill the cores, few enough to keep near
+# of one result of a linear layer: tokens enough for a weight that is read once, few enough to keep near
+SPAN_BYTES = 18 * 2**20
 
 
 @dataclass(frozen=True)

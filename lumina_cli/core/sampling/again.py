@@ -18,7 +18,7 @@ from lumina_cli.core.sampling.names import FileNames
 from lumina_cli.core.sampling.pipeline import Pipeline
 
 Note = Callable[[str], None]
-CHANGES = ("seed", "size", "system", "negative")  # beside the settings of the plan
+CHANGES = ("seed", "size", "system", "negative", "negative_system")  # beside the settings of the plan
 KINDS = {"prompt": str, "negative": str, "system": str, "model": str, "seed": int, "number": int}
 
 
@@ -50,7 +50,8 @@ class Again:
         """Return how to draw it: `changes` over its own settings, and those over the model's `plan`."""
         settings = {name: value for name, value in changes.items() if name not in CHANGES}
         plan = apply(apply(plan, dict(self.settings)), settings)
-        return Setup(plan, changes.get("system") or self.system, self.negative_system)
+        with_system = changes.get("negative_system", self.negative_system)
+        return Setup(plan, changes.get("system") or self.system, with_system)
 
     def changed(self, changes: Mapping[str, Any]) -> Job:
         """Return its job with another "seed" or "negative" prompt, if `changes` has one."""
@@ -104,7 +105,7 @@ def draw_again(
 
         load      from a model's name to its pipeline; called once for each model
         model     draws them; without it, the model that each picture names
-        changes   settings of the plan, "seed", "size", "system" or "negative" to draw it with instead
+        changes   settings of the plan, or any of CHANGES, to draw it with instead
         note      told, a line each, why a picture will not come out the same
 
     A row says under "apart" by how many levels of 255 a PNG and its new drawing differ at most: 0 is the

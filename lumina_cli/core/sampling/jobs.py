@@ -35,6 +35,7 @@ class Wish:
     plan                   a Plan, or settings over those of the preset; "calls" may stand for "steps"
     preset                 whose settings to follow, by name or as a YAML file; without it the model's own
     system                 the system prompt, by name or as text
+    negative_system        whether it also stands before a negative prompt; without it as the preset says
     """
 
     seed: int = 0
@@ -44,6 +45,7 @@ class Wish:
     preset: str | Path | None = None
     system: str = "real"
     negative: str = ""
+    negative_system: bool | None = None
 
     def check(self) -> None:
         """Raise what can be known to be wrong without waiting for a model."""
@@ -59,7 +61,9 @@ class Wish:
 
     def resolve(self, model: ModelFolder) -> "Setup":
         """Return what the wish comes to with this model."""
-        with_system = True if self.preset is None else find_preset(self.preset).negative_system
+        with_system = self.negative_system
+        if with_system is None:
+            with_system = True if self.preset is None else find_preset(self.preset).negative_system
         return Setup(model.plan_for(self.plan, self.preset), self.system, with_system)
 
 

@@ -6,12 +6,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.solvers import Velocity
 from lumina_cli.core.nextdit.sequence import EncodedText
 from lumina_cli.core.sampling.cached import Cached, Through
 
 Network = Callable[..., Tensor]
+
+
+class NotNumbers(LuminaError):
+    """NaN or infinity came out of call number `call` (from 1), at time `t`, in row `row` of the batch."""
+
+    def __init__(self, call: int, t: float, row: int):
+        super().__init__(f"NaN or infinity in call {call}, t {t:.4f}, picture {row + 1}")
+        self.call, self.t, self.row = call, t, row
 
 
 @torch.no_grad()
@@ -40,7 +49,8 @@ def draw_latents(
         on_step    called as on_step(steps done, latents) after every step
         cache      what `plan.cache` asks for, if that needs a fit; afterwards it can report
 
-    The state stays float32 whatever the network computes in. While guidance runs, the rows with and without a
+    Raises NotNumbers at the first call after which a picture is no number any more. The state stays float32
+    whatever the network computes in. While guidance runs, the rows with and without a
     caption share one call of 2B rows.
     """
     if plan.cache is not None:
@@ -54,12 +64,35 @@ def draw_latents(
     else:
         captions = (encode(text, text_mask),)
         pairs = (_stack_encoded(*captions, encode(null_text, null_mask)),)
-    plain = _velocity(model, text.dtype, *captions)
-    paired = _velocity(model, text.dtype, *pairs, copies=1 if encode is None else 2)
+    call = Counted(model, len(noise))
+    plain = _velocity(call, text.dtype, *captions)
+    paired = _velocity(call, text.dtype, *pairs, copies=1 if encode is None else 2)
     for done, latents in enumerate(plan.solve(plain, paired, noise.float()), start=1):
         if on_step is not None:
             on_step(done, latents)
+    call.check(latents)  # the last velocity may have been a number, and what guidance made of it none
     return latents
+
+
+class Counted:
+    """A network whose calls are counted and looked at; its rows are those of `pictures`, once or twice."""
+
+    def __init__(self, model: Network, pictures: int):
+        self.model, self.pictures = model, pictures
+        self.made, self.t = 0, 0.0
+
+    def __call__(self, x: Tensor, t: Tensor, *captions: Tensor | EncodedText) -> Tensor:
+        """Call the network; NotNumbers where its velocity is none."""
+        velocity = self.model(x, t, *captions)
+        self.made, self.t = self.made + 1, float(t[0])
+        self.check(velocity)
+        return velocity
+
+    def check(self, x: Tensor) -> None:
+        """Raise NotNumbers where a row of x (B, ...) has NaN or infinity."""
+        broken = ~torch.isfinite(x).flatten(1).all(1)
+        if broken.any():
+            raise NotNumbers(self.made, self.t, int(broken.nonzero()[0]) % self.pictures)
 
 
 def _velocity(

@@ -115,6 +115,7 @@ class Opening:
         kernel = choose_kernel(self.kernel, device, dtype)
         parts = load_parts(folder, plan, device, dtype, stack, kernel=kernel, fused=self.compile)
         pipeline = Pipeline(choice, *parts)
+        pipeline.in_turn = plan.in_turn
         note(plan.words(pipeline.vae.factor))
         pipeline.weights = "+".join([pipeline.weights, *_told(stack.applied if stack else (), note)])
         return pipeline

@@ -19,7 +19,7 @@ from lumina_cli.core.sampling.cached import Cached, cache_for
 from lumina_cli.core.sampling.features import Features
 from lumina_cli.core.sampling.folder import ModelFolder, PlanLike, default_plan, reading
 from lumina_cli.core.sampling.jobs import Job, Setup, Wish
-from lumina_cli.core.sampling.latents import draw_latents
+from lumina_cli.core.sampling.latents import NotNumbers, draw_latents
 from lumina_cli.core.sampling.models import Choice, choose_model
 from lumina_cli.core.sampling.schedule import fitting
 from lumina_cli.core.sampling.sizes import Size, parse_size
@@ -34,14 +34,16 @@ class Pipeline(ModelFolder):
 
     transformer, text, vae   the network, the text encoder, the autoencoder
     features                 what the text encoder made of the last strings
+    in_turn                  whether only one part is in memory at a time: see `read_ahead`
     cache                    what left out main layers in the last draw, if its plan asked for that
     """
 
     def __init__(self, choice: Choice, transformer: NextDiT, text: TextEncoder, vae: Autoencoder):
         super().__init__(choice)
         self.transformer, self.text, self.vae = transformer, text, vae
-        self.features = Features(text.encode)
+        self.features = Features(lambda texts: text.encode(texts))  # looked up late: parts come and go
         self.cache: Cached | None = None
+        self.in_turn = False
         config = transformer.config
         if text.dim != config.text_dim or vae.channels != config.in_channels:
             raise LuminaError(
@@ -82,6 +84,13 @@ class Pipeline(ModelFolder):
         groups = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
         return [picture for group in groups for picture in self.draw_setup(group, setup, sides)]
 
+    def read_ahead(self, jobs: Sequence[Job], setup: Setup) -> None:
+        """Encode the texts of several batches at once, where the text encoder has to come back for each."""
+        if self.in_turn:
+            texts = [text for job in jobs for text in (setup.prompt(job), setup.negative(job))]
+            for text in dict.fromkeys(texts):
+                self.features.of([text])
+
     def draw(
         self,
         jobs: Sequence[Job],
@@ -108,31 +117,23 @@ class Pipeline(ModelFolder):
         negatives = [setup.negative(job) for job in jobs]
         null = self.features.of(negatives if len(set(negatives)) > 1 else negatives[:1])
 
-        def watch(done: int, latents: Tensor) -> None:
-            check_finite(latents, setup.plan, done, jobs)
-            if on_step is not None:
-                on_step(done, latents)
-
         self.cache = cache_for(setup.plan, self.folder, self.weights)
-        latents = draw_latents(
-            self.transformer, noise.to(text.device), text, mask, *null, setup.plan, watch, self.cache
-        )  # fmt: skip
+        try:
+            latents = draw_latents(
+                self.transformer, noise.to(text.device), text, mask, *null, setup.plan, on_step, self.cache
+            )  # fmt: skip
+        except NotNumbers as error:
+            raise LuminaError(what_broke(error, setup.plan, jobs[error.row])) from error
         return to_pictures(self.vae.decode(latents))
 
 
-def check_finite(latents: Tensor, plan: Plan, done: int, jobs: Sequence[Job]) -> None:
-    """Raise LuminaError, with the calls of the step, where latents (B, ...) have NaN or infinity after it."""
-    finite = torch.isfinite(latents).flatten(1).all(1)
-    if finite.all():
-        return
-    job = jobs[int((~finite).nonzero()[0])]
+def what_broke(error: NotNumbers, plan: Plan, job: Job) -> str:
+    """Say, in one line, at which call of a plan a picture stopped being numbers."""
     calls = plan.calls()
-    made = [number for number, call in enumerate(calls, start=1) if call.step == done - 1] or [0]
-    which = f"call {made[0]}" if len(made) == 1 else f"calls {made[0]} to {made[-1]}"
-    raise LuminaError(
-        f"NaN or infinity in the latents of {job.prompt[:40]!r}, seed {job.seed}, after step {done} of "
-        f"{plan.steps} ({which} of {len(calls)}, t {plan.times()[done - 1]:.4f}); the weights are damaged, "
-        "or the guidance is too strong"
+    step = calls[error.call - 1].step + 1
+    return (
+        f"NaN or infinity in the latents of {job.prompt[:40]!r}, seed {job.seed}, at call {error.call} of "
+        f"{len(calls)} (step {step}, t {error.t:.4f}); the weights are damaged, or the guidance is too strong"
     )
 
 

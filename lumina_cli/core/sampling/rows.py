@@ -60,7 +60,7 @@ def draw_rows(
         force      draw again what is already there
         note       told, a line each, what "auto" chose, which sizes were snapped and which prompts were cut
         progress   told (pictures done, pictures that were already there); the first counts steps as fractions
-        wishes     what `Wish` takes: seed, count, size, plan, preset, system, negative
+        wishes     what `Wish` takes: seed, count, size, plan, preset, system, negative, negative_system
 
     A row's own "seed", "size" and "negative" come first. A picture depends on its prompt, negative prompt,
     seed, size, and number from 0 to `count` - 1; not on the order or the other rows, nor on the batch, if
@@ -148,6 +148,7 @@ class Drawing:
         missing = [task for task in window if force or not task.drawn]
         self.there += len(window) - len(missing)
         self.progress(self.done, self.there)
+        self.pipeline.read_ahead([task.job for task in missing], self.setup)
         batches = iter(in_batches(missing, batch, self.pipeline.token_side))
         waiting = {task.place for task in missing}
         for task in window:
