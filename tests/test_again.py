@@ -1,6 +1,9 @@
 """A picture draws itself again: the same one where it can, and one clear line where it cannot."""
 
+import shutil
+from copy import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,9 +11,12 @@ from PIL import Image, PngImagePlugin
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
+from lumina_cli.core.flow.cache import Curve
+from lumina_cli.core.formats.fingerprint import adapter_digest
 from lumina_cli.core.formats.images import open_image, read_metadata, save_picture
 from lumina_cli.core.sampling import draw_rows, load_pipeline
 from lumina_cli.core.sampling.again import apart, draw_again, read_again
+from lumina_cli.core.sampling.cached import Fit, write_fit
 from lumina_cli.core.sampling.edit import EditingPipeline, read_edit
 from lumina_cli.core.sampling.jobs import Job, Setup
 from lumina_cli.core.sampling.metadata import Origin, to_metadata
@@ -30,7 +36,7 @@ def drawn(pipe, folder, format="png", **wishes):
 
 
 def again(pipe, paths, folder, **options):
-    return list(draw_again(paths, lambda name: pipe, folder / "again", **options))
+    return list(draw_again(paths, lambda *wanted: pipe, folder / "again", **options))
 
 
 def test_a_picture_comes_out_the_same(pipe, tmp_path):
@@ -73,7 +79,7 @@ def test_changes_go_over_what_it_tells(pipe, tmp_path):
 
 def test_the_picture_names_its_model_and_each_is_loaded_once(pipe, tmp_path):
     path, asked, told = drawn(pipe, tmp_path), [], []
-    load = lambda name: asked.append(name) or pipe  # noqa: E731
+    load = lambda name, loras, quantize: asked.append(name) or pipe  # noqa: E731
     list(draw_again([path, path], load, tmp_path / "again", note=told.append))
     assert (asked, told) == ([pipe.name], [])
     list(draw_again([path], load, tmp_path / "again", model="other"))
@@ -85,6 +91,70 @@ def test_other_weights_are_told(pipe, tmp_path):
     save_picture(open_image(path), path, read_metadata(path) | {"weights": "0123"})
     again(pipe, [path], tmp_path, note=told.append)
     assert told == [f"{path} was drawn by other weights than those of {pipe.name}; it will look different"]
+
+
+def test_what_was_done_to_the_weights_is_asked_for_again_or_named(pipe, tmp_path):
+    files = [tmp_path / name for name in ("here.safetensors", "changed.safetensors", "gone.safetensors")]
+    for file in files:
+        file.write_text(file.name)
+    loras = [(str(file), 0.1 + 0.2, adapter_digest(file)) for file in files]
+    files[1].write_text("another LoRA")
+    files[2].unlink()
+    path, told, asked = drawn(pipe, tmp_path), [], []
+    weights = "+".join([pipe.base_weights, *(f"{digest}:{scale:g}" for _, scale, digest in loras), "int8"])
+    save_picture(
+        open_image(path), path, read_metadata(path) | {"loras": loras, "quantize": "int8", "weights": weights}
+    )
+
+    def load(*wanted):
+        asked.append(wanted)
+        changed = copy(pipe)
+        changed.changed(loras[:1])
+        return changed
+
+    list(draw_again([path], load, tmp_path / "again", note=told.append))
+    assert asked == [(pipe.name, (f"{files[0]}:0.30000000000000004",), "int8")]
+    start, end = f"{path} was drawn with the LoRA {tmp_path}", "; it will look different"
+    assert told == [
+        f"{start}/changed.safetensors at 0.3, which has changed since{end}",
+        f"{start}/gone.safetensors at 0.3, which is gone{end}",
+        f"{path} was drawn in int8, which is left out here{end}",
+    ]
+    told.clear()
+    again(pipe, [path], tmp_path, note=told.append)
+    assert told[0] == f"{start}/here.safetensors at 0.3, which is left out here{end}"
+
+
+def test_pictures_that_do_not_name_their_loras_are_readable(pipe, tmp_path):
+    path = drawn(pipe, tmp_path)
+    metadata = read_metadata(path)
+    assert not {"loras", "quantize"} & set(metadata)
+    save_picture(open_image(path), path, metadata | {"weights": f"{pipe.weights}+0123456789ab:0.5"})
+    told = []
+    again(pipe, [path], tmp_path, note=told.append)
+    assert told == [f"{path} was drawn by other weights than those of {pipe.name}; it will look different"]
+
+
+@pytest.mark.parametrize("loras", [3, [["a.safetensors", "much", "0"]], [["a.safetensors"]]])
+def test_loras_that_make_no_sense_are_one_line(pipe, loras, tmp_path):
+    path = drawn(pipe, tmp_path)
+    save_picture(open_image(path), path, read_metadata(path) | {"loras": loras})
+    assert refused(path).startswith(f"{path}: the picture does not say how it was drawn")
+
+
+def test_another_fit_of_the_cache_is_told_and_draws_another_picture(tiny_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_folder, folder)
+    pipe, told, found = load_pipeline(folder), [], []
+    for height in (1.0, 2.0, 2.0):
+        write_fit(Fit(pipe.weights, Curve((0.0, height), 1.0), 1.0, 9), folder / "teacache.json")
+        (row,) = draw_rows([{"prompt": "two cups"}], pipe, tmp_path, plan=replace(PLAN, cache="tea:0.3"))
+        found.append((Path(row["image"]).name, row.get("resumed"), row.get("cached", {}).get("threshold")))
+    first, second, resumed = found
+    assert (first[1:], second[1:], resumed) == ((None, 0.3), (None, 0.3), (second[0], True, None))
+    assert first[0] != second[0]
+    again(pipe, [tmp_path / first[0], tmp_path / second[0]], tmp_path, note=told.append)
+    assert told == [f"{tmp_path / first[0]} was drawn by another fit of its cache; it will look different"]
 
 
 def test_another_programs_picture_is_taken_as_far_as_it_goes(pipe, tmp_path):

@@ -20,6 +20,7 @@ from lumina_cli.core.sampling.attention import (
     word_shares,
     word_tokens,
 )
+from lumina_cli.core.sampling.edit import Edit, EditingPipeline
 from lumina_cli.core.sampling.jobs import Job, Setup
 
 FAST = {"solver": "euler", "steps": 2}
@@ -137,7 +138,7 @@ def test_watching_changes_no_picture_and_leaves_no_hook(pipe, tmp_path):
     assert [one.tobytes() for one in watched] == [one.tobytes() for one in plain]
     assert not any(layer.attention.qkv._forward_hooks for layer in pipe.transformer.layers)
     assert {job for job, _ in attentive.maps} == set(jobs)
-    for maps in attentive.maps.values():
+    for (maps,) in attentive.maps.values():
         assert maps["cups"].shape == (4, 4)
         assert 0 < maps["cups"].mean() < 1
 
@@ -155,6 +156,31 @@ def test_overlays_stand_beside_their_pictures(pipe, tmp_path):
             assert "{}x{}".format(*open_image(path).size) == row["size"]
             assert read_metadata(path)["attention"] == word
     assert attentive.maps == {}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rows_that_are_the_same_have_their_maps_each(pipe, tmp_path, batch):
+    attentive = AttentivePipeline(pipe, ["cups"])
+    rows = [{"prompt": "two cups", "n": number} for number in range(3)]
+    done = list(with_overlays(draw_rows(rows, attentive, tmp_path, plan=FAST, batch=batch), attentive))
+    assert [row["n"] for row in done] == [0, 1, 2]
+    assert len({row["attention"]["cups"] for row in done}) == 3
+    assert attentive.maps == {}
+
+
+def test_a_picture_to_start_from_says_the_size(pipe, tmp_path):
+    editing = EditingPipeline(pipe, Edit(Image.new("RGB", (96, 48), "red"), 0.6))
+    attentive = AttentivePipeline(editing, ["cups"])
+    drawn = draw_rows([{"prompt": "two cups"}], attentive, tmp_path, plan=FAST)
+    (row,) = with_overlays(drawn, attentive)
+    assert row["size"] == "96x48"
+    assert open_image(row["attention"]["cups"]).size == (96, 48)
+
+
+def test_without_a_call_there_is_nothing_to_watch(pipe):
+    attentive = AttentivePipeline(EditingPipeline(pipe, Edit(Image.new("RGB", (64, 64)), 0.0)), ["cups"])
+    with pytest.raises(UsageError, match="at strength 0 the network is not called, and so looks at no word"):
+        attentive.draw_setup([Job("two cups")], Setup(pipe.plan_for(FAST)))
 
 
 def test_a_cache_and_a_missing_word_are_refused(pipe):
@@ -185,7 +211,7 @@ def test_nano_looks_at_the_thing_that_a_word_names(nano):
         pixels = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), float)
         strength = {"car": pixels[..., 0] - pixels[..., 2], "ball": pixels[..., 2] - pixels[..., 0]}
         places = {}
-        for word, share in attentive.maps[job, (128, 128)].items():
+        for word, share in attentive.maps[job, (128, 128)][0].items():
             row, column = divmod(int(share.argmax()), 8)
             places[word] = column
             assert strength[word][row, column] > strength[word].mean(), (word, job)

@@ -10,7 +10,16 @@ from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.cache import Curve, FirstBlock, Progress, Tea, change, decide, fit_curve
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.sampling import draw_latents, load_pipeline
-from lumina_cli.core.sampling.cached import Cached, Fit, Measure, Through, cache_for, read_fit, write_fit
+from lumina_cli.core.sampling.cached import (
+    Cached,
+    Fit,
+    Measure,
+    Through,
+    cache_for,
+    fit_digest,
+    read_fit,
+    write_fit,
+)
 from lumina_cli.core.sampling.teacache import Recorder, fit_teacache, scene_prompts
 
 LINE = Curve((0.0, 1.0), 1.0)  # the signal's change itself
@@ -136,7 +145,7 @@ def plain(network, inputs, **settings):
 
 
 @pytest.mark.parametrize("kind", ["tea", "first"])
-@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4", "unipc"])
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4", "dpm", "unipc"])
 def test_threshold_zero_is_no_cache_bit_by_bit(network, inputs, kind, solver):
     latents, cached = draw(network, inputs, f"{kind}:0", solver=solver, steps=3)
     assert torch.equal(latents, plain(network, inputs, solver=solver, steps=3))
@@ -276,6 +285,29 @@ def test_a_damaged_or_missing_file(tmp_path, text):
 def test_settings_that_are_none(text):
     with pytest.raises(UsageError, match="cache is"):
         Plan(cache=text)
+
+
+def test_what_is_dropped_leaves_the_counts(network, inputs):
+    _, cached = draw(network, inputs, "first:0.3")
+    before = cached.report()
+    assert before["skipped"] > 0
+    assert all(memory.residual is not None for one in cached.pictures for memory in one.branches)
+    cached.drop()
+    assert cached.report() == before
+    assert not any(memory.residual is not None or memory.signal is not None
+                   for one in cached.pictures for memory in one.branches)  # fmt: skip
+
+
+def test_a_fit_is_named_by_its_content_where_a_plan_goes_by_it(tmp_path):
+    tea = Plan(cache="tea:0.1")
+    assert fit_digest(tea, tmp_path) is None
+    found = set()
+    for points in (9, 10):
+        write_fit(Fit("w", LINE, 1.0, points), tmp_path / "teacache.json")
+        found |= {fit_digest(tea, tmp_path), fit_digest(Plan(cache="error:0.2"), tmp_path)}
+        assert fit_digest(Plan(cache="first:0.1"), tmp_path) is fit_digest(Plan(), tmp_path) is None
+    assert len(found) == 2
+    assert all(len(digest) == 12 for digest in found)
 
 
 def test_fitting_a_whole_model(tiny_folder, tmp_path):

@@ -162,6 +162,67 @@ def test_a_closed_stdout_is_no_bug():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+ENDED = """
+import os, signal, sys, time
+from lumina_cli.cli import app
+from lumina_cli.core import doctor
+
+def examine(*_):
+    {before}
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        {after}
+        time.sleep(20)
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)  # Slurm's, beside torchrun's
+        print("cleaned up")
+    yield
+
+doctor.examine = examine
+sys.argv[1:] = ["doctor"]
+app.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("pass", "pass"),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", "pass"),  # as in the background of a script
+        # training has a handler of its own
+        ("signal.signal(signal.SIGINT, lambda *_: None)", "raise KeyboardInterrupt"),
+    ],
+)
+def test_sigterm_is_like_an_interrupt(before, after):
+    command = [sys.executable, "-c", ENDED.format(before=before, after=after)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        143, "cleaned up\n", "lumina doctor: terminated\n"
+    )  # fmt: skip
+
+
+FORKED = """
+import os, signal, time
+from lumina_cli.cli import app
+
+app._heed_sigterm()
+ready, tell = os.pipe()
+child = os.fork()
+if not child:
+    os.write(tell, b"!")
+    time.sleep(20)
+    os._exit(0)
+os.read(ready, 1)  # Python forgets signals that come while it forks
+os.kill(child, signal.SIGTERM)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_worker_ends_as_usual():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("-15\n", "")
+
+
 def grouped() -> typer.Typer:
     group = typer.Typer(cls=fallback("run"), no_args_is_help=True, rich_markup_mode=None)
 

@@ -171,7 +171,11 @@ def test_a_terminal_gets_a_table_and_no_rows(pipeline, lumina, tmp_path, monkeyp
             2,
             "name what to score: --model NAME, --images DIR, or --ceiling",
         ),
-        ("geneval --ceiling --plan steps=3", 2, "--plan says how --model draws; there is nothing to draw"),
+        (
+            "geneval --ceiling --plan steps=3",
+            2,
+            "--plan and --preset say how --model draws; there is nothing to draw",
+        ),
         ("geneval --model tiny --plan stpes=3", 2, "a plan has no setting 'stpes'; did you mean 'steps'?"),
         ("genevel --model tiny", 2, "unknown benchmark 'genevel'; did you mean 'geneval'?"),
         ("geneval --model tiny --judge nana", 2, "unknown judge 'nana'; did you mean 'nano'?"),
@@ -271,8 +275,10 @@ def test_a_real_pipeline_draws_for_the_benchmark(monkeypatch, lumina, tiny_folde
     from lumina_cli.core.sampling.metadata import from_metadata
 
     monkeypatch.setitem(JUDGES, "nano", f"{__name__}:FakeJudge")
-    words = ("--per-task", 1, "--pictures", 1, "--out", tmp_path / "run", "--plan", "solver=euler,steps=3")
-    code, rows, err = lumina("geneval", "--model", tiny_folder, *words)
-    assert (code, len(rows)) == (0, 6), err
-    origin = from_metadata(read_metadata(rows[3]["filename"]))
-    assert (origin.number, origin.plan.solver, origin.plan.steps) == (3000, "euler", 3)
+    words = ("--per-task", 1, "--pictures", 1, "--out")
+    plans = {"own": ("solver=euler,steps=3",), "preset": ("steps=3", "--preset", "fast")}
+    for (name, plan), solver in zip(plans.items(), ("euler", "dpm"), strict=True):
+        code, rows, err = lumina("geneval", "--model", tiny_folder, *words, tmp_path / name, "--plan", *plan)
+        assert (code, len(rows)) == (0, 6), err
+        origin = from_metadata(read_metadata(rows[3]["filename"]))
+        assert (origin.number, origin.plan.solver, origin.plan.steps) == (3000, solver, 3)

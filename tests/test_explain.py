@@ -3,14 +3,18 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.sampling import explain_rows, load_pipeline
+from lumina_cli.core.sampling.edit import EditingPipeline, read_edit
 from lumina_cli.core.sampling.jobs import Job, Wish
 from lumina_cli.core.sampling.latents import draw_latents
+from lumina_cli.core.sampling.opened import Opening
 
 SYSTEM = (
     "You are an assistant designed to generate high-quality images based on user prompts. <Prompt Start> "
@@ -93,6 +97,43 @@ def test_what_is_not_read_is_told(hollow):
     }  # fmt: skip
 
 
+@pytest.fixture
+def wide(tmp_path):
+    """A picture of 96x48 and a mask of its left half."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 96, 3), np.uint8)).save(
+        tmp_path / "wide.png"
+    )
+    mask = Image.new("L", (96, 48))
+    mask.paste(255, (0, 0, 48, 48))
+    mask.save(tmp_path / "mask.png")
+    return tmp_path / "wide.png", tmp_path / "mask.png"
+
+
+@pytest.mark.parametrize(("masked", "strength"), [(False, None), (True, None), (True, 0.3), (False, 0.0)])
+def test_an_edit_is_explained_as_it_is_drawn(hollow, tiny_folder, wide, monkeypatch, masked, strength):
+    init, mask = wide[0], wide[1] if masked else None
+    opening = Opening(init=init, mask=mask, strength=strength)
+    told, calls, texts = explain(hollow, "two cups", plan={"steps": 6}, opening=opening)
+    pipe, made = EditingPipeline(load_pipeline(tiny_folder), read_edit(init, mask, strength)), []
+    network = pipe.transformer.forward
+    watched = lambda x, t, *rest, **more: made.append((t[0].item(), len(x))) or network(x, t, *rest, **more)  # noqa: E731
+    monkeypatch.setattr(pipe.transformer, "forward", watched)
+    (picture,) = pipe.draw_setup([Job("two cups")], Wish(plan={"steps": 6}).resolve(pipe))
+    assert [call["t"] for call in calls] == pytest.approx([t for t, _ in made])
+    assert told["calls"] == len(made)
+    assert told["size"] == texts[0]["size"] == "{}x{}".format(*picture.size) == "96x48"
+    assert told["image_tokens"] == 96 * 48 // 16**2
+    assert told["edit"] == pipe.edit_settings
+    assert told["times"][0] == pytest.approx(1 - pipe.edit.strength)
+
+
+def test_a_size_that_is_asked_for_goes_before_the_pictures(hollow, wide):
+    rows = [{"prompt": "two cups", "size": "48x64"}, {"prompt": "a ball"}]
+    told, _, texts = explain(hollow, *rows, size="64x48", opening=Opening(init=wide[0]))
+    assert told["size"] == "64x48"
+    assert [text["size"] for text in texts[::2]] == ["48x64", "64x48"]
+
+
 def test_wrong_wishes_are_told_as_drawing_would(hollow):
     with pytest.raises(UsageError, match="unknown preset 'none'"):
         explain(hollow, "a", preset="none")
@@ -109,6 +150,36 @@ def test_rows_on_a_pipe_and_no_picture(hollow, tmp_path, monkeypatch, capfd):
         "text",
     ]
     assert (done.err, list(tmp_path.iterdir())) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["--init", "gone.png"], 1, "gone.png: no such picture"),
+        (["--init", "wide.png", "--strength", "2"], 2, "strength is 2.0, but must be from 0"),
+        (["--init", "wide.png", "--mask", "small.png"], 2, "make them one size"),
+        (["--strength", "0.5"], 2, "--mask and --strength need --init"),
+        (["--quantize", "int9"], 2, "unknown quantisation 'int9'"),
+        (["--lora", "gone.safetensors"], 1, "gone.safetensors"),
+        (["--lora", "small.png"], 1, "small.png"),
+        (["--attention", "horse"], 2, "'horse' is not in the prompt 'two cups'"),
+        (["--memory", "much"], 2, "much"),
+    ],
+)
+def test_what_would_not_be_drawn_is_not_explained(hollow, wide, words, code, line, monkeypatch, capfd):
+    monkeypatch.chdir(wide[0].parent)
+    Image.new("L", (16, 16), "white").save("small.png")
+    assert run(["sample", "two cups", "--model", str(hollow), "--explain", *words]) == code
+    assert line in capfd.readouterr().err
+
+
+def test_the_page_says_where_an_edit_starts(hollow, wide, monkeypatch, capfd):
+    monkeypatch.chdir(wide[0].parent)
+    monkeypatch.setattr("lumina_cli.cli.output.is_terminal", lambda: True)
+    assert run(["sample", "two cups", "--model", str(hollow), "--explain", "--init", "wide.png"]) == 0
+    page = " ".join(capfd.readouterr().err.split())
+    assert "it starts from wide.png at strength 0.6" in page
+    assert "96x48 (18 image tokens)" in page
 
 
 @pytest.mark.parametrize("columns", [50, 80])

@@ -1,13 +1,14 @@
 """The flow: path, noise, solvers by their measured order, guidance by its identities, and the plan's own errors."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan, draw_noise, interpolate, shift_time, train_shift
-from lumina_cli.core.flow.guidance import apg, cfg, guide, renorm, renorm_rows, zero_star
+from lumina_cli.core.flow.guidance import apg, cfg, guide, renorm, renorm_data, renorm_rows, zero_star
 from lumina_cli.core.flow.path import (
     data_from,
     from_sigma,
@@ -175,15 +176,21 @@ def paired_velocity(rows):
 def test_guidance_runs_within_its_span_only():
     rows = []
     plain = lambda x, t: rows.append(len(x)) or torch.full_like(x, 3.0)  # noqa: E731
-    guided = guide(plain, paired_velocity(rows), cfg(4.0), (0.1, 0.25), ratio=None)
+    plan = Plan("euler", 4, shift=1.0, guide_from=0.25, guide_until=0.75, renorm=None)
     x = torch.zeros(2, 1, 2, 2)
-    assert [guided(x, t).unique().tolist() for t in (0.05, 0.1, 0.2, 0.25)] == [[3], [9], [9], [3]]
+    states = [x, *plan.solve(plain, paired_velocity(rows), x)]
+    assert [(4 * (s - t)).unique().tolist() for t, s in pairwise(states)] == [[3], [9], [9], [3]]
     assert rows == [2, 4, 4, 2]
 
 
-def test_guidance_until_one_covers_the_very_end():
-    guided = guide(None, paired_velocity([]), cfg(2.0), Plan(guide_until=1.0).guided_span(), ratio=None)
-    assert guided(torch.zeros(1, 1, 2, 2), 1.0).unique().tolist() == [5]
+@pytest.mark.parametrize("unit", ["time", "sigma"])
+def test_guidance_until_one_covers_the_very_end(unit):
+    whole = Plan(guide_until=1.0, guide_unit=unit)
+    assert all(whole.guides(step, t) for step, t in ((0, 0.0), (16, 1.0)))
+    assert not any(
+        Plan(guide_until=0.0, guide_unit=unit).guides(step, t) for step, t in ((0, 0.0), (16, 1.0))
+    )
+    assert guide(paired_velocity([]), cfg(2.0), ratio=None)(torch.zeros(1, 1, 2, 2), 1.0).unique() == 5
 
 
 def test_guidance_of_one_calls_the_caption_alone():
@@ -219,6 +226,18 @@ def test_steps_count_as_diffusers_counts_them(steps, ratio):
     assert [call.rows == 2 for call in plan.calls()] == [(i + 1) / steps <= ratio for i in range(steps)]
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0)])
+def test_all_calls_of_a_guided_step_are_guided_and_no_others(solver, low, high):
+    plan = Plan(solver, 8, guide_from=low, guide_until=high, guide_unit="steps")
+    rows = [call.rows for call in plan.calls()]
+    assert rows == [
+        2 if low <= step / 8 and (step + 1) / 8 <= high else 1
+        for step in range(8)
+        for _ in range(CALLS[solver])
+    ]
+
+
 def random_pictures(*shape):
     return torch.randn(3, *shape, dtype=torch.float64)
 
@@ -234,9 +253,10 @@ def test_zero_star_is_plain_guidance_towards_the_nearest_multiple():
     assert zero_star(3.0)(captioned, torch.zeros_like(free), x, 0.3).isfinite().all()
 
 
-def test_cfg_zero_stands_still_in_its_first_step():
-    calls = Plan("midpoint", 5, guide="cfg-zero", guide_until=1.0).calls()
-    assert [call.step for call in calls] == [n for n in range(1, 5) for _ in range(2)]
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_cfg_zero_stands_still_in_its_first_step(solver):
+    plan = Plan(solver, 5, guide="cfg-zero", guide_until=1.0)
+    assert [call.step for call in plan.calls()] == [n for n in range(1, 5) for _ in range(CALLS[solver])]
 
 
 def test_apg_keeps_no_more_of_the_captioned_data_than_asked():
@@ -266,6 +286,33 @@ def test_rows_are_made_as_long_as_the_captions_both_ways():
     plain = torch.randn(2, 3, 4, 8)
     guided = plain * torch.rand(2, 3, 4, 1) * 3
     torch.testing.assert_close(renorm_rows(guided, plain), plain)
+
+
+def lengths(pictures):
+    return torch.linalg.vector_norm(pictures, dim=(1, 2, 3), keepdim=True)
+
+
+def test_of_data_the_norms_are_those_of_what_velocities_lead_to():
+    captioned, guided, x, t = *(random_pictures(4, 5, 5) for _ in range(3)), 0.3
+    guided = guided * torch.tensor([0.1, 5.0, 50.0], dtype=torch.float64).view(3, 1, 1, 1)
+    own, before = data_from(x, captioned, t), data_from(x, guided, t)
+    after = data_from(x, renorm_data(guided, captioned, x, t, 0.9), t)
+    torch.testing.assert_close(lengths(after), torch.minimum(lengths(before), 0.9 * lengths(own)))
+    torch.testing.assert_close(after / lengths(after), before / lengths(before))
+    assert lengths(after)[2] < lengths(before)[2]
+    rows = data_from(x, renorm_data(guided, captioned, x, t, "row"), t)
+    torch.testing.assert_close(rows.norm(dim=-1), own.norm(dim=-1))
+    assert torch.equal(renorm_data(guided, captioned, x, 1.0, 1.0), guided)
+
+
+def test_a_plan_renormalises_what_it_says():
+    captioned, free, x = (random_pictures(4, 5, 5) for _ in range(3))
+    drawn = {}
+    for of in ("velocity", "data"):
+        plan = Plan("euler", 1, guidance=9.0, guide_until=1.0, renorm_of=of)
+        (drawn[of],) = plan.solve(None, lambda x, t: torch.cat([captioned, free]), x)
+    torch.testing.assert_close(lengths(drawn["velocity"] - x), lengths(captioned))
+    torch.testing.assert_close(lengths(drawn["data"]), lengths(x + captioned))
 
 
 def test_unipc_is_that_of_diffusers():
@@ -301,6 +348,9 @@ def test_plan_survives_json():
     plan = Plan(solver="dpm", steps=14, shift=3.0, renorm=None)
     assert Plan.from_json(plan.to_json()) == plan
     assert Plan.from_json('{"steps": 4}') == Plan(steps=4)
+    older = Plan(renorm=2.0).to_json()
+    del older["renorm_of"]  # which pictures of before do not tell
+    assert Plan.from_json(older) == Plan(renorm=2.0, renorm_of="velocity")
 
 
 @pytest.mark.parametrize(
@@ -319,6 +369,7 @@ def test_plan_survives_json():
         ({"shift": 0.0}, "shift is 0.0, but must be a number above 0"),
         ({"guidance": math.nan}, "guidance is nan, but must be a number"),
         ({"renorm": -1}, "renorm is -1, but must be a number above 0, row, or off"),
+        ({"renorm_of": "noise"}, "renorm_of is 'noise', but must be one of velocity, data"),
         ({"stpes": 3}, "a plan has no setting 'stpes'; did you mean 'steps'?"),
     ],
 )

@@ -10,8 +10,9 @@ from PIL import Image
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.formats.images import open_image, read_metadata
-from lumina_cli.core.sampling import draw_rows, load_pipeline, sheet
+from lumina_cli.core.sampling import draw_rows, grid, load_pipeline, sheet
 from lumina_cli.core.sampling.grid import AXES, cells_of, draw_grid, read_grid
+from lumina_cli.core.sampling.schedule import Split
 from lumina_cli.core.sampling.sheet import GROUND, Sheet, draw_sheet, missing, runs, wrap
 
 FAST = {"solver": "euler", "steps": 2}
@@ -39,7 +40,7 @@ EXAMPLES = {
     "cache": "first:0.1",
     "preset": "official",
 }
-EXAMPLES |= {"system": "base", "size": "64x48", "renorm": "row"}
+EXAMPLES |= {"system": "base", "size": "64x48", "renorm": "row", "renorm_of": "data"}
 
 
 @pytest.mark.parametrize("name", AXES)
@@ -107,11 +108,12 @@ def test_every_cell_is_what_it_would_be_alone(pipe, tmp_path):
         None,
         None,
         None,
-        str(tmp_path / "grid" / "own-grid-s5.png"),
+        str(tmp_path / "grid" / "own-grid-guidance-1-6-calls-2-3-s5.png"),
     ]
     assert read_metadata(drawn[-1]["sheet"]) == {
         "grid": {"guidance": [1, 6], "calls": [2, 3]},
         "of": "two cups",
+        "pictures": [row["image"].rpartition("/")[2] for row in drawn],
     }
 
 
@@ -121,7 +123,76 @@ def test_a_grid_drawn_twice_draws_nothing(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr(type(pipe), "draw_setup", lambda *args: pytest.fail("drawn again"))
     again = list(draw_grid([{"prompt": "two cups"}], axes, pipe, tmp_path, plan=FAST))
     assert [row["image"] for row in again] == [row["image"] for row in first]
-    assert again[-1]["sheet"] == first[-1]["sheet"] == str(tmp_path / "00000-two-cups-grid.png")
+    assert again[-1]["sheet"] == first[-1]["sheet"] == str(tmp_path / "00000-two-cups-grid-seed-1-2.png")
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_another_grid_of_the_same_prompt_keeps_the_first_ones_sheet(pipe, tmp_path):
+    def draw(axes, **plan):
+        rows = [{"prompt": "two cups"}]
+        *_, last = draw_grid(rows, read_grid(axes), pipe, tmp_path, plan=FAST | plan)
+        return last["sheet"].rpartition("/")[2]
+
+    first, before = draw("guidance=1,6"), files(tmp_path)
+    names = [draw("calls=2,3"), draw("guidance=1,6", shift=2.0), draw("guidance=1,6", shift=3.0)]
+    stem = "00000-two-cups-grid-guidance-1-6-s0"
+    assert [first, *names] == [
+        f"{stem}.png", "00000-two-cups-grid-calls-2-3-s0.png", f"{stem}-2.png", f"{stem}-3.png"
+    ]  # fmt: skip
+    assert before.items() <= files(tmp_path).items()
+    after = files(tmp_path)
+    assert [draw("guidance=1,6"), draw("guidance=1,6", shift=2.0)] == [f"{stem}.png", f"{stem}-2.png"]
+    assert files(tmp_path) == after
+
+
+SAME = [{"prompt": word, "key": "same"} for word in ("two cups", "a ball", "a car")]
+
+
+def test_rows_with_one_key_share_no_file(pipe, tmp_path):
+    drawn = list(draw_grid(SAME, read_grid("guidance=1,6"), pipe, tmp_path, plan=FAST))
+    assert len({row["image"] for row in drawn}) == 6
+    sheets = [row["sheet"] for row in drawn if "sheet" in row]
+    assert [read_metadata(sheet)["of"] for sheet in sheets] == [row["prompt"] for row in SAME]
+    assert [read_metadata(row["image"])["prompt"] for row in drawn] == [row["prompt"] for row in drawn]
+
+
+def test_shares_of_a_grid_have_the_names_of_the_whole(pipe, tmp_path):
+    axes, told = read_grid("guidance=1,6"), []
+    parts = [
+        list(draw_grid(SAME, axes, pipe, tmp_path / "parts", plan=FAST, split=Split(part, 2)))
+        for part in (1, 0)
+    ]
+    assert [[row["prompt"] for row in part] for part in parts] == [
+        ["a ball"] * 2, ["two cups"] * 2 + ["a car"] * 2
+    ]  # fmt: skip
+    again = {"plan": FAST, "progress": lambda *done: told.append(done)}
+    whole = list(draw_grid(SAME, axes, pipe, tmp_path / "parts", **again))
+    assert [row.pop("resumed") for row in whole] == [True] * 6
+    order = [row["prompt"] for row in SAME]
+    assert sorted(parts[0] + parts[1], key=lambda row: order.index(row["prompt"])) == whole
+    assert told[-1] == (0, 6)
+    list(draw_grid(SAME, axes, pipe, tmp_path / "whole", **again))
+    assert told[-1] == (6, 0)
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {
+        path.name for path in (tmp_path / "parts").iterdir()
+    }
+
+
+def test_another_run_in_the_folder_loses_no_sheet(pipe, tmp_path, monkeypatch):
+    axes, draw = read_grid("seed=1,2"), grid.draw_sheet
+
+    def slow(*sheet):
+        if not list(tmp_path.glob("*-grid-*")):
+            (tmp_path / "00000-two-cups-grid-seed-1-2.png").write_text("somebody's")
+        return draw(*sheet)
+
+    monkeypatch.setattr(grid, "draw_sheet", slow)
+    *_, last = draw_grid([{"prompt": "two cups"}], axes, pipe, tmp_path, plan=FAST)
+    assert last["sheet"].endswith("00000-two-cups-grid-seed-1-2-2.png")
+    assert (tmp_path / "00000-two-cups-grid-seed-1-2.png").read_text() == "somebody's"
 
 
 def test_every_prompt_and_number_has_its_sheet(pipe, tmp_path):
@@ -130,8 +201,8 @@ def test_every_prompt_and_number_has_its_sheet(pipe, tmp_path):
     assert len(drawn) == 8
     sheets = [row["sheet"].rpartition("/")[2] for row in drawn if "sheet" in row]
     assert sheets == [
-        "00000-two-cups-grid-s0-0.png", "00000-two-cups-grid-s0-1.png",
-        "00001-a-ball-grid-s0-0.png", "00001-a-ball-grid-s0-1.png",
+        "00000-two-cups-grid-size-64-64x48-s0-0.png", "00000-two-cups-grid-size-64-64x48-s0-1.png",
+        "00001-a-ball-grid-size-64-64x48-s0-0.png", "00001-a-ball-grid-size-64-64x48-s0-1.png",
     ]  # fmt: skip
 
 
@@ -143,6 +214,12 @@ def test_a_note_of_every_cell_is_told_once(pipe, tmp_path):
         )
     )
     assert len([line for line in told if "too long" in line]) == 1
+
+
+def test_a_note_tells_the_row_that_it_is_about(pipe, tmp_path):
+    told, rows = [], [{"prompt": "a ball"}, {"prompt": "two cups " * 60}]
+    list(draw_grid(rows, read_grid("seed=1,2"), pipe, tmp_path, told.append, plan=FAST))
+    assert [line.partition(":")[0] for line in told if "too long" in line] == ["row 2"]
 
 
 def test_a_mistake_costs_no_drawing(pipe, tmp_path):

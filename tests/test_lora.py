@@ -114,6 +114,15 @@ def test_it_comes_off_bit_by_bit(model, tmp_path):
     remove_loras(model)  # nothing is left to remove
 
 
+def test_what_is_never_taken_off_keeps_no_weights_of_before(model, tmp_path):
+    pairs = apart()
+    wanted = expected(model, pairs)
+    apply_loras(model, [write(pairs, "kohya", tmp_path / "x.safetensors")], keep=False)
+    assert_weights(model, wanted)
+    remove_loras(model)  # finds nothing that could come back
+    assert_weights(model, wanted)
+
+
 def test_a_second_call_replaces_the_first_and_order_does_not_matter(model, tmp_path):
     one, two = (
         write(pairs, "comfyui", tmp_path / f"{n}.safetensors")

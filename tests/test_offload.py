@@ -9,6 +9,7 @@ import conftest
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.encoders.vae import Autoencoder
@@ -19,10 +20,11 @@ from lumina_cli.core.formats.weights import read_weights, write_weights
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig, load_transformer, save_transformer
 from lumina_cli.core.nextdit.convert import to_dialect
 from lumina_cli.core.nextdit.lora import LoraStack, apply_loras
-from lumina_cli.core.sampling import draw_latents, draw_rows
+from lumina_cli.core.sampling import Opening, draw, draw_latents, draw_rows, offload
+from lumina_cli.core.sampling.jobs import Job, Setup
 from lumina_cli.core.sampling.memory import MemoryPlan, parse_memory, plan_memory, say_bytes, watch_peak
 from lumina_cli.core.sampling.models import Choice, find_nano
-from lumina_cli.core.sampling.offload import Residence, load_parts
+from lumina_cli.core.sampling.offload import Residence, Room, load_parts
 from lumina_cli.core.sampling.pipeline import Pipeline
 from lumina_cli.core.sampling.streamed import StreamedLinear, read_transformer, streamable
 
@@ -105,6 +107,12 @@ def test_too_little_says_how_much_would_do(large_folder):
     assert plan_memory(large_folder, least * MIB, (512, 512)).peak <= least * MIB
     with pytest.raises(UsageError):
         plan_memory(large_folder, (least - 2) * MIB, (512, 512))
+
+
+def test_what_a_cache_remembers_takes_room(large_folder):
+    plain, cached = (plan_memory(large_folder, 2**40, (256, 256), 16, cached=on) for on in (False, True))
+    tokens = 16 * 2 * (16 * 16 + 299)  # pictures, branches, image and text
+    assert cached.peak - plain.peak == 3 * 4 * 512 * tokens
 
 
 def test_more_pictures_and_larger_numbers_take_more(large_folder):
@@ -200,7 +208,7 @@ def test_what_is_known_needs_no_loading(tiny_folder, streamed):
 
 def test_one_part_at_a_time():
     for in_turn, left in [(True, ["b"]), (False, ["a", "b"])]:
-        residence = Residence({"a": list, "b": dict}, in_turn, CPU)
+        residence = Residence({"a": list, "b": dict}, MemoryPlan(1, in_turn), CPU)
         assert residence.part("a") is residence.part("a")
         residence.part("b")
         assert list(residence.parts) == left
@@ -213,11 +221,112 @@ def test_texts_of_a_window_are_read_before_the_network_comes(tiny_folder, tmp_pa
         residence.loaders[name] = lambda name=name, load=load: came.append(name) or load()
     pipeline = Pipeline(Choice("tiny", tiny_folder), *parts)
     assert not came  # above all not the text encoder, which a bound method would keep in memory
-    pipeline.in_turn = True
+    pipeline.room = Room(parts, lambda *wanted: streamed, 1, print)
     rows = [{"prompt": prompt} for prompt in ("a red car", "two cups", "a red car", "a ball")]
     drawn = list(draw_rows(rows, pipeline, tmp_path, batch=1, plan={"solver": "euler", "steps": 1}))
     assert len(drawn) == 4
     assert came == ["text", *["transformer", "vae"] * 4]
+
+
+PLANS = {
+    64: MemoryPlan(9),
+    128: MemoryPlan(9, True, True, frozenset({"a"}), 0.2, 32),
+    96: MemoryPlan(9, True, tile=48),
+}
+
+
+def test_a_larger_size_plans_anew_and_a_smaller_one_keeps_what_that_took(tiny_folder):
+    parts = load_parts(tiny_folder, MemoryPlan(9), CPU, torch.float32)
+    residence, asked, told = parts[0]._residence, [], []
+    room = Room(parts, lambda size, *more: asked.append((size, *more)) or PLANS[size[0]], 2, told.append)
+    found = []
+    for side in (64, 96, 64, 128, 64):
+        room.make((side, side), 1, side == 96)
+        plan = residence.plan
+        found.append((plan.in_turn, plan.text_streamed, plan.share, plan.tile))
+    assert found == [
+        (False, False, 0.0, None), (True, False, 0.0, 48), (True, False, 0.0, None),
+        (True, True, 0.2, 32), (True, True, 0.2, None),
+    ]  # fmt: skip
+    # as for a whole batch, and each kind once
+    assert asked == [((64, 64), 2, False), ((96, 96), 2, True), ((128, 128), 2, False)]
+    assert told[0] == "memory 1M: all parts stay in memory"
+    assert told[1].startswith("for 96x96 memory 1M: text encoder, transformer and autoencoder one at a time;")
+
+
+def test_parts_that_a_plan_wants_otherwise_are_dropped(monkeypatch):
+    monkeypatch.setattr(offload, "give_back", lambda device: None)  # takes long, and nothing is there
+    made = {"text": list, "transformer": dict, "vae": set}
+    for plan, left in (
+        (MemoryPlan(1), ["text", "transformer", "vae"]),
+        (MemoryPlan(1, text_streamed=True), ["transformer", "vae"]),
+        (MemoryPlan(1, streamed=frozenset("a")), ["text", "vae"]),
+        (MemoryPlan(1, tile=32), ["text", "transformer"]),
+        (MemoryPlan(1, in_turn=True), []),
+    ):
+        residence = Residence(made, MemoryPlan(1), CPU)
+        for name in made:
+            residence.part(name)
+        residence.adopt(plan)
+        assert list(residence.parts) == left
+
+
+@pytest.fixture
+def tight(large_folder, tmp_path):
+    """Draw rows from the larger model in 150 MB; returns (rows, notes, peaks of what was planned)."""
+
+    def call(rows, **settings):
+        told, opening = [], Opening(memory="150M")
+        wishes = {"size": "64", "plan": {"solver": "euler", "steps": 1}} | settings
+        drawn = draw(rows, large_folder, tmp_path / "out", opening, note=told.append, **wishes)
+        return list(drawn), told
+
+    return call
+
+
+def test_rows_of_other_sizes_are_planned_for(tight):
+    rows, told = tight([{"prompt": "a"}, {"prompt": "b", "size": "256"}])
+    assert [row["size"] for row in rows] == ["64x64", "256x256"]
+    assert told[0].startswith("memory 150M")
+    assert told[1].startswith("for 256x256 memory 150M")
+    assert share(told[1]) > share(told[0])
+
+
+def share(line):
+    """The percentage of the transformer that stays in its file."""
+    return int(line.split("% of the transformer")[0].split()[-1]) if "%" in line else 0
+
+
+def test_a_size_beyond_the_budget_is_one_line_that_names_it(tight, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"^memory 150M is too little: .* takes \d+M for 1 of 1024x1024 at once; "
+    ):
+        tight([{"prompt": "a"}, {"prompt": "b", "size": "1024"}])
+    assert len(list((tmp_path / "out").iterdir())) == 1  # the first is there
+
+
+def test_a_default_size_that_nobody_draws_need_not_fit(large_folder):
+    budget, told = 110 * MIB, []
+    with pytest.raises(UsageError):
+        plan_memory(large_folder, budget, (512, 512))
+    pipeline = Opening(memory=str(budget)).open(large_folder, told.append)
+    assert told == []
+    with pytest.raises(UsageError, match="for 1 of 512x512 at once"):
+        pipeline.draw_setup([Job("a")], Setup(PLAN))
+    (picture,) = pipeline.draw_setup([Job("a")], Setup(PLAN), (64, 64))
+    assert picture.size == (64, 64)
+    with pytest.raises(UsageError, match=r"memory 9M is too little: .* for 1 of 512x512 at once"):
+        Opening(memory="9M").open(large_folder, told.append)
+
+
+def test_a_picture_to_start_from_is_planned_for(large_folder, tmp_path):
+    Image.new("RGB", (256, 256), "red").save(tmp_path / "red.png")
+    told = []
+    pipeline = Opening(memory="150M", init=tmp_path / "red.png").open(large_folder, told.append)
+    pipeline.draw_setup([Job("a")], Setup(PLAN))
+    peak = plan_memory(large_folder, 150 * MIB, (256, 256))
+    assert pipeline.room.residence.plan == peak
+    assert told == [peak.words()]
 
 
 @pytest.mark.parametrize("dialect", ["diffusers", "comfyui", "official", "lumina"])

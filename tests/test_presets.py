@@ -29,6 +29,7 @@ def test_diffusers_takes_the_models_shift_and_cuts_by_steps():
 def test_comfyui_neither_truncates_nor_renormalises_of_itself():
     plan = find_preset("comfyui").resolve(3.0, {})
     assert (plan.shift, plan.renorm, [call.rows for call in plan.calls()]) == (6.0, None, [2] * 36)
+    assert plan.renorm_of == "data"
     late = find_preset("comfyui").resolve(3.0, {"guide_until": 0.5}).calls()
     assert [call.rows == 2 for call in late] == [1 - call.t < 0.5 for call in late]
 
@@ -112,15 +113,16 @@ def diffusers_loop(x, steps, ratio, shift):
 
 
 def comfyui_loop(x, steps, until, ratio):
+    """Where a node that guides meets pictures without noise: `own` and `null` are what the state leads to."""
     sigmas = [1 - shifted(k / steps, 6.0) for k in range(steps + 1)]
     for sigma, after in pairwise(sigmas):
-        own = toy(x, 1 - sigma, True)
-        v = own
+        own, null = (x + sigma * toy(x, 1 - sigma, captioned) for captioned in (True, False))
+        clean = own
         if sigma < until:
-            v = toy(x, 1 - sigma, False) + 4 * (own - toy(x, 1 - sigma, False))
-            if ratio and v.norm() > ratio * own.norm():
-                v = v * (ratio * own.norm() / v.norm())
-        x = x + (after - sigma) * -v
+            clean = null + 4 * (own - null)
+            if ratio and clean.norm() > ratio * own.norm():
+                clean = clean * (ratio * own.norm() / clean.norm())
+        x = x + (after - sigma) * (x - clean) / sigma
     return x
 
 
@@ -142,6 +144,7 @@ PROGRAMS = {
     "comfyui, RenormCFG": (
         {"steps": 20, "guide_until": 0.5, "renorm": 1.0}, lambda x: comfyui_loop(x, 20, 0.5, 1.0)
     ),
+    "comfyui, RenormCFG throughout": ({"renorm": 0.9}, lambda x: comfyui_loop(x, 36, 100.0, 0.9)),
 }  # fmt: skip
 
 
@@ -151,6 +154,13 @@ def test_each_preset_is_its_programs_own_loop(case):
     x = torch.randn(1, 2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plan = find_preset(case.partition(",")[0]).resolve(3.0, given)
     torch.testing.assert_close(ours(x, plan), loop(x), rtol=1e-9, atol=1e-9)
+
+
+def test_the_node_does_not_measure_velocities():
+    x = torch.randn(1, 2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    given = ({"renorm": 1.0}, {"renorm": 1.0, "renorm_of": "velocity"}, {})
+    node, official, none = (ours(x, find_preset("comfyui").resolve(3.0, some)) for some in given)
+    assert min((node - official).norm(), (node - none).norm()) > 0.1
 
 
 def test_presets_differ_where_their_words_are_the_same():

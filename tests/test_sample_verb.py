@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import subprocess
 import sys
 
 import pytest
@@ -125,11 +126,26 @@ def test_shards_draw_the_names_of_the_whole(sample, tmp_path):
     assert [row["image"] for row in whole] == [parts[n % 2][n // 2]["image"] for n in range(3)]
 
 
+def test_grids_and_pictures_drawn_again_are_shared_too(sample, tmp_path):
+    prompts, axes = ("two cups", "a ball", "a car"), ("--grid", "guidance=1,2")
+    parts = [sample(*prompts, *axes, "--shard", f"{part}/2")[1] for part in range(2)]
+    assert [[row["prompt"] for row in part] for part in parts] == [
+        ["two cups"] * 2 + ["a car"] * 2, ["a ball"] * 2
+    ]  # fmt: skip
+    assert all(row["resumed"] for row in sample(*prompts, *axes)[1])
+    again = [word for row in parts[0][:3] for word in ("--from", row["image"])]
+    shares = [sample(*again, "--shard", f"{part}/2", steps=None)[1] for part in range(2)]
+    assert [row["from"] for part in shares for row in part] == [again[1], again[5], again[3]]
+
+
 def test_processes_of_torchrun_share_the_rows(sample, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, rows, _ = sample("two cups", "a ball", "a car")
     assert (code, [row["image"] for row in rows]) == (0, ["out/00001-a-ball-s0.png"])
+    _, rows, _ = sample("two cups", "a ball", "--grid", "seed=1,2")
+    assert [row["prompt"] for row in rows] == ["a ball"] * 2
+    assert sample("--from", rows[0]["image"], steps=None)[:2] == (0, [])
     monkeypatch.setattr(sys, "stdin", io.StringIO("two cups\n"))
     assert sample("-") == (
         2, [], "lumina sample: 2 processes cannot share one stdin; name a file of rows\n"
@@ -169,6 +185,8 @@ def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
         (["a", "--model", "."], 1, ". is not a model folder; it would hold transformer/, vae/, text_encoder/, tokenizer/"),
         ([""], 1, "the prompt is empty"),
         (["none.jsonl"], 1, "none.jsonl: no such file of rows"),
+        (["promts.txt"], 1, "promts.txt: no such file of rows"),
+        (["two cups", "sub/promts.csv"], 1, "sub/promts.csv: no such file of rows"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_one_line(words, code, message, tiny_folder, tmp_path, monkeypatch, capfd):
@@ -247,3 +265,34 @@ def test_the_bar_moves_with_every_step_and_counts_only_what_is_drawn(sample, mon
     bar.moves.clear()
     sample("a ball", "two cups", "--count", "3")
     assert bar.moves == [("pictures", 6), (0, 3), (1.5, 3), (3.0, 3), "end"]
+    bar.moves.clear()
+    sample("a ball", "two cups", "a car", "--shard", "0/2", "--grid", "seed=1,2")
+    assert bar.moves[0] == ("pictures", 4)
+    assert bar.moves[-2:] == [(4.0, 4), "end"]
+
+
+ENDED = """
+import os, signal, sys
+import PIL.Image
+from lumina_cli.cli import app
+
+save, saved = PIL.Image.Image.save, []
+
+def slow(self, aside, **settings):
+    save(self, aside, **settings)
+    saved.append(aside)
+    if len(saved) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+PIL.Image.Image.save = slow
+app.main()
+"""
+
+
+def test_sigterm_keeps_what_is_done_and_leaves_nothing_half(tmp_path, tiny_folder):
+    words = ["sample", "two cups", "a ball", "a car", "--model", str(tiny_folder), "--out", "out"]
+    command = [sys.executable, "-c", ENDED, *words, "--batch", "1", "--calls", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert (done.returncode, done.stderr) == (143, "lumina sample: terminated\n")
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == ["out/00000-two-cups-s0.png"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000-two-cups-s0.png"]

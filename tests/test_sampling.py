@@ -407,6 +407,83 @@ def test_only_the_same_drawing_replaces_a_picture(pipe, tmp_path, format):
     assert len(list(tmp_path.iterdir())) == 4
 
 
+DRAWING, SAVING = (Pipeline, "draw_setup"), (PIL.Image.Image, "save")
+
+
+def meanwhile(monkeypatch, happen, doing=DRAWING):
+    """Let something happen once, while a picture that has its name is drawn or saved."""
+    do, happened = getattr(*doing), []
+
+    def watched(self, *asked, **settings):
+        if not happened:
+            happened.append(True)
+            happen()
+        return do(self, *asked, **settings)
+
+    monkeypatch.setattr(*doing, watched)
+
+
+def refused(*_, **__):
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("doing", [DRAWING, SAVING], ids=lambda doing: doing[1])
+@pytest.mark.parametrize("links", [True, False])
+def test_two_runs_in_one_folder_lose_no_picture(pipe, tmp_path, monkeypatch, links, doing):
+    if not links:  # as on exFAT
+        monkeypatch.setattr("os.link", refused)
+    theirs, other = [], [{"prompt": "two cups", "key": "x"}]
+    meanwhile(monkeypatch, lambda: theirs.extend(fast(other, pipe, tmp_path)), doing)
+    rows = [{"prompt": "a ball", "key": "x"}, {"prompt": "a car", "key": "x"}]
+    ours = fast(rows, pipe, tmp_path, batch=1)
+    names = [Path(row["image"]).name for row in theirs + ours]
+    assert names == ["x-s0.png", "x-s0-3.png", "x-s0-2.png"]
+    assert [read_metadata(row["image"])["prompt"] for row in theirs + ours] == ["two cups", "a ball", "a car"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+@pytest.mark.parametrize("doing", [DRAWING, SAVING], ids=lambda doing: doing[1])
+def test_two_runs_of_the_same_picture_end_with_one(pipe, tmp_path, monkeypatch, doing):
+    rows = [{"prompt": "two cups", "key": "x"}]
+    meanwhile(monkeypatch, lambda: fast(rows, pipe, tmp_path), doing)
+    (row,) = fast(rows, pipe, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["x-s0.png"] == [Path(row["image"]).name]
+
+
+def test_a_file_system_without_hard_links_will_do(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.link", refused)
+    for force in (False, True):
+        (row,) = fast([{"prompt": "two cups", "key": "x"}], pipe, tmp_path, force=force)
+        assert read_metadata(row["image"])["prompt"] == "two cups"
+    assert [path.name for path in tmp_path.iterdir()] == ["x-s0.png"]
+
+
+def test_a_folder_that_becomes_a_file_is_one_line(pipe, tmp_path, monkeypatch):
+    def happen():
+        (tmp_path / "out").rmdir()
+        (tmp_path / "out").write_text("")
+
+    meanwhile(monkeypatch, happen)
+    with pytest.raises(LuminaError, match=r"cannot write .*00000-a-s0.png: "):
+        fast([{"prompt": "a"}], pipe, tmp_path / "out")
+
+
+def test_a_row_says_of_a_picture_what_is_true_of_it(pipe, tmp_path):
+    rows = [{"prompt": "two cups " * 60, "id": 1}]
+    fast(rows, pipe, tmp_path)
+    ((first,), plain) = fast(rows, pipe, tmp_path), fast([{"prompt": "two cups"}], pipe, tmp_path / "b")
+    assert first["resumed"] is True
+    assert first["truncated"] > 0
+    stale = first | {
+        "prompt": "two cups",
+        "negative_truncated": 3,
+        "cached": {"rows": 4},
+        "model_reason": "?",
+    }
+    (row,) = fast([stale], pipe, tmp_path / "c")
+    assert set(row) == {*plain[0], "id"}
+
+
 def test_another_model_or_plan_and_a_strange_file_keep_their_names(pipe, tiny_folder, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x-s0.png").write_text("somebody's own")

@@ -3,7 +3,10 @@
 import errno
 import gc
 import os
+import signal
 import sys
+import threading
+import time
 import traceback
 from importlib import import_module
 from typing import Annotated, NoReturn
@@ -20,6 +23,10 @@ from lumina_cli.core.registry import did_you_mean
 
 VERBS = ("caption", "shard", "train", "sample", "eval", "bench", "convert", "doctor")
 INTERRUPTED = 130
+TERMINATED = 128 + signal.SIGTERM
+MOMENT = 10.0  # seconds in which further SIGTERMs are the same one: Slurm and torchrun may each send theirs
+
+_terminated: list[float] = []  # when SIGTERM asked the command to end
 
 
 class Verbs(TyperGroup):
@@ -101,7 +108,7 @@ def run(args: list[str]) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        message, code = "interrupted", INTERRUPTED
+        message, code = ("terminated", TERMINATED) if _terminated else ("interrupted", INTERRUPTED)
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):
             raise
@@ -147,8 +154,31 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
+def _heed_sigterm() -> None:
+    """Let SIGTERM end a command as Ctrl-C does, whatever that does just then; only the exit code differs."""
+    own = os.getpid()
+
+    def end(number: int, frame) -> None:
+        if os.getpid() != own:  # a forked worker, which its parent ends like this
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        now = time.monotonic()
+        _terminated.append(now)
+        if any(now - before < MOMENT for before in _terminated[:-1]):
+            return
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # Ctrl-C is ignored in what a script runs in the background
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+
+
 def main() -> NoReturn:
     """The entry point of the console script and of `python -m lumina_cli`."""
+    _heed_sigterm()
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -3,8 +3,11 @@
 from lumina_cli.cli import output
 
 
-def make_drawer(model: str | None, ceiling: bool, seed: int, plan: str):
-    """Lend the sampling pipeline, with `plan` over its own plan, to the evaluation; or true renders."""
+def make_drawer(model: str | None, ceiling: bool, seed: int, plan: str, preset: str | None = None):
+    """Lend the sampling pipeline, with `plan` over the preset's or its own, to the evaluation.
+
+    With `ceiling` it is lent true renders.
+    """
     from lumina_cli.core.evals.run import pipeline_drawer, true_drawer
     from lumina_cli.core.flow.plan import read_settings
     from lumina_cli.core.sampling.pipeline import Job, load_pipeline
@@ -13,8 +16,8 @@ def make_drawer(model: str | None, ceiling: bool, seed: int, plan: str):
         return true_drawer(model or "nano", seed)
     settings = read_settings(plan)
     pipeline = load_pipeline(model)
-    if settings:
-        pipeline.plan = pipeline.plan_for(settings)
+    if settings or preset:
+        pipeline.plan = pipeline.plan_for(settings, preset)
     if pipeline.reason:
         output.note(pipeline.reason)
     return pipeline_drawer(pipeline, Job, seed)

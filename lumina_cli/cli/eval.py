@@ -36,6 +36,9 @@ def run(
     langs: Langs = "en",
     split: Split = "test",
     plan: Annotated[str, typer.Option(help="Over the model's own plan: steps=20,shift=3; or a file.")] = "",
+    preset: Annotated[
+        str | None, typer.Option(help="Draw as official, diffusers, comfyui, fast, or a YAML file says.")
+    ] = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="For pictures, rows.jsonl and summary.json.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Pictures drawn and judged at a time.")] = 16,
@@ -48,14 +51,14 @@ def run(
 
     if (images is not None) == (ceiling or model is not None):
         raise UsageError("name what to score: --model NAME, --images DIR, or --ceiling")
-    if plan and (images or ceiling):
-        raise UsageError("--plan says how --model draws; there is nothing to draw")
+    if (plan or preset) and (images or ceiling):
+        raise UsageError("--plan and --preset say how --model draws; there is nothing to draw")
     scores = Evaluation(BENCHMARKS.load(benchmark)(), JUDGES.load(judge)(), seed, out, batch, gate or ())
     if images:
         scores.find(images)
     else:
         scores.ask(prompts, per_task, langs.split(","), split)
-        scores.draw(make_drawer(model, ceiling, seed, plan), pictures)
+        scores.draw(make_drawer(model, ceiling, seed, plan, preset), pictures)
     if json or not sys.stdout.isatty():
         output.write_rows(scores, json=True, label="pictures", total=scores.total)
     else:

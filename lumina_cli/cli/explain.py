@@ -36,8 +36,11 @@ def _plan(console, row: dict) -> None:
     words += f"network calls a picture, {row['guided_calls']} of them guided, {row['network_rows']} rows"
     if settings["cache"]:
         words += f" at most (cache {settings['cache']})"
+    if "edit" in row:
+        words += f"; it starts from {row['edit']['init']} at strength {row['edit']['strength']:g}"
     console.print(words + "\n", markup=False)
     hidden = () if settings["guide"] == "apg" else PROJECTED
+    hidden += () if settings["renorm"] else ("renorm_of",)
     shown = {name: value for name, value in settings.items() if name not in hidden}
     lines = [(name, "off" if value is None else value, row["from"][name]) for name, value in shown.items()]
     prompt = "with" if row["negative_system"] else "without"

@@ -49,7 +49,7 @@ Lora = Annotated[
 ]
 Cache = Annotated[
     str | None,
-    typer.Option(help="Leave out layers: tea:0.2, first:0.1, or error:0.05.", rich_help_panel=SPEED),
+    typer.Option(help="Leave out layers: tea:0.2, first:0.1, error:0.05, or off.", rich_help_panel=SPEED),
 ]
 Quantize = Annotated[
     str | None, typer.Option(help="int8: faster products; int8-weights: less memory.", rich_help_panel=SPEED)

@@ -6,6 +6,8 @@ from lumina_cli.cli import flags, output
 from lumina_cli.cli.explain import show
 from lumina_cli.core.errors import UsageError
 
+PLAIN = ((), None, None, None, None, (), None, "auto", False)  # of an Opening, whose import takes seconds
+
 
 def sample(
     prompts: flags.Prompts = None,
@@ -58,27 +60,32 @@ def sample(
     from lumina_cli.core.flow.plan import read_settings
 
     given = {"steps": steps, "calls": calls, "guidance": guidance, "cache": cache}
-    settings = read_settings(plan) | {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = read_settings(plan) | given | ({"cache": None} if cache == "off" else {})
     said = {"seed": seed, "size": size, "system": system, "negative": negative}
     said["negative_system"] = negative_system
     said = {name: value for name, value in said.items() if value is not None}
     wishes = {"count": count, "preset": preset, "plan": settings, **said}
+    words = tuple(attention or ())
+    asked = tuple(lora or ()), quantize, init, mask, strength, words, memory, kernel, compile
+    opening = None if explain and asked == PLAIN else sampling.Opening(*asked)
     if explain:
         if from_ or grid:
             raise UsageError("--explain shows one plan: leave --from and --grid out")
-        show(sampling.explain_rows(rows, model, **wishes), json)
+        show(sampling.explain_rows(rows, model, opening, **wishes), json)
         return
-    words = tuple(attention or ())
-    opening = sampling.Opening(
-        tuple(lora or ()), quantize, init, mask, strength, words, memory, kernel, compile
-    )
-    meter = output.Meter()
+    split = sampling.read_split(shard, shared=not from_ and total is None)
     if from_:
-        model = None if model == "auto" else model
+        from_ = [path for number, path in enumerate(from_) if split.has(number)]
+        meter, model = len(from_), None if model == "auto" else model
         drawn = sampling.draw_again_opened(from_, model, out, opening, settings | said, format, output.note)
     else:
-        split = sampling.read_split(shard, shared=total is None)
-        meter = output.Meter(None if grid else total and split.size(total) * count)
+        cells = 1
+        if grid:
+            from lumina_cli.core.sampling.grid import count_cells
+
+            cells = count_cells(grid)
+        meter = output.Meter(total and split.size(total) * count * cells)
         drawn = sampling.draw(
             rows, model, out, opening, grid, batch=batch, format=format, split=split, force=force,
             note=output.note, progress=meter, **wishes,

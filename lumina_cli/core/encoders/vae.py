@@ -46,15 +46,23 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return latents (B, C, H / factor, W / factor), the mode, of pixels (B, 3, H, W) in [-1, 1]."""
+        """Return float32 latents (B, C, H / factor, W / factor), the mode, of pixels (B, 3, H, W) in [-1, 1]."""
         mode = self.model.encode(pixels.to(self.model.device, self.model.dtype)).latent_dist.mode()
-        return (mode - self.shift) * self.scale
+        return (mode.float() - self.shift) * self.scale
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Return pixels (B, 3, H, W), about -1 to 1, of latents (B, C, H / factor, W / factor)."""
-        latents = latents.to(self.model.device, self.model.dtype)
-        return self.model.decode(latents / self.scale + self.shift, return_dict=False)[0]
+        latents = latents.to(self.model.device).float() / self.scale + self.shift
+        return self.model.decode(latents.to(self.model.dtype), return_dict=False)[0]
+
+
+def vae_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What an autoencoder computes in beside a network in `dtype`: bfloat16, as officially, or float32.
+
+    float16 has not the range for it.
+    """
+    return dtype if dtype == torch.bfloat16 else torch.float32
 
 
 def read_autoencoder(folder: Path, dtype: torch.dtype) -> AutoencoderKL:

@@ -1,9 +1,8 @@
-"""Classifier-free guidance in a span of time and its renormalisation: velocity -> velocity, per picture.
+"""Classifier-free guidance and its renormalisation: velocity -> velocity, per picture.
 
 captioned, free, x   (B, ...)   velocities with the captions, without them, and the state that they act on
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -14,40 +13,31 @@ from lumina_cli.core.flow.path import data_from
 from lumina_cli.core.flow.solvers import Velocity
 
 END = 1 - 1e-6  # from here on the predicted data is the state itself
+NORMS = ("velocity", "data")
 Combine = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (captioned, free, x, t) -> velocity to follow
 
 
 def guide(
-    plain: Velocity,
-    paired: Velocity,
-    combine: Combine | None,
-    span: tuple[float, float] = (0.0, math.inf),
-    ratio: float | str | None = 1.0,
-    still_until: float = 0.0,
+    paired: Velocity, combine: Combine, ratio: float | str | None = 1.0, of: str = "velocity"
 ) -> Velocity:
-    """Return the velocity to follow: that of `combine` while span[0] <= t < span[1], else `plain`.
+    """Return the guided velocity (B, ...).
 
-        plain     (B, ...) -> (B, ...)     with each picture's caption
         paired    (2B, ...) -> (2B, ...)   first half with the captions, second half without
-        combine   what `cfg`, `apg` or `zero_star` return; None never calls `paired`
+        combine   what `cfg`, `apg` or `zero_star` return
         ratio     a number: see `renorm`; "row": see `renorm_rows`; None leaves the guided velocity as it is
-        still_until   before this time nothing is called and the velocity is 0
+        of        whose norms are compared: one of NORMS; see `renorm_data`
 
-    Outside the span only `plain` is called, on half as many rows. Source: Lumina-Image 2.0, CFG-Trunc and
-    CFG-Renorm; arXiv 2207.12598; the span: arXiv 2404.07724.
+    Source: Lumina-Image 2.0, CFG-Renorm; arXiv 2207.12598.
     """
-    since, until = span
 
     def guided(x: Tensor, t: float) -> Tensor:
-        if t < still_until:
-            return torch.zeros_like(x)
-        if combine is None or not since <= t < until:
-            return plain(x, t)
         captioned, free = paired(torch.cat([x, x]), t).chunk(2)
         velocity = combine(captioned, free, x, t)
         if ratio is None:
             return velocity
-        return renorm_rows(velocity, captioned) if ratio == "row" else renorm(velocity, captioned, ratio)
+        if of == "data":
+            return renorm_data(velocity, captioned, x, t, ratio)
+        return _renormed(velocity, captioned, ratio)
 
     return guided
 
@@ -113,6 +103,21 @@ def renorm_rows(guided: Tensor, plain: Tensor) -> Tensor:
     """Scale each row of `guided` (..., W), up or down, to its norm in `plain`: what diffusers does."""
     limit, norm = (vector_norm(x, dim=-1, keepdim=True) for x in (plain, guided))
     return guided * (limit / norm.clamp(min=_tiny(norm)))
+
+
+def renorm_data(guided: Tensor, plain: Tensor, x: Tensor, t: float, ratio: float | str) -> Tensor:
+    """Renormalise the data that a velocity leads to from `x`, not the velocity; return a velocity.
+
+    At t = 1 the state is the data, and nothing changes. It is what ComfyUI's RenormCFG does.
+    """
+    if t >= END:
+        return guided
+    data = data_from(x, guided, t)
+    return guided + (_renormed(data, data_from(x, plain, t), ratio) - data) / (1 - t)
+
+
+def _renormed(guided: Tensor, plain: Tensor, ratio: float | str) -> Tensor:
+    return renorm_rows(guided, plain) if ratio == "row" else renorm(guided, plain, ratio)
 
 
 def _axes(x: Tensor) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow.cache import read_setting
-from lumina_cli.core.flow.guidance import Combine, apg, cfg, guide, zero_star
+from lumina_cli.core.flow.guidance import NORMS, Combine, apg, cfg, guide, zero_star
 from lumina_cli.core.flow.solvers import Velocity, even_grid
 from lumina_cli.core.registry import SOLVERS, did_you_mean
 
@@ -43,15 +43,17 @@ class Plan:
         guide         how the velocities with and without a caption are put together: one of GUIDES
         guide_from    guidance runs from here
         guide_unit    what guide_from and guide_until count: "time", from noise to data; "steps", as shares
-                      of them; "sigma", 1 - time: guidance runs while guide_from <= sigma < guide_until
+                      of them, a step with all its calls; "sigma", 1 - time: guidance runs while guide_from
+                      <= sigma < guide_until
         parallel      of "apg": share of the push along the predicted data that is kept
         momentum      of "apg": share of the last push that is added
         push_limit    of "apg": largest norm of the push; None is no limit
         cache         leaves out main layers where calls are alike: "tea:0.2" and "first:0.1" up to a
                       threshold, "error:0.05" as far as the latents' error was measured to stay within; None
                       never does
+        renorm_of     what renorm compares: the "velocity", or the "data" that it leads to
 
-    Raises UsageError for a value that cannot be.
+    Raises UsageError for a value that cannot be. Source: Lumina-Image 2.0, CFG-Trunc; arXiv 2404.07724.
     """
 
     solver: str = "midpoint"
@@ -67,6 +69,7 @@ class Plan:
     momentum: float = -0.5
     push_limit: float | None = None
     cache: str | None = None
+    renorm_of: str = "velocity"
 
     def __post_init__(self):
         _check(isinstance(self.solver, str), "solver", self.solver, f"one of {', '.join(SOLVERS)}")
@@ -83,6 +86,7 @@ class Plan:
             _check(_is_number(getattr(self, name)), name, getattr(self, name), "a number")
         fits = self.renorm in (None, "row") or (_is_number(self.renorm) and self.renorm > 0)
         _check(fits, "renorm", self.renorm, "a number above 0, row, or off")
+        _check(self.renorm_of in NORMS, "renorm_of", self.renorm_of, f"one of {', '.join(NORMS)}")
         fits = self.push_limit is None or (_is_number(self.push_limit) and self.push_limit > 0)
         _check(fits, "push_limit", self.push_limit, "a number above 0, or off")
         if self.cache is not None:
@@ -98,31 +102,54 @@ class Plan:
         grid = getattr(SOLVERS.load(self.solver), "grid", even_grid)
         return grid(self.steps, self.shift)
 
-    def guided_span(self) -> tuple[float, float]:
-        """Return the times between which guidance runs, the second one exclusive; equal ones: never."""
+    def guides(self, step: int, t: float) -> bool:
+        """Whether guidance runs in a call of step `step`, from 0, made at time t."""
         low, high = self.guide_from, self.guide_until
         if self.guidance == 1 or low >= high:
-            return 0.0, 0.0
-        if self.guide_unit == "time":
-            return low, high if high < 1 else math.inf
-        if self.guide_unit == "sigma":  # low <= 1 - t < high
-            return (math.nextafter(1 - high, 2) if high < 1 else 0.0), math.nextafter(1 - low, 2)
-        times = self.times()
-        # step i (from 0) is guided while i / steps >= low and (i + 1) / steps <= high, as diffusers counts
-        guided = [i for i in range(self.steps) if i / self.steps >= low and (i + 1) / self.steps <= high]
-        if not guided:
-            return 0.0, 0.0
-        after = guided[-1] + 1
-        return times[guided[0]], times[after] if after < self.steps else math.inf
+            return False
+        if self.guide_unit == "steps":  # as diffusers counts; the last call of a step may be made at its end
+            return low <= step / self.steps and (step + 1) / self.steps <= high
+        place = t if self.guide_unit == "time" else 1 - t
+        return low <= place and (place < high or high >= 1)
+
+    def stands_still(self, step: int) -> bool:
+        """Whether the network is not called in step `step`, from 0, and the state stays as it is."""
+        return self.guide == "cfg-zero" and self.steps > 1 and step == 0
 
     def solve(self, plain: Velocity, paired: Velocity, noise: Tensor) -> Iterator[Tensor]:
-        """Yield the state after every step from `noise`; the velocities are those of `guidance.guide`."""
-        times = self.times()
-        still = times[1] if self.guide == "cfg-zero" and self.steps > 1 else 0.0
-        guided = guide(plain, paired, self._combine(), self.guided_span(), self.renorm, still)
-        return SOLVERS.load(self.solver)(guided, noise, times)
+        """Yield the state after every step from `noise`.
 
-    def _combine(self) -> Combine | None:
+        plain    (B, ...) -> (B, ...)     the velocity with each picture's caption
+        paired   (2B, ...) -> (2B, ...)   first half with the captions, second half without; called where
+                                          guidance runs, and `plain`, on half as many rows, elsewhere
+        """
+        yield from self.follow(plain, paired, noise, self.times())
+
+    def follow(
+        self,
+        plain: Velocity,
+        paired: Velocity,
+        x: Tensor,
+        times: Sequence[float],
+        hold: Callable[[Velocity], Velocity] = lambda velocity: velocity,
+    ) -> Iterator[Tensor]:
+        """Yield the state after every step through `times`, the last of the plan's, from `x` at the first.
+
+        `hold` may change the velocity that is followed.
+        """
+        step = first = self.steps + 1 - len(times)  # the step that is being taken
+        guided = guide(paired, self._combine(), self.renorm, self.renorm_of)
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            if self.stands_still(step):
+                return torch.zeros_like(x)
+            return guided(x, t) if self.guides(step, t) else plain(x, t)
+
+        states = SOLVERS.load(self.solver)(hold(velocity), x, times)
+        for step, state in enumerate(states, start=first + 1):  # noqa: B007
+            yield state
+
+    def _combine(self) -> Combine:
         if self.guide == "apg":
             return apg(self.guidance, self.parallel, self.momentum, self.push_limit)
         return {"cfg": cfg, "cfg-zero": zero_star}[self.guide](self.guidance)

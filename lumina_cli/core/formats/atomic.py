@@ -16,11 +16,12 @@ _TORCH_WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter
 
 
 @contextmanager
-def atomic_write(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a path to write to; it becomes `path` when the block ends well, and is removed otherwise.
 
     The temporary name keeps the suffix, so that writers which choose a format by it still work. Folders
-    that are missing on the way to `path` are made.
+    that are missing on the way to `path` are made. Without `replace`, FileExistsError where `path` is there
+    by then; a file system without hard links may miss what came in the same moment.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,12 +33,27 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
                 "rb"
             ) as file:  # without this a power cut can leave an empty file under the final name
                 os.fsync(file.fileno())
-        aside.replace(path)
+        if replace or not _linked(aside, path):
+            aside.replace(path)
     except BaseException:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
         aside.unlink(missing_ok=True)
         raise
+
+
+def _linked(aside: Path, path: Path) -> bool:
+    """Rename a file, FileExistsError where the name is not free; False where links are not possible."""
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        return False
+    aside.unlink()
+    return True
 
 
 @contextmanager

@@ -89,12 +89,15 @@ def read_metadata(source: Source, name: str | None = None) -> dict:
     return read_parameters(parameters) if parameters else {}
 
 
-def save_picture(image: Image.Image, path: str | Path, metadata: dict | None = None) -> Path:
+def save_picture(
+    image: Image.Image, path: str | Path, metadata: dict | None = None, replace: bool = True
+) -> Path:
     """Write a PNG, WebP, JPEG or AVIF, by suffix, with `metadata` inside, whole or not; return its path.
 
     Metadata stands there as JSON and, if it has a "prompt", as the text that other programs read. Raises
     UsageError for another suffix, MissingPart where Pillow was built without the format, LuminaError where a
-    JPEG has no room for the JSON and OSError where the disk refuses.
+    JPEG has no room for the JSON and OSError where the disk refuses; without `replace`, FileExistsError where
+    the file is there (see `atomic_write`).
     """
     path = Path(path)
     settings = _WRITERS.get(path.suffix.lower())
@@ -106,7 +109,7 @@ def save_picture(image: Image.Image, path: str | Path, metadata: dict | None = N
         raise MissingPart(f"{path}: this Pillow cannot write {settings['format']}; `pip install -U pillow`")
     if metadata:
         settings = settings | _metadata_settings(metadata, settings["format"], path)
-    with atomic_write(path) as aside:
+    with atomic_write(path, replace) as aside:
         image.save(aside, **settings)
     return path
 

@@ -134,11 +134,12 @@ def _difference(weight: Tensor, pair: Pair, scale: float) -> Tensor:
     return changed.mul_(magnitude / size).sub_(weight)
 
 
-def apply_loras(model: nn.Module, specs: Sequence[str | Path]) -> list[Applied]:
+def apply_loras(model: nn.Module, specs: Sequence[str | Path], keep: bool = True) -> list[Applied]:
     """Merge LoRAs into the weights of a NextDiT, in place of those that it has; see LoraStack for `specs`.
 
-    The weights of before are kept on the CPU, for `remove_loras`. LuminaError where one does not fit, and
-    then nothing is changed, or where the weights are quantised already.
+    With `keep` the weights of before stay on the CPU, for `remove_loras`; without it these LoRAs stay merged
+    for good and take no memory. LuminaError where one does not fit, and then nothing is changed, or where the
+    weights are quantised already.
     """
     stack = LoraStack(model.config, specs)
     remove_loras(model)
@@ -148,7 +149,8 @@ def apply_loras(model: nn.Module, specs: Sequence[str | Path]) -> list[Applied]:
             raise LuminaError(f"{name} is quantised: LoRAs go onto the weights before that")
     before = {}
     for name, parameter in parameters.items():
-        before[name] = parameter.data.to("cpu")
+        if keep:
+            before[name] = parameter.data.to("cpu")
         parameter.data = stack.merged(name, parameter.data)
     if before:
         _originals[model] = before

@@ -10,11 +10,12 @@ from PIL import Image, ImageChops
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.presets import apply
-from lumina_cli.core.formats.images import open_image, read_metadata, save_picture
+from lumina_cli.core.formats.fingerprint import adapter_digest
+from lumina_cli.core.formats.images import open_image, read_metadata
 from lumina_cli.core.sampling.edit import Edit, EditingPipeline, pixel_hash, read_edit
 from lumina_cli.core.sampling.jobs import Job, Setup
-from lumina_cli.core.sampling.metadata import Origin, from_metadata, to_metadata
-from lumina_cli.core.sampling.names import FileNames
+from lumina_cli.core.sampling.metadata import Lora, Origin, from_metadata, to_metadata
+from lumina_cli.core.sampling.names import FileNames, drawn_from
 from lumina_cli.core.sampling.pipeline import Pipeline
 
 Note = Callable[[str], None]
@@ -28,7 +29,9 @@ class Again:
 
     settings   of its plan: all of them, or those that another program's text tells
     model      its name, as it was asked for then; None in another program's picture
-    weights    their fingerprint, where the picture tells it
+    weights    what decided the picture beside its settings, where it tells that; see `Origin`
+    loras      the files of its LoRAs
+    quantize   the kind of 8 bits that the weights were in
     edit       what it was drawn over, if it was, as `Edit.settings` tells it
     """
 
@@ -40,6 +43,8 @@ class Again:
     model: str | None = None
     weights: str | None = None
     edit: Mapping[str, Any] | None = None
+    loras: tuple[Lora, ...] = ()
+    quantize: str | None = None
 
     @property
     def ours(self) -> bool:
@@ -82,7 +87,7 @@ def read_again(path: str | Path) -> Again:
             raise LuminaError(f"{path}: its metadata has {getattr(origin, name)!r} as {name}")
     return Again(
         job, origin.plan.to_json(), origin.size, origin.system, origin.negative_system, origin.model,
-        origin.weights, origin.edit,
+        origin.weights, origin.edit, origin.loras, origin.quantize,
     )  # fmt: skip
 
 
@@ -94,7 +99,7 @@ def _of_another(metadata: dict) -> Again:
 
 def draw_again(
     paths: Iterable[str | Path],
-    load: Callable[[str], Pipeline],
+    load: Callable[[str, tuple[str, ...], str | None], Pipeline],
     out: str | Path = "pictures",
     model: str | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -103,13 +108,15 @@ def draw_again(
 ) -> Iterator[dict]:
     """Yield a row with an "image" for every picture file that is drawn again.
 
-        load      from a model's name to its pipeline; called once for each model
+        load      from a model's name, and the LoRAs ("path:scale") and kind of 8 bits to put on it, to its
+                  pipeline; called where one of them differs from those of the picture before
         model     draws them; without it, the model that each picture names
         changes   settings of the plan, or any of CHANGES, to draw it with instead
         note      told, a line each, why a picture will not come out the same
 
-    A row says under "apart" by how many levels of 255 a PNG and its new drawing differ at most: 0 is the
-    same, 1 is what a batch may change (see `load_pipeline`).
+    The LoRAs to put on are those of the picture whose files are where they were, and as they were. A row
+    says under "apart" by how many levels of 255 a PNG and its new drawing differ at most: 0 is the same, 1 is
+    what a batch may change (see `load_pipeline`).
 
     All files are read before a model is loaded. LuminaError where one does not say how it was drawn, or was
     drawn over a picture that is gone or another one now.
@@ -118,23 +125,26 @@ def draw_again(
     found = [(path, read_again(path)) for path in paths]
     edits = [_edit_of(path, again) for path, again in found]
     names = FileNames(Path(out), format, 1)
-    pipelines: dict[str, Pipeline] = {}
+    pipeline = drawer = loaded = None
     for index, ((path, again), edit) in enumerate(zip(found, edits, strict=True)):
-        name = model or again.model or "auto"
-        if name not in pipelines:
-            pipelines[name] = load(name)
-        pipeline = pipelines[name]
-        _tell(path, again, pipeline, note)
+        wanted = model or again.model or "auto", _specs(again.loras), again.quantize
+        if wanted != loaded:
+            pipeline = drawer = None  # two models at once may be more than there is room for
+            pipeline, loaded = load(*wanted), wanted
         drawer = EditingPipeline(pipeline, edit, note) if edit else pipeline
         setup, job = again.setup(pipeline.plan, changes), again.changed(changes)
+        _tell(path, again, pipeline, setup.plan, note)
         size = drawer.size_for(changes.get("size") or again.size)
         origin = Origin(
-            job.prompt, job.seed, job.number, pipeline.name, size, setup.system, setup.plan, pipeline.weights,
-            job.negative, bool(job.negative) and setup.negative_system, edit and edit.settings(),
+            job.prompt, job.seed, job.number, pipeline.name, size, setup.system, setup.plan,
+            pipeline.weights_for(setup.plan), job.negative, bool(job.negative) and setup.negative_system,
+            edit and edit.settings(), pipeline.loras, pipeline.quantize,
         )  # fmt: skip
         target, _ = names.of(index, {"key": f"{Path(path).stem}-again"}, origin)
         (picture,) = drawer.draw_setup([job], setup, size)
-        _save(picture, target, to_metadata(origin))
+        target = names.save(
+            picture, target, to_metadata(origin), lambda there, own=origin: drawn_from(there) == own
+        )
         row = {
             "prompt": job.prompt, "from": str(path), "image": str(target), "seed": job.seed,
             "number": job.number, "model": pipeline.name, "size": "{}x{}".format(*size),
@@ -150,12 +160,48 @@ def apart(path: str | Path, picture: Image.Image) -> dict:
     return {"apart": max(high for _, high in ImageChops.difference(before, picture).getextrema())}
 
 
-def _tell(path: str | Path, again: Again, pipeline: Pipeline, note: Note) -> None:
+def _tell(path: str | Path, again: Again, pipeline: Pipeline, plan: Plan, note: Note) -> None:
+    """Say why a picture will not come out the same, as far as that is not what was asked to change."""
     if not again.ours:
         told = ", ".join(["prompt", *again.settings])
         note(f"{path} is another program's: its {told} are taken, but its noise and model are not ours")
-    elif again.weights and again.weights != pipeline.weights:
-        note(f"{path} was drawn by other weights than those of {pipeline.name}; it will look different")
+        return
+    here = {(scale, digest) for _, scale, digest in pipeline.loras}
+    lost = [
+        f"with the LoRA {lora[0]} at {lora[1]:g}, which {_state(lora)}"
+        for lora in again.loras
+        if lora[1:] not in here
+    ]
+    if again.quantize and again.quantize != pipeline.quantize:
+        lost.append(f"in {again.quantize}, which is left out here")
+    if again.weights:
+        (then, fit_then), (now, fit_now) = (
+            weights.partition("+fit:")[::2] for weights in (again.weights, pipeline.weights_for(plan))
+        )
+        base = then.partition("+")[0]
+        if base != pipeline.base_weights or (then != now and not lost):
+            lost.insert(0, f"by other weights than those of {pipeline.name}")
+        if fit_then and fit_now and fit_then != fit_now:
+            lost.append("by another fit of its cache")
+    for what in lost:
+        note(f"{path} was drawn {what}; it will look different")
+
+
+def _specs(loras: Iterable[Lora]) -> tuple[str, ...]:
+    """LoRAs whose files are as they were, as one writes them; `repr` keeps every digit of a scale."""
+    return tuple(f"{lora[0]}:{lora[1]!r}" for lora in loras if not _state(lora, ""))
+
+
+def _state(lora: Lora, whole: str = "is left out here") -> str:
+    """What became of the file of a LoRA; `whole` where nothing did."""
+    path, _, digest = lora
+    try:
+        same = Path(path).is_file() and adapter_digest(Path(path)) == digest
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    if same:
+        return whole
+    return "has changed since" if Path(path).is_file() else "is gone"
 
 
 def _edit_of(path: str | Path, again: Again) -> Edit | None:
@@ -173,10 +219,3 @@ def _edit_of(path: str | Path, again: Again) -> Edit | None:
         if image and pixel_hash(image) != known["pixels" if name == "init" else "mask_pixels"]:
             raise LuminaError(f"{path} was drawn over {again.edit[name]}, which has changed since")
     return edit
-
-
-def _save(picture: Image.Image, path: Path, metadata: dict) -> None:
-    try:
-        save_picture(picture, path, metadata)
-    except OSError as error:
-        raise LuminaError(f"cannot write {path}: {error.strerror or error}") from error

@@ -129,13 +129,19 @@ def word_shares(queries: Tensor, keys: Tensor, words: Sequence[Sequence[int]]) -
 class AttentivePipeline(Pipeline):
     """A pipeline that keeps, for each picture that it draws, where it looks at each of some words.
 
-    maps   (job, size) -> word -> (rows, columns) of shares of attention; `with_overlays` takes them out
+    maps   (job, size) -> for each time that it was drawn, word -> (rows, columns) of shares of attention;
+           `with_overlays` takes them out
     """
 
     def __init__(self, pipeline: Pipeline, words: Sequence[str]):
         self.__dict__.update(pipeline.__dict__)
         self.inner, self.words = pipeline, list(dict.fromkeys(words))
-        self.maps: dict[tuple[Job, tuple[int, int]], dict[str, Tensor]] = {}
+        self.maps: dict[tuple[Job, tuple[int, int]], list[dict[str, Tensor]]] = {}
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Width and height that the pipeline inside draws at if nobody says otherwise."""
+        return self.inner.default_size
 
     def draw_setup(
         self,
@@ -146,11 +152,11 @@ class AttentivePipeline(Pipeline):
     ) -> list[Image.Image]:
         """Draw one batch and keep its maps; see `Pipeline.draw_setup`.
 
-        UsageError where a word is not in a prompt, or a cache would leave calls out.
+        UsageError where a word is not in a prompt, a cache would leave calls out, or none is made.
         """
         if setup.plan.cache is not None:
             raise UsageError("attention is read in every call of the network; draw without a cache")
-        size = size or self.inner.default_size
+        size = size or self.default_size
         rows = []
         for job in jobs:
             text = setup.prompt(job)
@@ -160,10 +166,12 @@ class AttentivePipeline(Pipeline):
         watched = copy(self.inner)
         watched.transformer = watching
         pictures = watched.draw_setup(jobs, setup, size, on_step)
+        if not watching.looks:
+            raise UsageError("at strength 0 the network is not called, and so looks at no word")
         grid = size[1] // self.token_side, size[0] // self.token_side
         for row, job in enumerate(jobs):
             found = [share.reshape(grid).cpu() for share in watching.mean(row)]
-            self.maps[job, size] = dict(zip(self.words, found, strict=True))
+            self.maps.setdefault((job, size), []).append(dict(zip(self.words, found, strict=True)))
         return pictures
 
 
@@ -175,7 +183,10 @@ def with_overlays(rows: Iterable[dict], pipeline: AttentivePipeline) -> Iterator
     for row in rows:
         size = tuple(int(side) for side in row["size"].split("x"))
         job = Job(row["prompt"], row["seed"], row["number"], row.get("negative") or "")
-        maps, paths = pipeline.maps.pop((job, size)), {}
+        waiting, paths = pipeline.maps[job, size], {}
+        maps = waiting.pop(0)
+        if not waiting:
+            del pipeline.maps[job, size]
         path = Path(row["image"])
         for word, share in maps.items():
             target = path.with_name(f"{path.stem}-attention-{slug(word) or len(paths)}.png")

@@ -6,6 +6,7 @@ B pictures, N image tokens, D width. Rows of a call come as [captioned..., witho
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,16 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
-from lumina_cli.core.flow.cache import Curve, FirstBlock, Progress, Rule, Tea, decide, read_setting
+from lumina_cli.core.flow.cache import (
+    Curve,
+    FirstBlock,
+    Memory,
+    Progress,
+    Rule,
+    Tea,
+    decide,
+    read_setting,
+)
 from lumina_cli.core.formats.atomic import atomic_write, disk_errors
 
 FIT_FILE = "teacache.json"
@@ -157,6 +167,11 @@ class Cached:
             return [out - image for out, image in zip(stage.first(rows), images, strict=True)]
         return [stage.signal(row) for row in rows]
 
+    def drop(self) -> None:
+        """Let go of all tensors; the counts stay for `report`."""
+        for picture in self.pictures:
+            picture.branches = (Memory(), Memory())
+
     def report(self, picture: int | None = None) -> dict:
         """Return how many rows of calls there were and how many were skipped, of one picture or of all.
 
@@ -170,12 +185,24 @@ class Cached:
         return told
 
 
+def needs_fit(plan: Plan) -> bool:
+    """Whether the cache of a plan goes by what was fitted to the model."""
+    return plan.cache is not None and read_setting(plan.cache).kind != "first"
+
+
 def cache_for(plan: Plan, folder: Path, weights: str) -> Cached | None:
     """Return the cache that a plan asks for, with the fit beside the model; None where it asks for none."""
     if plan.cache is None:
         return None
-    needs = read_setting(plan.cache).kind != "first"
-    return Cached(plan, read_fit(folder, weights) if needs else None)
+    return Cached(plan, read_fit(folder, weights) if needs_fit(plan) else None)
+
+
+def fit_digest(plan: Plan, folder: Path) -> str | None:
+    """Return 12 hex digits of the file that the cache of a plan goes by; None where it needs or has none."""
+    path = Path(folder) / FIT_FILE
+    if not needs_fit(plan) or not path.is_file():
+        return None
+    return sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def _rule(plan: Plan, fit: Fit | None) -> tuple[Rule, Measure | None]:

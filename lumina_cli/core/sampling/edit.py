@@ -8,6 +8,7 @@ leads back to the picture. Neither the network nor a solver knows.
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,10 @@ from torch.nn.functional import adaptive_max_pool2d
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan, interpolate
-from lumina_cli.core.flow.guidance import guide
 from lumina_cli.core.flow.path import velocity as straight
 from lumina_cli.core.flow.solvers import Velocity
 from lumina_cli.core.formats.images import open_image
 from lumina_cli.core.formats.sizes import best_size
-from lumina_cli.core.registry import SOLVERS
 from lumina_cli.core.sampling.jobs import Job, Setup
 from lumina_cli.core.sampling.pipeline import Pipeline
 
@@ -61,9 +60,9 @@ class EditedPlan(Plan):
             return times
         return [self.start, *(t for t in times if t > self.start + CLOSE)]
 
-    def guided_span(self) -> tuple[float, float]:
-        """Return the span in which the whole plan is guided: shares of steps count from the noise."""
-        return self.plain().guided_span()
+    def stands_still(self, step: int) -> bool:
+        """Whether the state stays as it is in a step: a still first one belongs to the noise."""
+        return super().stands_still(step) and not self.start
 
     def solve(self, plain: Velocity, paired: Velocity, noise: Tensor) -> Iterator[Tensor]:
         """Yield the state after every step; see `Plan.solve`. From time 1 on, that is the picture alone."""
@@ -74,17 +73,14 @@ class EditedPlan(Plan):
         if len(times) == 1:
             yield x
             return
-        # a still first step of "cfg-zero" belongs to the noise
-        still = times[1] if self.guide == "cfg-zero" and self.steps > 1 and not start else 0.0
-        guided = guide(plain, paired, self._combine(), self.guided_span(), self.renorm, still)
-        if self.anew is not None:
-            guided = held(guided, straight(init, noise), self.anew.to(noise.device))
-        yield from SOLVERS.load(self.solver)(guided, x, times)
+        yield from self.follow(plain, paired, x, times, partial(self._held, straight(init, noise)))
 
-
-def held(velocity: Velocity, back: Tensor, anew: Tensor) -> Velocity:
-    """Return `velocity`, but `back` where `anew` is False: the state stays on the straight path there."""
-    return lambda x, t: torch.where(anew, velocity(x, t), back)
+    def _held(self, back: Tensor, velocity: Velocity) -> Velocity:
+        """Return `velocity`, but `back` outside the mask: the state stays on the straight path there."""
+        if self.anew is None:
+            return velocity
+        anew = self.anew.to(back.device)
+        return lambda x, t: torch.where(anew, velocity(x, t), back)
 
 
 @dataclass(frozen=True)
@@ -103,6 +99,10 @@ class Edit:
             return self.picture, self.mask
         mask = self.mask and ImageOps.fit(self.mask, size, Image.Resampling.NEAREST)
         return ImageOps.fit(self.picture, size, Image.Resampling.LANCZOS), mask
+
+    def plan(self, plan: Plan, init: Tensor, anew: Tensor | None = None) -> EditedPlan:
+        """Return `plan` as it starts from the latents of the picture."""
+        return EditedPlan(**plan.to_json(), start=1 - self.strength, init=init, anew=anew)
 
     def settings(self) -> dict:
         """Return what a picture's metadata says of the edit: names, and fingerprints of the pixels."""
@@ -181,7 +181,7 @@ class EditingPipeline(Pipeline):
         if mask is not None:  # a latent is drawn anew if any of its pixels is
             white = torch.from_numpy(np.asarray(mask) > 127).float()
             anew = adaptive_max_pool2d(white[None, None], init.shape[2:]).bool()
-        return EditedPlan(**plan.to_json(), start=1 - self.edit.strength, init=init, anew=anew)
+        return self.edit.plan(plan, init, anew)
 
     def _tell(self, size: tuple[int, int]) -> None:
         own = self.edit.picture.size

@@ -1,7 +1,11 @@
 """What `lumina sample` would do, without doing it: the resolved plan, its calls, the texts that are read."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from lumina_cli.core.encoders.tokens import Tokens
 from lumina_cli.core.flow import Plan
@@ -11,22 +15,40 @@ from lumina_cli.core.sampling.folder import ModelFolder
 from lumina_cli.core.sampling.jobs import Job, Setup, Wish, checked
 from lumina_cli.core.sampling.models import Choice, choose_model
 
+if TYPE_CHECKING:  # what reads weights takes seconds to import
+    from lumina_cli.core.sampling.edit import Edit
+    from lumina_cli.core.sampling.opened import Opening
 
-def explain_rows(rows: Iterable[dict], model: str | Path | Choice = "auto", **wishes) -> Iterator[dict]:
+
+def explain_rows(
+    rows: Iterable[dict], model: str | Path | Choice = "auto", opening: "Opening | None" = None, **wishes
+) -> Iterator[dict]:
     """Yield rows about the plan, then one about each network call, then one about each text that is encoded.
 
-    "about" says which. Reads the tokenizer and the configs of the model, but no weights. `wishes` are those
-    of `draw_rows`. The call rows hold "rows", how many rows of the network one picture takes: 2 where
-    guidance runs. The text rows hold "text", exactly as the text encoder gets it, its number of "tokens", and
-    "unread", the end of it that is beyond the longest text.
+    "about" says which. Reads the tokenizer and the configs of the model, but no weights. `opening` is what
+    would be done to the model: its LoRAs are checked, the words it watches found, and its picture is what
+    the plan starts from. `wishes` are those of `draw_rows`. The call rows hold "rows", how many rows of the
+    network one picture takes: 2 where guidance runs. The text rows hold "text", exactly as the text encoder
+    gets it, its number of "tokens", and "unread", the end of it that is beyond the longest text.
     """
     wish = Wish(**wishes)
     wish.check()
     rows = checked(rows)
     first = next(rows, None)
+    edit = _edit_of(opening) if opening else None
     folder = ModelFolder(model if isinstance(model, Choice) else choose_model(model))
+    if opening and opening.loras:
+        from lumina_cli.core.nextdit.lora import LoraStack
+
+        LoraStack(folder.config, opening.loras)
     setup = wish.resolve(folder)
-    yield explain_plan(folder, wish, setup)
+    if edit:
+        from lumina_cli.core.sampling.edit import size_of_picture
+
+        setup = replace(setup, plan=edit.plan(setup.plan, torch.zeros(1, 1)))
+        usual = size_of_picture(edit.picture.size, folder.default_size, folder.token_side)
+        wish = replace(wish, size=wish.size or usual)
+    yield explain_plan(folder, wish, setup, edit)
     for number, call in enumerate(setup.plan.calls(), start=1):
         yield {
             "about": "call", "call": number, "step": call.step + 1, "t": call.t, "sigma": to_sigma(call.t),
@@ -35,11 +57,21 @@ def explain_rows(rows: Iterable[dict], model: str | Path | Choice = "auto", **wi
     tokens = Tokens(folder.folder, folder.longest_text)
     index = 0
     while first is not None:
-        yield from explain_row(index, first, wish, setup, folder, tokens)
+        words = opening.attention if opening else ()
+        yield from explain_row(index, first, wish, setup, folder, tokens, words)
         first, index = next(rows, None), index + 1
 
 
-def explain_plan(folder: ModelFolder, wish: Wish, setup: Setup) -> dict:
+def _edit_of(opening: "Opening") -> "Edit | None":
+    """The picture that drawing starts from, read and checked."""
+    if opening.init is None:
+        return None
+    from lumina_cli.core.sampling.edit import read_edit
+
+    return read_edit(opening.init, opening.mask, opening.strength)
+
+
+def explain_plan(folder: ModelFolder, wish: Wish, setup: Setup, edit: "Edit | None" = None) -> dict:
     """Return what holds for all pictures: the settings, where each comes from, and what they cost."""
     calls = setup.plan.calls()
     size = folder.size_for(wish.size)
@@ -60,6 +92,7 @@ def explain_plan(folder: ModelFolder, wish: Wish, setup: Setup) -> dict:
         "times": setup.plan.times(),
         "system": setup.system,
         "negative_system": setup.negative_system,
+        **({"edit": edit.settings()} if edit else {}),
     }
 
 
@@ -79,10 +112,24 @@ def sources(folder: ModelFolder, wish: Wish, plan: Plan) -> dict[str, str]:
 
 
 def explain_row(
-    index: int, row: dict, wish: Wish, setup: Setup, folder: ModelFolder, tokens: Tokens
+    index: int,
+    row: dict,
+    wish: Wish,
+    setup: Setup,
+    folder: ModelFolder,
+    tokens: Tokens,
+    words: Iterable[str] = (),
 ) -> Iterator[dict]:
-    """Yield the texts of one row: its prompt, and what guidance moves away from."""
+    """Yield the texts of one row: its prompt, and what guidance moves away from.
+
+    UsageError where one of the `words` that are to be watched is not in the prompt.
+    """
     job = Job(row["prompt"], row.get("seed", wish.seed), 0, row.get("negative", wish.negative) or "")
+    for word in words:
+        from lumina_cli.core.sampling.attention import word_tokens
+
+        text = setup.prompt(job)
+        word_tokens(tokens, text, word, len(text) - len(job.prompt))
     size = "{}x{}".format(*folder.size_for(row.get("size") or wish.size))
     branches = {"prompt": setup.prompt(job), "negative" if job.negative else "null": setup.negative(job)}
     for branch, text in branches.items():

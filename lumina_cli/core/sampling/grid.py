@@ -3,21 +3,22 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import product
+from itertools import chain, product
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from lumina_cli.core.errors import UsageError
+from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.plan import read_settings
 from lumina_cli.core.flow.presets import find_preset
-from lumina_cli.core.formats.images import open_image, save_picture
+from lumina_cli.core.formats.images import open_image, read_metadata
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.sampling.jobs import Wish, check_size
-from lumina_cli.core.sampling.names import slug
+from lumina_cli.core.sampling.names import FileNames, slug
 from lumina_cli.core.sampling.pipeline import Pipeline
-from lumina_cli.core.sampling.rows import draw_rows
+from lumina_cli.core.sampling.rows import ALL, Drawing, Progress, Task, begin, find_tasks
+from lumina_cli.core.sampling.schedule import Split, in_windows
 from lumina_cli.core.sampling.sheet import Sheet, draw_sheet
 
 SETTINGS = tuple(setting.name for setting in fields(Plan))
@@ -25,6 +26,7 @@ OTHERS = ("calls", "preset", "system", "seed", "size")
 AXES = (*SETTINGS, *OTHERS)
 OF_ROWS = ("seed", "size")  # what a row of prompts may say itself
 MOST_CELLS = 400
+SHORT = 40  # letters of a row's name, and of the axes', in the names of files
 EXAMPLE = '"guidance=3,4 x calls=10,20"'
 
 Note = Callable[[str], None]
@@ -130,6 +132,11 @@ def cells_of(axes: Sequence[Axis]) -> list[Cell]:
     return [Cell(dict(zip(names, one, strict=True)), told) for one, told in zip(values, words, strict=True)]
 
 
+def count_cells(text: str) -> int:
+    """Return how many cells a grid has."""
+    return len(cells_of(read_grid(text)))
+
+
 def draw_grid(
     rows: Iterable[dict],
     axes: Sequence[Axis],
@@ -139,33 +146,46 @@ def draw_grid(
     batch: int | None = None,
     format: str = "png",
     force: bool = False,
+    split: Split = ALL,
+    progress: Progress | None = None,
     **wishes,
 ) -> Iterator[dict]:
     """Yield a row for every picture of every cell, prompt by prompt, and save a sheet for each prompt.
 
     A row has what `draw_rows` adds and "cell", the values; the last of a sheet also "sheet", its path. With a
     `count`, each number has a sheet of its own. Pictures that are there already are not drawn again. `wishes`
-    hold for all cells.
+    hold for all cells; the rest is as in `draw_rows`.
     """
-    cells, out, note = cells_of(axes), Path(out), _once(note)
-    for cell in cells:
-        Wish(**cell.wishes(wishes)).check()
+    cells, note = cells_of(axes), _once(note)
+    wanted = [Wish(**cell.wishes(wishes)) for cell in cells]
+    for wish in wanted:
+        wish.check()
+    rows = begin(rows, out, format, batch)
+    if rows is None:
+        return
+    setups = [wish.resolve(pipeline) for wish in wanted]
+    names = FileNames(Path(out), format, wanted[0].count)
+    drawing = Drawing(pipeline, setups[0], names, progress)
+    common = _common(axes, Wish(**wishes).resolve(pipeline).plan)
     for index, row in enumerate(rows):
-        drawn: list[list[dict]] = []
         stem = slug(str(row.get("key", ""))) or "-".join(filter(None, (f"{index:05d}", slug(row["prompt"]))))
-        for cell in cells:
-            key = f"{stem[:40]}-{slug(' '.join(map(' '.join, zip(cell.values, cell.words, strict=True))))}"
-            asked = {**row, **cell.row(), "key": key}
-            how = {"batch": batch, "format": format, "force": force, "note": note}
-            found = draw_rows([asked], pipeline, out, **how, **cell.wishes(wishes))
+        tasks: list[list[Task]] = []  # of every cell; those of other shares are named, too
+        for cell, wish, setup in zip(cells, wanted, setups, strict=True):
+            asked = {**row, **cell.row(), "key": f"{stem[:SHORT]}-{slug(_words(cell))}"}
+            tasks.append(list(find_tasks([asked], wish, setup, pipeline, names, ALL, note, index)))
+        sheets = [_plan_sheet(row, axes, numbered, names, stem) for numbered in zip(*tasks, strict=True)]
+        if not split.has(index):
+            continue
+        drawn: list[list[dict]] = []
+        for cell, setup, own in zip(cells, setups, tasks, strict=True):
+            drawing.setup = setup
+            windows = in_windows(own, batch, pipeline.token_side)
+            found = chain.from_iterable(drawing.rows(window, batch, force, note) for window in windows)
             drawn.append([_told(one, row, cell) for one in found])
             if cell is not cells[-1]:
                 yield from drawn[-1]
-        sheets = [
-            _save_sheet(row, axes, numbered, wishes, pipeline, out / f"{stem}-grid", note)
-            for numbered in zip(*drawn, strict=True)
-        ]
-        yield from (one | {"sheet": str(sheet)} for one, sheet in zip(drawn[-1], sheets, strict=True))
+        for last, numbered, path in zip(drawn[-1], zip(*drawn, strict=True), sheets, strict=True):
+            yield last | {"sheet": str(_save_sheet(row, axes, numbered, common, names, path, note))}
 
 
 def _once(note: Note | None) -> Note:
@@ -186,32 +206,61 @@ def _told(drawn: dict, row: dict, cell: Cell) -> dict:
     return drawn | ({"key": row["key"]} if "key" in row else {}) | {"cell": dict(cell.values)}
 
 
+def _words(cell: Cell) -> str:
+    return " ".join(map(" ".join, zip(cell.values, cell.words, strict=True)))
+
+
+def _common(axes: Sequence[Axis], plan: Plan) -> dict:
+    """What all cells have in common, of what a sheet tells."""
+    names = [axis.name for axis in axes]
+    hidden = [*names, *(["steps"] if "calls" in names else []), *(SETTINGS if "preset" in names else ())]
+    told = ("solver", "steps", "guidance", "shift")
+    return {name: getattr(plan, name) for name in told if name not in hidden}
+
+
+def _plan_sheet(row: dict, axes: Sequence[Axis], tasks: Sequence[Task], names: FileNames, stem: str) -> Path:
+    """Return the path of the sheet of one prompt and number: that of its row, axes, seed and number."""
+    job = tasks[0].job
+    words = slug(" ".join(f"{axis.name} {' '.join(axis.words)}" for axis in axes))
+    tail = "" if any(axis.name == "seed" for axis in axes) else f"-s{job.seed}"
+    tail += f"-{job.number}" if names.count > 1 else ""
+    told = _sheet_metadata(row, axes, [task.path for task in tasks])
+    name = f"{stem[:SHORT]}-grid-{words[:SHORT]}{tail}"
+    return names.free(name, "png", lambda path: _told_of(path) == told)[0]
+
+
+def _sheet_metadata(row: dict, axes: Sequence[Axis], pictures: Sequence[Path]) -> dict:
+    """What a sheet tells of itself: no other has the same pictures."""
+    told = {axis.name: list(axis.values) for axis in axes}
+    return {"grid": told, "of": row["prompt"], "pictures": [path.name for path in pictures]}
+
+
+def _told_of(path: Path) -> dict | None:
+    """Return what a sheet that is there tells of itself; None where it is no picture."""
+    try:
+        return read_metadata(path)
+    except LuminaError:
+        return None
+
+
 def _save_sheet(
     row: dict,
     axes: Sequence[Axis],
     drawn: Sequence[dict],
-    wishes: Mapping[str, Any],
-    pipeline: Pipeline,
-    stem: Path,
+    common: Mapping[str, Any],
+    names: FileNames,
+    path: Path,
     note: Note,
 ) -> Path:
     """Draw the sheet of one prompt and number and write it; return its path."""
-    first, names = drawn[0], [axis.name for axis in axes]
-    seed, number = first["seed"], first["number"]
-    common = {"model": pipeline.name, "size": first["size"], "seed": seed, "number": number or None}
-    plan = Wish(**wishes).resolve(pipeline).plan
-    common |= {name: getattr(plan, name) for name in ("solver", "steps", "guidance", "shift")}
-    hidden = [*names, *(["steps"] if "calls" in names else [])]
-    if "preset" in names:
-        hidden += SETTINGS
-    common = {name: value for name, value in common.items() if name not in hidden and value is not None}
-    caption = ", ".join(f"{name} {value}" for name, value in common.items())
+    first, hidden = drawn[0], [axis.name for axis in axes]
+    shown = {name: first[name] for name in ("model", "size", "seed") if name not in hidden}
+    shown |= ({"number": first["number"]} if first["number"] else {}) | common
+    caption = ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
     beside = [", ".join(words) for words in product(*(axis.labels() for axis in axes[:-1]))]
     sheet = Sheet(row["prompt"], caption, axes[-1].labels(), beside)
-    pictures = [open_image(one["image"]) for one in drawn]
-    image, lost = draw_sheet(sheet, pictures)
+    image, lost = draw_sheet(sheet, [open_image(one["image"]) for one in drawn])
     if lost:
         note(f"the sheet leaves out {lost!r}: no font here can draw that; installing Noto Sans CJK may help")
-    tail = ("" if "seed" in names else f"-s{seed}") + (f"-{number}" if wishes.get("count", 1) > 1 else "")
-    told = {axis.name: list(axis.values) for axis in axes}
-    return save_picture(image, stem.with_name(f"{stem.name}{tail}.png"), {"grid": told, "of": row["prompt"]})
+    told = _sheet_metadata(row, axes, [Path(one["image"]) for one in drawn])
+    return names.save(image, path, told, lambda path: _told_of(path) == told)

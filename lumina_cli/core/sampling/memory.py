@@ -64,6 +64,18 @@ class MemoryPlan:
             )
         return f"memory {say_bytes(self.budget)}: {'; '.join(parts)}"
 
+    def beside(self, other: "MemoryPlan") -> "MemoryPlan":
+        """Return this plan with what `other` keeps out of memory kept out as well; tiles stay its own.
+
+        Then parts need not be loaded anew for each of two kinds of batches, and every picture is decoded as
+        it is without the other kind.
+        """
+        streamed, share = max(
+            ((plan.streamed, plan.share) for plan in (self, other)), key=lambda found: found[1]
+        )
+        in_turn, text = self.in_turn or other.in_turn, self.text_streamed or other.text_streamed
+        return replace(self, in_turn=in_turn, text_streamed=text, streamed=streamed, share=share)
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -111,11 +123,13 @@ def plan_memory(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     loras: bool = False,
+    cached: bool = False,
 ) -> MemoryPlan:
     """Decide how the model in `folder` draws `batch` guided pictures of `size` (width, height) at once.
 
-    With `loras` some are merged while weights are read, which takes room. Tiles come last, because they
-    change pictures. Raises UsageError, with the least that would do, where nothing fits `budget` bytes.
+    With `loras` some are merged while weights are read, which takes room; so does what a plan with a cache,
+    `cached`, remembers of each picture. Tiles come last, because they change pictures. Raises UsageError,
+    with the least that would do, where nothing fits `budget` bytes.
     """
     folder, device = Path(folder), torch.device(device)
     config = config_from_diffusers(read_json(folder / "transformer" / "config.json"))
@@ -123,7 +137,7 @@ def plan_memory(
     factor = 2 ** (len(fields["block_out_channels"]) - 1)
     latents = tuple(side // factor for side in size) if size else (config.sample_size,) * 2
     text = text_needs(folder / "text_encoder", dtype)
-    network = transformer_needs(folder / "transformer", config, latents, batch, dtype, device)
+    network = transformer_needs(folder / "transformer", config, latents, batch, dtype, device, cached)
     if loras:  # a matrix, its sum and what is added to it, in float32
         network = replace(network, window=network.window + 4 * 4 * config.dim * config.hidden_dim)
     vaes = vae_needs(folder / "vae", fields, latents, batch)
@@ -143,7 +157,8 @@ def plan_memory(
     if stages[worst] > budget:
         raise UsageError(
             f"memory {say_bytes(budget)} is too little: with all that helps {worst} takes "
-            f"{say_bytes(stages[worst])} for {batch} of {latents[0] * factor}x{latents[1] * factor} at once"
+            f"{say_bytes(stages[worst])} for {batch} of {latents[0] * factor}x{latents[1] * factor} at once; "
+            f"give it as much, or draw {'fewer at once or ' if batch > 1 else ''}a smaller size"
         )
     share = sum(network.matrices[name] for name in streamed) / network.weights
     return MemoryPlan(budget, True, text_streamed, streamed, share, tile, stages[worst])
@@ -170,6 +185,7 @@ def transformer_needs(
     batch: int,
     dtype: torch.dtype,
     device: torch.device,
+    cached: bool = False,
 ) -> Needs:
     """A network that draws `batch` pictures of `latents` (width, height), with and without captions."""
     stored, number = StoredWeights(folder), dtype.itemsize
@@ -182,6 +198,8 @@ def transformer_needs(
     tokens = 2 * batch * (latents[0] * latents[1] // config.patch_size**2 + config.max_text_tokens)
     keys = config.num_kv_heads * config.head_dim
     residual = 3 * 4 * config.dim  # the stream, a copy of it and the pictures cut out of it, in float32
+    # of each branch a signal, a residual, and a newer one of either while it takes the older one's place
+    residual += 3 * 4 * config.dim if cached else 0
     scratch = number * (2 * (2 * config.dim + 2 * keys) + config.dim) + 8 * config.head_dim
     if device.type != "cpu":
         scratch += number * 3 * config.hidden_dim  # on a CPU the feed-forward runs in spans
@@ -196,7 +214,7 @@ def reading(stored: StoredWeights, matrix: int, number: int) -> int:
 
 
 def vae_needs(folder: Path, fields: dict, latents: tuple[int, int], batch: int) -> dict[int | None, Needs]:
-    """An AutoencoderKL in float32 that decodes one picture after another: whole, and in tiles of TILES."""
+    """An AutoencoderKL, counted in float32 (bfloat16 takes less), that decodes one picture after another: whole, and in tiles of TILES."""
     weights, factor = 4 * StoredWeights(folder).numbers(), 2 ** (len(fields["block_out_channels"]) - 1)
     channels = fields["block_out_channels"][:2][-1]
     pictures = 4 * 3 * 2 * batch * latents[0] * latents[1] * factor**2

@@ -2,13 +2,17 @@
 
 import re
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
+
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.images import read_metadata
-from lumina_cli.core.sampling.metadata import Origin, from_metadata
+from lumina_cli.core.formats.images import read_metadata, save_picture
+from lumina_cli.core.sampling.metadata import Origin, from_metadata, to_metadata
 
 LONGEST_SLUG = 60
+Same = Callable[[Path], bool]
 
 
 class FileNames:
@@ -16,7 +20,7 @@ class FileNames:
 
     def __init__(self, out: Path, format: str, count: int):
         self.out, self.format, self.count = out, format, count
-        self.used: set[Path] = set()
+        self.used: dict[Path, str] = {}  # and what each name begins with
 
     def of(self, index: int, row: dict, origin: Origin) -> tuple[Path, bool]:
         """Return a path, and whether it already is this picture.
@@ -27,12 +31,40 @@ class FileNames:
         key = slug(str(row.get("key", "")))
         stem = key or "-".join(filter(None, (f"{index:05d}", slug(origin.prompt))))
         stem = f"{stem}-s{origin.seed}" + (f"-{origin.number}" if self.count > 1 else "")
-        path, again = self.out / f"{stem}.{self.format}", 1
-        while path in self.used or (path.exists() and drawn_from(path) != origin):
+        return self.free(stem, self.format, lambda path: drawn_from(path) == origin)
+
+    def free(self, stem: str, format: str, same: Same) -> tuple[Path, bool]:
+        """Return stem, stem-2 or stem-3..., the first that is nobody's, and whether that file is there.
+
+        `same` says whether a file that is there may be replaced.
+        """
+        path, again = self.out / f"{stem}.{format}", 1
+        while path in self.used or (path.exists() and not same(path)):
             again += 1
-            path = self.out / f"{stem}-{again}.{self.format}"
-        self.used.add(path)
+            path = self.out / f"{stem}-{again}.{format}"
+        self.used[path] = stem
         return path, path.exists()
+
+    def save_drawn(self, picture: Image.Image, path: Path, origin: Origin) -> Path:
+        """Write a picture to a path that `of` gave, with its origin inside; see `save`."""
+        return self.save(picture, path, to_metadata(origin), lambda path: drawn_from(path) == origin)
+
+    def save(self, picture: Image.Image, path: Path, metadata: dict, same: Same) -> Path:
+        """Write a picture to a path that `free` gave; return it, or the next one if that is another's by now.
+
+        So two runs in one folder lose no picture; see `atomic_write`. LuminaError where the disk refuses.
+        """
+        while True:
+            there = path.exists()
+            if there and not same(path):
+                path, there = self.free(self.used[path], path.suffix[1:], same)
+            try:
+                return save_picture(picture, path, metadata, replace=there)
+            except FileExistsError as error:
+                if not path.exists():  # it is the folder that is no folder
+                    raise LuminaError(f"cannot write {path}: {error.strerror}") from error
+            except OSError as error:
+                raise LuminaError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def drawn_from(path: Path) -> Origin | None:

@@ -1,13 +1,14 @@
 """A pipeline as a run asks for it: with LoRAs, in 8 bits, starting from a picture, watched."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lumina_cli.core.device import pick_device
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.sampling.folder import ModelFolder, reading
+from lumina_cli.core.formats.fingerprint import adapter_digest
+from lumina_cli.core.sampling.folder import reading
+from lumina_cli.core.sampling.metadata import Lora
 from lumina_cli.core.sampling.models import Choice, choose_model
 from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline, usual_dtype
 from lumina_cli.core.sampling.rows import draw_rows
@@ -73,7 +74,7 @@ class Opening:
     ) -> Pipeline:
         """Load a model and do all this to it; `note` is told what "auto" chose and LoRAs leave unused.
 
-        A budget of memory is for `batch` pictures of `size` at once.
+        A budget of memory is for `batch` pictures at once, of `size` or any other.
         """
         edit = None
         if self.init is not None:
@@ -87,67 +88,68 @@ class Opening:
             pipeline = load_pipeline(choice, own_device())
             self._change(pipeline, note)
         else:
-            pipeline = self._open_within(choice, note, size, batch)
+            pipeline = self._open_within(choice, note, batch)
+        pipeline.note = note
         if edit is not None:
             pipeline = EditingPipeline(pipeline, edit, note)
+        if pipeline.room is not None:
+            pipeline.room.expect(pipeline.size_for(size), (pipeline.token_side,) * 2)
         if self.attention:
             from lumina_cli.core.sampling.attention import AttentivePipeline
 
             pipeline = AttentivePipeline(pipeline, self.attention)
         return pipeline
 
-    def _open_within(self, choice: Choice, note: Callable[[str], None], size: Size, batch: int) -> Pipeline:
+    def _open_within(self, choice: Choice, note: Callable[[str], None], batch: int) -> Pipeline:
         """A pipeline whose parts are loaded when they are used, LoRAs merged into what is read."""
         from lumina_cli.core.formats.weights import read_json
         from lumina_cli.core.kernels.choice import choose_kernel
         from lumina_cli.core.nextdit.config import config_from_diffusers
         from lumina_cli.core.nextdit.lora import LoraStack
-        from lumina_cli.core.sampling.memory import parse_memory, plan_memory
-        from lumina_cli.core.sampling.offload import load_parts
+        from lumina_cli.core.sampling.memory import MemoryPlan, parse_memory, plan_memory
+        from lumina_cli.core.sampling.offload import Room, load_parts
 
         folder, device = choice.folder, pick_device(own_device())
         with reading(folder / "transformer"):
             config = config_from_diffusers(read_json(folder / "transformer" / "config.json"))
             dtype = usual_dtype(folder, device)
         stack = LoraStack(config, self.loras) if self.loras else None
-        sides = ModelFolder(choice).size_for(size)
-        plan = plan_memory(folder, parse_memory(self.memory), sides, batch, dtype, device, bool(self.loras))
-        kernel = choose_kernel(self.kernel, device, dtype)
+        kernel, budget = choose_kernel(self.kernel, device, dtype), parse_memory(self.memory)
+
+        def plan_for(size: tuple[int, int], count: int, cached: bool) -> MemoryPlan:
+            return plan_memory(folder, budget, size, count, dtype, device, bool(self.loras), cached)
+
+        plan = MemoryPlan(budget)
         parts = load_parts(folder, plan, device, dtype, stack, kernel=kernel, fused=self.compile)
         pipeline = Pipeline(choice, *parts)
-        pipeline.in_turn = plan.in_turn
-        note(plan.words(pipeline.vae.factor))
-        pipeline.weights = "+".join([pipeline.weights, *_told(stack.applied if stack else (), note)])
+        pipeline.room = Room(parts, plan_for, batch, note)
+        pipeline.changed(_told(stack.applied if stack else (), note))
         return pipeline
 
     def _change(self, pipeline: Pipeline, note: Callable[[str], None]) -> None:
         """Change the weights, and their fingerprint with them: the pictures are others."""
         from lumina_cli.core.kernels.choice import choose_kernel
 
-        changes, network = [], pipeline.transformer
+        loras, network = [], pipeline.transformer
         network.kernel = choose_kernel(self.kernel, network.x_embedder.weight.device, network.dtype)
         network.fused = self.compile
         if self.loras:
             from lumina_cli.core.nextdit.lora import apply_loras
 
-            changes += _told(apply_loras(network, self.loras), note)
+            loras = _told(apply_loras(network, self.loras, keep=False), note)
         if self.quantize:
             from lumina_cli.core.nextdit.quantize import quantize
 
             quantize(network, self.quantize)
-            changes.append(self.quantize)
-        pipeline.weights = "+".join([pipeline.weights, *changes])
+        pipeline.changed(loras, self.quantize)
 
 
-def _told(applied: Iterable, note: Callable[[str], None]) -> list[str]:
-    """What LoRAs that are in use add to a fingerprint; `note` is told what they leave unused."""
-    added = []
+def _told(applied: Iterable, note: Callable[[str], None]) -> list[Lora]:
+    """What pictures tell of LoRAs that are in use; `note` is told what these leave unused."""
     for one in applied:
-        digest = hashlib.sha256(Path(one.path).read_bytes()).hexdigest()[:12]
-        added.append(f"{digest}:{one.scale:g}")
         if one.note:
             note(one.note)
-    return added
+    return [(one.path, one.scale, adapter_digest(Path(one.path))) for one in applied]
 
 
 def draw(
@@ -169,7 +171,6 @@ def draw(
         if opening.attention:
             raise UsageError("a grid has no maps of attention: leave --attention or --grid out")
         axes = read_grid(grid)
-        how = {name: value for name, value in how.items() if name not in ("split", "progress")}
     elif opening.plain:
         yield from draw_rows(rows, model, out, **how)
         return
@@ -196,9 +197,16 @@ def draw_again_opened(
     format: str,
     note: Callable[[str], None],
 ) -> Iterator[dict]:
-    """Yield the rows of `draw_again`, drawn by models that `opening` opened."""
+    """Yield the rows of `draw_again`, drawn by models that `opening` opened.
+
+    LoRAs and 8 bits are those of the opening or, where it has none, of the pictures; see `draw_again`.
+    """
     from lumina_cli.core.sampling.again import draw_again
+
+    def load(name: str, loras: tuple[str, ...], quantize: str | None) -> Pipeline:
+        own = opening.quantize or (None if opening.memory else quantize)  # a budget takes no 8 bits
+        return replace(opening, loras=opening.loras or loras, quantize=own).open(name, note)
 
     if opening.init or opening.attention:
         raise UsageError("--from draws a picture as it was drawn: leave --init and --attention out")
-    yield from draw_again(paths, lambda name: opening.open(name, note), out, model, changes, format, note)
+    yield from draw_again(paths, load, out, model, changes, format, note)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -9,17 +10,18 @@ from torch import Tensor
 
 from lumina_cli.core.device import compute_dtype, pick_device
 from lumina_cli.core.encoders.text import MAX_TOKENS, TextEncoder
-from lumina_cli.core.encoders.vae import Autoencoder
+from lumina_cli.core.encoders.vae import Autoencoder, vae_dtype
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan, draw_noise
 from lumina_cli.core.kernels.choice import choose_kernel
 from lumina_cli.core.nextdit import NextDiT
 from lumina_cli.core.nextdit.convert import load_transformer
-from lumina_cli.core.sampling.cached import Cached, cache_for
+from lumina_cli.core.sampling.cached import Cached, cache_for, fit_digest, needs_fit
 from lumina_cli.core.sampling.features import Features
 from lumina_cli.core.sampling.folder import ModelFolder, PlanLike, default_plan, reading
 from lumina_cli.core.sampling.jobs import Job, Setup, Wish
 from lumina_cli.core.sampling.latents import NotNumbers, draw_latents
+from lumina_cli.core.sampling.metadata import Lora
 from lumina_cli.core.sampling.models import Choice, choose_model
 from lumina_cli.core.sampling.schedule import fitting
 from lumina_cli.core.sampling.sizes import Size, parse_size
@@ -29,13 +31,23 @@ __all__ = ["Job", "Pipeline", "PlanLike", "default_plan", "load_pipeline", "pars
 SMALL_BYTES = 2**30  # weight files below this are fast in float32, where the batch does not show in a picture
 
 
+class Budget(Protocol):
+    """A budget of memory; see `offload.Room`."""
+
+    in_turn: bool
+    make: Callable[[tuple[int, int], int, bool], None]
+
+
 class Pipeline(ModelFolder):
     """The parts of a model folder, ready to draw.
 
     transformer, text, vae   the network, the text encoder, the autoencoder
     features                 what the text encoder made of the last strings
-    in_turn                  whether only one part is in memory at a time: see `read_ahead`
+    room                     keeps the parts within a budget of memory, if there is one
     cache                    what left out main layers in the last draw, if its plan asked for that
+    base_weights             the fingerprint of the model's folder; `weights` also holds what was `changed`
+    loras, quantize          what was done to the weights after they were read
+    note                     told, once each, lines on how pictures are drawn
     """
 
     def __init__(self, choice: Choice, transformer: NextDiT, text: TextEncoder, vae: Autoencoder):
@@ -43,13 +55,34 @@ class Pipeline(ModelFolder):
         self.transformer, self.text, self.vae = transformer, text, vae
         self.features = Features(lambda texts: text.encode(texts))  # looked up late: parts come and go
         self.cache: Cached | None = None
-        self.in_turn = False
+        self.room: Budget | None = None
+        self.base_weights = self.weights
+        self.loras: tuple[Lora, ...] = ()
+        self.quantize: str | None = None
+        self.note: Callable[[str], None] = lambda line: None
+        self.noted: set[str] = set()
         config = transformer.config
         if text.dim != config.text_dim or vae.channels != config.in_channels:
             raise LuminaError(
                 f"{self.folder}: the parts do not fit: text features {text.dim} for a network that reads "
                 f"{config.text_dim}, latent channels {vae.channels} for one that reads {config.in_channels}"
             )
+
+    def changed(self, loras: Sequence[Lora] = (), quantize: str | None = None) -> None:
+        """Tell in `weights` that LoRAs were merged into them, or that they are in 8 bits now."""
+        self.loras, self.quantize = tuple(loras), quantize
+        added = [f"{digest}:{scale:g}" for _, scale, digest in self.loras]
+        self.weights = "+".join([self.base_weights, *added, *([quantize] if quantize else [])])
+
+    def weights_for(self, plan: Plan) -> str:
+        """Return `weights` and, where the cache of a plan goes by a fit, a digest of it: it decides, too."""
+        fit = fit_digest(plan, self.folder)
+        return f"{self.weights}+fit:{fit}" if fit else self.weights
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether only one part is in memory at a time: see `read_ahead`."""
+        return self.room is not None and self.room.in_turn
 
     @property
     def kernel(self) -> str:
@@ -109,22 +142,39 @@ class Pipeline(ModelFolder):
         size: tuple[int, int] | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> list[Image.Image]:
-        """Draw one batch as `setup` says; LuminaError where its latents stop being numbers."""
+        """Draw one batch as `setup` says; LuminaError where its latents stop being numbers.
+
+        UsageError where a budget of memory is too small for it.
+        """
         width, height = size or self.default_size
+        if self.room is not None:
+            self.room.make((width, height), len(jobs), setup.plan.cache is not None)
         shape = (self.vae.channels, height // self.factor, width // self.factor)
         noise = torch.stack([draw_noise(job.seed, job.number, shape) for job in jobs])
         text, mask = self.features.of([setup.prompt(job) for job in jobs])
         negatives = [setup.negative(job) for job in jobs]
         null = self.features.of(negatives if len(set(negatives)) > 1 else negatives[:1])
 
-        self.cache = cache_for(setup.plan, self.folder, self.weights)
+        self.cache = self._cache(setup.plan)
         try:
             latents = draw_latents(
                 self.transformer, noise.to(text.device), text, mask, *null, setup.plan, on_step, self.cache
             )  # fmt: skip
         except NotNumbers as error:
             raise LuminaError(what_broke(error, setup.plan, jobs[error.row])) from error
+        if self.cache is not None:
+            self.cache.drop()  # decoding takes the most memory
         return to_pictures(self.vae.decode(latents))
+
+    def _cache(self, plan: Plan) -> Cached | None:
+        """The cache of a plan; its fit was made for the weights as they are in the folder."""
+        if needs_fit(plan) and self.weights != self.base_weights:
+            what = " and ".join([*(["LoRAs"] if self.loras else []), *filter(None, [self.quantize])])
+            line = f"cache {plan.cache} was fitted to the model without {what}: its error may be larger"
+            if line not in self.noted:
+                self.noted.add(line)
+                self.note(line)
+        return cache_for(plan, self.folder, self.base_weights)
 
 
 def what_broke(error: NotNumbers, plan: Plan, job: Job) -> str:
@@ -145,7 +195,7 @@ def load_pipeline(
     """Load a model by name, folder or hub id; LuminaError names the part that is missing or damaged.
 
     Without `dtype` a network with weight files below 1 GiB, such as nano, computes in float32, a larger one
-    in bfloat16 where the device has it. The autoencoder is always float32. In float32 a picture is the same
+    in bfloat16 where the device has it, and so does the autoencoder. In float32 a picture is the same
     whatever is drawn beside it, to one level of 255. In bfloat16 it starts from the same noise, but what is
     drawn beside it changes how sums are rounded, and so details; a batch of one depends on its prompt alone.
     """
@@ -157,7 +207,7 @@ def load_pipeline(
     with reading(folder / "text_encoder"):
         text = TextEncoder(folder, device, dtype, min(MAX_TOKENS, transformer.config.max_text_tokens))
     with reading(folder / "vae"):
-        vae = Autoencoder(folder, device)
+        vae = Autoencoder(folder, device, vae_dtype(dtype))
     return Pipeline(choice, transformer, text, vae)
 
 

@@ -5,13 +5,10 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from PIL import Image
-
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.formats.images import save_picture
 from lumina_cli.core.sampling.folder import ModelFolder
 from lumina_cli.core.sampling.jobs import Job, Setup, Wish, check_at_least, checked
-from lumina_cli.core.sampling.metadata import Origin, to_metadata
+from lumina_cli.core.sampling.metadata import Origin
 from lumina_cli.core.sampling.models import Choice, choose_model
 from lumina_cli.core.sampling.names import FileNames
 from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline
@@ -19,6 +16,8 @@ from lumina_cli.core.sampling.schedule import Split, in_batches, in_windows, own
 from lumina_cli.core.sampling.sizes import ratio_of
 
 SUFFIXES = ("png", "webp", "jpg", "avif")
+# what a row of an earlier run says of its own picture, and not of the one that is drawn for it now
+OF_A_PICTURE = ("resumed", "truncated", "negative_truncated", "cached", "model_reason")
 
 ALL = Split()
 Note = Callable[[str], None]
@@ -75,20 +74,28 @@ def draw_rows(
     """
     wish, note = Wish(**wishes), note or (lambda line: None)
     wish.check()
+    rows = begin(rows, out, format, batch)
+    if rows is None:
+        return
+    pipeline = _load(model, note)
+    setup = wish.resolve(pipeline)
+    names = FileNames(Path(out), format, wish.count)
+    tasks = find_tasks(rows, wish, setup, pipeline, names, split, note)
+    drawing = Drawing(pipeline, setup, names, progress)
+    for window in in_windows(tasks, batch, pipeline.token_side):
+        yield from drawing.rows(window, batch, force, note)
+
+
+def begin(rows: Iterable[dict], out: str | Path, format: str, batch: int | None) -> Iterator[dict] | None:
+    """Check what a run is given, read its first row, then make its folder; return the rows, if any."""
     check_at_least(1, batch=batch)
     if format not in SUFFIXES:
         raise UsageError(f"unknown picture format {format!r}; choose from {', '.join(SUFFIXES)}")
     first = list(islice(rows := checked(rows), 1))
     if not first:
-        return
-    out = _make_folder(Path(out))
-    pipeline = _load(model, note)
-    setup = wish.resolve(pipeline)
-    names = FileNames(out, format, wish.count)
-    tasks = find_tasks(chain(first, rows), wish, setup, pipeline, names, split, note)
-    drawing = Drawing(pipeline, setup, progress or (lambda done, there: None))
-    for window in in_windows(tasks, batch, pipeline.token_side):
-        yield from drawing.rows(window, batch, force, note)
+        return None
+    _make_folder(Path(out))
+    return chain(first, rows)
 
 
 def find_tasks(
@@ -99,24 +106,25 @@ def find_tasks(
     names: FileNames,
     split: Split,
     note: Note,
+    start: int = 0,
 ) -> Iterator[Task]:
-    """Yield a task for every picture of this share, in the order of the rows.
+    """Yield a task for every picture of this share, in the order of the rows; the first is row `start`.
 
     The other shares' pictures are named, too, so that each name is the one that it would be in one run.
     `note` is told once which size a ratio stands for.
     """
     sizes: dict = {}
     place = 0
-    for index, row in enumerate(rows):
+    for index, row in enumerate(rows, start):
         size = size_of(row, wish, model, sizes, note)
         seed, negative = row.get("seed", wish.seed), row.get("negative", wish.negative) or ""
         tokens = model.text.tokens.count([setup.prompt(Job(row["prompt"]))])[0] if split.has(index) else 0
         for number in range(wish.count):
             job = Job(row["prompt"], seed, number, negative)
             origin = Origin(
-                job.prompt, job.seed, number, model.name, size, setup.system, setup.plan, model.weights,
-                job.negative, bool(job.negative) and setup.negative_system,
-                getattr(model, "edit_settings", None),
+                job.prompt, job.seed, number, model.name, size, setup.system, setup.plan,
+                model.weights_for(setup.plan), job.negative, bool(job.negative) and setup.negative_system,
+                getattr(model, "edit_settings", None), model.loras, model.quantize,
             )  # fmt: skip
             path, drawn = names.of(index, row, origin)
             if split.has(index):
@@ -138,10 +146,11 @@ def size_of(row: dict, wish: Wish, model: ModelFolder, known: dict, note: Note) 
 class Drawing:
     """Draws tasks batch by batch, writes each picture at once, and gives their rows back in order."""
 
-    def __init__(self, pipeline: Pipeline, setup: Setup, progress: Progress):
-        self.pipeline, self.setup, self.progress = pipeline, setup, progress
+    def __init__(self, pipeline: Pipeline, setup: Setup, names: FileNames, progress: Progress | None = None):
+        self.pipeline, self.setup, self.names = pipeline, setup, names
+        self.progress = progress or (lambda done, there: None)
         self.done = self.there = 0
-        self.saved: dict[int, dict] = {}  # what the cache left out, by place
+        self.saved: dict[int, dict] = {}  # where a picture is, and what the cache left out, by place
 
     def rows(self, window: list[Task], batch: int | None, force: bool, note: Note) -> Iterator[dict]:
         """Yield the row of every task in a window, drawing what is not there yet."""
@@ -169,9 +178,9 @@ class Drawing:
         pictures = self.pipeline.draw_setup(jobs, self.setup, group[0].size, on_step)
         cache = self.pipeline.cache
         for number, (task, picture) in enumerate(zip(group, pictures, strict=True)):
-            _save(picture, task.path, task.origin)
-            if cache is not None:
-                self.saved[task.place] = {"cached": cache.report(number)}
+            path = self.names.save_drawn(picture, task.path, task.origin)
+            cached = {} if cache is None else {"cached": cache.report(number)}
+            self.saved[task.place] = {"image": str(path)} | cached
         self.done += len(group)
 
     def row(self, task: Task, resumed: bool, note: Note) -> dict:
@@ -192,7 +201,8 @@ class Drawing:
                 added[key] = lost
                 note(f"{name}: the {kind} is too long; its last {lost} tokens were not read")
         added |= self.saved.pop(task.place, {})
-        return task.row | added | ({"resumed": True} if resumed else {})
+        kept = {key: value for key, value in task.row.items() if key not in OF_A_PICTURE}
+        return kept | added | ({"resumed": True} if resumed else {})
 
 
 def _load(model: str | Path | Choice | Pipeline, note: Note) -> Pipeline:
@@ -204,16 +214,8 @@ def _load(model: str | Path | Choice | Pipeline, note: Note) -> Pipeline:
     return load_pipeline(choice, own_device())
 
 
-def _make_folder(out: Path) -> Path:
+def _make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LuminaError(f"cannot write to {out}: {error.strerror or error}") from error
-    return out
-
-
-def _save(picture: Image.Image, path: Path, origin: Origin) -> Path:
-    try:
-        return save_picture(picture, path, to_metadata(origin))
-    except OSError as error:
-        raise LuminaError(f"cannot write {path}: {error.strerror or error}") from error

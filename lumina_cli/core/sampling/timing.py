@@ -3,6 +3,7 @@
 B rows, M text tokens, C channels, T tokens of a row, D width, d head width, h heads.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from lumina_cli.core.registry import did_you_mean
 PIXELS = 8  # of a side for each number of latents
 ERROR_SIZE = 256  # up to which float32 takes seconds for the largest model, not minutes
 TIME = 0.3
-PART = 512  # tokens at a time in one of the ways that a ceiling is looked for
+PARTS = (256, 512, 1024)  # about so many tokens at a time in the ways that a ceiling is looked for
 SMALL = 2**28  # weights; up to here pictures are drawn in float32, see `load_pipeline`
 DTYPES = ("float32", "bfloat16")
 
@@ -263,8 +264,8 @@ def ceiling_seconds(
 ) -> tuple[float, float]:
     """Seconds that the matrix products of the blocks take here by themselves, and their TFLOP.
 
-    Each shape is measured warm, on memory that is there already, the quickest of the ways to call for it, and
-    counts as often as a call has it.
+    Each shape counts as often as a call has it, at the quickest that was seen of it: warm, on memory that is
+    there already, whole and in parts.
     """
     seconds, operations = 0.0, 0
     for (many, rows, inner, columns), count in products(config, call).items():
@@ -274,8 +275,7 @@ def ceiling_seconds(
         runs = _products(left, right, torch.empty(many, rows, columns, dtype=dtype))
         for run in runs:
             run()  # not counted: it finds its memory
-        quickest = [median(_seconds(run) for _ in range(repeats)) for run in runs]
-        seconds += count * min(quickest)
+        seconds += count * min(_seconds(run) for run in runs for _ in range(repeats))
         operations += count * 2 * many * rows * inner * columns
     return seconds, operations / 1e12
 
@@ -306,14 +306,18 @@ def products(config: NextDiTConfig, call: Call) -> Counter:
     return found
 
 
-def _products(left: Tensor, right: Tensor, out: Tensor) -> list[Callable[[], Tensor]]:
+def _products(left: Tensor, right: Tensor, out: Tensor) -> list[Callable[[], object]]:
     """Ways to multiply left (n, rows, inner) by right (n, inner, columns), kept as a linear layer does."""
     if len(left) > 1:
         return [lambda: torch.bmm(left, right, out=out)]
     x, weight, y = left[0], right[0].T.contiguous(), out[0]
-    runs = [lambda: F.linear(x, weight), lambda: torch.mm(x, weight.T, out=y)]
-    parts = list(zip(x.split(PART), y.split(PART), strict=True))
-    return [*runs, lambda: [torch.mm(one, weight.T, out=two) for one, two in parts]]
+    cuts = {math.ceil(len(x) / math.ceil(len(x) / part)) for part in PARTS} | {len(x)}
+    return [lambda: F.linear(x, weight), *(_in_parts(x, weight, y, cut) for cut in sorted(cuts))]
+
+
+def _in_parts(x: Tensor, weight: Tensor, y: Tensor, rows: int) -> Callable[[], object]:
+    parts = list(zip(x.split(rows), y.split(rows), strict=True))
+    return lambda: [torch.mm(one, weight.T, out=two) for one, two in parts]
 
 
 def _seconds(run: Callable[[], object]) -> float:
