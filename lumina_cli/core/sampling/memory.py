@@ -214,7 +214,10 @@ def reading(stored: StoredWeights, matrix: int, number: int) -> int:
 
 
 def vae_needs(folder: Path, fields: dict, latents: tuple[int, int], batch: int) -> dict[int | None, Needs]:
-    """An AutoencoderKL, counted in float32 (bfloat16 takes less), that decodes one picture after another: whole, and in tiles of TILES."""
+    """An AutoencoderKL that decodes one picture after another: whole, and in tiles of TILES.
+
+    It is counted in float32; in bfloat16 it takes less.
+    """
     weights, factor = 4 * StoredWeights(folder).numbers(), 2 ** (len(fields["block_out_channels"]) - 1)
     channels = fields["block_out_channels"][:2][-1]
     pictures = 4 * 3 * 2 * batch * latents[0] * latents[1] * factor**2
