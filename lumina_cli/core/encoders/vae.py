@@ -46,7 +46,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return latents (B, C, H / factor, W / factor), the mode, in float32, of pixels (B, 3, H, W), -1 to 1."""
+        """Pixels (B, 3, H, W) in [-1, 1] -> latents (B, C, H / factor, W / factor) in float32: the mode."""
         mode = self.model.encode(pixels.to(self.model.device, self.model.dtype)).latent_dist.mode()
         return (mode.float() - self.shift) * self.scale
 
