@@ -87,22 +87,25 @@ def test_it_draws_what_it_is_asked_for(pipe):
     assert np.mean(right) >= FLOOR
 
 
+# what any program with such a model has to import: the measure of this machine at this moment
+IMPORTS = """
+import torch, diffusers.models.autoencoders.autoencoder_kl
+import transformers.models.gemma.tokenization_gemma, transformers.models.gemma2.modeling_gemma2
+"""
+
+
 @pytest.mark.slow
 def test_a_cold_start_draws_within_its_budget(tmp_path):
-    """8 seconds on an idle machine; a busy one stretches the clock more than the work, which is bounded here."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    command = [
-        sys.executable,
-        "-m",
-        "lumina_cli",
-        "sample",
-        PROMPTS[0],
-        "--model",
-        "nano",
-        "--out",
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert open_image(json.loads(done.stdout)["image"]).size == (128, 128)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 12
+    """8 seconds on an idle machine, of which imports take most; processor time, in units of these, is bounded."""
+
+    def seconds(*words):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [sys.executable, *words], capture_output=True, text=True, check=True, timeout=300
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+    taken, rows = seconds("-m", "lumina_cli", "sample", PROMPTS[0], "--model", "nano", "--out", str(tmp_path))
+    assert open_image(json.loads(rows)["image"]).size == (128, 128)
+    assert taken < 3 * seconds("-c", IMPORTS)[0]

@@ -22,5 +22,6 @@ build nano "$home/run/recipe.yaml" frozen="$parts" data="$home/shards" out="$hom
 rm -rf "$home/nano.new"
 cp -r "$home/run/model" "$home/nano.new"
 cp -r "$parts/detector" "$home/nano.new/detector"
+lumina bench teacache --model "$home/nano.new" --preset fast > "$home/teacache.jsonl"
 rm -rf "$home/nano"
 mv "$home/nano.new" "$home/nano"

@@ -114,9 +114,9 @@ def draw_again(
         changes   settings of the plan, or any of CHANGES, to draw it with instead
         note      told, a line each, why a picture will not come out the same
 
-    The LoRAs to put on are those of the picture whose files are where they were, and as they were. A row
-    says under "apart" by how many levels of 255 a PNG and its new drawing differ at most: 0 is the same, 1 is
-    what a batch may change (see `load_pipeline`).
+    The LoRAs to put on are those of the picture whose files are where they were, and as they were. Where
+    nothing is changed, a row says under "apart" by how many levels of 255 a PNG and its new drawing differ
+    at most: 0 is the same, 1 is what a batch may change (see `load_pipeline`).
 
     All files are read before a model is loaded. LuminaError where one does not say how it was drawn, or was
     drawn over a picture that is gone or another one now.
@@ -148,8 +148,9 @@ def draw_again(
         row = {
             "prompt": job.prompt, "from": str(path), "image": str(target), "seed": job.seed,
             "number": job.number, "model": pipeline.name, "size": "{}x{}".format(*size),
+            "kernel": pipeline.kernel,
         }  # fmt: skip
-        yield row | apart(path, picture)
+        yield row | ({} if changes else apart(path, picture))
 
 
 def apart(path: str | Path, picture: Image.Image) -> dict:
