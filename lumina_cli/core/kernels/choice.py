@@ -1,6 +1,7 @@
 """Which attention the packed path of a network calls, and how all its rows go through one call of it."""
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -28,13 +29,23 @@ def choose_kernel(name: str, device: torch.device, dtype: torch.dtype) -> str:
     UsageError for a name that is none of CHOICES, MissingPart for one that cannot run here.
     """
     check_choice(name)
-    probe = (torch.empty(1, 1, 1, 8, dtype=dtype, device=device),) * 3
     if name == "auto":
-        order = ORDER.get(device.type, ("sdpa",))
-        return next(one for one in order if OP.implementations[one].missing(*probe) is None)
-    if reason := OP.implementations[name].missing(*probe):
+        return _quickest(device, dtype)
+    if reason := _missing(name, device, dtype):
         raise MissingPart(f"--kernel {reason}")
     return name
+
+
+@cache
+def _quickest(device: torch.device, dtype: torch.dtype) -> str:
+    """The first of ORDER that runs; remembered, because every call of a network and every row asks."""
+    return next(one for one in ORDER.get(device.type, ("sdpa",)) if not _missing(one, device, dtype))
+
+
+def _missing(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why an attention cannot run on `device` in `dtype`, or None."""
+    probe = (torch.empty(1, 1, 1, 8, dtype=dtype, device=device),) * 3
+    return OP.implementations[name].missing(*probe)
 
 
 def attend_packed(

@@ -14,8 +14,8 @@ from lumina_cli.core.formats.fingerprint import adapter_digest
 from lumina_cli.core.formats.images import open_image, read_metadata
 from lumina_cli.core.sampling.edit import Edit, EditingPipeline, pixel_hash, read_edit
 from lumina_cli.core.sampling.jobs import Job, Setup
-from lumina_cli.core.sampling.metadata import Lora, Origin, from_metadata, to_metadata
-from lumina_cli.core.sampling.names import FileNames, drawn_from
+from lumina_cli.core.sampling.metadata import Lora, Origin, from_metadata
+from lumina_cli.core.sampling.names import FileNames
 from lumina_cli.core.sampling.pipeline import Pipeline
 
 Note = Callable[[str], None]
@@ -142,9 +142,7 @@ def draw_again(
         )  # fmt: skip
         target, _ = names.of(index, {"key": f"{Path(path).stem}-again"}, origin)
         (picture,) = drawer.draw_setup([job], setup, size)
-        target = names.save(
-            picture, target, to_metadata(origin), lambda there, own=origin: drawn_from(there) == own
-        )
+        target = names.save_drawn(picture, target, origin)
         row = {
             "prompt": job.prompt, "from": str(path), "image": str(target), "seed": job.seed,
             "number": job.number, "model": pipeline.name, "size": "{}x{}".format(*size),

@@ -114,6 +114,7 @@ def find_tasks(
     `note` is told once which size a ratio stands for.
     """
     sizes: dict = {}
+    weights = model.weights_for(setup.plan)  # reads the fit of a cache, so not for every picture
     place = 0
     for index, row in enumerate(rows, start):
         size = size_of(row, wish, model, sizes, note)
@@ -123,7 +124,7 @@ def find_tasks(
             job = Job(row["prompt"], seed, number, negative)
             origin = Origin(
                 job.prompt, job.seed, number, model.name, size, setup.system, setup.plan,
-                model.weights_for(setup.plan), job.negative, bool(job.negative) and setup.negative_system,
+                weights, job.negative, bool(job.negative) and setup.negative_system,
                 getattr(model, "edit_settings", None), model.loras, model.quantize,
             )  # fmt: skip
             path, drawn = names.of(index, row, origin)
