@@ -10,7 +10,8 @@ from lumina_cli.core.errors import UsageError
 
 def did_you_mean(word: str, known) -> str:
     """Return "; did you mean 'x'?" for the nearest of `known`, or an empty string."""
-    near = get_close_matches(word, list(known), n=1, cutoff=0.55)
+    cutoff = 0.5 if len(word) <= 2 else 0.55  # one wrong letter of two is half the word
+    near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
