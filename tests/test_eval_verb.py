@@ -8,6 +8,7 @@ from PIL import Image
 
 from lumina_cli.cli import app
 from lumina_cli.core.evals.prompts import nano_prompts
+from lumina_cli.core.formats.fingerprint import fingerprint
 from lumina_cli.core.nano.scene import KINDS, TINTS
 from lumina_cli.core.registry import JUDGES
 
@@ -49,6 +50,9 @@ class FakePipeline:
     default_size: tuple = (16, 16)
     plan: FakePlan = field(default_factory=FakePlan)
     jobs: list = field(default_factory=list)
+
+    def weights_for(self, plan):
+        return fingerprint(self.folder)
 
     def draw(self, jobs, system):
         self.jobs += [(job.prompt, job.seed, job.number) for job in jobs]

@@ -6,8 +6,6 @@ from lumina_cli.cli import flags, output
 from lumina_cli.cli.explain import show
 from lumina_cli.core.errors import UsageError
 
-PLAIN = ((), None, None, None, None, (), None, "auto", False)  # of an Opening, whose import takes seconds
-
 
 def sample(
     prompts: flags.Prompts = None,
@@ -66,9 +64,11 @@ def sample(
     said["negative_system"] = negative_system
     said = {name: value for name, value in said.items() if value is not None}
     wishes = {"count": count, "preset": preset, "plan": settings, **said}
+    sampling.Wish(**wishes).check()  # now, before seconds of imports
     words = tuple(attention or ())
-    asked = tuple(lora or ()), quantize, init, mask, strength, words, memory, kernel, compile
-    opening = None if explain and asked == PLAIN else sampling.Opening(*asked)
+    opening = sampling.Opening(
+        tuple(lora or ()), quantize, init, mask, strength, words, memory, kernel, compile
+    )
     if explain:
         if from_ or grid:
             raise UsageError("--explain shows one plan: leave --from and --grid out")

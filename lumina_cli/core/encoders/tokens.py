@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
-
 MAX_TOKENS = 256
 
 
@@ -12,6 +10,9 @@ class Tokens:
     """The tokenizer in the tokenizer/ of a model folder; `longest` tokens of a prompt are read."""
 
     def __init__(self, folder: str | Path, longest: int = MAX_TOKENS):
+        # here, not above: its package takes a second that a wrong word on the command line need not wait for
+        from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
+
         self.longest = longest
         self.tokenizer = GemmaTokenizer.from_pretrained(
             Path(folder) / "tokenizer", padding_side="right", add_bos_token=True, local_files_only=True

@@ -11,7 +11,6 @@ from lumina_cli.core.evals.geneval import GenEval
 from lumina_cli.core.evals.judges import Judge
 from lumina_cli.core.evals.layout import Drawer, draw_pictures, scan_pictures
 from lumina_cli.core.evals.truth import true_drawer
-from lumina_cli.core.formats.fingerprint import fingerprint
 
 __all__ = ["Evaluation", "pipeline_drawer", "true_drawer"]
 
@@ -28,7 +27,7 @@ def pipeline_drawer(pipeline: Any, job: Callable[[str, int, int], Any], seed: in
         jobs = [job(row["prompt"], seed, number) for row, number in zip(rows, numbers, strict=True)]
         return pipeline.draw(jobs, system=SYSTEM)
 
-    settings = {"model": pipeline.name, "weights": fingerprint(Path(pipeline.folder)), "seed": seed}
+    settings = {"model": pipeline.name, "weights": pipeline.weights_for(pipeline.plan), "seed": seed}
     settings |= {"size": list(pipeline.default_size), "system": SYSTEM, "plan": pipeline.plan.to_json()}
     return Drawer(draw, settings)
 

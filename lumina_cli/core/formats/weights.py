@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,29 +17,31 @@ PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 PREFERRED = ("diffusion_pytorch_model.safetensors", "model.safetensors", "consolidated.00-of-01.pth")
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, a .pth (opened with weights_only), or a folder of either.
 
-    A folder may be sharded: a `*.safetensors.index.json` beside its parts. LuminaError, one line, where the
-    file is missing, broken, of another kind, or holds anything but tensors by name.
+    A folder may be sharded: a `*.safetensors.index.json` beside its parts. Tensors share the memory of their
+    file as long as one of them lives; those whose name ends with a word of `apart` are read apart from the
+    others, for who joins them to new ones. LuminaError, one line, where the file is missing, broken, of
+    another kind, or holds anything but tensors by name.
     """
     path = Path(path)
     if path.is_dir():
-        return read_folder(path)
+        return read_folder(path, apart)
     if not path.exists():
         raise LuminaError(f"{path} does not exist; a file of weights or a folder with one is needed")
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return read_safetensors(path, apart)
     if path.suffix in PICKLED:
         return read_pickled(path)
     raise LuminaError(f"{path} has an unknown ending; weights end in .safetensors, {', '.join(PICKLED)}")
 
 
-def read_folder(folder: Path) -> dict[str, Tensor]:
+def read_folder(folder: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """The weights in a folder: the parts that an index lists, or the one file."""
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if len(indexes) == 1:
-        return read_shards(indexes[0])
+        return read_shards(indexes[0], apart)
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", *PICKLED))
     files = [folder / name for name in PREFERRED if folder / name in files] or files
     if not files or len(indexes) > 1:
@@ -48,10 +50,10 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         )
     if len(files) > 1 and files[0].name not in PREFERRED:
         raise LuminaError(f"{folder} holds {len(files)} weight files and no index; name one of them")
-    return read_weights(files[0])
+    return read_weights(files[0], apart)
 
 
-def read_shards(index: Path) -> dict[str, Tensor]:
+def read_shards(index: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """All tensors of the parts that a sharded index names."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
@@ -62,15 +64,22 @@ def read_shards(index: Path) -> dict[str, Tensor]:
     for part in sorted(set(places.values())):
         if not (index.parent / part).exists():
             raise LuminaError(f"{index.parent} lacks {part}, which its index names; fetch it again")
-        tensors |= read_safetensors(index.parent / part)
+        tensors |= read_safetensors(index.parent / part, apart)
     if lost := places.keys() - tensors.keys():
         raise LuminaError(f"{index.parent} lacks {count_names(sorted(lost))}, which its index names")
     return tensors
 
 
-def read_safetensors(path: Path) -> dict[str, Tensor]:
+def read_safetensors(path: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        if not apart:
+            return load_file(path)
+        tensors = {}
+        for wanted in (False, True):
+            with safe_open(path, "pt") as opened:
+                names = [name for name in opened.keys() if name.endswith(apart) is wanted]  # noqa: SIM118
+                tensors |= {name: opened.get_tensor(name) for name in names}
+        return tensors
     except (SafetensorError, OSError, ValueError) as error:
         raise LuminaError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
 

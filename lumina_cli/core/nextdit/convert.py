@@ -216,7 +216,7 @@ def load_transformer(
     """
     folder = Path(folder)
     config = config_from_diffusers(read_json(folder / "config.json"))
-    state_dict = from_any(read_weights(folder))
+    state_dict = from_any(read_weights(folder, apart=PARTS))  # q, k and v are joined: their own pages can go
     model = blank(config)
     check_fits(model, state_dict, str(folder))
     model.load_state_dict(state_dict, assign=True)

@@ -6,6 +6,7 @@ from importlib import import_module
 __all__ = [
     "Opening",
     "Pipeline",
+    "Wish",
     "choose_model",
     "draw",
     "draw_again_opened",
@@ -18,8 +19,9 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Opening": "opened",
+    "Opening": "opening",
     "Pipeline": "pipeline",
+    "Wish": "jobs",
     "choose_model": "models",
     "draw": "opened",
     "draw_again_opened": "opened",

@@ -1,7 +1,7 @@
 """A pipeline as a run asks for it: with LoRAs, in 8 bits, starting from a picture, watched."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from lumina_cli.core.device import pick_device
@@ -10,138 +10,92 @@ from lumina_cli.core.formats.fingerprint import adapter_digest
 from lumina_cli.core.sampling.folder import reading
 from lumina_cli.core.sampling.metadata import Lora
 from lumina_cli.core.sampling.models import Choice, choose_model
+from lumina_cli.core.sampling.opening import Opening
 from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline, usual_dtype
 from lumina_cli.core.sampling.rows import draw_rows
 from lumina_cli.core.sampling.schedule import own_device
 from lumina_cli.core.sampling.sizes import Size
 
 
-@dataclass(frozen=True)
-class Opening:
-    """What is done to a model before it draws.
+def open_pipeline(
+    opening: Opening,
+    model: str | Path | Choice,
+    note: Callable[[str], None],
+    size: Size = None,
+    batch: int = 1,
+) -> Pipeline:
+    """Load a model and do to it what `opening` says; `note` is told what "auto" chose and LoRAs leave unused.
 
-    loras                  files, or "FILE:0.8", merged into its weights in this order
-    memory                 budget such as "8G": parts in turn, then read piece by piece; see `plan_memory`
-    quantize               "int8" or "int8-weights"; None leaves the weights as they are
-    init, mask, strength   the picture to start from; see `read_edit`
-    attention              words whose maps are kept; see `AttentivePipeline`
-    kernel                 the attention to call; see `choose_kernel`
-    compile                whether to compile what lies between matrix products
-
-    Raises UsageError for what does not go together, and for files of `init` and `mask` that do not fit.
+    A budget of memory is for `batch` pictures at once, of `size` or any other.
     """
+    edit = None
+    if opening.init is not None:
+        from lumina_cli.core.sampling.edit import EditingPipeline, read_edit
 
-    loras: tuple[str, ...] = ()
-    quantize: str | None = None
-    init: Path | None = None
-    mask: Path | None = None
-    strength: float | None = None
-    attention: tuple[str, ...] = ()
-    memory: str | None = None
-    kernel: str = "auto"
-    compile: bool = False
+        edit = read_edit(opening.init, opening.mask, opening.strength)
+    choice = model if isinstance(model, Choice) else choose_model(model)
+    if choice.reason:
+        note(choice.reason)
+    if opening.memory is None:
+        pipeline = load_pipeline(choice, own_device())
+        _change(opening, pipeline, note)
+    else:
+        pipeline = _open_within(opening, choice, note, batch)
+    pipeline.note = note
+    if edit is not None:
+        pipeline = EditingPipeline(pipeline, edit, note)
+    if pipeline.room is not None:
+        pipeline.room.expect(pipeline.size_for(size), (pipeline.token_side,) * 2)
+    if opening.attention:
+        from lumina_cli.core.sampling.attention import AttentivePipeline
 
-    def __post_init__(self):
-        if self.init is None and (self.mask is not None or self.strength is not None):
-            raise UsageError("--mask and --strength need --init, the picture to start from")
-        if self.attention and self.quantize:
-            raise UsageError("attention is read from the plain network: leave --quantize out")
-        if self.memory is not None:
-            from lumina_cli.core.sampling.memory import parse_memory
+        pipeline = AttentivePipeline(pipeline, opening.attention)
+    return pipeline
 
-            if self.quantize or self.attention:
-                raise UsageError("--memory drops weights between uses: leave --quantize and --attention out")
-            parse_memory(self.memory)
-        if self.quantize is not None:
-            from lumina_cli.core.nextdit.quantize import check_kind
 
-            check_kind(self.quantize)
-        if self.kernel != "auto" or self.compile:
-            from lumina_cli.core.kernels.choice import check_choice
-            from lumina_cli.core.nextdit.fused import check_compiler
+def _open_within(opening: Opening, choice: Choice, note: Callable[[str], None], batch: int) -> Pipeline:
+    """A pipeline whose parts are loaded when they are used, LoRAs merged into what is read."""
+    from lumina_cli.core.formats.weights import read_json
+    from lumina_cli.core.kernels.choice import choose_kernel
+    from lumina_cli.core.nextdit.config import config_from_diffusers
+    from lumina_cli.core.nextdit.lora import LoraStack
+    from lumina_cli.core.sampling.memory import MemoryPlan, parse_memory, plan_memory
+    from lumina_cli.core.sampling.offload import Room, load_parts
 
-            check_choice(self.kernel)
-            if self.compile:
-                check_compiler()
+    folder, device = choice.folder, pick_device(own_device())
+    with reading(folder / "transformer"):
+        config = config_from_diffusers(read_json(folder / "transformer" / "config.json"))
+        dtype = usual_dtype(folder, device)
+    stack = LoraStack(config, opening.loras) if opening.loras else None
+    kernel, budget = choose_kernel(opening.kernel, device, dtype), parse_memory(opening.memory)
 
-    @property
-    def plain(self) -> bool:
-        """Whether nothing is asked for."""
-        return self == Opening()
+    def plan_for(size: tuple[int, int], count: int, cached: bool) -> MemoryPlan:
+        return plan_memory(folder, budget, size, count, dtype, device, bool(opening.loras), cached)
 
-    def open(
-        self, model: str | Path | Choice, note: Callable[[str], None], size: Size = None, batch: int = 1
-    ) -> Pipeline:
-        """Load a model and do all this to it; `note` is told what "auto" chose and LoRAs leave unused.
+    plan = MemoryPlan(budget)
+    parts = load_parts(folder, plan, device, dtype, stack, kernel=kernel, fused=opening.compile)
+    pipeline = Pipeline(choice, *parts)
+    pipeline.room = Room(parts, plan_for, batch, note)
+    pipeline.changed(_told(stack.applied if stack else (), note))
+    return pipeline
 
-        A budget of memory is for `batch` pictures at once, of `size` or any other.
-        """
-        edit = None
-        if self.init is not None:
-            from lumina_cli.core.sampling.edit import EditingPipeline, read_edit
 
-            edit = read_edit(self.init, self.mask, self.strength)
-        choice = model if isinstance(model, Choice) else choose_model(model)
-        if choice.reason:
-            note(choice.reason)
-        if self.memory is None:
-            pipeline = load_pipeline(choice, own_device())
-            self._change(pipeline, note)
-        else:
-            pipeline = self._open_within(choice, note, batch)
-        pipeline.note = note
-        if edit is not None:
-            pipeline = EditingPipeline(pipeline, edit, note)
-        if pipeline.room is not None:
-            pipeline.room.expect(pipeline.size_for(size), (pipeline.token_side,) * 2)
-        if self.attention:
-            from lumina_cli.core.sampling.attention import AttentivePipeline
+def _change(opening: Opening, pipeline: Pipeline, note: Callable[[str], None]) -> None:
+    """Change the weights, and their fingerprint with them: the pictures are others."""
+    from lumina_cli.core.kernels.choice import choose_kernel
 
-            pipeline = AttentivePipeline(pipeline, self.attention)
-        return pipeline
+    loras, network = [], pipeline.transformer
+    network.kernel = choose_kernel(opening.kernel, network.x_embedder.weight.device, network.dtype)
+    network.fused = opening.compile
+    if opening.loras:
+        from lumina_cli.core.nextdit.lora import apply_loras
 
-    def _open_within(self, choice: Choice, note: Callable[[str], None], batch: int) -> Pipeline:
-        """A pipeline whose parts are loaded when they are used, LoRAs merged into what is read."""
-        from lumina_cli.core.formats.weights import read_json
-        from lumina_cli.core.kernels.choice import choose_kernel
-        from lumina_cli.core.nextdit.config import config_from_diffusers
-        from lumina_cli.core.nextdit.lora import LoraStack
-        from lumina_cli.core.sampling.memory import MemoryPlan, parse_memory, plan_memory
-        from lumina_cli.core.sampling.offload import Room, load_parts
+        loras = _told(apply_loras(network, opening.loras, keep=False), note)
+    if opening.quantize:
+        from lumina_cli.core.nextdit.quantize import quantize
 
-        folder, device = choice.folder, pick_device(own_device())
-        with reading(folder / "transformer"):
-            config = config_from_diffusers(read_json(folder / "transformer" / "config.json"))
-            dtype = usual_dtype(folder, device)
-        stack = LoraStack(config, self.loras) if self.loras else None
-        kernel, budget = choose_kernel(self.kernel, device, dtype), parse_memory(self.memory)
-
-        def plan_for(size: tuple[int, int], count: int, cached: bool) -> MemoryPlan:
-            return plan_memory(folder, budget, size, count, dtype, device, bool(self.loras), cached)
-
-        plan = MemoryPlan(budget)
-        parts = load_parts(folder, plan, device, dtype, stack, kernel=kernel, fused=self.compile)
-        pipeline = Pipeline(choice, *parts)
-        pipeline.room = Room(parts, plan_for, batch, note)
-        pipeline.changed(_told(stack.applied if stack else (), note))
-        return pipeline
-
-    def _change(self, pipeline: Pipeline, note: Callable[[str], None]) -> None:
-        """Change the weights, and their fingerprint with them: the pictures are others."""
-        from lumina_cli.core.kernels.choice import choose_kernel
-
-        loras, network = [], pipeline.transformer
-        network.kernel = choose_kernel(self.kernel, network.x_embedder.weight.device, network.dtype)
-        network.fused = self.compile
-        if self.loras:
-            from lumina_cli.core.nextdit.lora import apply_loras
-
-            loras = _told(apply_loras(network, self.loras, keep=False), note)
-        if self.quantize:
-            from lumina_cli.core.nextdit.quantize import quantize
-
-            quantize(network, self.quantize)
-        pipeline.changed(loras, self.quantize)
+        quantize(network, opening.quantize)
+    pipeline.changed(loras, opening.quantize)
 
 
 def _told(applied: Iterable, note: Callable[[str], None]) -> list[Lora]:

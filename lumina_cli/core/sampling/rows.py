@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.sampling.folder import ModelFolder
@@ -11,9 +12,11 @@ from lumina_cli.core.sampling.jobs import Job, Setup, Wish, check_at_least, chec
 from lumina_cli.core.sampling.metadata import Origin
 from lumina_cli.core.sampling.models import Choice, choose_model
 from lumina_cli.core.sampling.names import FileNames
-from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline
 from lumina_cli.core.sampling.schedule import Split, in_batches, in_windows, own_device
 from lumina_cli.core.sampling.sizes import ratio_of
+
+if TYPE_CHECKING:  # a wrong word on the command line need not wait for a pipeline's imports
+    from lumina_cli.core.sampling.pipeline import Pipeline
 
 SUFFIXES = ("png", "webp", "jpg", "avif")
 # what a row of an earlier run says of its own picture, and not of the one that is drawn for it now
@@ -41,7 +44,7 @@ class Task:
 
 def draw_rows(
     rows: Iterable[dict],
-    model: str | Path | Choice | Pipeline = "auto",
+    model: "str | Path | Choice | Pipeline" = "auto",
     out: str | Path = "pictures",
     *,
     batch: int | None = None,
@@ -102,7 +105,7 @@ def find_tasks(
     rows: Iterable[dict],
     wish: Wish,
     setup: Setup,
-    model: Pipeline,
+    model: "Pipeline",
     names: FileNames,
     split: Split,
     note: Note,
@@ -147,7 +150,9 @@ def size_of(row: dict, wish: Wish, model: ModelFolder, known: dict, note: Note) 
 class Drawing:
     """Draws tasks batch by batch, writes each picture at once, and gives their rows back in order."""
 
-    def __init__(self, pipeline: Pipeline, setup: Setup, names: FileNames, progress: Progress | None = None):
+    def __init__(
+        self, pipeline: "Pipeline", setup: Setup, names: FileNames, progress: Progress | None = None
+    ):
         self.pipeline, self.setup, self.names = pipeline, setup, names
         self.progress = progress or (lambda done, there: None)
         self.done = self.there = 0
@@ -206,7 +211,9 @@ class Drawing:
         return kept | added | ({"resumed": True} if resumed else {})
 
 
-def _load(model: str | Path | Choice | Pipeline, note: Note) -> Pipeline:
+def _load(model: "str | Path | Choice | Pipeline", note: Note) -> "Pipeline":
+    from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline
+
     if isinstance(model, Pipeline):
         return model
     choice = model if isinstance(model, Choice) else choose_model(model)
