@@ -58,6 +58,7 @@ def rebuild(tmp_path, monkeypatch):
 
 
 PARTS = [f"train nano-{part} out=home/parts" for part in ("autoencoder", "text", "detector")]
+PARTS.append("train nano-captioner out=home/parts tokenizer=home/parts/tokenizer")
 SHARD = "shard nano:40000 home/shards --force"
 TRAIN = "train nano frozen=home/parts data=home/shards out=home/run"
 FIT = "bench teacache --model home/nano.new --preset fast"
@@ -67,6 +68,7 @@ def assert_whole():
     assert Path("home/nano/weights").read_text() == "nano"
     assert Path("home/nano/teacache.json").exists()
     assert Path("home/nano/detector/weights").read_text() == "detector"
+    assert Path("home/nano/captioner/weights").read_text() == "captioner"
     assert not Path("home/nano.new").exists()
 
 
@@ -82,7 +84,7 @@ def test_the_script_builds_every_part_from_nothing(rebuild):
 @pytest.mark.parametrize(
     ("stop", "again"),
     [
-        ("nano-text", [f"{PARTS[0]} --resume", f"{PARTS[1]} --resume", PARTS[2], SHARD, TRAIN, FIT]),
+        ("nano-text", [f"{PARTS[0]} --resume", f"{PARTS[1]} --resume", *PARTS[2:], SHARD, TRAIN, FIT]),
         ("nano:40000", [*(f"{part} --resume" for part in PARTS), SHARD, TRAIN, FIT]),
         ("nano", [*(f"{part} --resume" for part in PARTS), f"{TRAIN} --resume", FIT]),
     ],

@@ -80,7 +80,7 @@ def test_the_same_rows_give_the_same_bytes(tmp_path):
         write(rows(3), tmp_path / name)
     files = [{p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in "ab"]
     assert files[0] == files[1]
-    assert set(files[0]) == {"000000.tar", "000000.index.jsonl", "shards.json"}
+    assert set(files[0]) == {"000000.tar", "000000.index.jsonl", "manifest.parquet", "shards.json"}
 
 
 def test_files_keep_their_bytes(photos, tmp_path):
@@ -90,7 +90,7 @@ def test_files_keep_their_bytes(photos, tmp_path):
         assert names == [
             "b.jpg",
             "b.json",
-            "c.png",
+            "c.bmp",
             "c.json",
             "d_e.jpg",
             "d_e.json",
@@ -139,7 +139,7 @@ def test_what_is_there_is_not_overwritten(tmp_path):
         write(rows(1), tmp_path / "s")
     write(rows(1), tmp_path / "s", force=True)
     names = sorted(path.name for path in (tmp_path / "s").iterdir())
-    assert names == ["000000.index.jsonl", "000000.tar", "mine.txt", "shards.json"]
+    assert names == ["000000.index.jsonl", "000000.tar", "manifest.parquet", "mine.txt", "shards.json"]
 
 
 def test_an_interrupted_run_looks_unfinished(tmp_path):
@@ -149,9 +149,14 @@ def test_an_interrupted_run_looks_unfinished(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         write(interrupted(), tmp_path / "s", per_shard=2)
-    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["000000.index.jsonl", "000000.tar"]
-    with pytest.raises(UsageError, match="holds shards of an unfinished run; --force replaces them"):
+    names = sorted(p.name for p in (tmp_path / "s").iterdir())
+    assert names == ["000000.index.jsonl", "000000.tar", "journal"]
+    with pytest.raises(
+        UsageError, match="holds an unfinished run with per_shard 2, not 1000; --force replaces"
+    ):
         write(rows(1), tmp_path / "s")
+    with pytest.raises(UsageError, match=r"an unfinished run over other rows \(shard 0\); --force replaces"):
+        write(rows(1), tmp_path / "s", per_shard=2)
 
 
 def use_of(name, folder):
@@ -169,7 +174,7 @@ def test_an_unfinished_folder_is_not_read(tmp_path, name):
     write(rows(3), tmp_path / "s", per_shard=1)
     (tmp_path / "s" / "shards.json").unlink()
     with pytest.raises(
-        LuminaError, match=r"s is unfinished: `lumina shard SOURCE .*s --force` writes it anew"
+        LuminaError, match=r"s is unfinished: `lumina shard SOURCE .*s` with the same SOURCE goes on with it"
     ):
         use_of(name, tmp_path / "s")()
     assert len(ShardReader(tmp_path / "s" / "000001.tar")) == 1  # a tar by its name is whole
@@ -177,7 +182,10 @@ def test_an_unfinished_folder_is_not_read(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("lost", "words"),
-    [("000001.*", "2 shards, but its shards.json says 3"), ("line", "2 samples, but its shards.json says 3")],
+    [
+        ("000001.*", "2 shards, but its shards.json says 3"),
+        ("line", r"000001\.index\.jsonl has 0 bytes, not \d+"),
+    ],
 )
 def test_a_folder_that_lost_something_is_not_read(tmp_path, lost, words):
     write(rows(3), tmp_path / "s", per_shard=1)
@@ -310,8 +318,11 @@ def test_a_truncated_shard_is_found_out(tmp_path):
     write(rows(3), tmp_path / "s")
     tar = tmp_path / "s" / "000000.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
-    with pytest.raises(LuminaError, match=r"index\.jsonl line \d does not belong to 000000\.tar"):
+    with pytest.raises(LuminaError, match=r"000000\.tar has 3000 bytes, not 10240"):
         list(read_shards(tmp_path / "s"))
+    (tmp_path / "s" / "shards.json").unlink()
+    with pytest.raises(LuminaError, match=r"index\.jsonl line \d does not belong to 000000\.tar"):
+        list(read_shards(tar))
 
 
 @pytest.mark.parametrize(
@@ -322,7 +333,7 @@ def test_a_hostile_index_is_refused(tmp_path, entry):
     index = tmp_path / "s" / "000000.index.jsonl"
     index.write_text(dump_row(json.loads(index.read_text()) | entry))
     with pytest.raises(LuminaError, match="does not belong"):
-        ShardReader(tmp_path / "s")
+        ShardReader(tmp_path / "s" / "000000.tar")
 
 
 def test_verify_finds_a_changed_byte(tmp_path):
@@ -519,7 +530,7 @@ def test_a_full_disk_names_the_shard(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lumina_cli.core.formats.shards.add_member", full)
+    monkeypatch.setattr("lumina_cli.core.formats.shardwriter.add_member", full)
     with pytest.raises(LuminaError, match=r"^the disk is full: .*000000\.tar$"):
         write(rows(1), tmp_path / "shards")
 

@@ -4,8 +4,14 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    CLIPConfig,
     CLIPImageProcessorPil,
+    CLIPModel,
+    CLIPProcessor,
     CLIPVisionConfig,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Florence2Processor,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -55,7 +61,7 @@ def make_tokenizer(**settings) -> PreTrainedTokenizerFast:
     )
 
 
-def save_llava(folder, steps: int = 80) -> None:
+def save_llava(folder, steps: int = 400) -> None:
     """Write a LLaVA folder that knows LEARNT by heart; it has no chat template."""
     torch.manual_seed(0)
     tokenizer = make_tokenizer()
@@ -87,7 +93,7 @@ def save_llava(folder, steps: int = 80) -> None:
 
 def learn(model, processor, steps: int) -> None:
     items = [
-        (colour, f"<image>\n{instruction(level, lang)}\n", text)
+        (colour, f"<image>\n{instruction(level, lang, 'auto')}\n", text)
         for (lang, level), by_colour in LEARNT.items()
         for colour, text in by_colour.items()
     ]
@@ -108,6 +114,8 @@ def learn(model, processor, steps: int) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if loss.item() < 0.01:
+            break
     assert loss.item() < 0.05, loss.item()
 
 
@@ -130,3 +138,37 @@ def save_qwen2_vl(folder) -> None:
     Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=4 * 28 * 28).save_pretrained(folder)
+
+
+def save_clip(folder) -> None:
+    """Write an untrained CLIP folder; its texts have 24 tokens at most."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = size | TOKENS | {"vocab_size": len(tokenizer), "max_position_embeddings": 24}
+    vision = size | {"image_size": 28, "patch_size": 14}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    pixels = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    CLIPProcessor(CLIPImageProcessorPil(**pixels), tokenizer).save_pretrained(folder)
+
+
+def save_florence(folder) -> None:
+    """Write an untrained Florence-2 folder."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(extra_special_tokens={"image_token": "<image>"})
+    vision = {
+        "embed_dim": [8, 16], "depths": [1, 1], "num_heads": [1, 2], "num_groups": [1, 2], "window_size": 4,
+        "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1], "patch_prenorm": [False, True],
+        "projection_dim": 32,
+    }  # fmt: skip
+    text = {
+        "model_type": "bart", "vocab_size": len(tokenizer), "d_model": 32, "encoder_layers": 1, "decoder_layers": 1,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2,
+        "forced_eos_token_id": None, "max_position_embeddings": 256,
+    }  # fmt: skip
+    config = Florence2Config(text_config=text, vision_config=vision, image_token_id=3)
+    Florence2ForConditionalGeneration(config).save_pretrained(folder)
+    pixels = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
+    pixels.image_seq_length = 17
+    Florence2Processor(pixels, tokenizer).save_pretrained(folder)

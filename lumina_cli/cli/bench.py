@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from lumina_cli.cli import output, race, step, teacache
+from lumina_cli.cli import benchdata, captionbench, output, race, step, teacache
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import KERNELS, did_you_mean
 
@@ -81,4 +81,6 @@ def _shape(text: str, named: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
 
 app.command("step")(step.step)
 app.command("sample")(race.sample)
+app.command("data")(benchdata.data)
 app.command("teacache")(teacache.teacache)
+app.command("caption")(captionbench.caption)

@@ -1,81 +1,96 @@
 """`lumina caption`: pictures in, rows with captions out."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain
-from typing import Annotated
 
-import typer
-
+from lumina_cli.cli import captionflags as flags
 from lumina_cli.cli import output
 from lumina_cli.core.formats.rows import in_memory
 
 
 def caption(
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            help="Folders, pictures, files of rows, shards, nano:N, hf:NAME, or '-' for rows from stdin."
-        ),
-    ],
-    model: Annotated[
-        str, typer.Option(help="A folder or hub id of any image-text-to-text model.")
-    ] = "U4R/OmniCaptioner",
-    levels: Annotated[
-        str, typer.Option(help="Lengths to write, with commas: detailed, medium, short, tags.")
-    ] = "detailed,medium,short,tags",
-    langs: Annotated[str, typer.Option(help="Languages, with commas: en, zh, ja, ru, de.")] = "en",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
-    seed: Annotated[int, typer.Option(help="Any integer; the same seed writes the same captions.")] = 0,
-    retries: Annotated[
-        int, typer.Option(min=0, help="How often to ask again where a caption fails its checks.")
-    ] = 2,
-    max_bad_rate: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of unreadable pictures above which the exit code is 3.")
-    ] = 0.05,
-    engine: Annotated[str, typer.Option(help="What runs the model: transformers.")] = "transformers",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU if there is one.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Rows on stdout, also on a terminal.")] = False,
+    source: flags.Source,
+    levels: flags.Levels = "detailed,medium,short,tags",
+    langs: flags.Langs = "en",
+    domain: flags.Domain = "auto",
+    derive: flags.Derive = "picture",
+    out: flags.Out = None,
+    shard: flags.Shard = None,
+    seed: flags.Seed = 0,
+    retries: flags.Retries = 2,
+    score: flags.Score = None,
+    max_bad_rate: flags.MaxBadRate = 0.05,
+    engine: flags.Engine = "transformers",
+    model: flags.Model = None,
+    endpoint: flags.Endpoint = None,
+    batch: flags.Batch = 8,
+    device: flags.Device = None,
+    json: flags.Json = False,
 ) -> None:
     """Describe each picture at several lengths, in several languages: pictures in, rows with captions out.
 
-    lumina caption photos --levels short,tags --langs en,de > rows.jsonl
+    lumina caption photos --levels short,tags --langs en,de --out rows.jsonl
+
+    With --out a run that was killed goes on where it stopped, and stdout has a row of statistics; a pipe
+    cannot be continued. Each caption is checked, and asked for again with another seed where it fails.
 
     Pictures of nano:N and hf:NAME are in no file that a row could name, so their rows come out without
     "image". To keep the two together: lumina shard nano:N DIR, then lumina caption DIR.
     """
+    from lumina_cli.core.data.lengths import count_source
     from lumina_cli.core.data.sources import open_row_image, read_source
-    from lumina_cli.core.registry import CAPTIONERS
-    from lumina_cli.core.unicap.prompts import LANGS, LEVELS, check_names
-    from lumina_cli.core.unicap.stream import caption_rows
+    from lumina_cli.core.unicap.describe import Job
+    from lumina_cli.core.unicap.engines import open_engine
+    from lumina_cli.core.unicap.run import read_share, run_captions
+    from lumina_cli.core.unicap.score import open_scorer
+    from lumina_cli.core.unicap.tally import Tally
 
-    wanted_levels = check_names("level", _words(levels), LEVELS)
-    wanted_langs = check_names("language", _words(langs), tuple(LANGS))
-    rows = chain.from_iterable([_watched(one, read_source(one)) for one in source])
-    rows = caption_rows(
+    job = Job(_words(levels), _words(langs), domain, derive, seed, retries, score)
+    share = read_share(shard)
+    rows = chain.from_iterable([_watched(one, read_source(one, lenient=True)) for one in source])
+    counts = [count_source(one) for one in source]
+    tally = Tally(None if None in counts else sum(counts))
+    rows = run_captions(
         rows,
-        CAPTIONERS.load(engine)(model, device=device),
-        wanted_levels,
-        wanted_langs,
+        partial(open_engine, engine, model, device, endpoint, batch),
+        job,
         open_row_image,
+        share=share,
+        out=out,
+        settings={"sources": source, "engine": engine.removeprefix("ray:"), "model": model},
         batch=batch,
-        seed=seed,
-        retries=retries,
         max_bad_rate=max_bad_rate,
-        on_reject=lambda row, reason: output.note(f"lumina caption: left out {reason}"),
+        scorer=partial(open_scorer, score, device, tally) if score else None,
+        tally=tally,
+        tell=_say,
     )
-    output.write_rows(rows, json=json, label="captions")
+    try:
+        if out is None:
+            output.write_rows(rows, json=json, label="captions", total=tally.total)
+        else:
+            list(output.progress(rows, "captions", tally.total and tally.total - tally.done))
+    finally:
+        if tally.counts or tally.done:
+            _say(tally.line())
+    if out is not None:
+        output.write_rows([{"out": str(out), **tally.row()}], json=json)
 
 
 def _watched(source: str, rows: Iterator[dict]) -> Iterator[dict]:
     """Say before the first caption is written that the rows of this source will not name their pictures."""
     for number, row in enumerate(rows):
         if number == 0 and in_memory(row.get("image")):
-            output.note(
-                f"lumina caption: the pictures of {source} are in no file, so its rows come out without "
-                f"'image'; `lumina shard {source} DIR`, then `lumina caption DIR`, keeps them together"
+            _say(
+                f"the pictures of {source} are in no file, so its rows come out without 'image'; "
+                f"`lumina shard {source} DIR`, then `lumina caption DIR`, keeps them together"
             )
         yield row
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+def _say(line: str) -> None:
+    output.note(f"lumina caption: {line}")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -46,13 +46,6 @@ def resumed(settings: Any, recipes: list[str], out: Path, overrides: list[str]) 
     return settings
 
 
-def of_transformer(stage: str) -> dict:
-    """Return what only the trainer of a transformer is given."""
-    from lumina_cli.core.data.loader import TrainingData
-
-    return {"stage": stage, "open_data": TrainingData}
-
-
 def plan(settings: Any, out: Path, resume: bool, stage: str) -> list[dict]:
     """Return what would be trained, a row per stage; refuses what the training itself would refuse."""
     if settings.part != "transformer":

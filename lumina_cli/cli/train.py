@@ -52,8 +52,8 @@ def train(
     out = Path(out or getattr(settings, "out", None) or Path("runs") / Path(recipe).stem)
     if resume:
         settings = runs.resumed(settings, recipes, out, overrides)
-    extra = runs.of_transformer(stage) if part == "transformer" else {}
-    if stage != "all" and not extra:
+    extra = _handed(part, stage)
+    if stage != "all" and part != "transformer":
         raise UsageError(f"the part {part} has no stages; leave --stage out")
     if dry_run:
         rows = runs.plan(settings, out, resume, stage)
@@ -63,3 +63,19 @@ def train(
 
         rows = runs.noted(trainer(settings, out, resume=resume, **extra), out)
         output.write_rows(rows, json, label="training", describe=describer(settings, stage))
+
+
+def _handed(part: str, stage: str) -> dict:
+    """Return what the trainer of a part is given of other stages."""
+    if part == "transformer":
+        from lumina_cli.core.data.loader import TrainingData
+
+        return {"stage": stage, "open_data": TrainingData}
+    if part == "captioner":
+        from lumina_cli.core.training.captionrows import Asking
+        from lumina_cli.core.unicap.checks import check
+        from lumina_cli.core.unicap.forms import rewriting
+        from lumina_cli.core.unicap.prompts import instruction
+
+        return {"asking": Asking(instruction, rewriting, lambda *caption: check(*caption) is None)}
+    return {}

@@ -45,7 +45,29 @@ SOLVERS = Registry(
         "unipc": f"{CORE}.flow.solvers:unipc",
     },
 )
-CAPTIONERS = Registry("captioner", {"transformers": f"{CORE}.unicap.engines.transformers:Captioner"})
+CAPTIONERS = Registry(
+    "captioner",
+    {
+        "transformers": f"{CORE}.unicap.engines.transformers:Captioner",
+        "openai": f"{CORE}.unicap.engines.openai:Captioner",
+        "vllm": f"{CORE}.unicap.engines.vllm:Captioner",
+        "ray": f"{CORE}.unicap.engines.ray:Captioner",
+        "nano": f"{CORE}.unicap.engines.nano:Captioner",
+        "noop": f"{CORE}.unicap.engines.noop:Captioner",
+    },
+)
+# What `lumina shard score` can measure of a picture.
+SCORES = Registry(
+    "score",
+    {
+        "sharpness": f"{CORE}.data.filters:Sharpness",
+        "entropy": f"{CORE}.data.filters:Entropy",
+        "phash": f"{CORE}.data.filters:PerceptualHash",
+        "text_area": f"{CORE}.data.filters:TextArea",
+        "aesthetic": f"{CORE}.data.picturemodels:Aesthetic",
+        "nsfw": f"{CORE}.data.picturemodels:Nsfw",
+    },
+)
 BENCHMARKS = Registry("benchmark", {"geneval": f"{CORE}.evals.geneval:GenEval"})
 JUDGES = Registry("judge", {"nano": f"{CORE}.evals.judges.nano:NanoJudge"})
 KERNELS = Registry("kernel", {"attention": f"{CORE}.kernels.attention:OP"})
@@ -64,5 +86,6 @@ PARTS = Registry(
         "autoencoder": f"{CORE}.training.autoencoder:train_autoencoder",
         "text_encoder": f"{CORE}.training.textmodel:train_text_encoder",
         "detector": f"{CORE}.training.detector:train_detector",
+        "captioner": f"{CORE}.training.captioner:train_captioner",
     },
 )

@@ -15,6 +15,7 @@ build() {  # recipe, checkpoint, settings...: go on where an interrupted run sto
 build nano-autoencoder "$parts/autoencoder.pt" out="$parts"
 build nano-text "$parts/text_encoder.pt" out="$parts"
 build nano-detector "$parts/detector.pt" out="$parts"
+build nano-captioner "$parts/captioner.pt" out="$parts" tokenizer="$parts/tokenizer"
 # shards.json is written last: without it, --force replaces what an interruption left
 [ -e "$home/shards/shards.json" ] || lumina shard nano:40000 "$home/shards" --force
 build nano "$home/run/recipe.yaml" frozen="$parts" data="$home/shards" out="$home/run"
@@ -22,6 +23,7 @@ build nano "$home/run/recipe.yaml" frozen="$parts" data="$home/shards" out="$hom
 rm -rf "$home/nano.new"
 cp -r "$home/run/model" "$home/nano.new"
 cp -r "$parts/detector" "$home/nano.new/detector"
+cp -r "$parts/captioner" "$home/nano.new/captioner"
 lumina bench teacache --model "$home/nano.new" --preset fast > "$home/teacache.jsonl"
 rm -rf "$home/nano"
 mv "$home/nano.new" "$home/nano"

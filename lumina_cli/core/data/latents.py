@@ -7,6 +7,7 @@ progress.json counts is whole; a killed build goes on from there.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import groupby, islice
@@ -20,14 +21,21 @@ from torch import Tensor
 from lumina_cli.core.data.buckets import best_size, crop_picture
 from lumina_cli.core.data.sources import open_row_image
 from lumina_cli.core.errors import LuminaError, TooManyBad
+from lumina_cli.core.formats import places
 from lumina_cli.core.formats.atomic import atomic_write, disk_errors
+from lumina_cli.core.formats.overlays import split_source
 from lumina_cli.core.formats.rows import captions_of, dump_row
+from lumina_cli.core.formats.selection import is_selection, selected_shards
+from lumina_cli.core.formats.tars import TarImage
 
 CHUNK = 64  # pictures encoded together
 MAX_BAD_RATE = 0.05
 NOTHING = {"rows": 0, "row_bytes": 0, "latent_bytes": 0, "rejects": 0, "reject_bytes": 0, "done": False}
 FILES = {"rows.jsonl": "row_bytes", "latents.bin": "latent_bytes", "rejects.jsonl": "reject_bytes"}
 Encode = Callable[[Tensor], Tensor]
+Ready = dict[int, Tensor]  # latents (C, H, W) by size in pixels
+Find = Callable[[dict], Ready]
+_ENCODED = re.compile(r"/overlays/(latents|text)-[^/]*/\d+/[^/]*$")  # what `lumina shard encode` writes
 
 
 class LatentStore:
@@ -36,6 +44,7 @@ class LatentStore:
     shapes    (N, 3)  channels, height and width of each picture's latents
     captions  N dicts language -> level -> text
     scores    (N,)    the rows' "score", nan where a row has none
+    images    N texts "TAR#MEMBER", None where a picture is not from shards
     """
 
     def __init__(self, folder: Path):
@@ -43,6 +52,7 @@ class LatentStore:
         self.folder = folder
         self.shapes = np.array([row["shape"] for row in rows], np.int64).reshape(-1, 3)
         self.captions = [row["captions"] for row in rows]
+        self.images = [row.get("image") for row in rows]
         self.scores = np.array([np.nan if row["score"] is None else row["score"] for row in rows], np.float64)
         self.ends = self.shapes.prod(1).cumsum()
         self.values = np.memmap(folder / "latents.bin", np.float16, "r")
@@ -91,10 +101,18 @@ class _Writer:
             file.seek(self.progress[size])
             self.files.append(file)
 
-    def add(self, rows: list[dict], pictures: list[Image.Image], rejects: list[dict], encode: Encode) -> None:
-        latents = encode_pictures(pictures, self.size, encode)
+    def add(
+        self, rows: list[dict], pictures: list["Image.Image | Ready"], rejects: list[dict], encode: Encode
+    ) -> None:
+        missing = [i for i, picture in enumerate(pictures) if not isinstance(picture, dict)]
+        encoded = encode_pictures([pictures[i] for i in missing], self.size, encode)
+        latents = [picture[self.size] if isinstance(picture, dict) else None for picture in pictures]
+        for i, latent in zip(missing, encoded, strict=True):
+            latents[i] = latent
         for row, latent in zip(rows, latents, strict=True):
             kept = {"captions": captions_of(row), "score": row.get("score"), "shape": list(latent.shape)}
+            if isinstance(row["image"], TarImage):  # by which more is found beside its shard
+                kept["image"] = str(row["image"])
             self.files[0].write(dump_row(kept).encode() + b"\n")
             self.files[1].write(latent.to(torch.float16).numpy().tobytes())
         for reject in rejects:
@@ -113,13 +131,18 @@ class _Writer:
 
 
 def build_stores(
-    rows: Iterable[dict], folders: dict[int, Path], encode: Encode, max_bad_rate: float = MAX_BAD_RATE
+    rows: Iterable[dict],
+    folders: dict[int, Path],
+    encode: Encode,
+    max_bad_rate: float = MAX_BAD_RATE,
+    find: Find | None = None,
 ) -> Iterator[int]:
     """Encode a source, in one pass, at each size of `folders` that is not cached; yields pictures done.
 
     `folders` maps sizes in pixels to folders; `encode` takes pixels (B, 3, H, W) in [-1, 1] to latents.
-    A row whose picture cannot be read goes to rejects.jsonl; TooManyBad is raised at the end if more than
-    `max_bad_rate` of all did. LuminaError for a row without captions, and for a source without rows.
+    What `find` gives of a row, latents by size, is taken where it has all of the sizes, and the picture is
+    not opened. A row whose picture cannot be read goes to rejects.jsonl; TooManyBad is raised at the end if
+    more than `max_bad_rate` of all did. LuminaError for a row without captions, or a source without rows.
     """
     writers = [_Writer(folder, size) for size, folder in folders.items() if not is_whole(folder)]
     if not writers:
@@ -131,7 +154,7 @@ def build_stores(
             writer.open(stack)
         while chunk := next_chunk(rows, done, writers):
             check_captions(chunk, done)
-            good, pictures, rejects = open_pictures(chunk, done)
+            good, pictures, rejects = open_pictures(chunk, done, find, {writer.size for writer in writers})
             for writer in writers:
                 if writer.consumed() == done:
                     writer.add(good, pictures, rejects, encode)
@@ -163,12 +186,19 @@ def check_rejects(rejected: int, done: int, max_bad_rate: float, folder: Path) -
         raise TooManyBad(f"none of {done} pictures can be used; {why}")
 
 
-def open_pictures(rows: list[dict], before: int) -> tuple[list[dict], list[Image.Image], list[dict]]:
-    """Return the rows whose pictures open, these pictures, and rejects with the reason for the others."""
+def open_pictures(
+    rows: list[dict], before: int, find: Find | None = None, sizes: Iterable[int] = ()
+) -> tuple[list[dict], list["Image.Image | Ready"], list[dict]]:
+    """Return the rows whose pictures open, these pictures, and rejects with the reason for the others.
+
+    In place of a picture whose latents `find` knows at all sizes there are the latents.
+    """
     good, pictures, rejects = [], [], []
     for number, row in enumerate(rows, before + 1):
         try:
-            pictures.append(open_row_image(row))
+            ready = find(row) if find else {}
+            whole = bool(ready) and all(size in ready for size in sizes)
+            pictures.append(ready if whole else open_row_image(row))
         except LuminaError as error:
             named = {"row": number, "key": row.get("key"), "image": row.get("image"), "reason": str(error)}
             rejects.append(named)
@@ -219,20 +249,34 @@ def count_rejects(folder: Path) -> int:
 def fingerprint(source: str, parts: Path) -> str:
     """Return a key of a source and the files of a model part: another one wherever either has changed.
 
-    Local sources count by the names, sizes and times of their files, parts by content.
+    Files of sources count by their names, sizes and times, those of shards with their overlays, and those of
+    a selection with its shards; parts count by content.
     """
     digest = hashlib.sha256(source.encode())
-    place = Path(source)
-    files = (
-        [place]
-        if place.is_file()
-        else sorted(p for p in place.rglob("*") if p.is_file())
-        if place.is_dir()
-        else []
-    )
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+    place = split_source(source)[0]
+    folders = [place, selected_shards(place)] if is_selection(place) else [place]
+    for folder in folders:
+        for name, version in sorted(_files(folder)):
+            if _ENCODED.search(name):
+                continue  # what can be computed from the rest is no other data
+            digest.update(f"{places.name_of(name)} {version}".encode(errors="surrogateescape"))
     for file in sorted(p for p in parts.rglob("*") if p.is_file()):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _files(place: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, size and time) of the files in a place and below it, or what else tells versions."""
+    if not places.is_url(place):
+        path = Path(place)
+        files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else []
+        for file in files:
+            if file.is_file():
+                yield str(file), places.version_of(str(file))
+    elif places.is_file(place):
+        yield place, places.version_of(place)
+    else:
+        system, path = places.filesystem(place)
+        with places.remote_errors(place, "read"):
+            for name, info in system.find(path, detail=True).items():
+                yield name, " ".join(str(info.get(key)) for key in ("size", "ETag", "mtime", "created"))

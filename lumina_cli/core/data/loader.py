@@ -20,7 +20,8 @@ from lumina_cli.core.data.latents import (
     count_rejects,
     fingerprint,
 )
-from lumina_cli.core.data.sampler import Sampler, counted_random
+from lumina_cli.core.data.ready import ReadyFeatures, ReadyLatents
+from lumina_cli.core.data.sampler import Batch, Sampler, counted_random
 from lumina_cli.core.data.sources import read_source
 from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.prompts import full_prompt
@@ -33,11 +34,15 @@ DROP, HOLD_BACK, CHOOSE = 3, 4, 5  # random streams, after the sampler's
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """latents (B, C, H, W) or a list; token ids (B, M); mask (B, M) or None where every token is real."""
+    """latents (B, C, H, W) or a list; token ids (B, M); mask (B, M) or None where every token is real.
+
+    text (B, M, T) are the features of the tokens where they are known already, else None.
+    """
 
     latents: Tensor | list[Tensor]
     ids: Tensor
     mask: Tensor | None
+    text: Tensor | None = None
 
 
 class TrainingData:
@@ -47,15 +52,19 @@ class TrainingData:
     """
 
     def __init__(self, recipe, cache: Path, frozen: Path):
-        self.recipe = recipe
+        self.recipe, self.frozen = recipe, frozen
         key = fingerprint(recipe.data, frozen / "vae")
         sizes = sorted({stage.size for stage in recipe.stages.values()})
         self.folders = {size: cache / f"{key}-{size}" for size in sizes}
 
     def prepare(self, encode: Encode) -> Iterator[int]:
-        """Encode what is not cached yet, at all sizes of the recipe; yields the number of pictures done."""
+        """Encode what is not cached yet, at all sizes of the recipe; yields the number of pictures done.
+
+        Latents that `lumina shard encode` left beside shards are taken from there.
+        """
         rows = read_source(self.recipe.data, workers=cpu_count())
-        return build_stores(rows, self.folders, encode, self.recipe.max_bad_rate)
+        find = ReadyLatents(self.frozen, list(self.folders))
+        return build_stores(rows, self.folders, encode, self.recipe.max_bad_rate, find)
 
     def rejects(self) -> tuple[int, Path]:
         """Return how many pictures were left out by `prepare`, and the file that says why."""
@@ -65,17 +74,22 @@ class TrainingData:
     def stage(self, name: str, tokenizer) -> "StageData":
         """Return the batches of a stage; `tokenizer` maps a list of texts to lists of token ids."""
         return StageData(
-            LatentStore(self.folders[self.recipe.stages[name].size]), self.recipe, name, tokenizer
+            LatentStore(self.folders[self.recipe.stages[name].size]),
+            self.recipe,
+            name,
+            tokenizer,
+            self.frozen,
         )
 
 
 class StageData:
     """Batches of one stage, each a pure function of its step."""
 
-    def __init__(self, store: LatentStore, recipe, name: str, tokenizer):
+    def __init__(self, store: LatentStore, recipe, name: str, tokenizer, frozen: Path | None = None):
         self.store, self.recipe, self.settings = store, recipe, recipe.stages[name]
         self.seed = recipe.seed * 16 + list(recipe.stages).index(name)
         kinds, weights = caption_kinds(store.captions, self.settings)
+        self.kinds, self.ready = kinds, ReadyFeatures(frozen, self.settings.system) if frozen else None
         self.null = np.array(tokenizer([""])[0], np.int32)
         self.tokens = Tokens(store, kinds, self.settings.system, tokenizer)
         lengths = np.where(self._trained()[:, None], self.tokens.lengths, 0)
@@ -99,10 +113,24 @@ class StageData:
             return TrainBatch(latents, torch.from_numpy(self.null).long().expand(len(chosen.rows), -1), None)
         texts = [self.tokens.read(row, kind) for row, kind in zip(chosen.rows, chosen.captions, strict=True)]
         if chosen.exact:
-            return TrainBatch(latents, torch.from_numpy(np.stack(texts)).long(), None)
+            ids = torch.from_numpy(np.stack(texts)).long()
+            return TrainBatch(latents, ids, None, self._features(chosen, ids))
         dropped = counted_random(self.seed, DROP, step).random(len(texts)) < self.recipe.caption_dropout
         ids, mask = pad([self.null if drop else text for drop, text in zip(dropped, texts, strict=True)])
-        return TrainBatch(latents, ids, mask)
+        return TrainBatch(latents, ids, mask, None if dropped.any() else self._features(chosen, ids, mask))
+
+    def _features(self, chosen: Batch, ids: Tensor, mask: Tensor | None = None) -> Tensor | None:
+        """The features (B, M, T) that `lumina shard encode` left for these captions; None if one has none."""
+        found = []
+        for i, (row, kind) in enumerate(zip(chosen.rows, chosen.captions, strict=True)):
+            lang, level = self.kinds[kind]
+            known = self.ready and self.ready.read(
+                self.store.images[row], self.store.captions[row][lang][level]
+            )
+            if known is None or len(known) != (ids.shape[1] if mask is None else int(mask[i].sum())):
+                return None
+            found.append(np.pad(known, ((0, ids.shape[1] - len(known)), (0, 0))))
+        return torch.from_numpy(np.stack(found)).float()
 
     def held_back(self, size: int = 64) -> Iterator[TrainBatch]:
         """Yield the pictures that are never trained on, each with one fixed caption, in padded batches."""

@@ -1,14 +1,9 @@
 """Nano scenes as rows: rendered a chunk at a time, here or in worker processes, always in the same order."""
 
-import signal
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 
-from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats.images import encode_depth, encode_masks, png_bytes
+from lumina_cli.core.formats.workers import in_order
 from lumina_cli.core.nano.language import all_captions
 from lumina_cli.core.nano.scene import draw_scene
 
@@ -56,23 +51,9 @@ def _render_encoded(job: Job) -> list[dict]:
 def _start_worker() -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the workers
     torch.set_num_threads(1)
 
 
 def in_workers(jobs: list[Job], workers: int) -> Iterator[dict]:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-    waiting: deque = deque()
-    try:
-        for job in jobs:
-            waiting.append(pool.submit(_render_encoded, job))
-            if len(waiting) > 2 * workers:  # far enough ahead to keep every worker busy
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise LuminaError(
-            "a rendering worker died, most likely for lack of memory; try --workers 1"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    for rows in in_order(_render_encoded, jobs, workers, _start_worker):
+        yield from rows

@@ -2,15 +2,16 @@
 
     photos/                  a folder of pictures, with captions beside them (cat.jpg: cat.txt or cat.json)
     rows.jsonl, -            rows from a file or stdin
-    shards/, 000000.tar      shards
+    shards/, 000000.tar      shards; "?overlay=NAME" behind them joins overlays (formats/overlays.py)
     nano:2000?seed=7         rendered scenes; also size= in pixels, held_out=1 for what is kept from training,
                              truth=1 for the true depth and masks beside each picture
     hf:NAME?split=train      a data set of the hub; also config=, image=, text= (its columns) and limit=
 
-A row's "image" is a path, a picture in memory, the bytes of a picture file, or a TarImage; `open_row_image`
-opens any. With truth=1 a nano row also has "depth" and "masks", PNG files of the picture's size: depth is
-16-bit grey, thousandths of a world unit along the ray; masks is 8-bit grey, 0 where there is no thing and
-i + 1 on things[i] of "scene". Shards keep them as {key}.depth.png and {key}.masks.png; `decode_depth` and
+Folders, files and shards may be URLs (s3://bucket/photos, gs://..., memory://...). A row's "image" is a path,
+a URL, a picture in memory, the bytes of a picture file, or a TarImage; `open_row_image` opens any. With
+truth=1 a nano row also has "depth" and "masks", PNG files of the picture's size: depth is 16-bit grey,
+thousandths of a world unit along the ray; masks is 8-bit grey, 0 where there is no thing and i + 1 on
+things[i] of "scene". Shards keep them as {key}.depth.png and {key}.masks.png; `decode_depth` and
 `decode_masks` of formats/images.py read them.
 """
 
@@ -18,50 +19,61 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import parse_qsl
 
 from PIL import Image
 
+from lumina_cli.core.data.folders import as_captions, picture_row, read_folder, with_captions
 from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.formats import places
 from lumina_cli.core.formats.images import SUFFIXES, open_image
+from lumina_cli.core.formats.overlays import split_source
 from lumina_cli.core.formats.rows import check_row, parse_row, read_rows
+from lumina_cli.core.formats.selection import is_selection, read_selection
 from lumina_cli.core.formats.shards import read_image_bytes, read_shards
-from lumina_cli.core.formats.tars import TarImage
+from lumina_cli.core.formats.tars import Refused, TarImage
 from lumina_cli.core.registry import did_you_mean
 
 NANO = {"seed": 0, "size": 128, "held_out": 0, "truth": 0}
 HUB = {"split": "train", "config": "", "image": "image", "text": "text", "limit": 0}
-LANGUAGE = "en"  # of a caption that does not say
-LEVEL_WORDS = {"short": 12, "medium": 30}  # a caption that does not say its level is put by its length
 
 
-def read_source(source: str | Path, workers: int = 0) -> Iterator[dict]:
+def read_source(
+    source: str | Path, workers: int = 0, lenient: bool = False, links: bool = False
+) -> Iterator[dict]:
     """Return the rows of a SOURCE, in an order that does not change.
 
     `workers` processes render nano scenes; with any, "image" is the bytes of a PNG in place of a picture.
+    With `lenient` what is broken of the source becomes rows whose "image" is Refused; `links` is that of
+    `read_folder`.
     Raises LuminaError for a source that is missing or empty, UsageError for one that means nothing.
     """
     word = str(source)
     kind, _, rest = word.partition(":")
-    path = Path(word)
-    if kind == "nano" and not path.exists():
-        return _nano(rest, word, workers)
-    if kind == "hf" and not path.exists():
-        return _hub(rest, word)
+    if kind in ("nano", "hf") and not places.is_url(word) and not Path(word).exists():
+        return _nano(rest, word, workers) if kind == "nano" else _hub(rest, word)
     if word == "-":
-        return _images_of(read_rows(getattr(sys.stdin, "buffer", sys.stdin), key="image"), Path())
-    if path.is_dir():
-        return read_shards(path) if any(path.glob("*.tar")) else read_folder(path)
-    if not path.is_file():
+        return _images_of(_rows_of(getattr(sys.stdin, "buffer", sys.stdin), lenient), ".")
+    word = places.text_of(source)
+    place = split_source(word)[0]
+    if places.is_folder(place):
+        if is_selection(word):
+            return map(with_captions, read_selection(word))
+        if any(name.endswith(".tar") for name in places.names_in(place)):
+            return map(with_captions, read_shards(word, lenient))
+        return read_folder(place, lenient, links)
+    if not places.is_file(place):
         raise LuminaError(
             f"{word}: no such source; give a folder, a file of rows, -, shards, nano:N or hf:NAME"
         )
-    if path.suffix == ".tar":
-        return read_shards(path)
-    if path.suffix.lower() in SUFFIXES:
-        return iter([_picture_row(path, path.parent)])
-    return _images_of(read_rows(path, key="image"), path.parent)
+    if place.endswith(".tar"):
+        return map(with_captions, read_shards(word, lenient))
+    if place.lower().endswith(SUFFIXES):
+        return iter(
+            [{"key": Path(place).stem, "image": place} if places.is_url(place) else picture_row(Path(place))]
+        )
+    return _images_of(_rows_of(place, lenient), places.folder_of(place))
 
 
 def open_row_image(row: dict) -> Image.Image:
@@ -72,71 +84,46 @@ def open_row_image(row: dict) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     if isinstance(image, bytes):
         return open_image(image, name=str(row.get("key") or "picture"))
-    if not isinstance(image, str | Path | TarImage):
+    if not isinstance(image, str | Path | TarImage | Refused):
         raise LuminaError(f"the row's 'image' is no path but {type(image).__name__}")
     return open_image(read_image_bytes(image), name=str(image))
 
 
-def read_folder(folder: Path) -> Iterator[dict]:
-    """Yield a row per picture below a folder, sorted by path, with the captions that lie beside it."""
-    found = False
-    for path in _walk(folder):
-        found = True
-        yield _picture_row(path, folder)
-    if not found:
-        raise LuminaError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
+def _rows_of(source: str | IO, lenient: bool) -> Iterator[dict]:
+    """Yield the rows of a file, a URL or a stream; with `lenient` a broken line is a row that is Refused."""
+    if not isinstance(source, str):
+        yield from _lenient_rows(source, "") if lenient else read_rows(source, key="image")
+    elif source.endswith(".csv") or not (lenient or places.is_url(source)):
+        yield from read_rows(source, key="image")
+    else:
+        with places.open_file(source) as file:
+            yield from _lenient_rows(file, f"{source} ") if lenient else read_rows(file, key="image")
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(place) / name
+def _lenient_rows(lines: Iterable[bytes | str], place: str) -> Iterator[dict]:
+    for number, line in enumerate(lines, start=1):
+        where = f"{place}line {number}"
+        try:
+            text = (line.decode("utf-8-sig") if isinstance(line, bytes) else line).strip()
+            if text:
+                row = parse_row(text, where, "image", plain=not place)
+                check_row(row, "image", where)
+                yield row
+        except (LuminaError, UnicodeDecodeError) as error:
+            reason = str(error) if isinstance(error, LuminaError) else f"{where} is not UTF-8 text"
+            yield {"key": f"line-{number}", "image": Refused("", "bad_row", reason)}
 
 
-def _picture_row(path: Path, folder: Path) -> dict:
-    row = {"key": path.relative_to(folder).with_suffix("").as_posix(), "image": str(path)}
-    beside = path.with_suffix(".json")
-    if beside.is_file():
-        found = parse_row(_text(beside), str(beside))
-        return row | _with_captions(found) | {"image": row["image"]}
-    beside = path.with_suffix(".txt")
-    text = _text(beside).strip() if beside.is_file() else ""
-    return row | _as_captions(text)
-
-
-def _as_captions(text: object) -> dict:
-    """Return {"captions": ...} of one caption as other tools write it; empty where it is no text."""
-    if not isinstance(text, str) or not text.strip():
-        return {}
-    words = len(text.split())
-    level = next((level for level, most in LEVEL_WORDS.items() if words <= most), "detailed")
-    return {"captions": {LANGUAGE: {level: text.strip()}}}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LuminaError(f"{path} is not UTF-8 text") from error
-
-
-def _with_captions(row: dict) -> dict:
-    """Move a caption under one of the names that other tools use to where ours are."""
-    for name in ("caption", "text", "prompt"):
-        if "captions" not in row and (captions := _as_captions(row.get(name))):
-            return row | captions
-    return row
-
-
-def _images_of(rows: Iterable[dict], folder: Path) -> Iterator[dict]:
+def _images_of(rows: Iterable[dict], folder: str) -> Iterator[dict]:
     """A relative path of a picture is looked for beside the file of rows first, then from here."""
+    remote = places.is_url(folder)
     for row in rows:
         image = row["image"]
-        if isinstance(image, str) and not Path(image).is_absolute() and (folder / image).exists():
-            row = row | {"image": str(folder / image)}
-        yield _with_captions(row)
+        if isinstance(image, str) and not os.path.isabs(image) and not places.is_url(image):
+            beside = places.join(folder, image)
+            if remote or os.path.exists(beside):
+                row = row | {"image": beside}
+        yield with_captions(row)
 
 
 def _settings(words: str, known: dict[str, Any], source: str) -> dict[str, Any]:
@@ -209,4 +196,4 @@ def _reason(error: Exception) -> str:
 def _hub_row(row: dict, key: str, settings: dict) -> dict:
     image, text = row.pop(settings["image"]), row.pop(settings["text"], None)
     row = {"key": key, **row, "image": image.get("bytes") or image.get("path")}
-    return row | _as_captions(text)
+    return row | as_captions(text)

@@ -16,19 +16,20 @@ _TORCH_WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter
 
 
 @contextmanager
-def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
+def atomic_write(path: str | Path, replace: bool = True, durable: bool = True) -> Iterator[Path]:
     """Yield a path to write to; it becomes `path` when the block ends well, and is removed otherwise.
 
     The temporary name keeps the suffix, so that writers which choose a format by it still work. Folders
     that are missing on the way to `path` are made. Without `replace`, FileExistsError where `path` is there
-    by then; a file system without hard links may miss what came in the same moment.
+    by then; a file system without hard links may miss what came in the same moment. What is not `durable` is
+    whole after a kill, but maybe not after a power cut.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{os.urandom(6).hex()}.part{path.suffix}")
     try:
         yield aside
-        if aside.is_file():
+        if durable and aside.is_file():
             with aside.open(
                 "rb"
             ) as file:  # without this a power cut can leave an empty file under the final name

@@ -1,30 +1,38 @@
 """Picture files: read what people have, trust none of it, and write whole files that say how they came."""
 
 import json
+import os
 import warnings
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
 from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
 from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.colour import space_of, to_srgb
 from lumina_cli.core.formats.parameters import read_parameters, write_parameters
 
 __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
+    "BadPicture",
     "atomic_write",
     "decode_depth",
     "decode_masks",
     "encode_depth",
     "encode_masks",
+    "encoded",
+    "inspect",
     "open_image",
+    "orientation_of",
     "png_bytes",
     "probe",
     "read_metadata",
     "save_picture",
+    "too_large",
 ]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
@@ -52,17 +60,28 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", module="PIL")
 # In a PNG both are text chunks; elsewhere EXIF holds them, the JSON as its description.
 _METADATA_KEY, _PARAMETERS_KEY = "lumina", "parameters"
-_EXIF_DESCRIPTION, _EXIF_IFD, _EXIF_COMMENT = 0x010E, 0x8769, 0x9286
+_EXIF_DESCRIPTION, _EXIF_IFD, _EXIF_COMMENT, _EXIF_TURN = 0x010E, 0x8769, 0x9286, 0x0112
 _CODES = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "latin-1"}  # how a comment begins
 _JPEG_EXIF = 65_000  # bytes; a JPEG has no room for more than 64 KiB
+
+_PLAIN_MODES = ("RGB", "RGBA", "L", "LA", "CMYK")  # a profile can speak of them
 
 Source = str | Path | bytes
 
 
-def open_image(source: Source, name: str | None = None) -> Image.Image:
-    """Return a picture as 8-bit RGB, turned upright by its EXIF orientation, transparency over white.
+class BadPicture(LuminaError):
+    """A picture that cannot be used; `code` is the reason in one word, one for each kind of fault."""
 
-    `source` is a path or the bytes of a file; `name` stands for it in errors. Raises LuminaError where it is
+    def __init__(self, message: str, code: str = "not_an_image"):
+        super().__init__(message)
+        self.code = code
+
+
+def open_image(source: Source, name: str | None = None) -> Image.Image:
+    """Return a picture as 8-bit sRGB, turned upright by its EXIF orientation, transparency over white.
+
+    Of several frames it is the first; colours go by the ICC profile (formats/policy.py names every step).
+    `source` is a path or the bytes of a file; `name` stands for it in errors. Raises BadPicture where it is
     missing, truncated, not a picture or larger than MAX_PIXELS.
     """
     return _read(source, name, lambda image: _to_rgb(_upright(image)))
@@ -71,6 +90,55 @@ def open_image(source: Source, name: str | None = None) -> Image.Image:
 def probe(source: Source, name: str | None = None) -> tuple[str, Image.Image]:
     """Return (format, picture as `open_image` gives it); the format is Pillow's word: "JPEG", "PNG"..."""
     return _read(source, name, lambda image: (image.format, _to_rgb(_upright(image))))
+
+
+class Seen(NamedTuple):
+    """What a decoded picture says of itself; `size` is as it is seen, `space` what its profile must be of."""
+
+    format: str
+    size: tuple[int, int]
+    space: str
+    profile: bytes | None
+    notes: tuple[str, ...]
+
+
+def inspect(data: bytes, name: str) -> Seen:
+    """Decode a picture to see whether it can be used at all; BadPicture where it cannot."""
+    return _read(data, name, _seen)
+
+
+def _seen(image: Image.Image) -> Seen:
+    several = getattr(image, "is_animated", False) and image.format != "MPO"
+    profile, mode = image.info.get("icc_profile"), image.mode
+    size = _to_rgb(_upright(image)).size  # as whoever reads it will
+    notes = {"animated": several, "cmyk": mode == "CMYK", "16_bit": mode.startswith("I")}
+    notes["alpha"] = image.has_transparency_data
+    space = "GRAY" if mode.startswith("I") else space_of(mode)
+    return Seen(image.format, size, space, profile, tuple(note for note, true in notes.items() if true))
+
+
+def orientation_of(data: bytes) -> int:
+    """Return how a picture is to be turned, 1 to 8 as EXIF counts; 1 where nothing sensible says so."""
+    try:
+        with Image.open(BytesIO(data), formats=_FORMATS) as image:
+            turn = image.getexif().get(_EXIF_TURN, 1)
+    except Exception:  # broken EXIF says nothing about the pixels
+        return 1
+    return turn if turn in range(1, 9) else 1
+
+
+def encoded(image: Image.Image, suffix: str) -> bytes:
+    """Return a picture as the bytes of a file, of the kind that "png", "webp", "jpg" or "avif" names."""
+    if suffix == "png":
+        return png_bytes(image)
+    buffer = BytesIO()
+    image.save(buffer, **_WRITERS[f".{suffix}"])
+    return buffer.getvalue()
+
+
+def too_large(name: str) -> BadPicture:
+    """Return the error for a picture of more than MAX_PIXELS."""
+    return BadPicture(f"{name}: more than {MAX_PIXELS // 10**6} million pixels; resize it first", "too_large")
 
 
 def read_metadata(source: Source, name: str | None = None) -> dict:
@@ -156,9 +224,10 @@ def _comment(data: bytes | str | None) -> str | None:
 def _read(source: Source, name: str | None, use):
     """Return `use(image)` of an opened picture; whatever goes wrong inside becomes one line."""
     name = name or (str(source) if isinstance(source, str | Path) else "picture")
-    if isinstance(source, str | Path) and not Path(source).is_file():
-        raise LuminaError(
-            f"{name}: {'is a folder, not a picture' if Path(source).is_dir() else 'no such picture'}"
+    if isinstance(source, str | Path) and not os.path.isfile(source):
+        folder = os.path.isdir(source)
+        raise BadPicture(
+            f"{name}: {'is a folder, not a picture' if folder else 'no such picture'}", "missing"
         )
     file = BytesIO(source) if isinstance(source, bytes) else source
     try:
@@ -167,19 +236,17 @@ def _read(source: Source, name: str | None, use):
                 raise Image.DecompressionBombError
             return use(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise LuminaError(
-            f"{name}: more than {MAX_PIXELS // 10**6} million pixels; resize it first"
-        ) from error
+        raise too_large(name) from error
     except PermissionError as error:
-        raise LuminaError(f"{name}: not readable by this user") from error
+        raise BadPicture(f"{name}: not readable by this user", "unreadable") from error
     except UnidentifiedImageError as error:
-        raise LuminaError(
+        raise BadPicture(
             f"{name}: truncated or not an image (jpg, png, webp, bmp, gif, tiff, ppm or avif)"
         ) from error
     except LuminaError as error:
-        raise LuminaError(f"{name}: {error}") from error
+        raise BadPicture(f"{name}: {error}", getattr(error, "code", "not_an_image")) from error
     except Exception as error:  # Pillow's readers raise almost anything on broken files
-        raise LuminaError(f"{name}: truncated or not an image ({_reason(error)})") from error
+        raise BadPicture(f"{name}: truncated or not an image ({_reason(error)})", "truncated") from error
 
 
 def _reason(error: Exception) -> str:
@@ -196,9 +263,17 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise LuminaError("floating-point pixels have no known range; save it with 8 or 16 bits")
+        raise BadPicture(
+            "floating-point pixels have no known range; save it with 8 or 16 bits", "floating_point"
+        )
+    profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
         image = _to_8_bit(image)
+    if image.has_transparency_data and image.mode not in ("RGBA", "LA"):
+        image = image.convert("LA" if image.mode == "L" else "RGBA")
+    elif image.mode not in _PLAIN_MODES:
+        image = image.convert("RGB")
+    image = to_srgb(image, profile)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")

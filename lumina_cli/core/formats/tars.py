@@ -14,10 +14,12 @@ from typing import IO
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.images import SUFFIXES, open_image
+from lumina_cli.core.formats import places
+from lumina_cli.core.formats.images import SUFFIXES, BadPicture, open_image
 
 LONGEST_KEY = 80
 TRUTH = ("depth", "masks")  # {key}.depth.png and {key}.masks.png: what `nano:N?truth=1` knows of a picture
+BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
@@ -41,24 +43,60 @@ class TarImage:
         return f"{self.tar}#{self.member}"
 
 
+@dataclass(frozen=True)
+class Refused:
+    """In place of a row's "image": one that is not to be read, with the code and the reason."""
+
+    image: str
+    code: str
+    reason: str
+
+    def read(self) -> bytes:
+        """Raise BadPicture."""
+        raise BadPicture(f"{self.image}: {self.reason}" if self.image else self.reason, self.code)
+
+    def __str__(self) -> str:
+        return self.image
+
+
 def read_span(tar: str, offset: int, length: int, member: str) -> bytes:
     """Return the bytes of a member; LuminaError where the tar ends before they do."""
-    with open(tar, "rb") as file:
-        file.seek(offset)
-        data = file.read(length)
+    data = places.read_part(tar, offset, length)
     if len(data) != length:
-        raise LuminaError(f"{tar}: truncated, {member} is not whole")
+        raise BadPicture(f"{tar}: truncated, {member} is not whole", "truncated")
     return data
 
 
-def add_member(file: IO[bytes], name: str, data: bytes) -> int:
-    """Write one member with an all-zero date and owner; return the offset of its bytes."""
-    header = tarfile.TarInfo(name)
-    header.size = len(data)
-    file.write(header.tobuf(tarfile.USTAR_FORMAT))
-    offset = file.tell()
-    file.write(data + bytes(-len(data) % tarfile.BLOCKSIZE))
-    return offset
+_MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"
+_DATE = b"00000000000\0"  # 1970
+_KIND = b"0" + bytes(100) + b"ustar\00000" + bytes(32 + 32 + 16 + 155 + 12)
+_PLAIN = sum(_MODE_AND_OWNER) + sum(_DATE) + sum(_KIND) + 8 * ord(" ")
+
+
+def header(name: str, size: int) -> bytes:
+    """Return the USTAR header of a plain file: dates and owners are zero, the mode is 0644.
+
+    The bytes are those of tarfile.TarInfo(name).tobuf(USTAR_FORMAT), ten times sooner.
+    """
+    coded = name.encode("ascii")
+    if len(coded) > 100 or size >= 8**11:
+        raise LuminaError(f"{name}: no room in a tar for such a name, or for {size} bytes")
+    size_field = b"%011o\0" % size
+    check = b"%06o\0" % (_PLAIN + sum(coded) + sum(size_field))
+    return coded.ljust(100, b"\0") + _MODE_AND_OWNER + size_field + _DATE + check + b" " + _KIND
+
+
+def add_member(file: IO[bytes], at: int, name: str, data: bytes) -> int:
+    """Write one member where the file is, at byte `at`; return where the next one begins."""
+    file.write(header(name, len(data)))
+    file.write(data)
+    padding = -len(data) % BLOCK
+    if padding:
+        file.write(bytes(padding))
+    return at + BLOCK + len(data) + padding
+
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def safe_key(name: str, taken: dict[str, int]) -> str:
@@ -66,7 +104,7 @@ def safe_key(name: str, taken: dict[str, int]) -> str:
 
     Letters, digits, "-" and "_" of ASCII stay; dots and slashes, which mean something to webdataset, do not.
     """
-    key = re.sub(r"[^A-Za-z0-9_-]+", "_", name).lstrip("_-")[:LONGEST_KEY] or "picture"
+    key = _UNSAFE.sub("_", name).lstrip("_-")[:LONGEST_KEY] or "picture"
     unique = key
     while unique in taken:
         taken[key] += 1
@@ -75,31 +113,58 @@ def safe_key(name: str, taken: dict[str, int]) -> str:
     return unique
 
 
-def find_tars(path: str | Path) -> list[Path]:
-    """Return the tars that `path` (a tar, or a folder of them) stands for, in order."""
-    path = Path(path)
-    tars = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
-    tars = [tar for tar in tars if tar.is_file() and not tar.name.startswith(".")]
+def find_tars(path: str | Path) -> list[str]:
+    """Return the tars that `path` (a tar, or a folder of them; paths or URLs) stands for, in order."""
+    path = places.text_of(path)
+    if path.endswith(".tar") and not places.is_folder(path):
+        tars = [path] if places.is_file(path) else []
+    else:
+        names = (name for name in places.listing(path) if name.endswith(".tar") and not name.startswith("."))
+        tars = [places.join(path, name) for name in names]
     if not tars:
         raise LuminaError(f"{path} holds no shards (*.tar); `lumina shard SOURCE {path}` writes some")
     return tars
 
 
-def scan(tar: Path) -> Iterator[dict]:
-    """Yield index entries of a tar without index: members with one name up to the first dot are a sample."""
+def scan(tar: str) -> Iterator[dict]:
+    """Yield index entries of a tar without index: members with one name up to the first dot are a sample.
+
+    "row" is the span of its JSON, "text" of its .txt. Links, devices and sparse files are no members. What
+    was read before a tar breaks off is yielded before LuminaError says so.
+    """
+    with places.open_file(tar) as file:
+        for key, members in groupby(_members(tar, file), key=lambda member: _stem(member[0])):
+            parts = {name[len(key) + 1 :].lower(): (name, offset, size) for name, offset, size in members}
+            picture = next((part for suffix, part in parts.items() if f".{suffix}" in SUFFIXES), None)
+            if picture:
+                row = list(parts["json"][1:]) if "json" in parts else None
+                others = {name: list(parts[f"{name}.png"][1:]) for name in TRUTH if f"{name}.png" in parts}
+                if "txt" in parts:
+                    others["text"] = list(parts["txt"][1:])
+                yield {
+                    "key": key,
+                    "image": picture[0],
+                    "offset": picture[1],
+                    "length": picture[2],
+                    "row": row,
+                } | others
+
+
+def _members(tar: str, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, offset, size) of the plain files of a tar."""
+    whole = file.seek(0, 2)
+    file.seek(0)
     try:
-        with tarfile.open(tar, "r:") as archive:
-            files = [(member.name, member.offset_data, member.size) for member in archive if member.isreg()]
-    except (tarfile.TarError, EOFError) as error:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                archive.members = []  # or every header is kept until the end
+                if member.size < 0 or member.offset_data + member.size > whole:
+                    yield member.name, 0, 0  # so that the sample before it is known to be whole
+                    raise EOFError(f"{member.name!r} ends after the tar does")
+                if member.isreg() and not member.issparse():
+                    yield member.name, member.offset_data, member.size
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise LuminaError(f"{tar}: truncated or not a tar ({error})") from error
-    for key, members in groupby(files, key=lambda file: _stem(file[0])):
-        parts = {name[len(key) + 1 :].lower(): (name, offset, size) for name, offset, size in members}
-        picture = next((part for suffix, part in parts.items() if f".{suffix}" in SUFFIXES), None)
-        if picture:
-            row = list(parts["json"][1:]) if "json" in parts else None
-            truth = {name: list(parts[f"{name}.png"][1:]) for name in TRUTH if f"{name}.png" in parts}
-            entry = {"key": key, "image": picture[0], "offset": picture[1], "length": picture[2], "row": row}
-            yield entry | truth
 
 
 def _stem(name: str) -> str:

@@ -28,6 +28,7 @@ class Style:
     tintless        leaves out the tints in what is no photo
     tintless_photo  leaves them out in a photo: more often, since most GenEval prompts name no tint
     stated          states the relation that the scene has
+    rendered        says in a detailed caption what kind of picture it is
     """
 
     photo: float
@@ -35,6 +36,7 @@ class Style:
     tintless_photo: float
     stated: float
     sizes: bool
+    rendered: float = 0.0
 
 
 STYLES = {
@@ -46,11 +48,13 @@ INVERTED = 1 / 3  # of stated relations
 ONE_TINT = 0.03  # of captions of two things: only one tint is named
 
 
-def describe(scene: Scene, language: str, level: str, seed: int = 0) -> str:
+def describe(
+    scene: Scene, language: str, level: str, seed: int = 0, styles: dict[str, Style] = STYLES
+) -> str:
     """Return a caption of a scene; raise UsageError for a language or level that does not exist."""
     _check("language", language, LANGUAGES)
     _check("level", level, LEVELS)
-    teller = _Teller(scene, language, random.Random(f"{seed}/{language}/{level}/{scene!r}"))
+    teller = _Teller(scene, language, random.Random(f"{seed}/{language}/{level}/{scene!r}"), styles)
     return getattr(teller, level)()
 
 
@@ -117,29 +121,31 @@ def _size_words(scene: Scene) -> list[str | None]:
 class _Teller:
     """One telling of a scene: holds the random state, and the words of one language."""
 
-    def __init__(self, scene: Scene, language: str, rng: random.Random):
-        self.scene, self.language, self.rng = scene, language, rng
+    def __init__(self, scene: Scene, language: str, rng: random.Random, styles: dict[str, Style]):
+        self.scene, self.language, self.rng, self.styles = scene, language, rng, styles
         self.frames = FRAMES[language]
         first, second = BACKDROP_WORDS[language][scene.backdrop]
         self.ground = Backdrop(first if self._chance(0.6) else second)
 
     def short(self) -> str:
-        return self._core(STYLES["short"], self._chance(STYLES["short"].photo))
+        return self._core(self.styles["short"], self._chance(self.styles["short"].photo))
 
     def medium(self) -> str:
-        style = STYLES["medium"]
+        style = self.styles["medium"]
         photo = self._chance(style.photo)
         return self._on_backdrop(self._core(style, photo), photo)
 
     def detailed(self) -> str:
         """Two to four sentences: what is there, where it stands, the backdrop, the light."""
-        style = STYLES["detailed"]
+        style = self.styles["detailed"]
         photo, early = self._chance(style.photo), self._chance(0.5)
         core = self._core(style, photo)
         rest = [self._light("light")]
         if not early:
             rest.append(self._fill("ground", g=self.ground))
             self.rng.shuffle(rest)
+        if style.rendered and self._chance(style.rendered):
+            rest.append(self._fill("style"))
         return self._sentences([self._on_backdrop(core, photo) if early else core, self._places(), *rest])
 
     def tags(self) -> str:

@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from lumina_cli.core.training.config import OptimizerSettings, Stage
 
+INNER = (".attention.", ".feed_forward.")  # what the names of our transformer's inner matrices contain
+
 
 class Optimizer:
     """Several torch optimisers that step as one, their rate scaled together.
@@ -13,9 +15,9 @@ class Optimizer:
     to the size that AdamW's have, so that one rate fits both.
     """
 
-    def __init__(self, model: nn.Module, settings: OptimizerSettings):
+    def __init__(self, model: nn.Module, settings: OptimizerSettings, inner: tuple[str, ...] = INNER):
         matrices, rest = (
-            split_parameters(model) if settings.name == "muon" else ([], list(model.parameters()))
+            split_parameters(model, inner) if settings.name == "muon" else ([], list(model.parameters()))
         )
         self.parts: dict[str, torch.optim.Optimizer] = {
             "adamw": torch.optim.AdamW(
@@ -52,12 +54,12 @@ class Optimizer:
             part.load_state_dict(state[name])
 
 
-def split_parameters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+def split_parameters(model: nn.Module, inner: tuple[str, ...] = INNER) -> tuple[list[Tensor], list[Tensor]]:
     """Return (matrices of attention and feed-forward, all other parameters)."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
-        inner = ".attention." in name or ".feed_forward." in name
-        (matrices if inner and parameter.ndim == 2 else rest).append(parameter)
+        within = any(part in name for part in inner)
+        (matrices if within and parameter.ndim == 2 else rest).append(parameter)
     return matrices, rest
 
 

@@ -1,11 +1,24 @@
-"""What the captioner is told: one instruction per level and language, in that language."""
+"""What the captioner is told: one instruction per level, language and domain, in that language."""
 
 from collections.abc import Sequence
 
 from lumina_cli.core.errors import UsageError
+from lumina_cli.core.unicap.languages import LANGS, NAMES, check_languages
+
+__all__ = [
+    "DOMAINS",
+    "LANGS",
+    "LEVELS",
+    "MAX_TOKENS",
+    "check_languages",
+    "check_names",
+    "hint",
+    "instruction",
+]
 
 LEVELS = ("detailed", "medium", "short", "tags")
-LANGS = {"en": "English", "zh": "Chinese", "ja": "Japanese", "ru": "Russian", "de": "German"}
+# What kind of picture it is said to be: a photo, a rendering, a page with text, several pictures in one.
+DOMAINS = ("auto", "natural", "synthetic", "document", "panels")
 
 # New tokens that a caption of each level may take before it counts as cut off.
 MAX_TOKENS = {"detailed": 1024, "medium": 320, "short": 96, "tags": 192}
@@ -14,18 +27,19 @@ MAX_TOKENS = {"detailed": 1024, "medium": 320, "short": 96, "tags": 192}
 _INSTRUCTIONS = {
     "en": {
         "detailed": (
-            "Write a detailed caption for this picture in English, as one flowing paragraph. Say what kind "
+            "Write a detailed caption for this picture in {language}, as one flowing paragraph. Say "
+            "what kind "
             "of picture it is and its style; the main object; every other object in it; the colour, "
             "material, size and number of each; and where they are in relation to one another. "
             "Mention only what can be seen."
         ),
         "medium": (
-            "Describe this picture in English in two or three sentences: its style, the main objects with "
+            "Describe this picture in {language} in two or three sentences: its style, the main objects with "
             "their most important attributes, and how they are arranged."
         ),
-        "short": "Describe this picture in English in one short sentence.",
+        "short": "Describe this picture in {language} in one short sentence.",
         "tags": (
-            "List English tags for this picture, separated by commas: style, objects, attributes and "
+            "List {language} tags for this picture, separated by commas: style, objects, attributes and "
             "relations. Write nothing but the tags."
         ),
     },
@@ -45,7 +59,8 @@ _INSTRUCTIONS = {
             "そして互いの位置関係を述べてください。見えるものだけを書いてください。"
         ),
         "medium": (
-            "この画像を日本語の二、三文で説明してください。作風、主な物とその重要な特徴、配置を述べてください。"
+            "この画像を日本語の二、三文で説明してください。作風、主な物とその重要な特徴、"
+            "配置を述べてください。"
         ),
         "short": "この画像を日本語の短い一文で説明してください。",
         "tags": (
@@ -88,11 +103,101 @@ _INSTRUCTIONS = {
 }
 
 
-def instruction(level: str, lang: str) -> str:
-    """Return what to ask for a caption of this level in this language."""
+# Said before the instruction: what is in front of the model, and what matters in such a picture. A rendering
+# is told nothing more; the last line, of all other domains, asks for no opening.
+_DOMAINS = {
+    "en": {
+        "auto": "If there is text in the picture, quote it; if it is made of several panels, describe each.",
+        "natural": "This is a photograph: say also what the light, the place and the moment are, and "
+        "how it is framed.",
+        "document": "This is a page with text, a chart, a form or a screen: quote what is written in "
+        "it, word for "
+        "word and in its own language, in reading order, and say how it is laid out.",
+        "panels": "This picture is made of several panels: describe each by its place, then what they "
+        "have in "
+        "common and how they differ.",
+        "opening": "Begin with the subject itself, not with words such as 'This image shows'.",
+    },
+    "zh": {
+        "auto": "如果画面中有文字，请引用；如果由多个分格组成，请逐一描述。",
+        "natural": "这是一张照片：也请写出光线、地点、瞬间和构图。",
+        "document": "这是带有文字的页面、图表、表单或屏幕：请按阅读顺序用原文逐字引用其中的文字，"
+        "并说明版面布局。",
+        "panels": "这张图由多个分格组成：请按位置逐一描述，再说明它们的共同点和不同点。",
+        "opening": "请直接从主体写起，不要用“这张图片展示了”之类的开头。",
+    },
+    "ja": {
+        "auto": "画像の中に文字があれば引用し、複数のコマからなる場合はそれぞれを説明してください。",
+        "natural": "これは写真です。光、場所、瞬間、構図についても述べてください。",
+        "document": "これは文字のあるページ、図表、書式または画面です。"
+        "書かれている文字を読む順に原文のまま引用し、"
+        "レイアウトも述べてください。",
+        "panels": "この画像は複数のコマからなります。位置ごとにそれぞれを説明し、"
+        "共通点と相違点を述べてください。",
+        "opening": "「この画像は」などの前置きをせず、被写体そのものから書き始めてください。",
+    },
+    "ru": {
+        "auto": "Если на изображении есть текст, процитируйте его; если оно состоит из нескольких "
+        "панелей, опишите "
+        "каждую.",
+        "natural": "Это фотография: укажите также освещение, место, момент и построение кадра.",
+        "document": "Это страница с текстом, схема, форма или экран: процитируйте написанное дословно, "
+        "на языке "
+        "оригинала, в порядке чтения, и опишите расположение частей.",
+        "panels": "Изображение состоит из нескольких панелей: опишите каждую по её месту, затем что у "
+        "них общего и "
+        "чем они различаются.",
+        "opening": "Начните с самого предмета, без слов вроде «На этом изображении показано».",
+    },
+    "de": {
+        "auto": "Steht Text im Bild, so zitiere ihn; besteht es aus mehreren Teilbildern, so "
+        "beschreibe jedes.",
+        "natural": "Dies ist ein Foto: nenne auch Licht, Ort, Augenblick und Bildausschnitt.",
+        "document": "Dies ist eine Seite mit Text, ein Diagramm, ein Formular oder ein Bildschirm: "
+        "zitiere wörtlich, "
+        "in der Sprache des Originals und in Leserichtung, was dort steht, und sage, wie es angeordnet ist.",
+        "panels": "Dieses Bild besteht aus mehreren Teilbildern: beschreibe jedes nach seiner Lage, "
+        "dann was sie "
+        "gemeinsam haben und worin sie sich unterscheiden.",
+        "opening": "Beginne mit dem Gegenstand selbst, nicht mit Worten wie 'Dieses Bild zeigt'.",
+    },
+}  # fmt: skip
+
+# What a retry adds, by the code of what was wrong before (see checks.py).
+_HINTS = {
+    "boilerplate": "Begin with the subject itself, not with words such as 'This image shows'.",
+    "language": "Write in {language} only.",
+    "too short": "Say more.",
+    "too long": "Be brief.",
+    "cut off": "Be brief, and come to an end.",
+    "repetition": "Say everything only once.",
+    "refusal": "Just say what can be seen.",
+}
+
+
+def instruction(level: str, lang: str, domain: str = "synthetic") -> str:
+    """Return what to ask for a caption of this level in this language, of a picture of this domain.
+
+    One of the five languages that are known best is asked for in its own words, any other in English.
+    "synthetic" is the plain instruction; other domains put a sentence before it and one after it.
+    """
     check_names("level", [level], LEVELS)
-    check_names("language", [lang], LANGS)
-    return _INSTRUCTIONS[lang][level]
+    check_names("domain", [domain], DOMAINS)
+    check_languages([lang])
+    own = lang if lang in LANGS else "en"
+    text = _INSTRUCTIONS[own][level].replace("{language}", NAMES[lang])
+    if domain == "synthetic":
+        return text
+    space = "" if own in ("zh", "ja") else " "
+    before = "" if domain == "auto" and level in ("short", "tags") else _DOMAINS[own][domain] + space
+    after = "" if level == "tags" else space + _DOMAINS[own]["opening"]
+    return before + text + after
+
+
+def hint(code: str, lang: str) -> str:
+    """Return a sentence that tells a model what was wrong with its last answer; "" where there is none."""
+    text = _HINTS.get(code, "").replace("{language}", NAMES[lang])
+    return f"\n{text}" if text else ""
 
 
 def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:

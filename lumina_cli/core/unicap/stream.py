@@ -1,81 +1,55 @@
-"""Rows in, rows with captions out: pictures opened one batch ahead, captions checked and asked for again."""
+"""Rows in, rows with captions out: pictures opened ahead, batches described in turn, always in order."""
 
-import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, TooManyBad
-from lumina_cli.core.formats.rows import captions_of
-from lumina_cli.core.unicap.checks import check
-from lumina_cli.core.unicap.prompts import LANGS, LEVELS, MAX_TOKENS, check_names, instruction
+from lumina_cli.core.unicap.answers import Answer, Captioner, Question
+from lumina_cli.core.unicap.describe import Job, Row, Shot, describe
+from lumina_cli.core.unicap.tally import Tally
 
-Row = dict[str, Any]
+__all__ = ["Answer", "Captioner", "Job", "Question", "caption_rows"]
 
-
-class Answer(NamedTuple):
-    """What a captioner wrote; `finished` is False where it was cut off at its token limit."""
-
-    text: str
-    finished: bool
-
-
-class Captioner(Protocol):
-    """What an engine must do: answer one question about each picture, the same for the same seed."""
-
-    def answer(
-        self, pictures: Sequence[Image.Image], question: str, seeds: Sequence[int], max_tokens: int
-    ) -> list[Answer]: ...
-
-
-@dataclass
-class Shot:
-    """A row on its way: its place in the stream, its picture, and what was written about it."""
-
-    index: int
-    row: Row
-    picture: Image.Image | None = None
-    error: str | None = None
-    captions: dict[str, dict[str, str]] = field(default_factory=dict)
-    rejected: list[dict] = field(default_factory=list)
+OPENERS = 2  # threads that read pictures
 
 
 def caption_rows(
     rows: Iterable[Row],
-    captioner: Captioner,
-    levels: Sequence[str],
-    langs: Sequence[str],
+    captioner: Captioner | Callable[[], Captioner],
+    job: Job,
     open_image: Callable[[Row], Image.Image],
     *,
     batch: int = 8,
-    seed: int = 0,
-    retries: int = 2,
     max_bad_rate: float = 1.0,
+    before: Callable[[], tuple[int, int]] = lambda: (0, 0),
     on_reject: Callable[[Row, str], None] | None = None,
+    scorer: Any = None,
+    tally: Tally | None = None,
 ) -> Iterator[Row]:
-    """Yield each row with `captions[lang][level]` added to those it has; reads only one batch ahead.
+    """Yield each row with `captions[lang][level]` added to those it has; reads only some batches ahead.
 
-    A row whose picture `open_image` cannot open is left out and told to `on_reject(row, reason)`; once all
-    rows are through, TooManyBad is raised where more than `max_bad_rate` of them were such. A caption that
-    fails its checks is asked for again up to `retries` times, each with another seed, then dropped into
-    `rejected_captions` with the reason. A caption depends on `seed` and the row's place, not on `batch`.
+    `captioner` may be a function that opens one, as may `scorer`: it is called once there is a row. A row
+    whose picture `open_image` cannot open is left out and told to `on_reject(row, reason)`; once all rows are
+    through, TooManyBad is raised where more than `max_bad_rate` of them were such, with the (rows, bad ones)
+    that an earlier run did `before`. A caption that fails its checks more than `job.retries` times is in
+    `rejected_captions` with the reason. What is written depends on the picture and `job`, not on the row's
+    place or `batch`.
     """
-    levels, langs = check_names("level", levels, LEVELS), check_names("language", langs, tuple(LANGS))
+    tally = tally or Tally()
     seen = bad = 0
-    for shots in _opened(rows, open_image, batch):
-        good = [shot for shot in shots if shot.error is None]
-        for lang in langs:
-            for level in levels:
-                _write(good, captioner, level, lang, seed, retries)
-        seen, bad = seen + len(shots), bad + len(shots) - len(good)
+    for shots, calls in _described(rows, captioner, job, open_image, batch, scorer):
+        tally.add(shots, calls)
         for shot in shots:
+            seen, bad = seen + 1, bad + (shot.error is not None)
             if shot.error is None:
-                yield _finished_row(shot)
+                yield shot.finished_row()
             elif on_reject is not None:
                 on_reject(shot.row, shot.error)
+    seen, bad = seen + before()[0], bad + before()[1]
     if bad > max_bad_rate * seen:
         raise TooManyBad(
             f"{bad} of {seen} pictures could not be opened ({bad / seen:.0%}); "
@@ -83,67 +57,79 @@ def caption_rows(
         )
 
 
-def _write(shots: list[Shot], captioner: Captioner, level: str, lang: str, seed: int, retries: int) -> None:
-    """Ask for one caption of each picture, and again for those that fail; note it, or the reason."""
-    question = instruction(level, lang)
-    for attempt in range(retries + 1):
-        if not shots:
-            return
-        seeds = [_seed(seed, shot.index, lang, level, attempt) for shot in shots]
-        pictures = [shot.picture for shot in shots]
-        failed = []
-        answers = captioner.answer(pictures, question, seeds, MAX_TOKENS[level])
-        for shot, answer in zip(shots, answers, strict=True):
-            text = " ".join(answer.text.split())
-            reason = check(text, level, lang)
-            if reason is None and not answer.finished:
-                reason = f"cut off at {MAX_TOKENS[level]} tokens"
-            if reason is None:
-                shot.captions.setdefault(lang, {})[level] = text
-            else:
-                failed.append((shot, text, reason))
-        shots = [shot for shot, _, _ in failed]
-    for shot, text, reason in failed:
-        shot.rejected.append({"lang": lang, "level": level, "reason": reason, "text": text})
+def _described(
+    rows: Iterable[Row], captioner: Any, job: Job, open_image: Callable, batch: int, scorer: Any
+) -> Iterator[tuple[Sequence[Shot], int]]:
+    """Yield batches of finished shots, each with how many calls of the engine it took."""
+    groups = _batched((Shot(index, row) for index, row in enumerate(rows)), batch)
+    first = next(groups, None)
+    if first is None:
+        return
+    engine = captioner if hasattr(captioner, "answer") or hasattr(captioner, "map_rows") else captioner()
+    try:
+        job.suits(engine)
+        groups = _and_then(first, groups)
+        if hasattr(engine, "map_rows"):
+            yield from engine.map_rows(groups, job, open_image)
+        else:
+            scorer = scorer() if callable(scorer) else scorer
+            yield from _in_lanes(_opened(groups, open_image), engine, job, scorer)
+    finally:
+        if hasattr(engine, "close"):
+            engine.close()
 
 
-def _seed(seed: int, index: int, lang: str, level: str, attempt: int) -> int:
-    key = f"{seed}/{index}/{lang}/{level}/{attempt}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest())
+def _in_lanes(
+    groups: Iterator[list[Shot]], engine: Captioner, job: Job, scorer: Any
+) -> Iterator[tuple[list[Shot], int]]:
+    """Describe batches, as many at a time as the engine likes; yield them in order."""
+
+    def work(shots: list[Shot]) -> tuple[list[Shot], int]:
+        calls = describe([shot for shot in shots if shot.error is None], engine, job, scorer)
+        return shots, calls
+
+    if engine.lanes < 2:
+        yield from map(work, groups)
+        return
+    waiting: deque[Future] = deque()
+    pool = ThreadPoolExecutor(engine.lanes)
+    try:
+        for shots in groups:
+            waiting.append(pool.submit(work, shots))
+            if len(waiting) >= engine.lanes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        engine.close()  # ends what is under way, so that the threads end, too
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finished_row(shot: Shot) -> Row:
-    """Merge new captions over the row's own; a caption that failed leaves an older one of its kind alone."""
-    merged = captions_of(shot.row)
-    for lang, texts in shot.captions.items():
-        merged.setdefault(lang, {}).update(texts)
-    row = {**shot.row, "captions": merged}
-    row.pop("rejected_captions", None)
-    return {**row, "rejected_captions": shot.rejected} if shot.rejected else row
+def open_shot(shot: Shot, open_image: Callable[[Row], Image.Image]) -> Shot:
+    """Open a shot's picture, or note why it cannot be."""
+    try:
+        shot.open(open_image)
+    except (LuminaError, OSError) as error:
+        shot.error = str(error)
+    return shot
 
 
-def _opened(
-    rows: Iterable[Row], open_image: Callable[[Row], Image.Image], batch: int
-) -> Iterator[list[Shot]]:
-    """Yield lists of up to `batch` shots, their pictures opened by threads while the list before is used."""
-
-    def opened(shot: Shot) -> Shot:
-        try:
-            captions_of(shot.row)
-            shot.picture = open_image(shot.row)
-        except (LuminaError, OSError) as error:
-            shot.error = str(error)
-        return shot
-
-    with ThreadPoolExecutor(2) as pool:
+def _opened(groups: Iterator[list[Shot]], open_image: Callable) -> Iterator[list[Shot]]:
+    """Yield batches with their pictures, opened by threads while the batch before is used."""
+    with ThreadPoolExecutor(OPENERS) as pool:
         coming = None
-        for shots in _batched((Shot(index, row) for index, row in enumerate(rows)), batch):
-            ahead = [pool.submit(opened, shot) for shot in shots]
+        for shots in groups:
+            ahead = [pool.submit(open_shot, shot, open_image) for shot in shots]
             if coming is not None:
                 yield [future.result() for future in coming]
             coming = ahead
         if coming is not None:
             yield [future.result() for future in coming]
+
+
+def _and_then(first: list, others: Iterator[list]) -> Iterator[list]:
+    yield first
+    yield from others
 
 
 def _batched(items: Iterator, size: int) -> Iterator[list]:

@@ -3,12 +3,12 @@
 import contextlib
 import copy
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -19,32 +19,37 @@ from transformers import (
     AutoTokenizer,
     LogitsProcessor,
     LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from lumina_cli.core.device import pick_device
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.unicap.stream import Answer
+from lumina_cli.core.unicap.answers import Answer, Engine, Question
+from lumina_cli.core.unicap.engines import florence
 
-# OmniCaptioner's published settings: nearly greedy, so a retry with another seed differs but stays sober.
+DEFAULT = "U4R/OmniCaptioner"
+# OmniCaptioner's published settings: nearly greedy. A retry is drawn more freely, or it would say the same.
 TEMPERATURE, TOP_K, TOP_P = 0.2, 10, 0.8
+BOLDER = 0.3  # added to the temperature at each retry
 
 
-class Captioner:
-    """An image-text-to-text model and its processor: `answer(pictures, question, seeds, max_tokens)`.
+class Captioner(Engine):
+    """An image-text-to-text model and its processor.
 
     `model` is a folder or a hub id, loaded in the number format of its weights, on a CUDA device if there is
     one and `device` names no other. Raises LuminaError where it cannot be loaded whole.
     """
 
-    def __init__(self, model: str, device: str | None = None):
+    structured: str | None = "asked"
+
+    def __init__(self, model: str | None = None, device: str | None = None):
+        model = model or DEFAULT
         self.name = model
         self.device = pick_device(device)
-        with _quiet(), _one_line_errors(model):
+        with quiet(), one_line_errors(model):
             config = AutoConfig.from_pretrained(model)
             if type(config) not in AutoModelForImageTextToText._model_mapping:
                 raise LuminaError(f"{model} is a {config.model_type} model, which reads no pictures")
@@ -54,41 +59,70 @@ class Captioner:
         self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.tasks = florence.TASKS if config.model_type == "florence2" else None
+        self.longest = sys.maxsize
+        if self.tasks:  # it knows no instructions, only tasks, and its answers have a longest length
+            self.longest = config.text_config.max_position_embeddings - 1
+            self.structured, self.reads_text, self.heeds_hints, self.languages = None, False, False, ("en",)
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """Return an Answer to each question, drawn with its own seed whatever is asked beside it."""
+        answers: dict[int, Answer] = {}
+        for numbers in self._groups(questions):
+            group = [questions[number] for number in numbers]
+            answers |= dict(zip(numbers, self._generate(group), strict=True))
+        return [answers[number] for number in range(len(questions))]
+
+    def _groups(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Return which questions go together: on a GPU all, since a CPU pays for each padded token."""
+        groups: dict[tuple, list[int]] = {}
+        for number, question in enumerate(questions):
+            length = question.max_tokens if self.device.type == "cpu" else 0
+            groups.setdefault((question.picture is None, length), []).append(number)
+        return list(groups.values())
 
     @torch.inference_mode()
-    def answer(
-        self, pictures: Sequence[Image.Image], question: str, seeds: Sequence[int], max_tokens: int
-    ) -> list[Answer]:
-        """Return an Answer for each RGB picture, each drawn with its own seed whatever its neighbours."""
-        inputs = self._inputs(pictures, question).to(self.device, self.model.dtype)
+    def _generate(self, questions: Sequence[Question]) -> list[Answer]:
+        inputs = self._inputs(questions).to(self.device, self.model.dtype)
+        limits = [min(question.max_tokens, self.longest) for question in questions]
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(do_sample=False, temperature=None, top_k=None, top_p=None, num_beams=1)
-        settings.update(max_new_tokens=max_tokens, max_length=None, pad_token_id=self.tokenizer.pad_token_id)
-        draw = [TemperatureLogitsWarper(TEMPERATURE), TopKLogitsWarper(TOP_K), TopPLogitsWarper(TOP_P)]
-        draw.append(DrawBySeed(seeds))
+        settings.update(max_new_tokens=max(limits), max_length=None, pad_token_id=self.tokenizer.pad_token_id)
+        draw = DrawBySeed([q.seed for q in questions], [TEMPERATURE + BOLDER * q.attempt for q in questions])
         tokens = self.model.generate(
-            **inputs, generation_config=settings, logits_processor=LogitsProcessorList(draw)
+            **inputs,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([draw]),
+            stopping_criteria=StoppingCriteriaList([OwnLimits(limits)]),
         )
-        if not self.model.config.is_encoder_decoder:
-            tokens = tokens[:, inputs["input_ids"].shape[1] :]
-        texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        finished = self._finished(tokens, max_tokens, settings.eos_token_id)
-        return [Answer(text.strip(), bool(end)) for text, end in zip(texts, finished, strict=True)]
+        skip = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        rows = zip(tokens[:, skip:], questions, strict=True)
+        return [self._read(row, question, settings.eos_token_id) for row, question in rows]
 
-    def _inputs(self, pictures: Sequence[Image.Image], question: str) -> Any:
+    def _read(self, tokens: Tensor, question: Question, eos: int | list[int] | None) -> Answer:
+        """Return what a row of new tokens (M,) says, up to its end or the question's limit."""
+        tokens = tokens[: min(question.max_tokens, self.longest)]
+        ends = torch.isin(tokens, torch.as_tensor(eos if eos is not None else [], device=tokens.device))
+        finished = bool(ends.any())
+        tokens = tokens[: int(ends.int().argmax()) + 1] if finished else tokens
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        if self.tasks:
+            text = florence.read(self.tokenizer.decode(tokens, skip_special_tokens=False), question.level)
+        return Answer(text.strip(), finished or eos is None, len(tokens))
+
+    def _inputs(self, questions: Sequence[Question]) -> Any:
         """Return padded model inputs: by the chat template where there is one, else a plain prompt."""
+        texts = [self.tasks[question.level] if self.tasks else question.text for question in questions]
+        images = [[question.picture] for question in questions] if questions[0].picture else None
         template = self.processor.chat_template or self.tokenizer.chat_template
         if template is None:
-            token = getattr(self.processor, "image_token", None)
-            prompt = f"{token}\n{question}\n" if token else question
-            images = [[picture] for picture in pictures]
-            return self.processor(
-                images=images, text=[prompt] * len(images), padding=True, return_tensors="pt"
-            )
-        text = {"type": "text", "text": question}
-        talks = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, text]}] for picture in pictures
-        ]
+            token = None if self.tasks else getattr(self.processor, "image_token", None)
+            prompts = [f"{token}\n{text}\n" if token and images else text for text in texts]
+            return self.processor(images=images, text=prompts, padding=True, return_tensors="pt")
+        talks = []
+        for text, question in zip(texts, questions, strict=True):
+            image = [{"type": "image", "image": question.picture}] if question.picture else []
+            talks.append([{"role": "user", "content": [*image, {"type": "text", "text": text}]}])
         return self.processor.apply_chat_template(
             talks,
             chat_template=template,
@@ -99,13 +133,6 @@ class Captioner:
             processor_kwargs={"padding": True},
         )
 
-    def _finished(self, tokens: Tensor, max_tokens: int, eos: int | list[int] | None) -> Tensor:
-        """Return (B,) True where an answer ended by itself."""
-        if tokens.shape[1] < max_tokens or eos is None:
-            return torch.ones(len(tokens), dtype=torch.bool)
-        ends = torch.as_tensor(eos, device=tokens.device).flatten()
-        return torch.isin(tokens, ends).any(dim=1)
-
 
 class DrawBySeed(LogitsProcessor):
     """Draw each row's next token with the row's own generator (Gumbel-max), leaving only it for the argmax.
@@ -113,15 +140,32 @@ class DrawBySeed(LogitsProcessor):
     So a row's text depends on its seed alone, not on the batch, as it would with one generator for all.
     """
 
-    def __init__(self, seeds: Sequence[int]):
+    def __init__(self, seeds: Sequence[int], temperatures: Sequence[float]):
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.temperatures = torch.tensor(temperatures)[:, None]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         values, tokens = scores.float().topk(min(TOP_K, scores.shape[-1]))
+        values = values / self.temperatures.to(values.device)
+        before = values.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)  # the share of all likelier tokens
+        before[:, 0] = 0
+        values = values.masked_fill(before >= TOP_P, -torch.inf)
         uniform = torch.stack([torch.rand(values.shape[1], generator=one) for one in self.generators])
         gumbel = -(-uniform.clamp(min=1e-9).log()).log().to(values.device)
         chosen = tokens.gather(1, (values + gumbel).argmax(dim=1, keepdim=True))  # (B, 1)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+class OwnLimits(StoppingCriteria):
+    """End each row at its own number of new tokens."""
+
+    def __init__(self, limits: Sequence[int]):
+        self.limits, self.start = torch.tensor(limits), None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_) -> Tensor:
+        if self.start is None:
+            self.start = input_ids.shape[1] - 1
+        return (input_ids.shape[1] - self.start >= self.limits).to(input_ids.device)
 
 
 def _load_processor(model: str, config: Any) -> Any:
@@ -163,7 +207,9 @@ def _load_model(model: str) -> torch.nn.Module:
 
 
 @contextlib.contextmanager
-def _one_line_errors(model: str) -> Iterator[None]:
+def one_line_errors(
+    model: str, remedy: str = "--model FOLDER of an image-text-to-text model"
+) -> Iterator[None]:
     """Turn what transformers raises on a model it cannot load into one line that says what to do."""
     try:
         yield
@@ -173,17 +219,14 @@ def _one_line_errors(model: str) -> Iterator[None]:
         if folder.exists():
             message = f"{model} is not a model folder that transformers can load ({reason})"
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
-            message = (
-                f"{model} is not on this machine and cannot be fetched from the hub; "
-                "pass --model FOLDER of an image-text-to-text model"
-            )
+            message = f"{model} is not on this machine and cannot be fetched from the hub; pass {remedy}"
         else:
             message = f"{model}: no such folder, and not a hub id (owner/name)"
         raise LuminaError(message) from error
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep transformers' progress bars off stderr meanwhile; the command line has its own."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -1,0 +1,61 @@
+"""`lumina shard score | select`: what pictures are measured by, and which go on to the next stage."""
+
+from typing import Annotated
+
+import typer
+
+from lumina_cli.cli import output
+from lumina_cli.cli.shard import app
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.registry import SCORES
+
+Source = Annotated[str, typer.Argument(help="A folder of shards, a path or a URL; or a selection.")]
+Json = Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")]
+
+
+@app.command()
+def score(
+    shards: Source,
+    scores: Annotated[
+        str, typer.Option(help=f"With commas: {', '.join(SCORES)}, caption.")
+    ] = "sharpness,entropy,phash",
+    model: Annotated[list[str] | None, typer.Option(help="aesthetic=FOLDER or hub id; MODEL#CLASS.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, a shard at a time each.")] = 1,
+    json: Json = False,
+) -> None:
+    """Measure each picture once and keep the values as the overlay "scores": a row per shard out.
+
+    lumina shard score data --scores sharpness,phash --workers 8
+    """
+    from lumina_cli.core.data.scores import score_shards
+
+    pairs = [word.partition("=") for word in model or []]
+    if bad := [name + sign for name, sign, value in pairs if not value]:
+        raise UsageError(f"--model {bad[0]}: write SCORE=MODEL")
+    names = [name.strip() for name in scores.split(",") if name.strip()]
+    rows = score_shards(shards, names, {name: value for name, _, value in pairs}, workers)
+    output.write_rows(rows, json, label="shards")
+
+
+@app.command()
+def select(
+    shards: Source,
+    dest: Annotated[str, typer.Argument(help="Folder for the selection, itself a SOURCE.")],
+    best: Annotated[float | None, typer.Option(help="A share up to 1, or a number of samples.")] = None,
+    by: Annotated[str, typer.Option(help="The score that says what is best.")] = "score",
+    where: Annotated[
+        list[str] | None, typer.Option(help="'width >= 512 and aspect < 2'; repeatable.")
+    ] = None,
+    no_duplicates: Annotated[str | None, typer.Option(help="exact, or near: by perceptual hash.")] = None,
+    distance: Annotated[int, typer.Option(help="Bits of 64 in which near copies differ at most.")] = 4,
+    per_source: Annotated[int | None, typer.Option(min=1, help="Samples of one source at most.")] = None,
+    json: Json = False,
+) -> None:
+    """Choose the next stage's samples without copying a picture: a row per step out.
+
+    lumina shard select data data-1m --where 'shorter >= 512' --no-duplicates near --best 0.1 --by aesthetic
+    """
+    from lumina_cli.core.data.select import Choice, select_samples
+
+    choice = Choice(best, by, tuple(where or ()), no_duplicates, distance, per_source)
+    output.write_rows(iter(select_samples(shards, dest, choice)["steps"]), json, label="steps")

@@ -1,0 +1,53 @@
+"""`lumina shard overlay | encode`: what is learnt of samples later, kept beside their shards."""
+
+from typing import Annotated
+
+import typer
+
+from lumina_cli.cli import output
+from lumina_cli.cli.shard import app
+
+Shards = Annotated[str, typer.Argument(help="A folder of shards, a path or a URL; or a selection.")]
+Json = Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")]
+
+
+@app.command()
+def overlay(
+    shards: Shards,
+    rows: Annotated[str | None, typer.Argument(help="A file of rows, or - for stdin; none lists.")] = None,
+    name: Annotated[str, typer.Option(help="What the overlay is called.")] = "captions",
+    add: Annotated[bool, typer.Option("--add", help="Keep what the newest version says besides.")] = False,
+    json: Json = False,
+) -> None:
+    """Lay rows over the samples that they name, as a new version of an overlay; without rows, list overlays.
+
+    lumina caption data | lumina shard overlay data - --name captions
+    """
+    from lumina_cli.core.data.overlay import lay_rows, rows_of
+    from lumina_cli.core.formats.overlays import describe_overlays
+    from lumina_cli.core.formats.selection import base_of
+
+    if rows is None:
+        output.write_rows(describe_overlays(base_of(shards)), json, label="overlays")
+        return
+    output.write_rows(lay_rows(shards, rows_of(rows), name, add), json, label="shards")
+
+
+@app.command()
+def encode(
+    shards: Shards,
+    model: Annotated[str, typer.Option(help="Whose encoders: a name, a folder or a hub id.")] = "nano",
+    size: Annotated[
+        list[int] | None, typer.Option(help="Pixels of a square of that area; repeatable.")
+    ] = None,
+    what: Annotated[str, typer.Option(help="latents, text, or both with a comma.")] = "latents",
+    system: Annotated[str, typer.Option(help="System prompt before each caption, by name.")] = "real",
+    json: Json = False,
+) -> None:
+    """Encode pictures and captions once, as overlays that `lumina train` finds: a row per shard out."""
+    from lumina_cli.core.data.encode import encode_shards
+    from lumina_cli.core.sampling.models import find_model
+
+    kinds = [word.strip() for word in what.split(",") if word.strip()]
+    rows = encode_shards(shards, find_model(model), kinds, size or [128], system)
+    output.write_rows(rows, json, label="shards")

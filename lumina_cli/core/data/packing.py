@@ -1,0 +1,64 @@
+"""From a SOURCE to shards: what is read how, and by which processes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lumina_cli.core.data.counting import TokenCounter
+from lumina_cli.core.data.sources import read_source
+from lumina_cli.core.device import cpu_count
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.formats import places
+from lumina_cli.core.formats.overlays import split_source
+from lumina_cli.core.formats.shards import write_shards
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How a source is packed; `workers` None means as many processes as cores. See `write_shards`."""
+
+    per_shard: int = 1000
+    max_bad_rate: float = 0.05
+    force: bool = False
+    workers: int | None = None
+    check: str = "quick"
+    encode: str | None = None
+    tokenizer: str | None = None
+    links: bool = False
+
+
+def pack_source(
+    source: str, dest: str, packing: Packing, watch: Callable[[Iterator[dict]], Iterator[dict]] = iter
+) -> Iterator[dict]:
+    """Write a SOURCE as shards; yield a row per shard. `watch` sees the rows of the source as they are read.
+
+    Rows of nano and of hf: are made here or fetched by this process, so it writes them, too; the files that
+    other sources name are read, checked and written by the workers.
+    """
+    dest = places.text_of(dest)
+    _check_apart(split_source(source)[0], dest)
+    made_here = source.partition(":")[0] in ("nano", "hf") and not places.is_url(source)
+    workers = packing.workers
+    if workers is None:
+        workers = 0 if places.in_this_process(dest) or places.in_this_process(source) else cpu_count()
+    rows = read_source(source, workers if made_here else 0, lenient=True, links=packing.links)
+    return write_shards(
+        watch(rows),
+        dest,
+        packing.per_shard,
+        packing.max_bad_rate,
+        packing.force,
+        workers=0 if made_here else workers,
+        check=packing.check,
+        encode=packing.encode,
+        count=TokenCounter(packing.tokenizer) if packing.tokenizer else None,
+        source=None if source == "-" else source,
+    )
+
+
+def _check_apart(source: str, dest: str) -> None:
+    """Raise UsageError where shards would be written over the pictures that they are made of."""
+    place = places.folder_of(source) if source.endswith(".tar") else places.text_of(source)
+    remote = places.is_url(place) or places.is_url(dest)
+    if place == dest if remote else Path(place).exists() and Path(place).resolve() == Path(dest).resolve():
+        raise UsageError(f"{dest} is where the pictures come from; give the shards a folder of their own")

@@ -1,0 +1,161 @@
+"""Scoring shards: each picture is measured once, the values are kept as an overlay called "scores".
+
+A new set of scores makes a new version, which takes over what the newest one knows of the same pictures and
+measures the rest. Workers take a shard at a time; a killed run goes on after its last whole shard.
+
+"caption" is the one score that is not of the picture: the mean of what `lumina caption --score` said of its
+captions, read from the rows.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from lumina_cli.core.data.filters import DIGITS, Scorer, measure, open_scorers
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats import places
+from lumina_cli.core.formats.images import open_image
+from lumina_cli.core.formats.overlays import (
+    Joiner,
+    Overlay,
+    find_overlays,
+    newest_of,
+)
+from lumina_cli.core.formats.overlaywriter import Part, Version, begin, row_part, write_values
+from lumina_cli.core.formats.selection import base_of, selected_keys
+from lumina_cli.core.formats.shardreader import open_shards, read_entry, read_index
+from lumina_cli.core.formats.tars import TarImage
+from lumina_cli.core.formats.workers import in_order
+
+NAME, CAPTION = "scores", "caption"
+BATCH = 16  # pictures that a model sees together
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard to score: by what, and which names of the version before still hold."""
+
+    version: Version
+    tar: str
+    before: Overlay | None
+    kept: frozenset[str]
+    wanted: frozenset[str] | None  # keys; None: all
+
+
+def score_shards(
+    source: str, names: Iterable[str], models: dict[str, str] | None = None, workers: int = 1
+) -> Iterator[dict]:
+    """Measure pictures of shards; yield a row per shard: shard, samples, measured, reused, unreadable.
+
+    Of a selection only its samples are measured; the values are kept beside the shards all the same.
+    `names` are keys of SCORES, or "caption"; `models` gives a folder or hub id to those that have one. Raises
+    what `open_scorers` raises, before anything is written. A picture that cannot be read has no scores.
+    """
+    names, models = list(dict.fromkeys(names)), models or {}
+    open_scorers([name for name in names if name != CAPTION], models)
+    folder, chosen = base_of(source), selected_keys(source)
+    tars = open_shards(folder)
+    before = newest_of(folder, NAME)
+    known = before.info["settings"]["scores"] if before else {}
+    asked = {name: models.get(name, known.get(name)) for name in names}
+    if CAPTION in asked:
+        asked[CAPTION] = _captions_of(folder)
+    version = begin(folder, NAME, {"scores": known | asked})
+    kept = frozenset(name for name in known if asked.get(name, known[name]) == known[name])
+    wanted = [None if chosen is None else chosen.get(places.name_of(tar), frozenset()) for tar in tars]
+    jobs = [_Job(version, tar, before, kept, keys) for tar, keys in zip(tars, wanted, strict=True)]
+    alone = workers <= 1 or len(jobs) < 2 or places.in_this_process(folder)
+    yield from map(_score_shard, jobs) if alone else in_order(_score_shard, jobs, workers)
+    write_values(version, tars)
+    version.finish(tars)
+
+
+def _captions_of(folder: str) -> str:
+    """What the scores of captions are read from: the shards, and these overlays."""
+    return ",".join(["rows", *(f"{one.name}@{one.version}" for one in _others(folder))])
+
+
+def _others(folder: str) -> list[Overlay]:
+    return [overlay for overlay in find_overlays(folder) if overlay.name != NAME]
+
+
+@lru_cache
+def _open(name: str, model: str | None) -> Scorer:
+    """What measures, made once in each process."""
+    return open_scorers([name], {name: model} if model else {})[name]
+
+
+def _score_shard(job: _Job) -> dict:
+    entries = read_index(job.tar)
+    row = {"shard": job.tar, "samples": len(entries), "measured": 0, "reused": 0, "unreadable": 0}
+    if job.version.has(job.tar, entries):
+        known, names = job.version.lines(job.tar, entries), set(job.version.settings["scores"])
+        wanted = job.wanted if job.wanted is not None else [entry["key"] for entry in entries]
+        if all(key in known and names <= set(known[key]["by"]) for key in wanted):
+            return row | {"reused": len(wanted)}
+    job.version.write(job.tar, entries, _parts(job, entries, row))
+    return row
+
+
+def _parts(job: _Job, entries: list[dict], row: dict) -> Iterator[Part]:
+    """Yield the scores of each sample, counting in `row` what was done."""
+    models = job.version.settings["scores"]
+    known = job.before.open(job.tar, entries, strict=False) if job.before else {}
+    add = Joiner(_others(job.version.shards)).open(job.tar, entries) if CAPTION in models else None
+    for start in range(0, len(entries), BATCH):
+        group = entries[start : start + BATCH]
+        lines = [known.get(entry["key"], {}) for entry in group]
+        found = [_still(line, job.kept - {CAPTION}) for line in lines]
+        done = [job.kept & set(line.get("by", ())) for line in lines]  # unreadable pictures, too
+        meant = [job.wanted is None or entry["key"] in job.wanted for entry in group]
+        todo = [
+            models.keys() - names - {CAPTION} if here else set()
+            for names, here in zip(done, meant, strict=True)
+        ]
+        missing = [tuple(sorted(names)) for names in todo]
+        for wanted in dict.fromkeys(missing):
+            numbers = [i for i, names in enumerate(missing) if names == wanted]
+            if not wanted:
+                row["reused"] += sum(meant[i] for i in numbers)
+                continue
+            opened = [(i, picture) for i in numbers if (picture := _picture(job.tar, group[i])) is not None]
+            row["unreadable"] += len(numbers) - len(opened)
+            row["measured"] += len(opened)
+            scorers = {name: _open(name, models[name]) for name in wanted}
+            for (i, _), part in zip(
+                opened, measure([picture for _, picture in opened], scorers), strict=True
+            ):
+                for kind, values in part.items():
+                    found[i].setdefault(kind, {}).update(values)
+        for entry, part, names, here in zip(group, found, done, meant, strict=True):
+            if not here and not part:
+                continue
+            if add and here and (score := caption_score(add(entry, read_entry(job.tar, entry)))) is not None:
+                part.setdefault("scores", {})[CAPTION] = score
+            known_by = sorted(models if here else names - {CAPTION})
+            entry, members, more = row_part(entry, part)
+            yield entry, members, more | {"by": known_by}
+
+
+def caption_score(row: dict) -> float | None:
+    """Return the mean of a row's "caption_scores" {language: {level: number}}, None where it has none."""
+    scores = row.get("caption_scores")
+    levels = [each for each in scores.values() if isinstance(each, dict)] if isinstance(scores, dict) else []
+    numbers = [float(n) for each in levels for n in each.values() if isinstance(n, int | float)]
+    return round(sum(numbers) / len(numbers), DIGITS) if numbers else None
+
+
+def _still(line: dict, kept: frozenset[str]) -> dict:
+    """The scores of a line of an index that still hold."""
+    parts = {
+        kind: {n: v for n, v in line.get(kind, {}).items() if n in kept} for kind in ("scores", "hashes")
+    }
+    return {kind: values for kind, values in parts.items() if values}
+
+
+def _picture(tar: str, entry: dict):
+    image = TarImage(tar, entry["image"], entry["offset"], entry["length"])
+    try:
+        return open_image(image.read(), name=str(image))
+    except LuminaError:
+        return None

@@ -1,0 +1,114 @@
+"""Conditions on samples: "width >= 512 and source == 'web'", parsed here, never evaluated as code.
+
+    condition   comparison ("and" comparison)...
+    comparison  NAME OP VALUE; OP is one of < <= > >= == = !=
+    VALUE       a number, or text with or without quotes
+
+Names are the columns of a table of samples, and what follows from them: pixels (width x height), aspect
+(width / height), ratio (longer / shorter side), shorter, longer, characters and tokens (of the longest
+caption), captions (how many). A sample that has no value does not meet a condition.
+"""
+
+import re
+from typing import Any
+
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.registry import did_you_mean
+
+_COMPARISON = re.compile(
+    r"""\s*([A-Za-z_][\w.-]*)\s*(<=|>=|==|!=|=|<|>)\s*('[^']*'|"[^"]*"|[^\s'"<>=!]+)\s*""", re.VERBOSE
+)
+_AND = re.compile(r"and\b\s*")
+_OPERATORS = {"<": "less", "<=": "less_equal", ">": "greater", ">=": "greater_equal", "!=": "not_equal"}
+DERIVED = ("pixels", "aspect", "ratio", "shorter", "longer", "characters", "tokens", "captions")
+
+Comparison = tuple[str, str, float | str]
+
+
+def parse_where(text: str) -> list[Comparison]:
+    """Return the comparisons of a condition as (name, operator, value); UsageError where it is none."""
+    found, at = [], 0
+    while True:
+        match = _COMPARISON.match(text, at)
+        if not match:
+            rest = text[at:].strip() or "nothing"
+            raise UsageError(f"--where {text!r}: expected NAME < VALUE or the like, found {rest!r}")
+        name, operator, value = match.groups()
+        found.append((name, "==" if operator == "=" else operator, _value(value)))
+        at = match.end()
+        if at == len(text):
+            return found
+        joined = _AND.match(text, at)
+        if not joined:
+            raise UsageError(
+                f"--where {text!r}: comparisons are joined by 'and', not {text[at:].split()[0]!r}"
+            )
+        at = joined.end()
+
+
+def _value(text: str) -> float | str:
+    if text[0] in "'\"":
+        return text[1:-1]
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def meets(table: Any, comparison: Comparison) -> Any:
+    """Return a pyarrow array, True for the rows that a comparison holds for, null where there is no value."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    name, operator, value = comparison
+    values = column(table, name)
+    textual = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    if textual and isinstance(value, float):
+        value = f"{value:g}"
+    if not textual and isinstance(value, str):
+        raise UsageError(f"--where: {name} is a number, and {value!r} is none")
+    return getattr(pc, _OPERATORS.get(operator, "equal"))(values, pa.scalar(value))
+
+
+def column(table: Any, name: str) -> Any:
+    """Return a column of a table of samples, or what follows from some; UsageError for an unknown name."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if name in DERIVED:
+        if name == "captions":
+            return pc.list_value_length(table["characters"])
+        if name in ("characters", "tokens"):
+            return _largest(table[name])
+        width, height = (table[side].cast(pa.float64()) for side in ("width", "height"))
+        if name == "pixels":
+            return pc.multiply(width, height)
+        if name == "aspect":
+            return pc.divide(width, height)
+        longer, shorter = pc.max_element_wise(width, height), pc.min_element_wise(width, height)
+        return {"longer": longer, "shorter": shorter}.get(name) or pc.divide(longer, shorter)
+    if name not in table.column_names or pa.types.is_list(table[name].type):
+        known = [n for n in table.column_names if not pa.types.is_list(table[n].type)]
+        known = list(dict.fromkeys([*known, *DERIVED]))
+        hint = did_you_mean(name, known) or f"; choose from {', '.join(known)}"
+        raise UsageError(f"samples have no {name!r}{hint}")
+    return table[name]
+
+
+def _largest(lists: Any) -> Any:
+    """The largest number of each list, null for an empty one."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lists = lists.combine_chunks()
+    rows = pc.list_parent_indices(lists).to_numpy()
+    values = pc.list_flatten(lists).to_numpy(zero_copy_only=False).astype(np.float64)
+    largest = np.full(len(lists), -np.inf)
+    np.maximum.at(largest, rows, np.where(np.isnan(values), -np.inf, values))
+    return pa.array(largest, mask=np.isinf(largest))
+
+
+def needs_captions(conditions: list[Comparison]) -> bool:
+    """Whether conditions are about captions, whose columns are large."""
+    return any(name in ("characters", "tokens", "captions") for name, _, _ in conditions)

@@ -1,0 +1,110 @@
+"""How true captions of nano scenes are: precision and recall of what they say, per level and language.
+
+Objects, colours (object and tint), counts (object and number) and relations are counted over all captions
+of a kind. Precision is the share of what was said that is true. Recall is the share of what should be said
+that was: every object, tint and number, and the relation that a scene has; a detailed caption should also
+tell who stands left of whom in a row. A caption that is missing says nothing.
+
+Beside each score stands that of the prior: one and the same answer to every picture, the best there is for
+these very pictures.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats.rows import captions_of
+from lumina_cli.core.nano.language import LANGUAGES, LEVELS
+from lumina_cli.core.nano.reading import Facts, facts_of, main_relations, read
+from lumina_cli.core.nano.scene import Scene
+
+Said = frozenset[Hashable]
+ASPECTS: dict[str, Callable[[Facts], Said]] = {
+    "objects": lambda facts: facts.kinds,
+    "colours": lambda facts: facts.tints,
+    "counts": lambda facts: facts.counts,
+    "relations": lambda facts: facts.relations,
+}
+SILENT = Facts(frozenset(), frozenset(), frozenset(), frozenset(), None, None)
+
+
+@dataclass
+class Score:
+    """What captions said, how much of it is true, and how much of what they should say they did."""
+
+    said: int = 0
+    true: int = 0
+    wanted: int = 0
+    found: int = 0
+
+    def add(self, said: Said, true: Said, wanted: Said) -> None:
+        self.said += len(said)
+        self.true += len(said & true)
+        self.wanted += len(wanted)
+        self.found += len(said & wanted)
+
+    def to_row(self) -> dict[str, float | None]:
+        """Return precision, recall and F1; None where there was nothing to say."""
+        if not self.wanted and not self.said:
+            return {"precision": None, "recall": None, "f1": None}
+        precision = self.true / self.said if self.said else 0.0
+        recall = self.found / self.wanted if self.wanted else 1.0
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        return {"precision": round(precision, 4), "recall": round(recall, 4), "f1": round(f1, 4)}
+
+
+def score_captions(rows: Iterable[dict]) -> Iterator[dict]:
+    """Yield a row per language and level with a score of each aspect beside the prior's, then one of all.
+
+    Rows need "scene" beside their captions, as those of nano:N have; others are passed over. Raises
+    LuminaError where no row has one.
+    """
+    known = [(captions_of(row), Scene.from_json(row["scene"])) for row in rows if row.get("scene")]
+    if not known:
+        raise LuminaError('no row has a "scene" to compare its captions with; rows of nano:N do')
+    truths = [facts_of(scene) for _, scene in known]
+    kinds = {(lang, level) for captions, _ in known for lang, texts in captions.items() for level in texts}
+    total = {aspect: Score() for aspect in ASPECTS}
+    number = 0
+    for lang in LANGUAGES:
+        for level in (level for level in LEVELS if (lang, level) in kinds):
+            texts = [captions.get(lang, {}).get(level) for captions, _ in known]
+            said = [read(text, lang) if text else SILENT for text in texts]
+            number += sum(map(bool, texts))
+            yield _row(lang, level, sum(map(bool, texts)), said, truths, [s for _, s in known], total)
+    everything = {aspect: score.to_row() for aspect, score in total.items()}
+    yield {"lang": "all", "level": "all", "captions": number} | everything
+
+
+def _row(
+    lang: str,
+    level: str,
+    number: int,
+    said: Sequence[Facts],
+    truths: Sequence[Facts],
+    scenes: Sequence[Scene],
+    total: dict[str, Score],
+) -> dict:
+    row = {"lang": lang, "level": level, "captions": number}
+    for aspect, pick in ASPECTS.items():
+        true = [pick(truth) for truth in truths]
+        wanted = [main_relations(scene, level) for scene in scenes] if aspect == "relations" else true
+        score = Score()
+        for one, *against in zip(map(pick, said), true, wanted, strict=True):
+            score.add(one, *against)
+            total[aspect].add(one, *against)
+        row[aspect] = score.to_row() | {"prior": _prior(true, wanted)}
+    return row
+
+
+def _prior(true: Sequence[Said], wanted: Sequence[Said]) -> float:
+    """Return the best F1 that the same answer to every picture gets: the commonest facts, as many as pay."""
+    holds, asked = (Counter(fact for facts in sets for fact in facts) for sets in (true, wanted))
+    best, score = 0.0, Score(wanted=sum(asked.values()))
+    for fact, _ in asked.most_common():
+        score.said += len(true)
+        score.true += holds[fact]
+        score.found += asked[fact]
+        best = max(best, score.to_row()["f1"])
+    return best

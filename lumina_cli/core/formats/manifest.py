@@ -1,0 +1,166 @@
+"""manifest.parquet: the indexes of all shards as one table, a row a sample, for filters and statistics.
+
+    shard key image offset length row_offset row_length sha256     where the sample is, and its picture's hash
+    width height notes                                             as seen; what the policy of pictures does
+    languages levels characters tokens                             lists, an item a caption; tokens or null
+    score score_NAME...                                            null where a row has no such score
+    source origin                                                  what the rows were read from; the picture
+
+The same shards give the same bytes with the same pyarrow. Memory is bounded: one group of rows at a time.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
+from typing import Any
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats import places
+from lumina_cli.core.formats.atomic import disk_errors
+from lumina_cli.core.formats.shardreader import index_of
+from lumina_cli.core.formats.workers import in_order
+
+NAME = "manifest.parquet"
+GROUP = 1 << 16  # samples that are compressed together
+SOME = 1 << 10  # rows that become a table together
+MANY = 32  # shards from which on other processes are worth starting for their indexes
+SCORE = "score_"
+_SAME = ("key", "image", "offset", "length", "sha256", "width", "height", "score")
+_SAME = ("key", "image", "offset", "length", "sha256", "width", "height", "score")
+
+
+def schema(scores: Sequence[str] = ()) -> Any:
+    """Return the pyarrow schema of a manifest with these named scores."""
+    import pyarrow as pa
+
+    text, whole, wide, texts = pa.string(), pa.int32(), pa.int64(), pa.list_(pa.string())
+    columns = {"shard": text, "key": text, "image": text, "offset": wide, "length": wide}
+    columns |= {"row_offset": wide, "row_length": wide, "sha256": text, "width": whole, "height": whole}
+    columns |= {"notes": texts, "languages": texts, "levels": texts, "characters": pa.list_(whole)}
+    columns |= {"tokens": pa.list_(whole), "score": pa.float64()}
+    columns |= {SCORE + name: pa.float64() for name in sorted(scores)}
+    return pa.schema(list((columns | {"source": text, "origin": text}).items()))
+
+
+def manifest_row(shard: str, entry: dict) -> dict:
+    """Return the row of the manifest that a line of an index makes; its scores are columns, too."""
+    columns = columns_of(shard, [entry], tuple(entry.get("scores") or ()))
+    return {name: values[0] for name, values in columns.items()}
+
+
+def columns_of(shard: str, entries: list[dict], scores: Sequence[str]) -> dict[str, list]:
+    """Return the columns of the manifest that the lines of an index make."""
+    columns = {name: [entry.get(name) for entry in entries] for name in _SAME}
+    columns |= {name: [_storable(entry.get(name)) for entry in entries] for name in ("source", "origin")}
+    columns |= {"shard": [shard] * len(entries), "notes": [entry.get("notes") or [] for entry in entries]}
+    columns["row_offset"], columns["row_length"] = (
+        [entry["row"][part] for entry in entries] for part in (0, 1)
+    )
+    for name in scores:
+        columns[SCORE + name] = [(entry.get("scores") or {}).get(name) for entry in entries]
+    texts = [_captions(entry) for entry in entries]
+    for part, name in enumerate(("languages", "levels", "characters", "tokens")):
+        columns[name] = [each[part] for each in texts]
+    return columns
+
+
+def _captions(entry: dict) -> tuple[list, list, list, list | None]:
+    """Return languages, levels, characters and tokens of a sample, an item a caption."""
+    characters, tokens = entry.get("characters") or {}, entry.get("tokens")
+    languages, levels, lengths = [], [], []
+    for language, found in characters.items():
+        languages += [_storable(language)] * len(found)
+        levels += map(_storable, found)
+        lengths += found.values()
+    if not tokens:
+        return languages, levels, lengths, None
+    counted = (
+        tokens.get(language, {}).get(level) for language in characters for level in characters[language]
+    )
+    return languages, levels, lengths, list(counted)
+
+
+def _storable(text: str | None) -> str | None:
+    """A file name may hold what UTF-8 cannot; the table then shows it with backslashes."""
+    if not text or text.isascii():
+        return text or None
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def write_manifest(place: str, tars: Sequence[str], scores: Sequence[str], workers: int = 0) -> int:
+    """Write the manifest of shards at `place` from their indexes; return how many samples it has.
+
+    The file is the same for any number of `workers`, processes that read the indexes.
+    """
+    jobs = [(tar, tuple(sorted(scores))) for tar in tars]
+    many = workers > 1 and len(jobs) > MANY
+    return _write(place, in_order(_part, jobs, workers) if many else map(_part, jobs), schema(scores))
+
+
+def _part(job: tuple[str, tuple[str, ...]]) -> Any:
+    """Return the samples of one tar as a table."""
+    import pyarrow as pa
+
+    tar, scores = job
+    entries = [json.loads(line) for line in places.read_file(index_of(tar)).splitlines()]
+    return pa.table(columns_of(places.name_of(tar), entries, scores), schema=schema(scores))
+
+
+def write_table(place: str, rows: Iterable[dict], columns: Any) -> int:
+    """Write rows as a parquet file with these columns, whole or not at all; return how many."""
+    rows = iter(rows)
+    groups = iter(lambda: list(islice(rows, SOME)), [])
+    return _write(place, (_table(group, columns) for group in groups), columns)
+
+
+def _table(rows: Iterable[dict], columns: Any) -> Any:
+    import pyarrow as pa
+
+    lists: dict[str, list] = {name: [] for name in columns.names}
+    for row in rows:
+        for name, values in lists.items():
+            values.append(row.get(name))
+    return pa.table(lists, schema=columns)
+
+
+def _write(place: str, parts: Iterable[Any], columns: Any) -> int:
+    """Write tables one after another, in groups of rows whose size does not depend on theirs."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    total, waiting = 0, columns.empty_table()
+    with places.writing(place) as file, parquet.ParquetWriter(file, columns, compression="zstd") as writer:
+        for part in chain(parts, [None]):
+            if part is not None:
+                waiting = pa.concat_tables([waiting, part])
+            while len(waiting) >= GROUP or (part is None and len(waiting)):
+                with disk_errors(place):
+                    writer.write_table(waiting.slice(0, GROUP).combine_chunks())
+                total += min(len(waiting), GROUP)
+                waiting = waiting.slice(GROUP)
+    return total
+
+
+def read_manifest(folder: str, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """Yield the record batches (pyarrow) of a folder's manifest, only these columns of it if given."""
+    import pyarrow.parquet as parquet
+
+    place = places.join(folder, NAME)
+    if not places.is_file(place):
+        raise LuminaError(f"{folder} has no {NAME}; `lumina shard SOURCE {folder}` writes one")
+    with places.open_file(place) as file:
+        try:
+            # with its buffer, pyarrow keeps every column that was read until the end
+            table = parquet.ParquetFile(file, pre_buffer=False)
+            yield from table.iter_batches(GROUP, columns=list(columns) if columns else None)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are both
+            raise LuminaError(f"{place} is no manifest ({' '.join(str(error).split())})") from error
+
+
+def score_names(folder: str) -> list[str]:
+    """Return the names of the scores that a folder's manifest has, without `score` itself."""
+    import pyarrow.parquet as parquet
+
+    with places.open_file(places.join(folder, NAME)) as file:
+        names = parquet.read_schema(file).names
+    return [name.removeprefix(SCORE) for name in names if name.startswith(SCORE)]

@@ -1,0 +1,156 @@
+"""Writing overlays: a version is known by its settings, and each tar of it is whole or not there.
+
+Beginning a version with the settings of the newest one goes on with that one: a shard that is written, and
+whose samples are still the same, stays. Other settings begin the next version. building.json holds the
+settings until overlay.json, written last, makes the version whole.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.formats import overlays, places
+from lumina_cli.core.formats.atomic import disk_errors
+from lumina_cli.core.formats.manifest import write_table
+from lumina_cli.core.formats.overlays import DONE, base_digest, picture_of
+from lumina_cli.core.formats.rows import dump_row
+from lumina_cli.core.formats.tars import BLOCK, add_member, read_span
+
+BUILDING, VALUES = "building.json", "values.parquet"
+COLUMNS = {"scores": "score_", "hashes": "hash_"}
+INLINE = ("scores", "hashes", "score")  # of a part of a row: these stand in the index, too
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+Part = tuple[dict, dict[str, bytes], dict]  # entry of the base's index, members by name, more for the index
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version that is being written; cheap to pickle."""
+
+    shards: str
+    name: str
+    version: str
+    settings: dict
+    whole: bool  # already finished: only what has changed since is to do
+
+    @property
+    def folder(self) -> str:
+        """Where it is."""
+        return overlays.version_folder(self.shards, self.name, self.version)
+
+    def has(self, tar: str, entries: list[dict]) -> bool:
+        """Whether the overlay of a tar is written, and for the samples that the tar holds now."""
+        place = overlays.index_place(self.folder, tar)
+        if not places.is_file(place):
+            return False
+        first = places.read_file(place).partition(b"\n")[0]
+        return json.loads(first or b"{}").get("base") == base_digest(entries)
+
+    def lines(self, tar: str, entries: list[dict]) -> dict[str, dict]:
+        """Return what is written of a tar so far, by key, of the samples whose picture is still the same."""
+        lines = overlays.read_shard_index(self.folder, tar) or [{}]
+        pictures = {entry["key"]: picture_of(entry) for entry in entries}
+        return {line["key"]: line for line in lines[1:] if pictures.get(line["key"]) == line["picture"]}
+
+    def read(self, tar: str, line: dict, member: str) -> bytes:
+        """Return a member of a sample; `line` is what `lines` gave."""
+        where = places.join(self.folder, places.name_of(tar))
+        return read_span(where, *line["members"][member], f"{line['key']}.{member}")
+
+    def write(self, tar: str, entries: list[dict], parts: Iterable[Part]) -> dict:
+        """Write the overlay of one tar; return samples, bytes and the names of members."""
+        lines = [{"base": base_digest(entries)}]
+        place = places.join(self.folder, places.name_of(tar))
+        at = 0
+        with places.writing(place) as file:
+            for entry, members, more in parts:
+                spans = {}
+                for name, data in members.items():
+                    spans[name] = [at + BLOCK, len(data)]
+                    with disk_errors(place):
+                        at = add_member(file, at, f"{entry['key']}.{name}", data)
+                line = {"key": entry["key"], "picture": picture_of(entry), "members": spans}
+                lines.append(line | more)
+            with disk_errors(place):
+                file.write(bytes(2 * BLOCK))
+        text = "".join(dump_row(line) + "\n" for line in lines)
+        places.write_file(overlays.index_place(self.folder, tar), text.encode())
+        return {"samples": len(lines) - 1, "bytes": at + 2 * BLOCK}
+
+    def finish(self, tars: Iterable[str]) -> dict:
+        """Write overlay.json over what the shards hold; return what it says."""
+        samples, names, fields, size, shards = 0, set(), set(), 0, 0
+        for tar in tars:
+            lines = overlays.read_shard_index(self.folder, tar) or []
+            samples, shards = samples + max(0, len(lines) - 1), shards + 1
+            names |= {name for line in lines[1:] for name in line["members"]}
+            fields |= {name for line in lines[1:] for name in line.get("fields", ())}
+            size += places.size_of(places.join(self.folder, places.name_of(tar)))
+        info = {"name": self.name, "version": self.version, "settings": self.settings, "samples": samples}
+        info |= {"shards": shards, "bytes": size, "members": sorted(names), "fields": sorted(fields)}
+        places.write_file(places.join(self.folder, DONE), json.dumps(info, ensure_ascii=False).encode())
+        places.remove(self.folder, [BUILDING])
+        return info
+
+
+def write_values(version: Version, tars: Iterable[str]) -> list[str]:
+    """Write values.parquet, the inline scores and hashes of a version as a table; return their names.
+
+    A row a sample that has any: shard, key, picture, score, score_NAME..., hash_NAME...
+    """
+    import pyarrow as pa
+
+    names: set[tuple[str, str]] = set()
+    for tar in tars:
+        for line in overlays.read_shard_index(version.folder, tar) or []:
+            names |= {(kind, name) for kind in COLUMNS for name in line.get(kind, {})}
+    columns = {name: pa.string() for name in ("shard", "key", "picture")} | {"score": pa.float64()}
+    columns |= {
+        COLUMNS[kind] + name: pa.float64() if kind == "scores" else pa.string()
+        for kind, name in sorted(names)
+    }
+    rows = (_values(tar, line) for tar in tars for line in overlays.read_shard_index(version.folder, tar)[1:])
+    write_table(places.join(version.folder, VALUES), rows, pa.schema(list(columns.items())))
+    return sorted(columns)
+
+
+def _values(tar: str, line: dict) -> dict:
+    row = {"shard": places.name_of(tar), "key": line["key"], "picture": line["picture"]}
+    for kind, prefix in COLUMNS.items():
+        row |= {prefix + name: value for name, value in line.get(kind, {}).items()}
+    return row | {"score": line.get("score")}
+
+
+def begin(shards: str, name: str, settings: dict) -> Version:
+    """Return the version of an overlay that is made with these settings, the newest one or the next.
+
+    UsageError for a name that is no plain word.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name of an overlay: letters, digits, - and _ only")
+    settings = json.loads(json.dumps(settings))
+    shards = places.text_of(shards)
+    found = overlays.versions_of(shards, name)
+    if found:
+        folder = overlays.version_folder(shards, name, found[-1])
+        done = overlays.read_json(places.join(folder, DONE))
+        made_by = (done or overlays.read_json(places.join(folder, BUILDING)) or {}).get("settings")
+        if made_by == settings:
+            if done is None:
+                places.clean_up(folder)
+            return Version(shards, name, found[-1], settings, done is not None)
+    number = max((int(version) for version in found if version.isdecimal()), default=0) + 1
+    version = Version(shards, name, f"{number:04d}", settings, False)
+    places.make_folder(version.folder)
+    building = json.dumps({"settings": settings}, ensure_ascii=False)
+    places.write_file(places.join(version.folder, BUILDING), building.encode())
+    return version
+
+
+def row_part(entry: dict, part: dict) -> Part:
+    """Return what `Version.write` takes for a part of a row."""
+    known = {name: part[name] for name in INLINE if name in part} | {"fields": sorted(part)}
+    return entry, {"json": dump_row(part).encode()}, known

@@ -1,0 +1,132 @@
+"""A selection: which samples of shards go on to the next stage, without a copy of any picture.
+
+    DEST/selection.parquet   shard, key, image, sha256: a row a sample, in the order of the shards; and
+                             "value", what it was chosen by
+    DEST/select.json         written last: the shards (relative to DEST where both are on this machine),
+                             settings, and how many samples each step left
+
+A folder with a select.json is a SOURCE like any other: its rows are those of the shards.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.formats import places
+from lumina_cli.core.formats.atomic import disk_errors
+from lumina_cli.core.formats.overlays import WORD, folder_of_shards, join_of, read_json, split_source
+from lumina_cli.core.formats.shardreader import iter_index, read_entry, read_shards
+
+TABLE, DONE = "selection.parquet", "select.json"
+
+
+def is_selection(source: str | os.PathLike) -> bool:
+    """Whether a SOURCE is a folder that holds a selection."""
+    return places.is_file(places.join(split_source(source)[0], DONE))
+
+
+def write_selection(dest: str, shards: str, table: Any, info: dict) -> dict:
+    """Write a selection of `shards`, the columns of a pyarrow table; return what select.json says."""
+    import pyarrow.parquet as parquet
+
+    dest = places.text_of(dest)
+    if dest == places.text_of(shards) or places.is_file(places.join(dest, "shards.json")):
+        raise UsageError(f"{dest} holds shards; give the selection a folder of its own")
+    places.make_folder(dest)
+    places.remove(dest, [DONE])
+    place = places.join(dest, TABLE)
+    with places.writing(place) as file, disk_errors(place):
+        parquet.write_table(table, file, compression="zstd")
+    where = places.text_of(shards)
+    if not places.is_url(where) and not places.is_url(dest):
+        where = os.path.relpath(where, dest)
+    info = {"shards": where, "samples": table.num_rows} | info
+    places.write_file(
+        places.join(dest, DONE), json.dumps(info, ensure_ascii=False, indent=1).encode() + b"\n"
+    )
+    return info
+
+
+def selected_shards(folder: str) -> str:
+    """Return the shards that a selection is of."""
+    info = read_json(places.join(folder, DONE))
+    if not info or not isinstance(info.get("shards"), str):
+        raise LuminaError(f"{folder} holds no selection; `lumina shard select SHARDS {folder}` writes one")
+    where = info["shards"]
+    if places.is_url(where) or os.path.isabs(where) or places.is_url(folder):
+        return where
+    return os.path.normpath(os.path.join(folder, where))
+
+
+def read_table(folder: str, columns: list[str] | None = None) -> Any:
+    """Return the pyarrow table of a selection."""
+    import pyarrow.parquet as parquet
+
+    place = places.join(folder, TABLE)
+    with places.open_file(place) as file:
+        try:
+            return parquet.read_table(file, columns=columns)
+        except (OSError, ValueError) as error:  # pyarrow's own errors are both
+            raise LuminaError(f"{place} is no selection ({' '.join(str(error).split())})") from error
+
+
+def base_of(source: str | os.PathLike) -> str:
+    """Return the folder of shards that a folder, a tar or a selection of it stands for."""
+    bare = split_source(source)[0]
+    return folder_of_shards(selected_shards(bare) if is_selection(bare) else bare)
+
+
+def selected_keys(source: str | os.PathLike) -> dict[str, frozenset[str]] | None:
+    """Return the keys of a selection by the name of their shard; None for shards, of which all are meant."""
+    bare = split_source(source)[0]
+    if not is_selection(bare):
+        return None
+    groups = groupby(_chosen(bare), key=lambda row: row[0])
+    return {shard: frozenset(key for _, key, _ in rows) for shard, rows in groups}
+
+
+def selected_entries(source: str) -> Iterator[tuple[str, list[dict], list[dict]]]:
+    """Yield (tar, its whole index, the lines of it that are selected) of each shard that a selection needs.
+
+    LuminaError where a selected sample is gone, or its picture has changed.
+    """
+    folder, _ = split_source(source)
+    shards = selected_shards(folder)
+    for name, group in groupby(_chosen(folder), key=lambda row: row[0]):
+        if not name or "/" in name or not name.endswith(".tar"):
+            raise LuminaError(f"{folder} names no shard by {name!r}; select again")
+        tar = places.join(shards, name)
+        entries = list(iter_index(tar))
+        known = {entry["key"]: entry for entry in entries}
+        chosen = []
+        for _, key, digest in group:
+            entry = known.get(key)
+            if entry is None or (digest and entry.get("sha256") not in (None, digest)):
+                raise LuminaError(f"{tar} has changed: {key} is not what {folder} selected; select again")
+            chosen.append(entry)
+        yield tar, entries, chosen
+
+
+def _chosen(folder: str) -> Iterator[tuple[str, str, str | None]]:
+    for batch in read_table(folder, ["shard", "key", "sha256"]).to_batches(max_chunksize=1 << 14):
+        yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def read_samples(source: str | os.PathLike) -> Iterator[dict]:
+    """Yield the rows of shards or of a selection of some."""
+    return read_selection(source) if is_selection(source) else read_shards(source)
+
+
+def read_selection(source: str | os.PathLike) -> Iterator[dict]:
+    """Yield the rows of a selection, with overlays like those of its shards; see `formats.overlays`."""
+    source = places.text_of(source)
+    shards = selected_shards(split_source(source)[0])
+    words = source.rpartition(WORD)
+    _, joiner = join_of(f"{shards}{WORD}{words[2]}" if words[1] else shards)
+    for tar, entries, chosen in selected_entries(source):
+        add = joiner.open(tar, entries)
+        for entry in chosen:
+            yield add(entry, read_entry(tar, entry))

@@ -1,0 +1,54 @@
+"""Processes that work beside this one: results in order, bounded ahead, and none outlives its parent."""
+
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait
+from typing import Any
+
+from lumina_cli.core.errors import LuminaError
+
+
+def in_order(
+    work: Callable[[Any], Any], jobs: Iterable, workers: int, start: Callable | None = None
+) -> Iterator:
+    """Yield work(job) of each job in their order, done by so many processes, one job ahead of each.
+
+    `work` and the jobs must be picklable; `start` is called once in each process. LuminaError where a
+    process dies. When the caller stops, what is being worked on is finished first.
+    """
+    pool = ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=start_worker, initargs=(start,)
+    )
+    waiting: deque = deque()
+    try:
+        for job in jobs:
+            waiting.append(pool.submit(work, job))
+            if len(waiting) > 2 * workers:  # far enough ahead to keep every worker busy
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise LuminaError("a worker died, most likely for lack of memory; try --workers 1") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def start_worker(start: Callable | None = None) -> None:
+    """Leave Ctrl-C to the parent, which then ends the workers, and end with it where it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if start is not None:
+        start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,55 @@
+"""Captions by the embedded captioner, which knows the nano world and the plain instructions, and no more.
+
+It always works in float32 on blocks of one shape, eight prompts of one length, so that what it writes for a
+picture never depends on its neighbours, not even by a rounding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch.nn.functional import pad
+
+from lumina_cli.core.registry import ASSETS
+from lumina_cli.core.unicap.answers import Answer, Question
+from lumina_cli.core.unicap.engines import transformers
+from lumina_cli.core.unicap.languages import LANGS
+
+FOLDER = ASSETS / "nano" / "captioner"
+BLOCK = 8  # prompts
+STEP = 16  # tokens; prompts without a picture are filled up to a multiple
+
+
+class Captioner(transformers.Captioner):
+    """The captioner in the package, or another of its make in the folder `model`."""
+
+    structured = None
+    heeds_hints = False
+    domain = "synthetic"
+    languages = tuple(LANGS)
+
+    def __init__(self, model: str | None = None, device: str | None = None):
+        super().__init__(str(model or FOLDER), device)
+        self.model.float()
+
+    def _groups(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Return which questions go through the model together: those of one length and one limit."""
+        groups: dict[tuple, list[int]] = {}
+        for number, question in enumerate(questions):
+            size = len(self.tokenizer(question.text, add_special_tokens=False).input_ids)
+            length = size if question.picture else -(-(size + 2) // STEP)  # with begin and answer
+            groups.setdefault((question.picture is None, question.max_tokens, length), []).append(number)
+        return [group[i : i + BLOCK] for group in groups.values() for i in range(0, len(group), BLOCK)]
+
+    def _generate(self, questions: Sequence[Question]) -> list[Answer]:
+        filled = [*questions, *[replace(questions[0], max_tokens=1)] * (BLOCK - len(questions))]
+        return super()._generate(filled)[: len(questions)]
+
+    def _inputs(self, questions: Sequence[Question]) -> Any:
+        """Return inputs; those without pictures are padded on the left to the next multiple of STEP."""
+        inputs = super()._inputs(questions)
+        if questions[0].picture is None:
+            missing = -inputs["input_ids"].shape[1] % STEP
+            inputs["input_ids"] = pad(inputs["input_ids"], (missing, 0), value=self.tokenizer.pad_token_id)
+            inputs["attention_mask"] = pad(inputs["attention_mask"], (missing, 0))
+        return inputs

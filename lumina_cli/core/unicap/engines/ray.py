@@ -1,0 +1,168 @@
+"""Any other engine on a Ray cluster: batches of rows through Ray Data, one actor with a model a worker.
+
+Pictures that lie in files are opened by the workers, so their paths (or URLs) must mean the same everywhere;
+pictures in memory travel with their rows. Rows come back in order. An actor that dies is started anew and its
+batch done again; since captions depend on the picture and the seed alone, the result is the same.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from PIL import Image
+
+from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.formats.images import png_bytes
+from lumina_cli.core.formats.rows import dump_row, in_memory
+from lumina_cli.core.registry import CAPTIONERS
+from lumina_cli.core.unicap.answers import Engine
+from lumina_cli.core.unicap.describe import Job, Shot, describe
+from lumina_cli.core.unicap.engines import open_engine
+
+# Batches that one execution of Ray Data takes for each worker: the models are loaded once for so many, and so
+# many wait in memory.
+WINDOW = 256
+_LOCAL = ("transformers", "vllm")  # engines that want a GPU each, where the cluster has any
+
+
+class Captioner(Engine):
+    """Runs `inner` on the cluster of RAY_ADDRESS, or on this machine alone; see `map_rows`."""
+
+    structured = "asked"  # whether the inner engine can is found out by the workers
+
+    def __init__(
+        self,
+        inner: str,
+        model: str | None = None,
+        device: str | None = None,
+        endpoint: str | None = None,
+        batch: int = 8,
+    ):
+        if inner not in CAPTIONERS or inner == "ray":
+            raise UsageError(f"engine 'ray:{inner}': ray runs {', '.join(set(CAPTIONERS) - {'ray'})}")
+        self.ray = _library()
+        self.inner = inner
+        self.settings = {
+            "words": inner,
+            "model": model,
+            "device": device,
+            "endpoint": endpoint,
+            "batch": batch,
+        }
+        self.mine = not self.ray.is_initialized()
+        if self.mine:
+            self.ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+        context = self.ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        found = self.ray.cluster_resources()
+        self.gpus = int(found.get("GPU", 0)) if inner in _LOCAL else 0
+        self.workers = self.gpus or max(1, int(found.get("CPU", 1)))
+
+    def map_rows(
+        self, groups: Iterator[list[Shot]], job: Job, open_image: Callable
+    ) -> Iterator[tuple[Sequence[Shot], int]]:
+        """Yield batches of finished shots in order, each with how many calls of the inner engine it took."""
+        while window := list(islice(groups, WINDOW * self.workers)):
+            items = [{"rows": [_packed(shot) for shot in shots]} for shots in window]
+            data = self.ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+                Worker,
+                batch_size=1,
+                batch_format="numpy",
+                fn_constructor_args=(self.settings, job, open_image),
+                compute=self.ray.data.ActorPoolStrategy(size=min(self.workers, len(items))),
+                num_gpus=1 if self.gpus else None,
+                num_cpus=None if self.gpus else 1,
+            )
+            for shots, found in zip(window, self._found(data), strict=True):
+                yield shots, _unpack(shots, found)
+
+    def _found(self, data: Any) -> Iterator[str]:
+        try:
+            for row in data.iter_rows():
+                yield row["found"]
+        except Exception as error:  # Ray wraps what a worker raised in errors of its own
+            raise LuminaError(_cause(error)) from error
+
+    def close(self) -> None:
+        """Leave the cluster; the one of this machine ends."""
+        if self.mine and self.ray.is_initialized():
+            self.ray.shutdown()
+
+
+class Worker:
+    """What runs in an actor: an engine of its own, and batches of rows described by it."""
+
+    def __init__(self, settings: dict[str, Any], job: Job, open_image: Callable[[dict], Image.Image]):
+        from lumina_cli.core.unicap.score import open_scorer
+
+        self.engine, self.job, self.open_image = open_engine(**settings), job, open_image
+        job.suits(self.engine)
+        self.scorer = open_scorer(job.score, settings["device"]) if job.score else None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Describe the rows of one batch, each as `_packed` packs it."""
+        from lumina_cli.core.unicap.stream import open_shot
+
+        shots = []
+        for index, packed in enumerate(batch["rows"][0]):
+            row = json.loads(packed["row"])
+            row |= {"image": packed["image"]} if packed["image"] else {}
+            shots.append(open_shot(Shot(index, row), self.open_image))
+        calls = describe([shot for shot in shots if shot.error is None], self.engine, self.job, self.scorer)
+        cut = self.scorer.tally.counts.pop("cut_scores", 0) if self.scorer else 0
+        found = [{name: getattr(shot, name) for name in _BROUGHT} for shot in shots]
+        return {"found": [json.dumps({"calls": calls, "cut": cut, "shots": found})]}
+
+
+_BROUGHT = ("error", "captions", "scores", "rejected", "counts")  # what a worker knows of a shot afterwards
+
+
+def _packed(shot: Shot) -> dict[str, Any]:
+    image = shot.row.get("image")
+    data = b""
+    if in_memory(image):
+        data = bytes(image) if isinstance(image, bytes | bytearray) else png_bytes(image.convert("RGB"))
+    return {"row": dump_row(shot.row), "image": data}
+
+
+def _unpack(shots: Sequence[Shot], found: str) -> int:
+    """Put what a worker brought into the shots; return how many calls its engine took."""
+    brought = json.loads(found)
+    for shot, values in zip(shots, brought["shots"], strict=True):
+        for name, value in values.items():
+            setattr(shot, name, value)
+    shots[0].counts = {**shots[0].counts, "cut_scores": brought["cut"]}
+    return brought["calls"]
+
+
+def _cause(error: BaseException) -> str:
+    """Return the message of the LuminaError that a worker raised; else the last line of what Ray says."""
+    seen, one = set(), error
+    while one is not None and id(one) not in seen:
+        if isinstance(one, LuminaError):
+            return str(one)
+        seen.add(id(one))
+        one = getattr(one, "cause", None) or one.__cause__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"a Ray worker failed: {lines[-1].strip() if lines else type(error).__name__}"
+
+
+def _library() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingPart("--engine ray needs `pip install 'lumina-cli[ray]'`") from error
+    with contextlib.suppress(
+        ImportError
+    ):  # its threads print what happens to workers on stdout, where rows go
+        from ray._private import worker
+
+        worker.print_to_stdstream = lambda *_, **__: None
+    return ray

@@ -1,0 +1,66 @@
+"""Captions by vLLM in this process: all questions of a batch in one call, which it schedules itself."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.unicap.answers import Answer, Engine, Question
+
+DEFAULT = "U4R/OmniCaptioner"
+TEMPERATURE, TOP_K, TOP_P, BOLDER = 0.2, 10, 0.8, 0.3  # as in engines/transformers.py
+
+
+class Captioner(Engine):
+    """A model that vLLM loads, a folder or a hub id; on the devices that it finds itself.
+
+    Answers are drawn with each question's seed; vLLM does not promise the same text whatever runs beside it.
+    Raises MissingPart where vLLM is not installed, LuminaError where it cannot load the model.
+    """
+
+    structured = "guided"
+
+    def __init__(self, model: str | None = None, device: str | None = None):
+        try:
+            import vllm
+            from vllm.sampling_params import StructuredOutputsParams
+        except ImportError as error:
+            raise MissingPart(
+                "--engine vllm needs a GPU and `pip install 'lumina-cli[vllm]'`; or `vllm serve` elsewhere "
+                "and --engine openai --endpoint URL"
+            ) from error
+        if device not in (None, "auto", "cuda"):
+            raise UsageError(
+                f"vLLM chooses its devices itself; set CUDA_VISIBLE_DEVICES in place of --device {device}"
+            )
+        self.name = model or DEFAULT
+        self.vllm, self.form = vllm, StructuredOutputsParams
+        try:
+            self.model = vllm.LLM(model=self.name, limit_mm_per_prompt={"image": 1})
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise LuminaError(f"vLLM cannot load {self.name} ({reason})") from error
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """Return an Answer to each question."""
+        talks = [[{"role": "user", "content": self._content(question)}] for question in questions]
+        settings = [self._settings(question) for question in questions]
+        found = self.model.chat(talks, sampling_params=settings, use_tqdm=False)
+        return [self._read(one.outputs[0]) for one in found]
+
+    def _content(self, question: Question) -> list[dict[str, Any]]:
+        image = [{"type": "image_pil", "image_pil": question.picture}] if question.picture else []
+        return [*image, {"type": "text", "text": question.text}]
+
+    def _settings(self, question: Question) -> Any:
+        form = {"structured_outputs": self.form(json=question.form)} if question.form else {}
+        return self.vllm.SamplingParams(
+            temperature=TEMPERATURE + BOLDER * question.attempt,
+            top_p=TOP_P,
+            top_k=TOP_K,
+            seed=question.seed % 2**31,
+            max_tokens=question.max_tokens,
+            **form,
+        )
+
+    def _read(self, output: Any) -> Answer:
+        return Answer(output.text.strip(), output.finish_reason != "length", len(output.token_ids))

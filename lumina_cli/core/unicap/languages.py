@@ -1,0 +1,116 @@
+"""Languages by their codes: names, scripts, and which one a text is written in."""
+
+import re
+from copy import copy
+from functools import cache
+
+from lumina_cli.core.errors import MissingPart, UsageError
+from lumina_cli.core.registry import did_you_mean
+
+LANGS = {"en": "English", "zh": "Chinese", "ja": "Japanese", "ru": "Russian", "de": "German"}
+# Languages besides the five above that can be asked for by name; py3langid tells all of them apart.
+NAMES = LANGS | {
+    "af": "Afrikaans", "am": "Amharic", "ar": "Arabic", "as": "Assamese", "az": "Azerbaijani",
+    "be": "Belarusian",
+    "bg": "Bulgarian", "bn": "Bengali", "br": "Breton", "bs": "Bosnian", "ca": "Catalan", "cs": "Czech",
+    "cy": "Welsh", "da": "Danish", "el": "Greek", "eo": "Esperanto", "es": "Spanish", "et": "Estonian",
+    "eu": "Basque", "fa": "Persian", "fi": "Finnish", "fr": "French", "ga": "Irish", "gl": "Galician",
+    "gu": "Gujarati", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "hu": "Hungarian", "hy": "Armenian",
+    "id": "Indonesian", "is": "Icelandic", "it": "Italian", "ka": "Georgian", "kk": "Kazakh", "km": "Khmer",
+    "kn": "Kannada", "ko": "Korean", "ky": "Kyrgyz", "la": "Latin", "lo": "Lao", "lt": "Lithuanian",
+    "lv": "Latvian", "mk": "Macedonian", "ml": "Malayalam", "mn": "Mongolian", "mr": "Marathi", "ms": "Malay",
+    "my": "Burmese", "ne": "Nepali", "nl": "Dutch", "no": "Norwegian", "pa": "Punjabi", "pl": "Polish",
+    "pt": "Portuguese", "ro": "Romanian", "si": "Sinhala", "sk": "Slovak", "sl": "Slovenian",
+    "sq": "Albanian",
+    "sr": "Serbian", "sv": "Swedish", "sw": "Swahili", "ta": "Tamil", "te": "Telugu", "th": "Thai",
+    "tl": "Tagalog", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu", "uz": "Uzbek", "vi": "Vietnamese",
+}  # fmt: skip
+
+_SCRIPTS = {
+    "Latin": "A-Za-zªºÀ-ÖØ-öø-ɏḀ-ỿ", "Cyrillic": "Ѐ-ԯ", "Han": "一-鿿㐀-䶿々", "kana": "ぁ-ゖァ-ヺー",
+    "Hangul": "가-힣ᄀ-ᇿ", "Greek": "Ͱ-Ͽἀ-῿", "Arabic": "؀-ۿݐ-ݿ", "Hebrew": "֐-׿",
+    "Devanagari": "ऀ-ॿ", "Thai": "ก-๛",
+}  # fmt: skip
+_LETTERS = {name: re.compile(f"[{ranges}]") for name, ranges in _SCRIPTS.items()}
+_SCRIPTS_OF = {
+    "zh": ("Han",), "ja": ("Han", "kana"), "ko": ("Hangul", "Han"), "el": ("Greek",), "he": ("Hebrew",),
+    "th": ("Thai",),
+    **dict.fromkeys(("ru", "uk", "be", "bg", "mk", "ky", "mn"), ("Cyrillic",)),
+    **dict.fromkeys(("ar", "fa", "ur"), ("Arabic",)),
+    **dict.fromkeys(("hi", "mr", "ne"), ("Devanagari",)),
+    **dict.fromkeys(("sr", "bs", "uz", "az", "kk"), ("Latin", "Cyrillic")),
+    **dict.fromkeys(("am", "as", "bn", "gu", "hy", "ka", "km", "kn", "lo", "ml", "my", "pa"), ()),
+    **dict.fromkeys(("si", "ta", "te"), ()),
+}  # fmt: skip
+
+# A text is taken for another language where py3langid is this sure of it, among the languages in question.
+SURE = 0.8
+SURE_OF_HAN = 0.96  # Japanese without kana looks Chinese, up to 0.93; Chinese looks so from 0.97 on
+# What stands in quotation marks is the picture's own text, in whatever language that is.
+_QUOTED = re.compile("[\"“„«»「『][^\"”“«»」』]{1,400}[\"”“«»」』]|(?<!\\w)['‘‚][^'’‘]{1,400}['’‘](?!\\w)")
+
+
+def check_languages(codes: list[str]) -> tuple[str, ...]:
+    """Return language codes without repeats; raise UsageError for an unknown one, or where there is none."""
+    for code in codes:
+        if code not in NAMES:
+            hint = did_you_mean(code, NAMES)
+            raise UsageError(f"unknown language {code!r}{hint or '; give codes such as ' + ', '.join(LANGS)}")
+    if not codes:
+        raise UsageError(f"no language given; give codes such as {', '.join(LANGS)}")
+    return tuple(dict.fromkeys(codes))
+
+
+def wrong_language(text: str, lang: str, asked: tuple[str, ...] = (), tags: bool = False) -> str | None:
+    """Return why `text` is not in `lang`, or None where it seems to be.
+
+    Its letters must be of the language's script, and py3langid, which chooses among the `asked` languages and
+    the five that are known best, must not be sure of another one. Japanese of a few letters, or of `tags`,
+    needs no kana.
+    """
+    said = _QUOTED.sub(" ", text)
+    said = said if sum(map(str.isalpha, said)) >= 8 else text
+    return _wrong_script(said, lang, tags) or _reads_as_another(said, lang, asked)
+
+
+def _wrong_script(text: str, lang: str, tags: bool) -> str | None:
+    counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}
+    counts["other"] = sum(map(str.isalpha, text)) - sum(counts.values())
+    total = sum(max(count, 0) for count in counts.values())
+    own = sum(counts[name] for name in _SCRIPTS_OF.get(lang, ("Latin",)) or ("other",))
+    if not total or own < 0.5 * total:
+        main = max(counts, key=counts.get) if total else "no"
+        return f"not in {NAMES[lang]}: {main} letters"
+    if lang == "zh" and counts["kana"] > 0.05 * total:
+        return "not in Chinese: kana letters"
+    if lang == "ja" and not tags and not counts["kana"] and total > 8:
+        return "not in Japanese: no kana letters"
+    return None
+
+
+def _reads_as_another(text: str, lang: str, asked: tuple[str, ...]) -> str | None:
+    scripts = set(_SCRIPTS_OF.get(lang, ("Latin",)))
+    rivals = {code for code in (*LANGS, *asked) if scripts & set(_SCRIPTS_OF.get(code, ("Latin",)))}
+    if rivals <= {lang} or (lang in ("zh", "ja") and _LETTERS["kana"].search(text)):  # kana have said it
+        return None
+    found, sure = identifier(tuple(sorted(rivals | {lang}))).classify(text)
+    if found != lang and sure >= (SURE_OF_HAN if lang == "ja" else SURE):
+        return f"not in {NAMES[lang]}: reads as {NAMES[found]}"
+    return None
+
+
+@cache
+def identifier(codes: tuple[str, ...]):
+    """Return py3langid's identifier restricted to `codes`; MissingPart where it is not installed."""
+    one = copy(_whole_identifier())
+    one.set_languages(codes)
+    return one
+
+
+@cache
+def _whole_identifier():
+    try:
+        from py3langid.langid import MODEL_FILE, LanguageIdentifier
+    except ImportError as error:
+        raise MissingPart("checks of languages need py3langid; `pip install py3langid`") from error
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

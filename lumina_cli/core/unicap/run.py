@@ -1,0 +1,93 @@
+"""A whole run of captioning: its share of the rows, what an earlier run left, and its statistics."""
+
+import contextlib
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.unicap.describe import Job, Row
+from lumina_cli.core.unicap.ledger import Ledger
+from lumina_cli.core.unicap.stream import caption_rows
+from lumina_cli.core.unicap.tally import Tally
+
+PACE = 60.0  # seconds between two lines about how far a run is
+
+
+def read_share(text: str | None) -> tuple[int, int]:
+    """Return (I, N) of "I/N"; UsageError where `text` is something else. Without text, the whole: (0, 1)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
+    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if index >= count:
+        raise UsageError(f"shard is {text!r}, but must be I/N, such as 0/4, with I from 0 to N - 1")
+    return index, count
+
+
+def run_captions(
+    rows: Iterable[Row],
+    open_engine: Callable[[], Any],
+    job: Job,
+    open_image: Callable[[Row], Image.Image],
+    *,
+    share: tuple[int, int] = (0, 1),
+    out: Path | None = None,
+    settings: Row | None = None,
+    batch: int = 8,
+    tally: Tally | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+    **others: Any,
+) -> Iterator[Row]:
+    """Yield every N-th row from the I-th on with captions, as `caption_rows` does, which takes `others`, too.
+
+    With `out` they are written to that file, and a run that was interrupted goes on where it stopped; rows
+    that were there before are not yielded. `settings` are those that the file depends on besides `job`. The
+    model is loaded once there is a row to do. `tell` is told of every row that is left out, and once a minute
+    how far the run is.
+    """
+    tally = tally or Tally()
+    if tally.total is not None:
+        tally.total = len(range(share[0], tally.total, share[1]))
+    mine = islice(rows, share[0], None, share[1])
+    settled = {"batch": batch, "tally": tally, **others}
+    if out is None:
+        note = partial(_left_out, tell, None)
+        described = caption_rows(mine, open_engine, job, open_image, on_reject=note, **settled)
+        yield from _paced(described, tally, tell)
+        return
+    about = {**vars(job), **(settings or {}), "shard": "/".join(map(str, share))}
+    with Ledger(out, about, batch) as ledger:
+        tally.done = ledger.done
+        note = partial(_left_out, tell, ledger)
+        settled |= {"on_reject": note, "before": lambda: ledger.before}
+        described = caption_rows(_begun(ledger, mine, tally), open_engine, job, open_image, **settled)
+        with contextlib.closing(described):
+            for row in _paced(described, tally, tell):
+                if ledger.write(row):
+                    yield row
+
+
+def _begun(ledger: Ledger, rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    for row in ledger.remaining(rows):
+        tally.done = ledger.before[0]
+        yield row
+
+
+def _left_out(tell: Callable[[str], None], ledger: Ledger | None, row: Row, reason: str) -> None:
+    if ledger is None or ledger.reject(row, reason):
+        tell(f"left out {reason}")
+
+
+def _paced(rows: Iterator[Row], tally: Tally, tell: Callable[[str], None]) -> Iterator[Row]:
+    """Pass rows on, and tell how far the run is once in a while."""
+    told = time.monotonic()
+    for row in rows:
+        yield row
+        if time.monotonic() - told >= PACE:
+            told = time.monotonic()
+            tell(tally.line())

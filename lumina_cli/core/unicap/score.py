@@ -1,0 +1,108 @@
+"""How well captions fit their picture, by a model that embeds both; and which do not fit at all."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.registry import Registry, did_you_mean
+from lumina_cli.core.unicap.checks import Reason
+from lumina_cli.core.unicap.tally import Tally
+
+SCORERS = Registry("scorer", {"clip": "lumina_cli.core.unicap.score:ClipScorer"})
+CLIP = "openai/clip-vit-large-patch14"
+
+
+def open_scorer(words: str, device: str | None = None, tally: Tally | None = None) -> Any:
+    """Return the scorer that NAME[:MODEL][@LEAST] stands for; UsageError where it stands for none.
+
+    With LEAST, a caption that scores less is no caption of its picture, and fails like any other check.
+    """
+    text, at, number = words.rpartition("@")
+    name, _, model = (text if at else words).partition(":")
+    try:
+        least = float(number) if at else None
+    except ValueError:
+        raise UsageError(f"score {words!r}: {number!r} is not a number") from None
+    if name not in SCORERS:
+        hint = did_you_mean(name, SCORERS) or f"; choose from {', '.join(SCORERS)}"
+        raise UsageError(f"unknown scorer {name!r}{hint}")
+    return SCORERS.load(name)(model or None, least, device, tally)
+
+
+class ClipScorer:
+    """The cosine between picture and text, -1 to 1, by CLIP or any model with its two methods.
+
+    `model` is a folder or a hub id. Text beyond what the model reads, 77 tokens for CLIP, is not scored; how
+    many captions were longer is in `tally.counts["cut_scores"]`. LuminaError where it cannot be loaded whole.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        least: float | None = None,
+        device: str | None = None,
+        tally: Tally | None = None,
+    ):
+        import torch
+        from transformers import AutoConfig, AutoModel, AutoProcessor
+
+        from lumina_cli.core.device import pick_device
+        from lumina_cli.core.unicap.engines.transformers import one_line_errors, quiet
+
+        self.name, self.least, self.tally = model or CLIP, least, tally or Tally()
+        self.device = pick_device(device)
+        with quiet(), one_line_errors(self.name, "--score clip:FOLDER of a CLIP model"):
+            kind = AutoConfig.from_pretrained(self.name)
+            self.model, report = AutoModel.from_pretrained(
+                self.name, use_safetensors=True, output_loading_info=True
+            )
+            if not hasattr(self.model, "get_text_features") or not hasattr(self.model, "get_image_features"):
+                raise LuminaError(
+                    f"{self.name} is a {kind.model_type} model, which compares no texts with pictures"
+                )
+            if report["missing_keys"]:
+                raise LuminaError(
+                    f"{self.name} lacks weights of its model, {min(report['missing_keys'])} among them"
+                )
+            self.processor = AutoProcessor.from_pretrained(self.name)
+        self.model.to(self.device).eval()
+        self.longest = kind.text_config.max_position_embeddings
+        self.torch = torch
+
+    def judge(self, tasks: Sequence[Any]) -> None:
+        """Put a score of each task's text into its shot's `scores`, or a reason into the task."""
+        if not tasks:
+            return
+        self._look({id(task.shot): task.shot for task in tasks}.values())
+        for task, text in zip(tasks, self._texts([task.text for task in tasks]), strict=True):
+            score = round(float(task.shot.features @ text), 4)
+            if self.least is not None and score < self.least:
+                task.reason = Reason(
+                    "not there", f"scores {score:g} against its picture, less than {self.least:g}"
+                )
+            else:
+                task.shot.scores.setdefault(task.lang, {})[task.level] = score
+
+    def _look(self, shots: Any) -> None:
+        new = [shot for shot in shots if shot.features is None]
+        if new:
+            pixels = self.processor.image_processor([shot.picture for shot in new], return_tensors="pt").to(
+                self.device
+            )
+            for shot, features in zip(new, self._unit(self.model.get_image_features, pixels), strict=True):
+                shot.features = features
+
+    def _texts(self, texts: list[str]) -> Any:
+        tokenizer = self.processor.tokenizer
+        lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+        self.tally.counts["cut_scores"] += sum(length > self.longest for length in lengths)
+        tokens = tokenizer(
+            texts, padding="max_length", truncation=True, max_length=self.longest, return_tensors="pt"
+        )
+        return self._unit(self.model.get_text_features, tokens.to(self.device))
+
+    def _unit(self, method: Any, inputs: Any) -> Any:
+        with self.torch.inference_mode():
+            found = method(**inputs)
+        found = getattr(found, "pooler_output", found)
+        return found.float() / found.float().norm(dim=-1, keepdim=True)

@@ -1,0 +1,83 @@
+"""What a run of captioning came to: counts, speed, and the time that is left."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+
+class Tally:
+    """Counts pictures, captions, rejects by reason, questions and tokens, from the first batch on.
+
+    `total` pictures are expected, None where nobody knows; `done` of them were there from an earlier run.
+    """
+
+    def __init__(self, total: int | None = None, done: int = 0):
+        self.total, self.done = total, done
+        self.start = time.monotonic()
+        self.counts: Counter = Counter()
+        self.rejected: Counter = Counter()
+
+    def add(self, shots: Sequence[Any], calls: int) -> None:
+        """Count a finished batch, and the `calls` of the engine that it took."""
+        good = [shot for shot in shots if shot.error is None]
+        self.counts.update(pictures=len(good), bad_pictures=len(shots) - len(good), calls=calls)
+        for shot in good:
+            self.counts.update(shot.counts)
+            self.counts["captions"] += sum(map(len, shot.captions.values()))
+            self.rejected.update(one["code"] for one in shot.rejected)
+
+    def row(self) -> dict[str, Any]:
+        """Return the counts and rates as a row; seconds are since the start, loading included."""
+        seconds = max(time.monotonic() - self.start, 1e-9)
+        counts = {
+            name: self.counts[name] for name in ("pictures", "captions", "bad_pictures", "questions", "calls")
+        }
+        pictures = self.counts["pictures"]
+        row = counts | {
+            "rejected": dict(self.rejected.most_common()),
+            "questions_per_picture": round(self.counts["questions"] / pictures, 2) if pictures else None,
+            "tokens": self.counts["tokens"],
+            "seconds": round(seconds, 2),
+            "pictures_per_s": round(pictures / seconds, 2),
+            "tokens_per_s": round(self.counts["tokens"] / seconds, 1),
+        }
+        if self.counts["cut_scores"]:
+            row["scored_cut"] = self.counts["cut_scores"]
+        return row
+
+    def left(self) -> float | None:
+        """Return the seconds that are left at the present pace; None where nobody knows."""
+        seen = self.counts["pictures"] + self.counts["bad_pictures"]
+        if self.total is None or not seen:
+            return None
+        return max(self.total - self.done - seen, 0) * (time.monotonic() - self.start) / seen
+
+    def line(self) -> str:
+        """Return one line for a person."""
+        row = self.row()
+        seen = self.done + row["pictures"] + row["bad_pictures"]
+        words = [f"{seen}{f' of {self.total}' if self.total else ''} pictures", f"{row['captions']} captions"]
+        if self.rejected:
+            words.append(f"{sum(self.rejected.values())} rejected ({_listed(row['rejected'])})")
+        if row["bad_pictures"]:
+            words.append(f"{row['bad_pictures']} unreadable")
+        if row["questions_per_picture"]:
+            words.append(f"{row['questions_per_picture']:g} questions a picture in {row['calls']} calls")
+        if row.get("scored_cut"):
+            words.append(f"{row['scored_cut']} scored by their first tokens only")
+        words.append(f"{row['pictures_per_s']:g} pictures/s, {row['tokens_per_s']:g} tokens/s")
+        left = self.left()
+        if left:
+            words.append(f"{_span(left)} left")
+        return ", ".join(words)
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {code}" for code, count in counts.items())
+
+
+def _span(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

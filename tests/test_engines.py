@@ -1,0 +1,433 @@
+"""The engines of `lumina caption`: an endpoint that answers and one that fails, Ray, vLLM's interface, Florence-2, CLIP."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_captioner import LEARNT, plain_picture, save_clip, save_florence, save_llava
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.unicap.answers import Question
+from lumina_cli.core.unicap.engines import florence, open_engine
+
+# The tiny LLaVA has learnt prompts of this form; the server's messages are put into it.
+CHAT = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] in ('image', 'image_url') %}<image>{{ '\\n' }}"
+    "{% else %}{{ c['text'] }}{% endif %}{% endfor %}{{ '\\n' }}{% endfor %}"
+)
+
+
+@pytest.fixture
+def lumina(capsys):
+    def call(*words):
+        code = run(["caption", *map(str, words)])
+        out, err = capsys.readouterr()
+        said = [line for line in err.splitlines() if "pictures/s" not in line]
+        return code, [json.loads(line) for line in out.splitlines()], said
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for name in ("red", "blue"):
+        plain_picture(name).save(tmp_path / f"{name}.png")
+    return [tmp_path / "red.png", tmp_path / "blue.png"]
+
+
+def question(text="Describe.", picture=None, **settings):
+    return Question(text, "short", "en", 7, 40, picture or plain_picture("red"), **settings)
+
+
+class Endpoint:
+    """A local server that speaks just enough HTTP; `reply(number, request) -> (status, body)` for each question."""
+
+    def __init__(self, reply):
+        self.reply, self.seen, self.now, self.most = reply, [], 0, 0
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.thread.start()
+        self.server = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._serve, "127.0.0.1", 0), self.loop
+        ).result()
+        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v1"
+
+    async def _serve(self, reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        size = next(
+            (
+                int(line.split(":")[1])
+                for line in head.splitlines()
+                if line.lower().startswith("content-length")
+            ),
+            0,
+        )
+        request = json.loads(await reader.readexactly(size)) if size else None
+        if request is None:
+            status, body = (
+                200,
+                {
+                    "object": "list",
+                    "data": [{"id": "only", "object": "model", "created": 0, "owned_by": "me"}],
+                },
+            )
+        else:
+            self.now, self.most = self.now + 1, max(self.most, self.now + 1)
+            self.seen.append((request, head))
+            status, body = self.reply(len(self.seen), request)
+            await asyncio.sleep(0.02 if status else 30)
+            self.now -= 1
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        lines = f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\nretry-after-ms: 5\r\nConnection: close\r\n\r\n"
+        writer.write(lines.encode() + data)
+        await writer.drain()
+        writer.close()
+
+    def close(self):
+        async def end():
+            self.server.close()
+            mine = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in mine:
+                task.cancel()
+            await asyncio.gather(*mine, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(end(), self.loop).result(5)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+@pytest.fixture
+def serve():
+    open_ones = []
+
+    def start(reply):
+        open_ones.append(Endpoint(reply))
+        return open_ones[-1]
+
+    yield start
+    for one in open_ones:
+        one.close()
+
+
+def said(text, finish="stop", **message):
+    choice = {
+        "index": 0,
+        "finish_reason": finish,
+        "message": {"role": "assistant", "content": text, **message},
+    }
+    return {"id": "1", "object": "chat.completion", "created": 0, "model": "only", "choices": [choice],
+            "usage": {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14}}  # fmt: skip
+
+
+def asked(endpoint, questions, **settings):
+    from lumina_cli.core.unicap.engines.openai import Captioner
+
+    engine = Captioner(None, None, endpoint.url, **settings)
+    try:
+        return engine.answer(questions)
+    finally:
+        engine.close()
+
+
+def test_an_endpoint_is_asked_as_many_questions_at_a_time_as_wanted(serve, lumina, tmp_path):
+    for number in range(12):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
+    endpoint = serve(lambda number, request: (200, said("a red car left of a ball")))
+    words = ("--engine", "openai", "--endpoint", endpoint.url, "--levels", "short,tags", "--batch", 3)
+    code, rows, err = lumina(tmp_path, *words)
+    assert (code, len(rows), err) == (0, 12, [])
+    assert endpoint.most == 3
+    assert len(endpoint.seen) == 24
+    request, _ = endpoint.seen[0]
+    assert request["model"] == "only"
+    assert request["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert (request["temperature"], request["top_p"], request["max_tokens"]) == (0.2, 0.8, 96)
+
+
+def test_a_busy_or_failing_endpoint_is_asked_again(serve):
+    endpoint = serve(lambda number, _: ((429, 503, 200)[min(number, 3) - 1], said("a red car")))
+    assert asked(endpoint, [question()])[0].text == "a red car"
+    assert len(endpoint.seen) == 3
+
+
+def test_what_does_not_get_better_ends_the_run_with_one_line(serve, lumina, photos):
+    for status, expected in (
+        (500, "failed: Error code: 500"),
+        (401, "refuses the key in OPENAI_API_KEY"),
+        (404, "has no model 'only'"),
+    ):
+        endpoint = serve(lambda *_, status=status: (status, {"error": {"message": "so it is"}}))
+        with pytest.raises(LuminaError, match=expected) as caught:
+            asked(endpoint, [question()] * 3, retries=1)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(LuminaError, match="did not answer in time"):
+        asked(serve(lambda *_: (0, {})), [question()], retries=0, timeout=0.2)
+    code, _, err = lumina(*photos, "--engine", "openai", "--endpoint", "http://127.0.0.1:9/v1")
+    assert code == 1
+    assert err[0].startswith("lumina caption: http://127.0.0.1:9/v1 cannot be reached")
+    assert err[0].endswith("is the server running?")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "error"),
+    [
+        (400, {"error": {"message": "picture too small"}}, "refused by the endpoint: Error code: 400"),
+        (200, {"choices": []}, "no text in the endpoint's answer"),
+        (200, said(None), "no text in the endpoint's answer"),
+        (200, said(None, refusal="I will not"), "refused by the model: I will not"),
+        (200, said("", "content_filter"), "refused by the endpoint: content filter"),
+        (200, b"<html>", "no answer that can be read"),
+        (200, b"[]", "no text in the endpoint's answer"),
+    ],
+)
+def test_a_bad_answer_is_a_fault_of_one_caption(serve, status, body, error):
+    endpoint = serve(lambda number, _: (200, said("a red car")) if number == 1 else (status, body))
+    (good,) = asked(endpoint, [question()])
+    assert (good.text, good.tokens, good.finished, good.error) == ("a red car", 5, True, None)
+    from lumina_cli.core.unicap.engines.openai import Captioner
+
+    engine = Captioner("only", None, endpoint.url, retries=0)
+    engine.answered = True
+    (bad,) = engine.answer([question()])
+    engine.close()
+    assert bad.error.startswith(error)
+
+
+def test_an_endpoint_may_not_know_every_setting_and_holds_to_a_form(serve):
+    def reply(number, request):
+        for name in ("max_tokens", "temperature"):
+            if name in request:
+                return 400, {"error": {"message": f"no {name}", "param": name}}
+        return 200, said("a red car", "length")
+
+    endpoint = serve(reply)
+    (answer,) = asked(endpoint, [question(form={"type": "object"})])
+    assert (answer.text, answer.finished) == ("a red car", False)
+    last = endpoint.seen[-1][0]
+    assert last["max_completion_tokens"] == 40
+    assert last["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert "temperature" not in last
+
+
+def test_the_key_comes_from_the_environment(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-1")
+    endpoint = serve(lambda *_: (200, said("a red car")))
+    asked(endpoint, [question()])
+    assert "authorization: bearer secret-1" in endpoint.seen[0][1].lower()
+
+
+def test_an_endpoint_must_be_named(monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with pytest.raises(UsageError, match="needs --endpoint URL"):
+        open_engine("openai")
+    with pytest.raises(UsageError, match="is no URL"):
+        open_engine("openai", endpoint="localhost:8000")
+
+
+def test_large_pictures_travel_reduced():
+    import base64
+    from io import BytesIO
+
+    from lumina_cli.core.unicap.engines.openai import data_url
+
+    head, _, data = data_url(Image.new("RGB", (4000, 3000))).partition(",")
+    picture = Image.open(BytesIO(base64.b64decode(data)))
+    assert head == "data:image/jpeg;base64"
+    assert 0.99 * 4e6 < picture.width * picture.height <= 4e6
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("llava")
+    save_llava(folder)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(llava):
+    """Yield the URL of `transformers serve`, a real server of OpenAI's interface."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = Path(sys.executable).with_name("transformers")
+    words = [command, "serve", llava, "--port", port, "--device", "cpu", "--log-level", "error"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(list(map(str, words)), **quiet)
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.2)
+    yield f"http://127.0.0.1:{port}/v1"
+    process.terminate()
+    process.wait()
+
+
+@pytest.mark.slow
+def test_a_real_server_writes_what_the_model_writes_here(server, llava, lumina, photos):
+    words = (*photos, "--levels", "short,tags", "--model", llava)
+    code, rows, err = lumina(*words, "--engine", "openai", "--endpoint", server)
+    assert (code, err) == (0, [])
+    for row, colour in zip(rows, ("red", "blue"), strict=True):
+        assert row["captions"]["en"] == {level: LEARNT["en", level][colour] for level in ("short", "tags")}
+    assert rows == lumina(*words, "--device", "cpu")[1]
+
+
+def test_vllm_is_called_as_its_documentation_says(monkeypatch, lumina, photos):
+    calls = []
+    written = {"captions": "a red car left of a ball"}
+
+    class Params:
+        def __init__(self, **settings):
+            self.__dict__ = settings
+
+    class LLM:
+        def __init__(self, **settings):
+            calls.append(settings)
+
+        def chat(self, messages, sampling_params, use_tqdm):
+            calls.append((messages, sampling_params))
+            output = types.SimpleNamespace(
+                text=f" {written['captions']}", finish_reason="stop", token_ids=[1, 2, 3]
+            )
+            return [types.SimpleNamespace(outputs=[output]) for _ in messages]
+
+    part = types.ModuleType("vllm.sampling_params")
+    part.StructuredOutputsParams = Params
+    module = types.ModuleType("vllm")
+    module.LLM, module.SamplingParams, module.sampling_params = LLM, Params, part
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", part)
+    code, rows, _ = lumina(*photos, "--engine", "vllm", "--model", "a/b", "--levels", "short,tags")
+    assert (code, rows[1]["captions"]["en"]["short"]) == (0, written["captions"])
+    assert calls[0] == {"model": "a/b", "limit_mm_per_prompt": {"image": 1}}
+    messages, settings = calls[1]
+    assert [one.max_tokens for one in settings] == [96, 192] * 2
+    assert messages[0][0]["content"][0]["type"] == "image_pil"
+    assert messages[0][0]["content"][0]["image_pil"].size == (40, 32)
+    calls.clear()
+    lumina(photos[0], "--engine", "vllm", "--levels", "short,tags", "--derive", "once", "--retries", 0)
+    assert calls[1][1][0].structured_outputs.json["properties"]["en"]["required"] == ["short", "tags"]
+    with pytest.raises(UsageError, match="chooses its devices itself"):
+        open_engine("vllm", device="cuda:1")
+
+
+@pytest.mark.parametrize(
+    ("engine", "module", "extra"),
+    [("vllm", "vllm", "vllm"), ("ray", "ray", "ray"), ("openai", "openai", "openai")],
+)
+def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, engine, module, extra):
+    from lumina_cli.core.unicap.engines import openai
+
+    openai._library.cache_clear()
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingPart, match=rf"lumina-cli\[{extra}\]"):
+        open_engine(engine, endpoint="http://x/v1" if engine == "openai" else None)
+
+
+def test_florence_is_asked_for_tasks_in_english(tmp_path, lumina, photos):
+    save_florence(tmp_path / "model")
+    engine = open_engine("transformers", str(tmp_path / "model"), "cpu")
+    assert (engine.languages, engine.structured, engine.reads_text) == (("en",), None, False)
+    inputs = engine._inputs([question(), question()])
+    text = engine.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True)
+    assert "What does the image describe?" in text
+    answers = engine.answer([question(), question()])
+    assert [answer.tokens <= 40 for answer in answers] == [True, True]
+    code, _, err = lumina(*photos, "--model", tmp_path / "model", "--langs", "de", "--device", "cpu")
+    assert (code, err[-1]) == (2, "lumina caption: this model writes en, not de")
+
+
+def test_what_florence_writes_becomes_captions_and_tags():
+    assert (
+        florence.read("</s><s>The image shows a red car on a road.</s>", "medium") == "A red car on a road."
+    )
+    assert (
+        florence.read("<s>car<loc_1><loc_2><loc_3><loc_4>ball<loc_1><loc_2>car<loc_5>", "tags") == "car, ball"
+    )
+
+
+def test_clip_scores_every_caption_and_tells_of_cut_ones(tmp_path, lumina, photos, capsys):
+    from transformers import CLIPModel, CLIPProcessor
+
+    save_clip(tmp_path / "clip")
+    words = (photos[0], "--engine", "noop", "--levels", "short", "--langs", "en,de", "--device", "cpu")
+    code, (row,), _ = lumina(*words, "--score", f"clip:{tmp_path / 'clip'}")
+    assert code == 0
+    model, processor = (
+        CLIPModel.from_pretrained(tmp_path / "clip"),
+        CLIPProcessor.from_pretrained(tmp_path / "clip"),
+    )
+    texts = [row["captions"][lang]["short"] for lang in ("en", "de")]
+    inputs = processor(
+        text=texts,
+        images=plain_picture("red"),
+        padding="max_length",
+        truncation=True,
+        max_length=24,
+        return_tensors="pt",
+    )
+    wanted = model(**inputs).logits_per_text[:, 0] / model.logit_scale.exp()
+    found = [row["caption_scores"][lang]["short"] for lang in ("en", "de")]
+    assert found == pytest.approx(wanted.tolist(), abs=1e-4)
+    run(["caption", *map(str, words), "--score", f"clip:{tmp_path / 'clip'}"])
+    assert "2 scored by their first tokens only" in capsys.readouterr().err
+    code, (row,), _ = lumina(*words, "--retries", 0, "--score", f"clip:{tmp_path / 'clip'}@0.99")
+    assert [bad["code"] for bad in row["rejected_captions"]] == ["not there"] * 2
+
+
+SLOW_WORKER = """
+import os, signal, sys, time
+from lumina_cli.core.unicap.engines import noop
+at_once = noop.Captioner.answer
+def answer(self, questions):
+    time.sleep(0.05)
+    mark = os.environ["MARK"]
+    if not os.path.exists(mark) and os.environ.get("KILL"):
+        open(mark, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return at_once(self, questions)
+noop.Captioner.answer = answer
+"""
+
+
+@pytest.mark.slow
+def test_ray_with_a_killed_worker_writes_the_same_rows_in_the_same_order(tmp_path):
+    pytest.importorskip("ray")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(12):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(photos / f"{number:02d}.png")
+    (photos / "05-bad.png").write_text("no picture")
+    (tmp_path / "sitecustomize.py").write_text(SLOW_WORKER)  # the first batch anywhere kills its worker
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    code = "import ray, sys; ray.init(num_cpus=2, log_to_driver=False, logging_level='ERROR', include_dashboard=False); from lumina_cli.cli.app import run; sys.exit(run(sys.argv[1:]))"
+    words = ["caption", str(photos), "--levels", "short", "--batch", "3", "--max-bad-rate", "1", "--engine"]
+    env = os.environ | {"PYTHONPATH": path, "MARK": str(tmp_path / "killed"), "RAY_DEDUP_LOGS": "0"}
+    plain = subprocess.run(
+        [sys.executable, "-m", "lumina_cli", *words, "noop"], env=env, capture_output=True, text=True
+    )
+    spread = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *words, "ray:noop"],
+        env=env | {"KILL": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert spread.returncode == 0, spread.stderr
+    assert (tmp_path / "killed").exists()
+    assert spread.stdout == plain.stdout
+    assert len(plain.stdout.splitlines()) == 12
+    assert "05-bad.png: truncated or not an image" in spread.stderr

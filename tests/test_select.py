@@ -1,0 +1,190 @@
+"""Selections: the next stage without a copy, told by conditions, copies and scores."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.data.overlay import lay_rows
+from lumina_cli.core.data.scores import score_shards
+from lumina_cli.core.data.select import Choice, select_samples
+from lumina_cli.core.data.sources import open_row_image, read_source
+from lumina_cli.core.data.table import samples_of
+from lumina_cli.core.data.where import parse_where
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.formats import places
+from lumina_cli.core.formats.shards import write_shards
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 255, (5, 6, 3), np.uint8)
+    return Image.fromarray(small).resize(size)
+
+
+def rows() -> list[dict]:
+    """Twelve pictures of three widths from two sources; k10 is k0 again, k11 nearly k1, and the best of both."""
+    made = []
+    for i in range(12):
+        seed = {10: 0, 11: 1}.get(i, i)
+        image = picture(seed, ((48, 64, 96)[seed % 3], 48))
+        if i == 11:
+            image = image.copy()
+            image.putpixel((0, 0), (0, 0, 0))
+        row = {
+            "key": f"k{i}",
+            "image": image,
+            "captions": {"en": {"short": "x" * (i + 1)}},
+            "score": float(i),
+        }
+        made.append(row | {"source": "web" if i % 2 else "photos"})
+    return made
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    folder = str(tmp_path_factory.mktemp("select") / "s")
+    list(write_shards(rows(), folder, per_shard=5))
+    list(score_shards(folder, ["sharpness", "phash"]))
+    return folder
+
+
+def keys(shards: str, dest, **settings) -> list[str]:
+    select_samples(shards, str(dest), Choice(**settings))
+    return [row["key"] for row in read_source(str(dest))]
+
+
+def test_the_best_share_in_the_order_of_the_shards(shards, tmp_path):
+    assert keys(shards, tmp_path / "a", best=0.25) == ["k9", "k10", "k11"]
+    assert keys(shards, tmp_path / "b", best=2) == ["k10", "k11"]
+    sharp = sorted(read_source(shards), key=lambda row: -row["scores"]["sharpness"])[0]["key"]
+    assert keys(shards, tmp_path / "c", best=1, by="score") == [f"k{i}" for i in range(12)]
+    assert sharp in keys(shards, tmp_path / "d", best=3, by="sharpness")
+
+
+def test_conditions(shards, tmp_path):
+    wide = ["k2", "k5", "k8"]
+    assert keys(shards, tmp_path / "a", where=["width >= 96"]) == wide
+    assert keys(shards, tmp_path / "b", where=["aspect > 1.9 and score < 6"]) == ["k2", "k5"]
+    assert keys(shards, tmp_path / "c", where=["aspect>1.9", "source == 'web'"]) == ["k5"]
+    assert keys(shards, tmp_path / "d", where=["characters <= 2"]) == ["k0", "k1"]
+    assert keys(shards, tmp_path / "e", where=["key = k7"]) == ["k7"]
+    assert keys(shards, tmp_path / "f", where=["pixels < 3000 and ratio == 1"]) == [
+        "k0",
+        "k3",
+        "k6",
+        "k9",
+        "k10",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("width", "expected NAME < VALUE"),
+        ("width > 3 or height > 3", "joined by 'and', not 'or'"),
+        ("__import__('os') > 1", "expected NAME < VALUE"),
+        ("widht > 3", "did you mean 'width'"),
+        ("width > wide", "width is a number"),
+        ("languages == en", "no 'languages'"),
+    ],
+)
+def test_conditions_that_mean_nothing(shards, tmp_path, text, message):
+    with pytest.raises(UsageError, match=message.replace("(", r"\(")):
+        select_samples(shards, str(tmp_path / "a"), Choice(where=[text]))
+    assert not (tmp_path / "a").exists()
+
+
+def test_comparisons_are_parsed_not_run():
+    assert parse_where("a.b >= -1.5e3 and c != 'x and y'") == [("a.b", ">=", -1500.0), ("c", "!=", "x and y")]
+
+
+def test_copies_keep_the_best(shards, tmp_path):
+    exact = keys(shards, tmp_path / "a", copies="exact")
+    assert exact == [f"k{i}" for i in range(1, 12)]
+    near = keys(shards, tmp_path / "b", copies="near")
+    assert near == [f"k{i}" for i in range(2, 12)]
+
+
+def test_caps_of_sources_keep_the_best(shards, tmp_path):
+    assert keys(shards, tmp_path / "a", per_source=2) == ["k8", "k9", "k10", "k11"]
+
+
+def test_a_selection_of_a_selection(shards, tmp_path):
+    keys(shards, tmp_path / "ten", best=10)
+    assert keys(str(tmp_path / "ten"), tmp_path / "three", best=0.3) == ["k9", "k10", "k11"]
+    info = json.loads((tmp_path / "three" / "select.json").read_text())
+    assert [step["left"] for step in info["steps"]] == [10, 3]
+    row = next(iter(read_source(tmp_path / "three")))
+    assert open_row_image(row).size == (48, 48)
+    assert row["scores"]["sharpness"] > 0
+    assert sorted(path.name for path in (tmp_path / "three").iterdir()) == [
+        "select.json",
+        "selection.parquet",
+    ]
+
+
+def test_a_later_overlay_decides(shards, tmp_path):
+    import shutil
+
+    copy = str(shutil.copytree(shards, tmp_path / "s"))
+    list(lay_rows(copy, [{"key": "k3", "score": 99}, {"key": "k4", "scores": {"clip": 0.3}}], "later"))
+    assert keys(copy, tmp_path / "a", best=1.0, where=["clip > 0.2"]) == ["k4"]
+    assert keys(copy, tmp_path / "b", best=2) == ["k3", "k11"]
+    assert keys(f"{copy}?overlay=scores", tmp_path / "c", best=2) == ["k10", "k11"]
+
+
+def test_shards_of_other_tools_and_of_other_places(shards, tmp_path):
+    import shutil
+
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for tar in places.listing(shards):
+        if tar.endswith(".tar"):
+            shutil.copy(f"{shards}/{tar}", bare / tar)
+    _, table = samples_of(str(bare), captions=True)
+    assert len(table) == 12
+    assert table["characters"].to_pylist()[3] == [4]
+    assert keys(str(bare), tmp_path / "a", where=["characters > 11"]) == ["k11"]
+    list(write_shards(rows(), "memory://select-test/s", per_shard=5))
+    assert keys("memory://select-test/s", "memory://select-test/best", best=2) == ["k10", "k11"]
+
+
+def test_what_cannot_be_selected(shards, tmp_path):
+    with pytest.raises(LuminaError, match=r"nothing is left of 12 samples: width > 500 left 0"):
+        select_samples(shards, str(tmp_path / "a"), Choice(where=["width > 500"]))
+    with pytest.raises(UsageError, match="a share up to 1, or a whole number"):
+        select_samples(shards, str(tmp_path / "a"), Choice(best=1.5))
+    with pytest.raises(UsageError, match="no 'aesthetics'"):
+        select_samples(shards, str(tmp_path / "a"), Choice(best=0.5, by="aesthetics"))
+    with pytest.raises(UsageError, match="it is no number"):
+        select_samples(shards, str(tmp_path / "a"), Choice(best=0.5, by="key"))
+    with pytest.raises(UsageError, match="holds shards; give the selection a folder"):
+        select_samples(shards, shards, Choice(best=0.5))
+    keys(shards, tmp_path / "a", best=2)
+    (tmp_path / "a" / "select.json").write_text('{"shards": "gone"}')
+    with pytest.raises(LuminaError):
+        list(read_source(tmp_path / "a"))
+
+
+def test_a_changed_shard_is_told(tmp_path):
+    folder = str(tmp_path / "s")
+    list(write_shards(rows(), folder, per_shard=5))
+    keys(folder, tmp_path / "a", best=2)
+    list(write_shards(rows()[:11], folder, per_shard=5, force=True))
+    with pytest.raises(LuminaError, match=r"k11 is not what .* selected; select again"):
+        list(read_source(tmp_path / "a"))
+
+
+def test_the_command_line(shards, tmp_path, capsys):
+    words = ["shard", "select", shards, str(tmp_path / "a"), "--best", "0.5", "--where", "width > 48"]
+    assert run([*words, "--no-duplicates", "near", "--distance", "3", "--per-source", "5"]) == 0
+    steps = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [step["step"] for step in steps] == [
+        "samples", "width > 48", "no near copies", "at most 5 of a source", "best by score",
+    ]  # fmt: skip
+    assert run([*words, "--no-duplicates", "nearly"]) == 2
+    assert "choose from exact, near" in capsys.readouterr().err
+    assert run(["shard", "cat", str(tmp_path / "a")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == steps[-1]["left"]
