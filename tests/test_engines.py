@@ -54,6 +54,7 @@ class Endpoint:
 
     def __init__(self, reply):
         self.reply, self.seen, self.now, self.most = reply, [], 0, 0
+        self.writers = []
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -63,6 +64,7 @@ class Endpoint:
         self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v1"
 
     async def _serve(self, reader, writer):
+        self.writers.append(writer)
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         size = next(
             (
@@ -100,6 +102,10 @@ class Endpoint:
             for task in mine:
                 task.cancel()
             await asyncio.gather(*mine, return_exceptions=True)
+            for writer in self.writers:  # an answer that was cut short has left its connection open
+                writer.close()
+            closed = [writer.wait_closed() for writer in self.writers]
+            await asyncio.gather(*closed, return_exceptions=True)
 
         asyncio.run_coroutine_threadsafe(end(), self.loop).result(5)
         self.loop.call_soon_threadsafe(self.loop.stop)
