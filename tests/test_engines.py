@@ -151,12 +151,13 @@ def test_an_endpoint_is_asked_as_many_questions_at_a_time_as_wanted(serve, lumin
     words = ("--engine", "openai", "--endpoint", endpoint.url, "--levels", "short,tags", "--batch", 3)
     code, rows, err = lumina(tmp_path, *words)
     assert (code, len(rows), err) == (0, 12, [])
-    assert endpoint.most == 3
+    assert 1 < endpoint.most <= 3
     assert len(endpoint.seen) == 24
+    assert {request["max_tokens"] for request, _ in endpoint.seen} == {96, 192}  # in any order: they run at once
     request, _ = endpoint.seen[0]
     assert request["model"] == "only"
     assert request["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
-    assert (request["temperature"], request["top_p"], request["max_tokens"]) == (0.2, 0.8, 96)
+    assert (request["temperature"], request["top_p"]) == (0.2, 0.8)
 
 
 def test_a_busy_or_failing_endpoint_is_asked_again(serve):
