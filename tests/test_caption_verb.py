@@ -162,6 +162,11 @@ def test_a_row_without_a_picture_is_left_out_with_its_line(lumina, llava, photos
         (["--engine", "noop", "--endpoint", "http://x"], 2, "--endpoint is for --engine openai, not noop"),
         (["--engine", "noop", "--langs", "fr"], 2, "this model writes en, zh, ja, ru, de, not fr"),
         (["--engine", "noop", "--score", "clop"], 2, "unknown scorer 'clop'; did you mean 'clip'?"),
+        (
+            ["--engine", "noop", "--out", "s3://bucket/rows.jsonl"],
+            2,
+            "--out s3:/bucket/rows.jsonl is elsewhere, where no line can be added to a file; name a local file",
+        ),
         (["--engine", "transformer"], 2, "unknown captioner 'transformer'; did you mean 'transformers'?"),
         (["--model", "no/such/folder"], 1, "no/such/folder: no such folder, and not a hub id (owner/name)"),
     ],

@@ -153,7 +153,10 @@ def test_an_endpoint_is_asked_as_many_questions_at_a_time_as_wanted(serve, lumin
     assert (code, len(rows), err) == (0, 12, [])
     assert 1 < endpoint.most <= 3
     assert len(endpoint.seen) == 24
-    assert {request["max_tokens"] for request, _ in endpoint.seen} == {96, 192}  # in any order: they run at once
+    assert {request["max_tokens"] for request, _ in endpoint.seen} == {
+        96,
+        192,
+    }  # in any order: they run at once
     request, _ = endpoint.seen[0]
     assert request["model"] == "only"
     assert request["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")

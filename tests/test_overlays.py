@@ -97,6 +97,20 @@ def test_versions_and_names_in_the_source(shards):
     assert other["captions"] == {"en": {"short": "a red car 1"}, "ru": {"short": "да"}}
 
 
+def test_pictures_of_one_name_keep_their_own_captions(tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, colour in (("a0.jpg", "red"), ("a0.png", "blue"), ("ü b.c.png", "green")):
+        Image.new("RGB", (32, 32), colour).save(photos / name)
+    place, rows = tmp_path / "data", list(read_source(photos))
+    list(write_shards(rows, place))
+    texts = {row["image"]: f"the caption of {row['image']}" for row in rows}
+    said = [{**row, "captions": {"en": {"short": texts[row["image"]]}}} for row in rows]
+    list(lay_rows(str(place), said, "captions"))
+    told = {row["origin"]: row["captions"]["en"]["short"] for row in read_shards(place)}
+    assert told == texts
+
+
 def test_rows_that_match_nothing(shards, tmp_path):
     strange = [
         {"image": f"{tmp_path}/other/000000.tar#k0.png", "captions": {"en": {"short": "x"}}},

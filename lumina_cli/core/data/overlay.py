@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,12 @@ class _Sorter:
         self.folder, self.aside, self.tars = _real(shards), aside, tars
         self.digest, self.count, self.matched = hashlib.sha256(), 0, 0
         self.members: dict[str, dict[str, str]] = {}  # shard: member or ":key" -> key
-        self.keys: dict[str, str | None] | None = None  # key: shard, None where several have it
+        self.keys: dict[str, tuple[str, str] | None] | None = (
+            None  # key: shard, file; None where several have it
+        )
+        self.origins: dict[
+            str, tuple[str, str] | None
+        ] = {}  # file: shard, key; None where several are from it
         self.held: dict[str, list[str]] = {}
 
     def take(self, row: dict) -> None:
@@ -113,8 +117,15 @@ class _Sorter:
         if sign and tar.endswith(".tar"):
             found = self._members(places.name_of(tar)).get(member) if self._is_here(tar) else None
             return (places.name_of(tar), found) if found else (None, None)
-        shard = self._shard_of(key) if isinstance(key, str) else None
-        return (shard, key) if shard else (None, None)
+        if self.keys is None:
+            self._read_names()
+        origin = _real(image) if isinstance(image, str) and image else ""
+        if origin in self.origins:
+            return self.origins[origin] or (None, None)
+        shard, file = self.keys.get(key) or (None, "") if isinstance(key, str) else (None, "")
+        # a key alone may be that of another picture: a.jpg and a.png of one folder
+        other = origin and file and places.name_of(origin) != places.name_of(file)
+        return (shard, key) if shard and not other else (None, None)
 
     def _is_here(self, tar: str) -> bool:
         return _real(places.folder_of(tar)) == self.folder
@@ -127,15 +138,15 @@ class _Sorter:
             self.members[shard] = {entry["image"]: entry["key"] for entry in read_index(tar)} if tar else {}
         return self.members[shard]
 
-    def _shard_of(self, key: str) -> str | None:
-        if self.keys is None:
-            counts: Counter = Counter()
-            self.keys = {}
-            for tar in self.tars:
-                for entry in read_index(tar):
-                    counts[entry["key"]] += 1
-                    self.keys[entry["key"]] = places.name_of(tar) if counts[entry["key"]] == 1 else None
-        return self.keys.get(key)
+    def _read_names(self) -> None:
+        self.keys = {}
+        for tar in self.tars:
+            shard = places.name_of(tar)
+            for entry in read_index(tar):
+                key, origin = entry["key"], _real(entry["origin"]) if entry.get("origin") else ""
+                self.keys[key] = None if key in self.keys else (shard, origin)
+                if origin:
+                    self.origins[origin] = None if origin in self.origins else (shard, key)
 
 
 def _real(folder: str) -> str:

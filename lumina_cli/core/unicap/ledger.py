@@ -12,6 +12,7 @@ sees the same batches as in a run that was never interrupted; what it writes aga
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -35,6 +36,10 @@ class Ledger:
 
     def __init__(self, path: str | Path, settings: Row, batch: int = 1):
         self.path = Path(path)
+        if re.match(r"[a-z][a-z0-9+]+:/", str(path)):
+            raise UsageError(
+                f"--out {path} is elsewhere, where no line can be added to a file; name a local file"
+            )
         self.rejects = self.path.with_name(f"{self.path.name}.rejects.jsonl")
         self.state = self.path.with_name(f"{self.path.name}.state.json")
         with disk_errors(self.path):
