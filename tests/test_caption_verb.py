@@ -4,10 +4,11 @@ import io
 import json
 import shutil
 import sys
+from functools import partial
 
 import pytest
 from PIL import Image
-from tiny_captioner import LEARNT, plain_picture, save_llava, save_qwen2_vl
+from tiny_captioner import LEARNT, plain_picture, run_caption, save_llava, save_qwen2_vl
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError
@@ -48,15 +49,8 @@ def photos(tmp_path):
 
 @pytest.fixture
 def lumina(capsys):
-    """Return a function: run `lumina caption` -> (exit code, rows, lines on stderr but that of statistics)."""
-
-    def call(*words):
-        code = run(["caption", *map(str, words)])
-        out, err = capsys.readouterr()
-        said = [line for line in err.splitlines() if "pictures/s" not in line]
-        return code, [json.loads(line) for line in out.splitlines()], said
-
-    return call
+    """Return a function that runs `lumina caption`; see `run_caption`."""
+    return partial(run_caption, capsys)
 
 
 def pipe(monkeypatch, text):

@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 import types
+from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_captioner import plain_picture, save_clip, save_florence
+from tiny_captioner import plain_picture, run_caption, save_clip, save_florence
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
@@ -27,13 +28,8 @@ CAPTIONER = ASSETS / "nano" / "captioner"
 
 @pytest.fixture
 def lumina(capsys):
-    def call(*words):
-        code = run(["caption", *map(str, words)])
-        out, err = capsys.readouterr()
-        said = [line for line in err.splitlines() if "pictures/s" not in line]
-        return code, [json.loads(line) for line in out.splitlines()], said
-
-    return call
+    """Return a function that runs `lumina caption`; see `run_caption`."""
+    return partial(run_caption, capsys)
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Tiny image-text-to-text models for the tests of `lumina caption`, made from nothing in seconds."""
 
+import json
+
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -22,6 +24,7 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
+from lumina_cli.cli.app import run
 from lumina_cli.core.unicap.prompts import LANGS, LEVELS, instruction
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
@@ -172,3 +175,11 @@ def save_florence(folder) -> None:
     pixels = CLIPImageProcessorPil(size={"height": 32, "width": 32}, do_center_crop=False)
     pixels.image_seq_length = 17
     Florence2Processor(pixels, tokenizer).save_pretrained(folder)
+
+
+def run_caption(capsys, *words):
+    """Run `lumina caption`: (exit code, rows, lines on stderr but that of statistics)."""
+    code = run(["caption", *map(str, words)])
+    out, err = capsys.readouterr()
+    said = [line for line in err.splitlines() if "pictures/s" not in line]
+    return code, [json.loads(line) for line in out.splitlines()], said

@@ -6,7 +6,7 @@ from itertools import chain
 
 from lumina_cli.cli import captionflags as flags
 from lumina_cli.cli import output
-from lumina_cli.core.formats.rows import in_memory
+from lumina_cli.core.formats.rows import in_memory, read_share
 
 
 def caption(
@@ -42,7 +42,7 @@ def caption(
     from lumina_cli.core.data.sources import open_row_image, read_source
     from lumina_cli.core.unicap.describe import Job
     from lumina_cli.core.unicap.engines import open_engine
-    from lumina_cli.core.unicap.run import read_share, run_captions
+    from lumina_cli.core.unicap.run import run_captions
     from lumina_cli.core.unicap.score import open_scorer
     from lumina_cli.core.unicap.tally import Tally
 

@@ -5,17 +5,16 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output
-from lumina_cli.cli.shard import app
+from lumina_cli.cli.shard import Json, app
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import SCORES
 
-Source = Annotated[str, typer.Argument(help="A folder of shards, a path or a URL; or a selection.")]
-Json = Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")]
+Shards = Annotated[str, typer.Argument(help="A folder of shards, a path or a URL; or a selection.")]
 
 
 @app.command()
 def score(
-    shards: Source,
+    shards: Shards,
     scores: Annotated[
         str, typer.Option(help=f"With commas: {', '.join(SCORES)}, caption.")
     ] = "sharpness,entropy,phash",
@@ -39,7 +38,7 @@ def score(
 
 @app.command()
 def select(
-    shards: Source,
+    shards: Shards,
     dest: Annotated[str, typer.Argument(help="Folder for the selection, itself a SOURCE.")],
     best: Annotated[float | None, typer.Option(help="A share up to 1, or a number of samples.")] = None,
     by: Annotated[str, typer.Option(help="The score that says what is best.")] = "score",

@@ -5,10 +5,8 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output
-from lumina_cli.cli.shard import app
-
-Shards = Annotated[str, typer.Argument(help="A folder of shards, a path or a URL; or a selection.")]
-Json = Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")]
+from lumina_cli.cli.shard import Json, app
+from lumina_cli.cli.shard_select import Shards
 
 
 @app.command()

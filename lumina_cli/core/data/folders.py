@@ -6,14 +6,13 @@ Links are followed only while they stay in the folder: a link that leads out of 
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats import places
 from lumina_cli.core.formats.images import SUFFIXES
-from lumina_cli.core.formats.rows import parse_row
+from lumina_cli.core.formats.rows import chunked, parse_row
 from lumina_cli.core.formats.tars import Refused
 
 LANGUAGE = "en"  # of a caption that does not say
@@ -62,9 +61,8 @@ def _rows(found: Iterable[Found], remote: bool, lenient: bool) -> Iterator[dict]
         for each in found:
             yield _row(each, lenient)
         return
-    found = iter(found)
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        while group := list(islice(found, AT_ONCE)):
+        for group in chunked(found, AT_ONCE):
             yield from pool.map(lambda each: _row(each, lenient), group)
 
 

@@ -228,13 +228,6 @@ def encode_pictures(pictures: list[Image.Image], size: int, encode: Encode) -> l
     return [latents[i] for i in range(len(pictures))]
 
 
-def chunked(items: Iterable, size: int) -> Iterator[list]:
-    """Yield lists of `size` items; the last one may be shorter."""
-    items = iter(items)
-    while chunk := list(islice(items, size)):
-        yield chunk
-
-
 def is_whole(folder: Path) -> bool:
     """Whether a cache folder was built to its end."""
     progress = folder / "progress.json"

@@ -16,7 +16,6 @@ from lumina_cli.core.data.latents import (
     Encode,
     LatentStore,
     build_stores,
-    chunked,
     count_rejects,
     fingerprint,
 )
@@ -27,6 +26,7 @@ from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats.atomic import atomic_write
+from lumina_cli.core.formats.rows import chunked
 
 MAX_TOKENS = 256
 DROP, HOLD_BACK, CHOOSE = 3, 4, 5  # random streams, after the sampler's

@@ -11,12 +11,13 @@ The same shards give the same bytes with the same pyarrow. Memory is bounded: on
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats import places
 from lumina_cli.core.formats.atomic import disk_errors
+from lumina_cli.core.formats.rows import chunked
 from lumina_cli.core.formats.shardreader import index_of
 from lumina_cli.core.formats.workers import in_order
 
@@ -108,9 +109,7 @@ def _part(job: tuple[str, tuple[str, ...]]) -> Any:
 
 def write_table(place: str, rows: Iterable[dict], columns: Any) -> int:
     """Write rows as a parquet file with these columns, whole or not at all; return how many."""
-    rows = iter(rows)
-    groups = iter(lambda: list(islice(rows, SOME)), [])
-    return _write(place, (_table(group, columns) for group in groups), columns)
+    return _write(place, (_table(group, columns) for group in chunked(rows, SOME)), columns)
 
 
 def _table(rows: Iterable[dict], columns: Any) -> Any:

@@ -7,11 +7,13 @@ file whose name promises JSON. A .csv file is read, too: its first line names th
 import csv
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats.atomic import atomic_write
 
 JSON_FILES = (".jsonl", ".ndjson")  # here a line that is no JSON is a broken row, not plain text
@@ -193,3 +195,19 @@ def plain_value(value: Any) -> Any:
 def in_memory(value: Any) -> bool:
     """Whether a value (a picture, bytes) has no place in a line of JSON."""
     return isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "getpixel")
+
+
+def chunked(items: Iterable, size: int) -> Iterator[list]:
+    """Yield lists of `size` items; the last one may be shorter."""
+    items = iter(items)
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def read_share(text: str | None) -> tuple[int, int]:
+    """Return (I, N) of "I/N"; UsageError where `text` is something else. Without text, the whole: (0, 1)."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
+    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
+    if index >= count:
+        raise UsageError(f"shard is {text!r}, but must be I/N, such as 0/4, with I from 0 to N - 1")
+    return index, count

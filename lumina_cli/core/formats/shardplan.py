@@ -13,7 +13,7 @@ from lumina_cli.core.errors import LuminaError, TooManyBad, UsageError
 from lumina_cli.core.formats import manifest, places
 from lumina_cli.core.formats.journal import VERSION, Journal, check_number
 from lumina_cli.core.formats.policy import ENCODINGS
-from lumina_cli.core.formats.rows import dump_row
+from lumina_cli.core.formats.rows import chunked, dump_row
 from lumina_cli.core.formats.shardreader import TOTALS, dump_totals
 from lumina_cli.core.formats.shardwriter import Count, Job, Making, digests, run_job, with_files
 from lumina_cli.core.formats.workers import in_order
@@ -54,7 +54,7 @@ def write_shards(
     if force:
         journal.clear()
     finished = journal.begin(settings)
-    groups = _groups(rows, per_shard)
+    groups = chunked(rows, per_shard)
     if finished is None:
         jobs = _jobs(groups, dest, Making(check == "full", encode, count, source), journal)
         notes = _watched(_run(jobs, workers), journal)
@@ -77,12 +77,6 @@ def _checked(dest: str, per_shard: int, workers: int, check: str, encode: str | 
         if word not in words:
             raise UsageError(f"unknown --{name} {word!r}; choose from {', '.join(filter(None, words))}")
     return dest
-
-
-def _groups(rows: Iterable[dict], size: int) -> Iterator[list[dict]]:
-    rows = iter(rows)
-    while group := list(islice(rows, size)):
-        yield group
 
 
 def _jobs(groups: Iterator[list[dict]], dest: str, making: Making, journal: Journal) -> Iterator[Job]:

@@ -4,8 +4,6 @@ Prompts and file names are other people's text: the template escapes all of them
 runs no script but the one that is written here.
 """
 
-import base64
-import hashlib
 import re
 import shlex
 from collections.abc import Callable
@@ -14,12 +12,12 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jinja2 import Environment
-from markupsafe import Markup
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.formats.atomic import atomic_write, disk_errors
 from lumina_cli.core.formats.images import SUFFIXES, read_metadata
+from lumina_cli.core.formats.pages import script_of
 from lumina_cli.core.registry import ASSETS
 
 NAME = "gallery.html"
@@ -80,12 +78,8 @@ def write_gallery(folder: str | Path, title: str | None = None, note: Note | Non
 
 def render(pictures: list[Shown], title: str) -> str:
     """Return the page."""
-    script = (ASSETS / "gallery.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = Environment(autoescape=True).from_string((ASSETS / NAME).read_text(encoding="utf-8"))
-    return template.render(
-        pictures=pictures, title=title, script=Markup(script), script_hash=f"sha256-{digest}"
-    )
+    return template.render(pictures=pictures, title=title, **script_of(ASSETS / "gallery.js"))
 
 
 def describe(path: Path, metadata: dict) -> Shown:

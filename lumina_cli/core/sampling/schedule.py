@@ -1,7 +1,6 @@
 """Which process draws which rows, and which pictures are drawn together."""
 
 import os
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from itertools import islice
 from typing import Protocol
 
 from lumina_cli.core.errors import UsageError
+from lumina_cli.core.formats.rows import read_share
 
 MOST = 16  # pictures in a batch
 TOKENS = 9000  # in a batch: two pictures of 1024x1024 with their captions
@@ -37,10 +37,7 @@ def read_split(text: str | None = None, shared: bool = False) -> Split:
     UsageError where `text` is something else, I is not from 0 to N - 1, or torchrun's processes would read
     their rows from one stream (`shared`).
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
-    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
-    if index >= count:
-        raise UsageError(f"shard is {text!r}, but must be I/N, such as 0/4, with I from 0 to N - 1")
+    index, count = read_share(text)
     rank, world = torchrun()
     if shared and world > 1:
         raise UsageError(f"{world} processes cannot share one stdin; name a file of rows")

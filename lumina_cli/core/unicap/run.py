@@ -1,7 +1,6 @@
 """A whole run of captioning: its share of the rows, what an earlier run left, and its statistics."""
 
 import contextlib
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -11,22 +10,12 @@ from typing import Any
 
 from PIL import Image
 
-from lumina_cli.core.errors import UsageError
 from lumina_cli.core.unicap.describe import Job, Row
 from lumina_cli.core.unicap.ledger import Ledger
 from lumina_cli.core.unicap.stream import caption_rows
 from lumina_cli.core.unicap.tally import Tally
 
 PACE = 60.0  # seconds between two lines about how far a run is
-
-
-def read_share(text: str | None) -> tuple[int, int]:
-    """Return (I, N) of "I/N"; UsageError where `text` is something else. Without text, the whole: (0, 1)."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
-    index, count = (int(found[1]), int(found[2])) if found else (0, 0)
-    if index >= count:
-        raise UsageError(f"shard is {text!r}, but must be I/N, such as 0/4, with I from 0 to N - 1")
-    return index, count
 
 
 def run_captions(

@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, TooManyBad
+from lumina_cli.core.formats.rows import chunked
 from lumina_cli.core.unicap.answers import Answer, Captioner, Question
 from lumina_cli.core.unicap.describe import Job, Row, Shot, describe
 from lumina_cli.core.unicap.tally import Tally
@@ -61,7 +62,7 @@ def _described(
     rows: Iterable[Row], captioner: Any, job: Job, open_image: Callable, batch: int, scorer: Any
 ) -> Iterator[tuple[Sequence[Shot], int]]:
     """Yield batches of finished shots, each with how many calls of the engine it took."""
-    groups = _batched((Shot(index, row) for index, row in enumerate(rows)), batch)
+    groups = chunked((Shot(index, row) for index, row in enumerate(rows)), batch)
     first = next(groups, None)
     if first is None:
         return
@@ -130,15 +131,3 @@ def _opened(groups: Iterator[list[Shot]], open_image: Callable) -> Iterator[list
 def _and_then(first: list, others: Iterator[list]) -> Iterator[list]:
     yield first
     yield from others
-
-
-def _batched(items: Iterator, size: int) -> Iterator[list]:
-    """Yield lists of up to `size` items."""
-    group = []
-    for item in items:
-        group.append(item)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
