@@ -33,6 +33,45 @@ def encoded(image: Image.Image, format: str, **settings) -> bytes:
 JPEG, PNG, WEBP, GIF = (encoded(noise(), each) for each in ("JPEG", "PNG", "WEBP", "GIF"))
 
 
+SMOOTH = noise((8, 6)).resize((160, 120))
+LARGE = {
+    "jpeg": encoded(SMOOTH, "JPEG", quality=95),
+    "progressive": encoded(SMOOTH, "JPEG", quality=95, progressive=True),
+    "grey": encoded(SMOOTH.convert("L"), "JPEG", quality=95),
+    "inks": encoded(SMOOTH.convert("CMYK"), "JPEG", quality=95),
+    "restarts": encoded(SMOOTH, "JPEG", quality=95, restart_marker_rows=1),
+    "mpo": encoded(SMOOTH, "MPO", save_all=True, append_images=[SMOOTH]),
+    "rgb": encoded(SMOOTH, "JPEG", quality=95, keep_rgb=True),
+}
+
+
+def closed(data: bytes, share: float) -> bytes:
+    """A JPEG that ends early, and whose end marker says that this is all."""
+    return data[: int(len(data) * share)] + b"\xff\xd9"
+
+
+def blank(data: bytes) -> bytes:
+    """A file whose middle has become zeros; for a JPEG, inside of its scan."""
+    third = len(data) // 3
+    return data[:third] + bytes(third) + data[2 * third :]
+
+
+DAMAGED = {f"{name}-closed": closed(data, 0.6) for name, data in LARGE.items() if name != "mpo"}
+DAMAGED |= {f"{name}-closed-late": closed(data[:-2], 0.98) for name, data in LARGE.items() if name != "mpo"}
+DAMAGED |= {f"{name}-blank": blank(data) for name, data in LARGE.items() if name != "mpo"}
+DAMAGED["mpo-blank"] = blank(LARGE["mpo"][: len(LARGE["mpo"]) // 2]) + LARGE["mpo"][len(LARGE["mpo"]) // 2 :]
+DAMAGED["left-over"] = LARGE["jpeg"][:-2] + b"what is this\xff\xd9"
+_AT = LARGE["jpeg"].index(b"\xff\xdb")
+ODD = {  # good ones that something is odd about
+    "filling-before-a-marker": LARGE["jpeg"][:_AT] + b"\xff\xff\xff" + LARGE["jpeg"][_AT:],
+    "bytes-before-a-marker": LARGE["jpeg"][:_AT] + b"\0\0\0" + LARGE["jpeg"][_AT:],
+    "filling-before-the-end": LARGE["jpeg"][:-2] + bytes(40) + b"\xff\xd9",
+    "two-of-them": LARGE["jpeg"] + LARGE["jpeg"],
+    "another-jfif": LARGE["jpeg"].replace(b"JFIF\0\1", b"JFIF\0\3", 1),
+    "adobe-seven": b"\xff\xd8\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\7" + LARGE["jpeg"][2:],
+}
+
+
 def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
@@ -74,6 +113,10 @@ FILES: dict[str, tuple[bytes, tuple[str, ...] | str]] = {
     "jpeg-and-more.jpg": (JPEG + b"trailing \xff bytes", ()),
     "jpeg-head.jpg": (JPEG[:20], "not_an_image"),
     "png-cut.png": (PNG[: len(PNG) // 2], "truncated"),
+    "jpeg-head-and-end.jpg": (closed(JPEG[:20], 1), "not_an_image"),
+    "png-blank.png": (blank(PNG), "truncated"),
+    "gif-blank.gif": (blank(GIF), "not_an_image"),
+    "webp-cut-in-its-length.webp": (WEBP[:4] + struct.pack("<I", 92) + WEBP[8:100], "truncated"),
     "png-without-end.png": (PNG[:-12], ()),  # every pixel is there: Pillow reads it, and so do we
     "png-flipped-bit.png": (flipped(PNG, len(PNG) // 2), "truncated"),
     "webp-cut.webp": (WEBP[: len(WEBP) // 2], "truncated"),

@@ -81,7 +81,8 @@ def test_rows_from_stdin_keep_their_keys_and_captions(lumina, llava, photos, mon
     pipe(monkeypatch, json.dumps(row) + "\n")
     code, rows, _ = lumina("-", "--model", llava, "--levels", "short")
     assert code == 0
-    assert rows == [row | {"captions": row["captions"] | {"en": {"short": "a plain red picture"}}}]
+    by = {"captioned_by": {"en": {"short": f"transformers:{llava}"}}}
+    assert rows == [row | {"captions": row["captions"] | {"en": {"short": "a plain red picture"}}} | by]
 
 
 def test_several_sources_follow_one_another(lumina, llava, photos):
@@ -119,7 +120,11 @@ def test_bad_pictures_are_left_out_with_a_reason_and_too_many_end_with_3(lumina,
     (photos / "text.png").write_text("no picture")
     words = (photos, "--model", llava, "--levels", "short")
     code, rows, err = lumina(*words)
-    assert (code, len(rows)) == (3, 3)
+    assert (code, len(rows)) == (3, 5)
+    bad = {row["image"]: row for row in rows if "error" in row}
+    assert set(bad) == {f"{photos}/cut.jpg", f"{photos}/text.png"}
+    assert bad[f"{photos}/text.png"]["error"].startswith(f"{photos}/text.png: truncated or not an image")
+    assert not any("captions" in row or "captioned_by" in row for row in bad.values())
     assert err[0].startswith(f"lumina caption: left out {photos}/cut.jpg: truncated or not an image")
     assert err[1].startswith(f"lumina caption: left out {photos}/text.png: truncated or not an image")
     assert err[2:] == ["lumina caption: 2 of 5 pictures could not be opened (40%); --max-bad-rate allows 5%"]
@@ -129,14 +134,43 @@ def test_bad_pictures_are_left_out_with_a_reason_and_too_many_end_with_3(lumina,
 def test_a_row_whose_picture_is_missing_is_left_out(lumina, llava, photos, monkeypatch):
     pipe(monkeypatch, json.dumps({"image": "gone.png"}) + "\n")
     code, rows, err = lumina("-", "--model", llava, "--levels", "short", "--max-bad-rate", 1)
-    assert (code, rows) == (0, [])
+    assert (code, rows) == (0, [{"image": "gone.png", "error": "gone.png: no such picture"}])
     assert err == ["lumina caption: left out gone.png: no such picture"]
 
 
 def test_a_row_without_a_picture_is_left_out_with_its_line(lumina, llava, photos, monkeypatch):
     pipe(monkeypatch, json.dumps({"image": str(photos / "a.png")}) + '\n{"img": "b.png"}\n')
     code, rows, err = lumina("-", "--model", llava, "--levels", "short", "--max-bad-rate", 0.5)
-    assert (code, len(rows), err) == (0, 1, ["lumina caption: left out line 2 has no 'image', only img"])
+    assert (code, len(rows), err) == (0, 2, ["lumina caption: left out line 2 has no 'image', only img"])
+    assert rows[1]["error"] == "line 2 has no 'image', only img"
+
+
+def test_a_row_that_failed_before_fails_for_its_own_reason(lumina, photos, monkeypatch):
+    row = {"image": str(photos / "a.png"), "error": "too dark", "captions": {"en": {"short": "an old one"}}}
+    pipe(monkeypatch, json.dumps(row) + "\n")
+    code, rows, err = lumina("-", "--engine", "noop", "--max-bad-rate", 1)
+    assert (code, rows, err) == (0, [row], ["lumina caption: left out too dark"])
+
+
+@pytest.mark.parametrize("derive", ["picture", "text"])
+def test_what_rows_bring_is_kept_or_counted_and_the_writer_named(lumina, photos, tmp_path, derive):
+    (photos / "a.txt").write_text("an old caption")
+    words = (photos, "--engine", "noop", "--levels", "detailed,short", "--langs", "en,de", "--derive", derive)
+    code, (stats,), _ = lumina(*words, "--out", tmp_path / "new.jsonl")
+    assert (code, stats["questions"], stats["replaced"]) == (0, 12, 1)
+    code, (stats,), _ = lumina(*words, "--keep", "--out", tmp_path / "kept.jsonl")
+    assert (code, stats["questions"], "replaced" in stats) == (0, 11, False)
+    new, kept = (
+        json.loads((tmp_path / f"{name}.jsonl").read_text().splitlines()[0]) for name in ("new", "kept")
+    )
+    every = dict.fromkeys(("en", "de"), dict.fromkeys(("detailed", "short"), "noop"))
+    assert new["captioned_by"] == every
+    assert kept["captions"] == {**new["captions"], "en": {**new["captions"]["en"], "short": "an old caption"}}
+    assert kept["captioned_by"] == {**every, "en": {"detailed": "noop"}}
+    again = (tmp_path / "kept.jsonl", *words[1:], "--keep", "--out", tmp_path / "again.jsonl")
+    code, (stats,), _ = lumina(*again)
+    assert (code, stats["questions"], stats["calls"]) == (0, 0, 0)
+    assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "kept.jsonl").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -277,11 +277,6 @@ def test_a_real_server_says_what_the_scenes_hold(server, lumina):
     words = ("--levels", "short,tags", "--langs", "en,de", "--domain", "synthetic", "--model", CAPTIONER)
     code, rows, _ = lumina("nano:6?seed=800001", *words, "--engine", "openai", "--endpoint", server)
     assert (code, len(rows), [row for row in rows if "rejected_captions" in row]) == (0, 6, [])
-    wanted = dict.fromkeys(("en", "de"), ("short", "tags"))  # the scenes bring captions of every other kind
-    for row in rows:
-        row["captions"] = {
-            lang: {level: row["captions"][lang][level] for level in wanted[lang]} for lang in wanted
-        }
     *_, total = score_captions(rows)
     assert total["captions"] == 24
     assert min(total[aspect]["f1"] for aspect in ("objects", "colours", "counts")) > 0.9
@@ -390,6 +385,57 @@ def test_clip_scores_every_caption_and_tells_of_cut_ones(tmp_path, lumina, photo
     assert [bad["code"] for bad in row["rejected_captions"]] == ["not there"] * 2
 
 
+def test_a_caption_of_several_sentences_is_scored_by_each(tmp_path, monkeypatch):
+    from lumina_cli.core.unicap.describe import Shot, _Task
+    from lumina_cli.core.unicap.score import open_scorer
+
+    save_clip(tmp_path / "clip")
+    texts = ["a red car.", "a blue ball on a floor.", "a red car. a blue ball on a floor."]
+
+    def judged(words):
+        shot = Shot(0, {}, plain_picture("red"))
+        tasks = [_Task(shot, "en", str(number), "", text=text) for number, text in enumerate(texts)]
+        open_scorer(words, "cpu").judge(tasks)
+        return shot.scores.get("en", {}), tasks
+
+    scores, _ = judged(f"clip:{tmp_path / 'clip'}")
+    assert scores["0"] != scores["1"]
+    assert scores["2"] == pytest.approx((scores["0"] + scores["1"]) / 2, abs=2e-4)
+    between = sum(scores[number] for number in "01") / 2
+    worst = texts[min((0, 1), key=lambda number: scores[str(number)])]
+    kept, tasks = judged(f"clip:{tmp_path / 'clip'}@{between}")
+    assert len(kept) == 1
+    assert tasks[2].reason.endswith(f"({worst!r})")
+
+
+def test_the_nano_scorer_names_what_the_detector_does_not_see():
+    from lumina_cli.core.nano.language import LANGUAGES, describe
+    from lumina_cli.core.nano.scene import KINDS, draw_scene
+    from lumina_cli.core.nano.world import render
+    from lumina_cli.core.unicap.describe import Shot, _Task
+    from lumina_cli.core.unicap.score import open_scorer
+
+    scenes = [draw_scene(77, number) for number in range(12)]
+    tasks = []
+    for number, (scene, picture) in enumerate(zip(scenes, render(scenes), strict=True)):
+        shot = Shot(number, {}, picture.image)
+        there = {thing.kind for thing in scene.things}
+        absent = next(kind for kind in KINDS if kind not in there)
+        texts = {lang: describe(scene, lang, "short", number) for lang in LANGUAGES}
+        tasks += [_Task(shot, lang, "short", "", text=text) for lang, text in texts.items()]
+        tasks.append(_Task(shot, "en", "tags", absent, text=f"{texts['en']}, a red {absent}"))
+    open_scorer("nano").judge(tasks)
+    true = [task for task in tasks if task.level == "short"]
+    assert sum(task.reason is None for task in true) >= 0.95 * len(true)
+    assert {task.shot.scores[task.lang]["short"] for task in true if task.reason is None} == {1.0}
+    for task in tasks:
+        if task.level == "tags":
+            assert task.reason.code == "not there"
+            assert task.ask in task.reason
+    with pytest.raises(UsageError, match="from 0 to 1"):
+        open_scorer("nano@3")
+
+
 SLOW_WORKER = """
 import os, signal, sys, time
 from lumina_cli.core.unicap.engines import noop
@@ -430,5 +476,6 @@ def test_ray_with_a_killed_worker_writes_the_same_rows_in_the_same_order(tmp_pat
     assert spread.returncode == 0, spread.stderr
     assert (tmp_path / "killed").exists()
     assert spread.stdout == plain.stdout
-    assert len(plain.stdout.splitlines()) == 12
+    assert len(plain.stdout.splitlines()) == 13
+    assert sum("error" in json.loads(line) for line in plain.stdout.splitlines()) == 1
     assert "05-bad.png: truncated or not an image" in spread.stderr

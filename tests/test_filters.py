@@ -2,6 +2,7 @@
 
 import builtins
 import importlib.util
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -125,7 +126,8 @@ def test_a_classifier_gives_the_share_of_a_class(classifier):
         open_scorers(["nsfw"], {"nsfw": classifier + "/gone"})
 
 
-def test_clip_with_a_linear_head(tmp_path):
+@pytest.mark.parametrize("bent", [False, True])
+def test_clip_with_a_linear_head(tmp_path, bent):
     from safetensors.torch import load_file, save_file
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -148,11 +150,21 @@ def test_clip_with_a_linear_head(tmp_path):
         name: value.detach() for name, value in head.items()
     }
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    # as the hub's aesthetic predictors have it: a class of their own, and code that must not be run
+    settings = json.loads((tmp_path / "config.json").read_text()) | {
+        "model_type": "aesthetics_predictor",
+        "architectures": ["AestheticsPredictorV2ReLU" if bent else "AestheticsPredictorV2Linear"],
+        "auto_map": {"AutoConfig": "predictor.Config", "AutoModel": "predictor.Model"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (tmp_path / "predictor.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     picture = photo()
     scores = open_scorers(["aesthetic"], {"aesthetic": str(tmp_path)})["aesthetic"]([picture])
+    assert not (tmp_path / "ran").exists()
     with torch.no_grad():
         embeds = model(**processor(images=[picture], return_tensors="pt")).image_embeds
-        wanted = second(first(embeds / embeds.norm(dim=-1, keepdim=True)))
+        hidden = first(embeds / embeds.norm(dim=-1, keepdim=True))
+        wanted = second(hidden.relu() if bent else hidden)
     assert scores == pytest.approx(wanted.flatten().tolist(), abs=1e-5)
 
 

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +22,10 @@ from lumina_cli.core.data.sources import read_source
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import places
+from lumina_cli.core.formats.atomic import held_folder
 from lumina_cli.core.formats.overlays import describe_overlays, find_overlays, merge, newest_of
-from lumina_cli.core.formats.shards import read_index, read_shards, write_shards
+from lumina_cli.core.formats.overlaywriter import begin
+from lumina_cli.core.formats.shards import open_shards, read_index, read_shards, verify_shards, write_shards
 
 
 def picture(seed: int, size: tuple[int, int] = (72, 64)) -> Image.Image:
@@ -142,6 +146,109 @@ def test_an_overlay_of_other_pictures_is_stale(shards):
     assert len(list(read_source(f"{shards}?overlay="))) == 5
     with pytest.raises(LuminaError, match="stale"):
         list(read_source(f"{shards}/000001.tar"))
+
+
+def flip(place, at: int) -> None:
+    data = bytearray(place.read_bytes())
+    data[at] ^= 1
+    place.write_bytes(data)
+
+
+def no_hashes(folder) -> None:
+    """Make a version what older ones are: nothing in it says what its bytes were."""
+    for index in folder.glob("*.index.jsonl"):
+        first, _, rest = index.read_text().partition("\n")
+        base = {name: value for name, value in json.loads(first).items() if name != "sha256"}
+        index.write_text(json.dumps(base) + "\n" + rest)
+    info = json.loads((folder / "overlay.json").read_text())
+    del info["digests"]
+    (folder / "overlay.json").write_text(json.dumps(info))
+
+
+DAMAGE = {
+    "a flipped byte": (lambda folder: flip(folder / "000001.tar", 530), "000001.tar: its bytes are not"),
+    "a flipped index": (lambda folder: flip(folder / "000001.index.jsonl", 20), "captions@0001 is stale"),
+    "a cut tar": (lambda folder: cut(folder / "000001.tar"), "000001.tar: its bytes are not"),
+    "a lost tar": (lambda folder: (folder / "000001.tar").unlink(), "000001.tar: no such file"),
+    "an older cut": (lambda folder: [no_hashes(folder), cut(folder / "000001.tar")], "truncated, k3.json"),
+    "an older flip": (
+        lambda folder: [no_hashes(folder), flip(folder / "000001.tar", 512)],
+        "not a JSON object",
+    ),
+    "older spans": (
+        lambda folder: [no_hashes(folder), flip(folder / "000001.tar", 2)],
+        "k2.json is not where",
+    ),
+    "values": (lambda folder: flip(folder / "values.parquet", 40), "values.parquet: its bytes"),
+    "a key": (
+        lambda folder: replace(folder / "000001.index.jsonl", "description", "inscription"),
+        "overlay.json: the indexes are not",
+    ),
+}
+
+
+def cut(place) -> None:
+    place.write_bytes(place.read_bytes()[:600])
+
+
+def replace(place, old: str, new: str) -> None:
+    assert old in place.read_text()
+    place.write_text(place.read_text().replace(old, new))
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_verify_looks_into_overlays(shards, capsys, how):
+    list(lay_rows(shards, [row | {"description": "lade"} for row in captioned(shards)], "captions"))
+    folder = Path(newest_of(shards, "captions").folder)
+    assert run(["shard", "verify", shards]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {
+        "overlay": "captions@0001",
+        "samples": 5,
+        "ok": True,
+        "problem": None,
+    }
+    damage, words = DAMAGE[how]
+    damage(folder)
+    assert run(["shard", "verify", shards]) == 1
+    out, err = capsys.readouterr()
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [row["ok"] for row in found] == [True, True, True, False]
+    assert words in found[-1]["problem"]
+    assert err.startswith("lumina shard: 1 bad: ")
+
+
+def test_verify_takes_an_older_overlay_and_names_a_stale_one(shards):
+    list(lay_rows(shards, captioned(shards), "captions"))
+    no_hashes(Path(newest_of(shards, "captions").folder))
+    assert all(row["ok"] for row in verify_shards(shards))
+    told = []
+    grown = write(shards, rows(7), tell=told.append)
+    assert told[0].endswith("shards kept: 2, the last one is written anew; its overlays are to be made again")
+    found = list(verify_shards(grown))
+    assert [row["ok"] for row in found] == [True] * 4 + [False]
+    assert "captions@0001 is stale: " in found[-1]["problem"]
+    assert "000002.tar holds other pictures" in found[-1]["problem"]
+    with pytest.raises(LuminaError, match="captions@0001 is stale"):
+        list(read_source(grown))
+    list(lay_rows(grown, [{"key": "k6", "captions": {"de": {"short": "hallo"}}}], "captions"))
+    found = {row["overlay"]: row["ok"] for row in verify_shards(grown) if "overlay" in row}
+    assert found == {"captions@0001": True, "captions@0002": True}  # nobody reads the older one
+
+
+def test_two_writers_of_an_overlay(shards, monkeypatch):
+    """Another process is another open folder; this process may go on with what it began itself."""
+    begin(shards, "captions", {"rows": "a"})
+    begin(shards, "captions", {"rows": "a"})
+    folder = Path(shards, "overlays", "captions")
+    with pytest.raises(LuminaError, match="overlays/captions is being written by another process"):
+        held_folder(str(folder))
+    begin(shards, "others", {"rows": "a"}).finish([])
+    list(lay_rows(shards, [{"key": "k1", "captions": {"de": {"short": "hallo"}}}], "captions"))
+    number = held_folder(str(folder))
+    with pytest.raises(LuminaError, match="overlays/captions is being written by another process"):
+        begin(shards, "captions", {"rows": "b"})
+    os.close(number)
+    assert begin(shards, "captions", {"rows": "b"}).finish(open_shards(shards)[:0])["samples"] == 0
 
 
 def test_a_stale_score_chooses_nothing(tmp_path):

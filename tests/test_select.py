@@ -9,7 +9,7 @@ from PIL import Image
 from lumina_cli.cli.app import run
 from lumina_cli.core.data.overlay import lay_rows
 from lumina_cli.core.data.scores import score_shards
-from lumina_cli.core.data.select import Choice, select_samples
+from lumina_cli.core.data.select import Choice, parse_best, select_samples
 from lumina_cli.core.data.sources import open_row_image, read_source
 from lumina_cli.core.data.table import samples_of
 from lumina_cli.core.data.where import parse_where
@@ -59,7 +59,9 @@ def test_the_best_share_in_the_order_of_the_shards(shards, tmp_path):
     assert keys(shards, tmp_path / "a", best=0.25) == ["k9", "k10", "k11"]
     assert keys(shards, tmp_path / "b", best=2) == ["k10", "k11"]
     sharp = sorted(read_source(shards), key=lambda row: -row["scores"]["sharpness"])[0]["key"]
-    assert keys(shards, tmp_path / "c", best=1, by="score") == [f"k{i}" for i in range(12)]
+    assert keys(shards, tmp_path / "c", best=1.0, by="score") == [f"k{i}" for i in range(12)]
+    assert keys(shards, tmp_path / "e", best=1) == ["k11"]
+    assert keys(shards, tmp_path / "f", best=0.001) == ["k11"]
     assert sharp in keys(shards, tmp_path / "d", best=3, by="sharpness")
 
 
@@ -154,7 +156,7 @@ def test_shards_of_other_tools_and_of_other_places(shards, tmp_path):
 def test_what_cannot_be_selected(shards, tmp_path):
     with pytest.raises(LuminaError, match=r"nothing is left of 12 samples: width > 500 left 0"):
         select_samples(shards, str(tmp_path / "a"), Choice(where=["width > 500"]))
-    with pytest.raises(UsageError, match="a share up to 1, or a whole number"):
+    with pytest.raises(UsageError, match=r"a share up to 1\.0, or a whole number"):
         select_samples(shards, str(tmp_path / "a"), Choice(best=1.5))
     with pytest.raises(UsageError, match="no 'aesthetics'"):
         select_samples(shards, str(tmp_path / "a"), Choice(best=0.5, by="aesthetics"))
@@ -163,9 +165,83 @@ def test_what_cannot_be_selected(shards, tmp_path):
     with pytest.raises(UsageError, match="holds shards; give the selection a folder"):
         select_samples(shards, shards, Choice(best=0.5))
     keys(shards, tmp_path / "a", best=2)
+    with pytest.raises(UsageError, match="a selection that is the source"):
+        select_samples(str(tmp_path / "a"), str(tmp_path / "a"), Choice(best=1), force=True)
     (tmp_path / "a" / "select.json").write_text('{"shards": "gone"}')
     with pytest.raises(LuminaError):
         list(read_source(tmp_path / "a"))
+
+
+@pytest.mark.parametrize(
+    ("text", "best"),
+    [("1", 1), ("10", 10), ("1.0", 1.0), ("0.5", 0.5), (".5", 0.5), ("1e-3", 0.001)],
+)
+def test_a_number_without_a_dot_is_a_count(text, best):
+    assert (parse_best(text), type(parse_best(text))) == (best, type(best))
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "10.0", "nan", "inf", "1e6", "all", ""])
+def test_what_is_neither_a_share_nor_a_count(text):
+    with pytest.raises(UsageError, match=r"a share up to 1\.0, or a whole number"):
+        parse_best(text)
+
+
+def test_another_selection_is_not_replaced_unasked(shards, tmp_path, capsys):
+    place = str(tmp_path / "a")
+    words = ["shard", "select", shards, place, "--best", "3"]
+    assert run(words) == 0
+    before = (tmp_path / "a" / "selection.parquet").read_bytes()
+    assert run(words) == 0  # the same again
+    assert (tmp_path / "a" / "selection.parquet").read_bytes() == before
+    assert run([*words[:-1], "2"]) == 2
+    assert "--force replaces it" in capsys.readouterr().err
+    assert run(["shard", "select", f"{shards}?overlay=", *words[3:]]) == 2
+    assert len(list(read_source(place))) == 3
+    assert run([*words[:-1], "2", "--force"]) == 0
+    assert len(list(read_source(place))) == 2
+
+
+def plain(tmp_path, *more: dict) -> str:
+    """Shards of pictures without scores, with what `more` says of each."""
+    made = [{"key": f"k{i}", "image": picture(i, (48, 48))} | each for i, each in enumerate(more)]
+    list(write_shards(made, str(tmp_path / "plain"), per_shard=2))
+    return str(tmp_path / "plain")
+
+
+def test_a_score_that_was_not_measured_is_the_only_other_one(tmp_path, capsys):
+    folder = plain(tmp_path, *[{}] * 4)
+    list(score_shards(folder, ["sharpness", "entropy"]))
+    best = max(read_source(folder), key=lambda row: row["scores"]["sharpness"])["key"]
+    assert run(["shard", "select", folder, str(tmp_path / "a"), "--best", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out.splitlines()[-1]) == {
+        "step": "best by sharpness", "left": 1, "without_value": 0, "instead_of": "score",
+    }  # fmt: skip
+    assert "no sample has a 'score': the best by sharpness" in err
+    assert [row["key"] for row in read_source(str(tmp_path / "a"))] == [best]
+    list(lay_rows(folder, [{"key": "k1", "scores": {"aesthetic": 5.0}}], "later"))
+    assert run(["shard", "select", folder, str(tmp_path / "b"), "--best", "1"]) == 1
+    assert (
+        "no sample has a 'score', but aesthetic and sharpness; say which with --by" in capsys.readouterr().err
+    )
+
+
+def test_entropy_is_no_measure_of_what_is_best(tmp_path):
+    folder = plain(tmp_path, {}, {})
+    list(score_shards(folder, ["entropy"]))
+    with pytest.raises(LuminaError, match="no sample has a 'score' to choose by; they have entropy"):
+        select_samples(folder, str(tmp_path / "a"), Choice(best=1))
+
+
+@pytest.mark.parametrize("by", ["score", "caption"])
+def test_scores_of_captions_are_found_in_the_rows(tmp_path, by):
+    means = (0.2, None, 0.9, 0.4)
+    said = [{"caption_scores": {"en": {"short": m - 0.1, "tags": m + 0.1}}} if m else {} for m in means]
+    folder = plain(tmp_path, *said)
+    info = select_samples(folder, str(tmp_path / "a"), Choice(best=2, by=by, where=["key != k9"]))
+    assert info["steps"][-1]["without_value"] == 1
+    assert info["steps"][-1]["step"] == "best by caption"
+    assert [row["key"] for row in read_source(str(tmp_path / "a"))] == ["k2", "k3"]
 
 
 def test_a_changed_shard_is_told(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +155,26 @@ def test_shards_of_img2dataset_are_read_and_packed(tmp_path):
     (row, _) = read_shards(tmp_path / "s")
     assert row["image"].read() == members[0][1]
     assert row["origin"].endswith("00000.tar#000000000.jpg")
+
+
+def test_shards_that_img2dataset_wrote(tmp_path, capsys):
+    """Its version 1.47.0 wrote them: three pictures of four addresses, with captions, an extra column, hashes."""
+    theirs = Path(__file__).parent / "golden" / "img2dataset"
+    told = ['a red ramp to the right, "quoted"', "绿色的渐变", "a blue field"]
+    assert [row["captions"]["en"]["short"] for row in read_source(theirs)] == told
+    assert run(["shard", str(theirs), str(tmp_path / "s"), "--check", "full"]) == 0
+    found = list(read_shards(tmp_path / "s"))
+    assert [(row["captions"]["en"]["short"], row["rating"]) for row in found] == list(
+        zip(told, (0, 0.5, 1), strict=True)
+    )
+    with tarfile.open(theirs / "00000.tar") as tar:
+        for row in found:
+            assert row["image"].read() == tar.extractfile(f"{row['key']}.jpg").read()
+            assert open_row_image(row).size == (row["width"], row["height"])
+    capsys.readouterr()
+    assert run(["shard", "cat", str(theirs)]) == 0
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [row["captions"]["en"]["short"] for row in lines] == told
 
 
 def test_tars_of_a_folder_are_read(tmp_path):

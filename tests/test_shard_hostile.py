@@ -9,7 +9,7 @@ import pytest
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.data.sources import open_row_image
-from lumina_cli.core.formats.images import BadPicture
+from lumina_cli.core.formats.images import BadPicture, open_image
 from lumina_cli.core.formats.manifest import read_manifest
 from lumina_cli.core.formats.policy import NOTES, examine
 from lumina_cli.core.formats.shards import ShardReader, read_image_bytes
@@ -149,6 +149,48 @@ def test_a_full_check_finds_what_a_quick_one_cannot():
     assert examine(lying, "x.png").width == 50
     with pytest.raises(BadPicture, match="truncated"):
         examine(lying, "x.png", full=True)
+
+
+@pytest.mark.parametrize("name", hostile.DAMAGED)
+def test_a_full_check_finds_a_jpeg_that_pillow_makes_up(name):
+    data = hostile.DAMAGED[name]
+    assert open_image(data).size == (160, 120)  # grey where nothing is left
+    with pytest.raises(BadPicture, match="damaged") as caught:
+        examine(data, "x.jpg", full=True)
+    assert caught.value.code == "damaged"
+    with pytest.raises(BadPicture, match=r"x\.jpg: damaged"):  # nor does it become a good PNG
+        examine(data, "x.jpg", encode="png")
+    with pytest.raises(BadPicture, match="damaged"):
+        open_row_image({"image": data})
+
+
+@pytest.mark.parametrize("name", [*hostile.LARGE, *hostile.ODD])
+def test_a_full_check_takes_what_is_odd_but_whole(name):
+    data = (hostile.LARGE | hostile.ODD)[name]
+    assert examine(data, "x.jpg", full=True).data == data
+
+
+def test_a_jpeg_that_only_pillow_reads_stays_with_pillow(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("Sorry, arithmetic coding is not implemented")
+
+    monkeypatch.setattr("simplejpeg.decode_jpeg", refuse)
+    assert examine(hostile.JPEG, "x.jpg", full=True).width == 32
+
+
+def test_a_damaged_jpeg_is_a_reject_of_the_command(tmp_path, capsys):
+    for name in ("jpeg-closed", "progressive-blank"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{name}.jpg").write_bytes(hostile.DAMAGED[name])
+    (tmp_path / "in" / "good.jpg").write_bytes(hostile.LARGE["jpeg"])
+    words = ["shard", str(tmp_path / "in"), str(tmp_path / "out"), "--workers", "0"]
+    assert run([*words, "--check", "full"]) == 3
+    rejects = [json.loads(each) for each in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert [(each["key"], each["code"]) for each in rejects] == [
+        ("jpeg-closed", "damaged"),
+        ("progressive-blank", "damaged"),
+    ]
+    assert "premature end of data segment" in rejects[0]["reason"]
 
 
 def test_a_full_check_says_the_same_of_all_others(packed):

@@ -8,10 +8,13 @@ import pytest
 from PIL import Image
 
 from lumina_cli.cli.app import run
+from lumina_cli.core.data import shardstats
 from lumina_cli.core.data.contactsheet import write_preview
+from lumina_cli.core.data.counting import TokenCounter
 from lumina_cli.core.data.overlay import lay_rows
 from lumina_cli.core.data.scores import score_shards
-from lumina_cli.core.data.shardstats import describe
+from lumina_cli.core.data.select import Choice, select_samples
+from lumina_cli.core.data.shardstats import describe, write_stats_page
 from lumina_cli.core.data.sources import read_source
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.evals.captions import dice, open_files, summarize
@@ -69,6 +72,66 @@ def test_the_summary_counts_what_is_there(shards):
     assert told["duplicates"]["near"]["copies"] >= 1
     assert told["sources"]["web"]["epochs"] == pytest.approx(100 / 8)
     assert told["scores"]["entropy"]["samples"] == 8
+
+
+def test_tokens_are_counted_without_being_asked_for(shards, tmp_path, capsys):
+    nano = TokenCounter("nano")
+    told = describe(shards)
+    assert told["tokenizer"] == "nano"
+    short = told["captions"]["en.short"]["tokens"]
+    assert short["most"] == nano(["a red car"])[0] + told["system_prompt_tokens"]
+    assert told["over_256_tokens"] == describe(shards, count=nano)["over_256_tokens"] > 0
+    assert run(["shard", "stats", shards]) == 0
+    assert "embedded tokenizer; Gemma's counts differ" in capsys.readouterr().err
+    own = str(tmp_path / "own")
+    list(write_shards(rows()[:8], own, count=Words()))
+    told = describe(own)
+    assert told["tokenizer"] == "that of the shards (words)"
+    assert told["captions"]["en.short"]["tokens"]["most"] == 3
+
+
+class Words:
+    """Counts words, as another tokenizer would."""
+
+    digest = "words"
+
+    def __call__(self, texts: list[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+
+def test_captions_that_failed_their_checks_are_counted(tmp_path, capsys, monkeypatch):
+    failed = [
+        {"lang": "en", "level": "short", "code": "refusal", "reason": "it refuses", "text": EVIL},
+        {"lang": "de", "level": "short", "code": EVIL, "reason": "not in German", "text": ""},
+    ]
+    made = [
+        row | ({"rejected_captions": failed[: i + 1]} if i < 2 else {}) for i, row in enumerate(rows()[:4])
+    ]
+    list(write_shards(made, str(tmp_path / "s")))
+    words = ["shard", "stats", str(tmp_path / "s"), "--page", str(tmp_path / "p.html")]
+    assert run(words) == 0
+    assert json.loads(capsys.readouterr().out)["rejected_captions"] == {"refusal": 2, EVIL: 1}
+    assert "Captions that failed their checks" in check_page(tmp_path / "p.html")
+    # with tokens counted by the writer, indexes tell all of it, of a selection, too
+    list(write_shards(made, str(tmp_path / "t"), count=Words()))
+    select_samples(str(tmp_path / "t"), str(tmp_path / "u"), Choice(where=[f"key = '{made[1]['key']}'"]))
+    monkeypatch.setattr(shardstats, "read_source", None)
+    assert describe(str(tmp_path / "t"), Words())["rejected_captions"] == {"refusal": 2, EVIL: 1}
+    assert describe(str(tmp_path / "u"), Words())["rejected_captions"] == {"refusal": 1, EVIL: 1}
+
+
+def test_a_selection_tells_its_steps(shards, tmp_path):
+    select_samples(shards, str(tmp_path / "a"), Choice(best=0.5, by="entropy"))
+    select_samples(str(tmp_path / "a"), str(tmp_path / "b"), Choice(where=["width > 64"]))
+    left = len(list(read_source(str(tmp_path / "b"))))
+    told = describe(str(tmp_path / "b"))
+    assert (told["samples"], told["yield"]["share"]) == (left, 0.8)
+    assert told["selection"]["share"] == left / 8
+    steps = [(step["step"], step["left"]) for step in told["selection"]["steps"]]
+    assert steps == [("samples", 8), ("best by entropy", 4), ("samples", 4), ("width > 64", left)]
+    page = write_stats_page(tmp_path / "p.html", told)
+    assert "best by entropy" in check_page(page)
+    assert describe(shards)["selection"] is None
 
 
 def test_crops_are_those_of_training(shards):

@@ -123,7 +123,7 @@ def test_a_finished_folder_stays_as_it_is(photos, whole, capsys):
     assert all(row["kept"] for row in write(photos, whole))
     with pytest.raises(UsageError, match="already holds shards; --force replaces them"):
         write(photos, whole, per_shard=5)
-    with pytest.raises(UsageError, match="already holds shards; --force replaces them"):
+    with pytest.raises(UsageError, match="already holds shards of more rows; --force replaces them"):
         write(list(read_source(photos))[:-1], whole)
     assert tree(whole) == before
 

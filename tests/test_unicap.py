@@ -49,7 +49,11 @@ def open_white(row):
 
 
 def run(rows, write, levels=("short",), langs=("en",), **settings):
-    job = {name: settings.pop(name) for name in ("seed", "retries", "domain", "derive") if name in settings}
+    job = {
+        name: settings.pop(name)
+        for name in ("seed", "retries", "domain", "derive", "keep")
+        if name in settings
+    }
     engine = write if isinstance(write, Echo) else Echo(write)
     return list(caption_rows(rows, engine, Job(levels, langs, **job), open_white, **settings))
 
@@ -100,11 +104,11 @@ def test_a_good_caption_passes_in_its_language_and_in_no_other(lang):
         ("  \n", "short", "en", "empty"),
         ("car", "short", "en", "too short: 3 characters, short has at least 5"),
         ("a car and " * 40, "short", "en", "too long: 400 characters, short has at most 320"),
-        ("I'm sorry, I cannot see a picture.", "short", "en", "a refusal: \"I'm sorry\""),
-        ("很抱歉，我无法查看图片。", "short", "zh", "a refusal: '抱歉'"),
-        ("Es tut mir leid, das geht nicht.", "short", "de", "a refusal: 'tut mir leid'"),
-        ("К сожалению, я не могу.", "short", "ru", "a refusal: 'К сожалению'"),
-        ("申し訳ありませんが見えません。", "short", "ja", "a refusal: '申し訳'"),
+        ("I'm sorry, I cannot see a picture.", "short", "en", "a refusal: \"I'm sorry, I cannot see a picture\""),
+        ("很抱歉，我无法查看图片。", "short", "zh", "a refusal: '很抱歉，我无法查看'"),
+        ("Es tut mir leid, das geht nicht.", "short", "de", "a refusal: 'Es tut mir leid, das geht nicht'"),
+        ("К сожалению, я не могу.", "short", "ru", "a refusal: 'К сожалению, я не могу'"),
+        ("申し訳ありませんが見えません。", "short", "ja", "a refusal: '申し訳ありませんが見えません'"),
         ("a car, a car, a car, a car, a car, a car", "short", "en", "repeats 'a car,'"),
         ("a car" + "!" * 40, "short", "en", "repeats '!!!'"),
         ("red, car, " + "ball, sky, red, " * 3 + "car", "tags", "en", "repeats 'red' 4 times"),
@@ -431,6 +435,25 @@ def test_engines_that_cannot_do_a_job_say_so_at_once():
         run(rows_of(1), captioner, derive="text")
     with pytest.raises(UsageError, match="this model writes en, not fr"):
         run(rows_of(1), captioner, langs=("fr",))
+
+
+@pytest.mark.parametrize(("derive", "calls"), [("once", [1]), ("text", [2])])
+def test_of_several_at_once_only_those_are_asked_for_that_a_row_lacks(derive, calls):
+    captioner = Writer()
+    whole = {"de": dict.fromkeys(("detailed", "short"), DETAILED["de"])}
+    full = whole | {"en": dict.fromkeys(("detailed", "short"), DETAILED["en"])}
+    rows = [
+        {"image": "0.png", "captions": {"en": {"detailed": DETAILED["en"], "short": GOOD}}},
+        {"image": "1.png", "captions": full},
+    ]
+    if derive == "text":
+        rows.append({"image": "2.png", "captions": whole})
+        calls = [1, 2]
+    out = run(rows, captioner, ("detailed", "short"), ("en", "de"), derive=derive, keep=True)
+    assert [len(call) for call in captioner.calls] == (calls if derive == "once" else [1, 1, 1])
+    assert out[0]["captions"]["en"]["short"] == GOOD
+    assert set(out[0]["captions"]["de"]) == {"detailed", "short"}
+    assert out[1] == rows[1]
 
 
 def test_batches_in_lanes_come_out_in_order():

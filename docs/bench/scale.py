@@ -1,11 +1,21 @@
-"""A rehearsal of 110 million samples: their manifest, made up, and what plans on it: seconds and memory.
+"""A rehearsal of 110 million samples: the product's own planning and selecting, without their pictures.
 
     python docs/bench/scale.py FOLDER [--rows 110000000]
 
-Each step is a process of its own, so that its peak memory is its own. `generate` writes a manifest.parquet as
-`lumina shard` writes it: a million made-up rows at a time. `plan` counts shards and the crops of the stage at
-1024 pixels. `select` finds, in one pass over the scores, what the 100, 10 and 1 million best are above, and
-writes the best tenth as a selection; never more than a million rows are in memory.
+Each step is a process of its own, so that its peak memory is its own.
+
+    plan      `write_shards` over made-up rows: which rows each shard holds, the digests of the rows, the
+              journal, the manifest in the order of the shards, shards.json. Two things are stood in for: a
+              shard that is written (its tar and its index become empty files of the right sizes), and the
+              reading of an index for the manifest (its samples are made up).
+    best100, best10, best1
+              `select_samples`, as `lumina shard select --best SHARE` runs it: 100/110 of the pool, a tenth of
+              that, and a tenth of that
+    crops     which crop of the stage at 1024 pixels each picture of the pool is trained at
+    batches   the training planner: all batches of one epoch over best10
+
+The second half of each made-up sha256 repeats the first, so that a disk of 20 GB is enough: a real manifest
+takes 73 bytes a sample, this one less.
 """
 
 import argparse
@@ -15,20 +25,28 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as parquet
 
-from lumina_cli.core.formats.manifest import GROUP, NAME, read_manifest, schema
+from lumina_cli.core.data.sampler import Sampler
+from lumina_cli.core.data.select import Choice, select_samples
+from lumina_cli.core.data.table import Samples
+from lumina_cli.core.formats import manifest, places, shardplan
+from lumina_cli.core.formats.journal import Journal
+from lumina_cli.core.formats.manifest import schema
+from lumina_cli.core.formats.shardreader import index_of
+from lumina_cli.core.formats.shardwriter import Job, digests, with_files
 from lumina_cli.core.formats.sizes import best_size
 
-CHUNK, PER_SHARD = 1_000_000, 1000
-STAGES = (100 / 110, 10 / 110, 1 / 110)  # shares of the pool: the paper's 100, 10 and 1 of 110 million
+CHUNK, PER_SHARD, BATCH = 50_000, 1000, 512
+TAR, INDEX = 100 << 20, 500 << 10  # bytes of a shard and of its index
+SELECTIONS = {"best100": ("pool", 100 / 110), "best10": ("best100", 0.1), "best1": ("best10", 0.1)}
 HEX = np.array([int.from_bytes(f"{i:02x}".encode(), "little") for i in range(256)], np.uint16)
 SIZES = np.array([(1024, 768), (768, 1024), (1024, 1024), (1280, 720), (2048, 1365), (640, 480)], np.int32)
-BINS = 1 << 24
 
 
 def texts(letters: np.ndarray) -> pa.Array:
@@ -63,7 +81,7 @@ def chunk(start: int, count: int) -> pa.Table:
     lengths = np.exp(random.normal(11.5, 0.6, count)).astype(np.int64)  # a median of 100 KB
     size = SIZES[random.integers(0, len(SIZES), count)]
     ends = np.cumsum(lengths) % (1 << 33)
-    digests = np.ascontiguousarray(HEX[random.integers(0, 256, (count, 32), np.uint8)]).view(np.uint8)
+    digests = np.tile(HEX[random.integers(0, 256, (count, 16), np.uint8)], 2).view(np.uint8)
     pair = np.tile([0, 1], count)
     columns = {
         "shard": numbered(numbers // PER_SHARD, "", 6, ".tar"),
@@ -88,58 +106,99 @@ def chunk(start: int, count: int) -> pa.Table:
     return pa.table(columns, schema=schema())
 
 
-def generate(folder: Path, rows: int) -> dict:
-    """Write the manifest."""
-    with parquet.ParquetWriter(folder / NAME, schema(), compression="zstd") as writer:
-        for start in range(0, rows, CHUNK):
-            writer.write_table(chunk(start, min(CHUNK, rows - start)), row_group_size=GROUP)
-    return {"gb": round((folder / NAME).stat().st_size / 1e9, 2)}
+def rows_of(count: int) -> Iterator[dict]:
+    """Yield made-up rows of pictures in a store."""
+    for number in range(count):
+        yield {"key": f"{number:09d}", "image": f"s3://pool/{number:09d}.jpg", "source": "abc"[number % 3]}
+
+
+def no_shard(job: Job) -> dict:
+    """Stand in for a shard that is written: empty files of the right sizes, and the note of the journal."""
+    tar = Path(job.dest, f"{job.number:06d}.tar")
+    for path, size in ((tar, TAR), (Path(index_of(tar)), INDEX)):
+        with path.open("wb") as file:
+            file.truncate(size)
+    note = {
+        "shard": job.number,
+        "samples": len(job.rows),
+        "bytes": TAR,
+        "index": ["0" * 64, INDEX],
+        "scores": [],
+    }
+    note["rows"], note["files"] = digests(with_files(job.rows))
+    Journal(job.dest).write(note | {"rejects": []})
+    return note | {"rejects": []}
+
+
+def no_index(rows: int):
+    """Stand in for the samples of a shard, as its index tells them."""
+    made = lru_cache(maxsize=1)(lambda start: chunk(start, min(CHUNK, rows - start)))
+
+    def part(job: tuple[str, tuple[str, ...]]) -> pa.Table:
+        first = int(places.name_of(job[0]).removesuffix(".tar")) * PER_SHARD
+        return made(first // CHUNK * CHUNK).slice(first % CHUNK, PER_SHARD)
+
+    return part
 
 
 def plan(folder: Path, rows: int) -> dict:
-    """Count shards and crops; of each of both how many samples it has."""
-    crops: Counter = Counter()
-    shards, last = 0, None
-    for batch in read_manifest(str(folder), ["shard", "width", "height"]):
-        names = batch["shard"].dictionary_encode()
-        own = names.dictionary.to_pylist()
-        shards += len(own) - (own[0] == last)
-        last = own[-1]
-        sides = batch["width"].to_numpy() * 65_536 + batch["height"].to_numpy()
-        values, counts = np.unique(sides, return_counts=True)
-        crops.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    """Plan the shards of the pool."""
+    shardplan.run_job, manifest._part = no_shard, no_index(rows)
+    shards = sum(1 for _ in shardplan.write_shards(rows_of(rows), folder / "pool", PER_SHARD))
+    size = (folder / "pool" / manifest.NAME).stat().st_size
+    return {"shards": shards, "manifest_gb": round(size / 1e9, 2)}
+
+
+def select(folder: Path, name: str) -> dict:
+    """Select one of the stages from the one before."""
+    source, share = SELECTIONS[name]
+    info = select_samples(str(folder / source), str(folder / name), Choice(best=share), force=True)
+    return {"of": info["steps"][0]["left"], "selected": info["samples"]}
+
+
+def crops(folder: Path, rows: int) -> dict:
+    """Count the samples of each crop."""
+    sides: Counter = Counter()
+    for part in Samples(str(folder / "pool")).parts(["width", "height"]):
+        pairs, counts = np.unique(sides_of(part), axis=0, return_counts=True)
+        sides.update(dict(zip(map(tuple, pairs.tolist()), counts.tolist(), strict=True)))
     filled: Counter = Counter()
-    for side, count in crops.items():
-        filled[best_size(side // 65_536, side % 65_536, 1024)] += count
-    return {"shards": shards, "crops": len(filled), "smallest_crop": min(filled.values())}
+    for pair, count in sides.items():
+        filled[best_size(*pair, 1024)] += count
+    return {"crops": len(filled), "smallest_crop": min(filled.values()), "samples": sum(filled.values())}
 
 
-def ordered(scores: np.ndarray) -> np.ndarray:
-    """Return whole numbers in the order of floats (float32, as 32 bits)."""
-    bits = scores.astype(np.float32).view(np.int32).astype(np.int64)
-    return np.where(bits < 0, ~bits & 0xFFFFFFFF, bits | 0x80000000)
+def sides_of(part: pa.Table) -> np.ndarray:
+    """Return (N, 2) widths and heights."""
+    return np.stack([part[name].to_numpy() for name in ("width", "height")], 1)
 
 
-def select(folder: Path, rows: int) -> dict:
-    """Find the thresholds of the stages and write the best tenth."""
-    counts = np.zeros(BINS, np.int64)
-    for batch in read_manifest(str(folder), ["score"]):
-        counts += np.bincount(ordered(batch["score"].to_numpy()) >> 8, minlength=BINS)
-    above = np.cumsum(counts[::-1])[::-1]  # samples in this bin or a better one
-    bins = [int(np.searchsorted(-above, -round(share * rows), "right")) - 1 for share in STAGES]
-    written = 0
-    names = ["shard", "key", "image", "sha256", "score"]
-    with parquet.ParquetWriter(
-        folder / "selection.parquet", pa.schema([schema().field(name) for name in names]), compression="zstd"
-    ) as writer:
-        for batch in read_manifest(str(folder), names):
-            best = batch.filter(pa.array(ordered(batch["score"].to_numpy()) >> 8 >= bins[1]))
-            writer.write_batch(best)
-            written += best.num_rows
-    return {"at_least": [int(above[each]) for each in bins], "written": written}
+def batches(folder: Path, rows: int) -> dict:
+    """Plan one epoch of the stage at 1024 pixels."""
+    lengths, shapes, numbers = [], [], {}
+    for part in Samples(str(folder / "best10")).parts(["width", "height", "tokens"]):
+        lengths.append(part["tokens"].combine_chunks().flatten().to_numpy().reshape(len(part), -1))
+        pairs, inverse = np.unique(sides_of(part), axis=0, return_inverse=True)
+        boxes = [best_size(*pair, 1024) for pair in pairs.tolist()]
+        codes = np.array([numbers.setdefault(box, len(numbers)) for box in boxes])
+        shapes.append(codes[inverse.ravel()])
+    lengths, shapes = np.concatenate(lengths), np.concatenate(shapes)
+    sampler = Sampler(lengths, np.ones(lengths.shape[1]), shapes, BATCH, seed=0)
+    exact = sum(sampler[step].exact for step in range(sampler.steps))
+    return {"samples": len(shapes), "batches": sampler.steps, "without_padding": exact}
 
 
-STEPS = {"generate": generate, "plan": plan, "select": select}
+STEPS = {"plan": plan, **dict.fromkeys(SELECTIONS), "crops": crops, "batches": batches}
+
+
+def run_step(name: str, folder: Path, rows: int) -> dict:
+    """Run one step; return its row."""
+    start = time.perf_counter()
+    found = select(folder, name) if name in SELECTIONS else STEPS[name](folder, rows)
+    row = {"step": name, "rows": rows, "seconds": round(time.perf_counter() - start, 1)}
+    row["cpu_seconds"] = round(time.process_time(), 1)
+    row["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    return row | found
 
 
 def main() -> None:
@@ -150,17 +209,12 @@ def main() -> None:
     parser.add_argument("--step", choices=STEPS)
     words = parser.parse_args()
     words.folder.mkdir(parents=True, exist_ok=True)
-    for name in [words.step] if words.step else STEPS:
-        if not words.step:
-            command = [sys.executable, __file__, str(words.folder), "--rows", str(words.rows), "--step", name]
-            subprocess.run(command, check=True)
-            continue
-        start = time.perf_counter()
-        found = STEPS[name](words.folder, words.rows)
-        row = {"step": name, "rows": words.rows, "seconds": round(time.perf_counter() - start, 1)}
-        row["cpu_seconds"] = round(time.process_time(), 1)
-        row["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
-        print(json.dumps(row | found), flush=True)
+    if words.step:
+        print(json.dumps(run_step(words.step, words.folder, words.rows)), flush=True)
+        return
+    for name in STEPS:
+        command = [sys.executable, __file__, str(words.folder), "--rows", str(words.rows), "--step", name]
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

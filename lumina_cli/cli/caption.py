@@ -15,6 +15,7 @@ def caption(
     langs: flags.Langs = "en",
     domain: flags.Domain = "auto",
     derive: flags.Derive = "picture",
+    keep: flags.Keep = False,
     out: flags.Out = None,
     shard: flags.Shard = None,
     seed: flags.Seed = 0,
@@ -33,7 +34,8 @@ def caption(
     lumina caption photos --levels short,tags --langs en,de --out rows.jsonl
 
     With --out a run that was killed goes on where it stopped, and stdout has a row of statistics; a pipe
-    cannot be continued. Each caption is checked, and asked for again with another seed where it fails.
+    cannot be continued, and passes rows of unreadable pictures on, with "error". Each caption is checked, and
+    asked for again with another seed where it fails. A row's "captioned_by" tells which are new.
 
     Pictures of nano:N and hf:NAME are in no file that a row could name, so their rows come out without
     "image". To keep the two together: lumina shard nano:N DIR, then lumina caption DIR.
@@ -46,7 +48,8 @@ def caption(
     from lumina_cli.core.unicap.score import open_scorer
     from lumina_cli.core.unicap.tally import Tally
 
-    job = Job(_words(levels), _words(langs), domain, derive, seed, retries, score)
+    writer = ":".join(filter(None, (engine.removeprefix("ray:"), model)))
+    job = Job(_words(levels), _words(langs), domain, derive, seed, retries, score, keep, writer)
     share = read_share(shard)
     rows = chain.from_iterable([_watched(one, read_source(one, lenient=True)) for one in source])
     counts = [count_source(one) for one in source]

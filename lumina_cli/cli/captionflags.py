@@ -32,6 +32,9 @@ Out = Annotated[
         help="A .jsonl file in place of stdout; an interrupted run goes on there.", show_default=False
     ),
 ]
+Keep = Annotated[
+    bool, typer.Option("--keep", help="Leave the captions that rows have; write those that are missing.")
+]
 Shard = Annotated[
     str | None,
     typer.Option(help="I/N describes every N-th row from row I on, counted from 0.", show_default=False),
@@ -46,7 +49,7 @@ Retries = Annotated[
 Score = Annotated[
     str | None,
     typer.Option(
-        help="Store how well each caption fits: clip, clip:MODEL; clip@0.2 rejects below 0.2.",
+        help="Store how well captions fit: clip, clip:MODEL, nano; clip@0.2 rejects below 0.2.",
         rich_help_panel=CHECKS,
         show_default=False,
     ),

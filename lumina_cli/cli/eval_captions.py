@@ -1,5 +1,6 @@
 """`lumina eval captions`: captioners compared, side by side."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,8 @@ def captions(
     """Compare captions of the same pictures: a row per file, language and level out.
 
     Each row says how long captions are, how much they tell for their length, and how far they agree with the
-    other files. Rows with a "scene" (nano) also get what of it is true.
+    other files. Rows with a "scene" (nano) also get what of it is true. Where rows tell in "captioned_by"
+    which captions an engine wrote, only those count.
 
     lumina eval captions qwen.jsonl omni.jsonl --page captions.html
     """
@@ -29,7 +31,10 @@ def captions(
     from lumina_cli.core.evals.caption_facts import add_facts
     from lumina_cli.core.evals.captions import open_files, summarize, write_captions_page
 
-    files = open_files(sources, read_source)
+    files = open_files(sources, partial(read_source, need=None))
+    for file in files:
+        if left_out := file.left_out():
+            output.note(left_out)
     rows = list(add_facts(files, list(summarize(files))))
     if page:
         write_captions_page(page, files, rows, open_row_image, samples)

@@ -34,8 +34,7 @@ def pack(
         str | None, typer.Option(help="Count tokens of captions: the folder of a tokenizer, or nano.")
     ] = None,
     max_bad_rate: Annotated[
-        float,
-        typer.Option(help="Exit with 3 if a larger share of the pictures cannot be used.", min=0, max=1),
+        float, typer.Option(help="Exit with 3 if a larger share of the pictures is bad.", min=0, max=1)
     ] = 0.05,
     workers: Annotated[
         int | None,
@@ -47,20 +46,20 @@ def pack(
 ) -> None:
     """Write pictures and captions as shards, a row per shard out; bad ones go to DEST/rejects.jsonl.
 
-    Files keep their bytes. Run it again to go on after a kill. nano:N?truth=1 adds {key}.depth.png (16-bit,
-    thousandths of a world unit) and {key}.masks.png (8-bit: 0 no thing, i + 1 on things[i]).
+    Files keep their bytes. Run it again to go on after a kill or to add what SOURCE has more. nano:N?truth=1
+    adds {key}.depth.png (16-bit, thousandths) and {key}.masks.png (8-bit: 0 no thing, i + 1 on things[i]).
     """
     from lumina_cli.core.data.packing import Packing, pack_source
 
-    packing = Packing(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links)
     counted = {True: 0, False: 0}  # rows with captions, and without
 
     def watched(rows):
         for row in output.progress(rows, "pictures"):
-            counted[bool(row.get("captions"))] += 1
+            counted[bool(row.get("captions") or row.get("error"))] += 1
             yield row
 
-    output.write_rows(pack_source(source, dest, packing, watched), json, label="shards")
+    packing = Packing(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links)
+    output.write_rows(pack_source(source, dest, packing, watched, output.note), json, label="shards")
     if counted[False]:
         bare = f"{counted[False]} of {sum(counted.values())} pictures have no caption"
         output.note(f"{bare}; `lumina train` needs them, `lumina caption {dest}` writes them")
@@ -77,14 +76,15 @@ def info(shards: Shards, json: Json = False) -> None:
 @app.command()
 def cat(shards: Shards, json: Json = False) -> None:
     """Write the rows of shards; their "image" can be read by every other verb."""
+    from lumina_cli.core.data.folders import with_captions
     from lumina_cli.core.formats.selection import read_samples
 
-    output.write_rows(read_samples(shards), json)
+    output.write_rows(map(with_captions, read_samples(shards)), json)
 
 
 @app.command()
 def verify(shards: Shards, json: Json = False) -> None:
-    """Compare pictures and rows with the hashes written with them: a row per shard, exit 1 for a bad one."""
+    """Compare shards and overlays with the hashes written with them: a row each, exit 1 for a bad one."""
     from lumina_cli.core.errors import LuminaError
     from lumina_cli.core.formats.shards import verify_shards
 
@@ -92,7 +92,7 @@ def verify(shards: Shards, json: Json = False) -> None:
 
     def watched():
         for row in verify_shards(shards):
-            bad.extend([] if row["ok"] else [row["problem"]])
+            bad.extend([row["problem"]] if not row["ok"] else [])
             yield row
 
     output.write_rows(watched(), json, label="shards")

@@ -18,7 +18,7 @@ def stats(
     source: Source,
     page: Annotated[Path | None, typer.Option(help="Write a page with plots here.")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Counts tokens where the shards do not know: nano, or a model folder.")
+        str | None, typer.Option(help="Counts tokens, a model folder; else the shards' own count, or nano.")
     ] = None,
     trained: Annotated[
         int | None, typer.Option(min=1, help="Pictures a training run sees: tells epochs.")
@@ -41,6 +41,8 @@ def stats(
     if page:
         write_stats_page(page, summary)
         output.note(f"page: {page}")
+    if summary["tokenizer"] == "nano" and not tokenizer:
+        output.note("tokens: counted with the embedded tokenizer; Gemma's counts differ (--tokenizer FOLDER)")
     if json or not output.is_terminal():
         output.write_rows(iter([{name: value for name, value in summary.items() if name != "plots"}]), True)
     else:

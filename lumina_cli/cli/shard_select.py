@@ -40,21 +40,32 @@ def score(
 def select(
     shards: Shards,
     dest: Annotated[str, typer.Argument(help="Folder for the selection, itself a SOURCE.")],
-    best: Annotated[float | None, typer.Option(help="A share up to 1, or a number of samples.")] = None,
-    by: Annotated[str, typer.Option(help="The score that says what is best.")] = "score",
+    best: Annotated[
+        str | None,
+        typer.Option(help="A share (0.1; 1.0 is all), or a number of samples (1 is the best one)."),
+    ] = None,
+    by: Annotated[
+        str, typer.Option(help='The score that says what is best; "score" is the only other one if need be.')
+    ] = "score",
     where: Annotated[
         list[str] | None, typer.Option(help="'width >= 512 and aspect < 2'; repeatable.")
     ] = None,
     no_duplicates: Annotated[str | None, typer.Option(help="exact, or near: by perceptual hash.")] = None,
     distance: Annotated[int, typer.Option(help="Bits of 64 in which near copies differ at most.")] = 4,
     per_source: Annotated[int | None, typer.Option(min=1, help="Samples of one source at most.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another selection.")] = False,
     json: Json = False,
 ) -> None:
     """Choose the next stage's samples without copying a picture: a row per step out.
 
     lumina shard select data data-1m --where 'shorter >= 512' --no-duplicates near --best 0.1 --by aesthetic
     """
-    from lumina_cli.core.data.select import Choice, select_samples
+    from lumina_cli.core.data.select import Choice, parse_best, select_samples
 
-    choice = Choice(best, by, tuple(where or ()), no_duplicates, distance, per_source)
-    output.write_rows(iter(select_samples(shards, dest, choice)["steps"]), json, label="steps")
+    share = parse_best(best) if best is not None else None
+    choice = Choice(share, by, tuple(where or ()), no_duplicates, distance, per_source)
+    steps = select_samples(shards, dest, choice, force)["steps"]
+    for step in steps:
+        if "instead_of" in step:
+            output.note(f"no sample has a {step['instead_of']!r}: the {step['step']}")
+    output.write_rows(iter(steps), json, label="steps")

@@ -7,6 +7,7 @@ compared with a bounded number of neighbours only: they are one group by way of 
 """
 
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import combinations, pairwise
 from math import comb
 from typing import Any
@@ -28,6 +29,33 @@ def exact_groups(digests: Any) -> np.ndarray:
     alone = codes.is_null().to_numpy(zero_copy_only=False)
     groups = codes.fill_null(0).to_numpy().astype(np.int64)
     groups[alone] = groups.max(initial=0) + 1 + np.arange(alone.sum())
+    return groups
+
+
+def digests_of(texts: Any) -> np.ndarray:
+    """Return 128 bits, two uint64 (N, 2), of the sha256 texts of a pyarrow column without nulls."""
+    import pyarrow as pa
+
+    digits = texts.combine_chunks().cast(pa.large_binary())
+    try:
+        digits = digits.cast(pa.binary(64))
+        start = 64 * digits.offset
+        text = digits.buffers()[1].to_pybytes()[start : start + 64 * len(digits)] if len(digits) else b""
+        return np.frombuffer(bytes.fromhex(text.decode()), np.uint64).reshape(-1, 4)[:, :2]
+    except (ValueError, UnicodeDecodeError):  # another tool's index: whatever tells pictures from others
+        found = b"".join(sha256(text).digest()[:16] for text in digits.to_pylist())
+        return np.frombuffer(found, np.uint64).reshape(-1, 2)
+
+
+def digest_groups(digests: np.ndarray) -> np.ndarray:
+    """Return a group number (N,) for each of digests (N, 2), equal for equal ones."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    groups = np.zeros(len(digests), np.int64)
+    new = np.zeros(max(0, len(digests) - 1), bool)
+    for part in range(digests.shape[1]):
+        ordered = digests[:, part][order]
+        new |= ordered[1:] != ordered[:-1]
+    groups[order[1:]] = np.cumsum(new)
     return groups
 
 
@@ -127,7 +155,7 @@ def _close_in_runs(
 def keep_best(groups: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Return (N,) True for one of each group: the best score, of equal ones the first; nan is the worst."""
     ranked = np.where(np.isnan(scores), -np.inf, scores)
-    order = np.lexsort((np.arange(len(groups)), -ranked, groups))
+    order = np.lexsort((-ranked, groups))  # a stable sort: of equal ones the first comes first
     first = np.ones(len(groups), bool)
     first[1:] = groups[order][1:] != groups[order][:-1]
     kept = np.zeros(len(groups), bool)

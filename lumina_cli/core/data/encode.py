@@ -238,6 +238,6 @@ def array_of(data: bytes) -> np.ndarray:
 def _open(tar: str, entry: dict):
     image = TarImage(tar, entry["image"], entry["offset"], entry["length"])
     try:
-        return open_image(image.read(), name=str(image))
+        return open_image(image.read(), name=str(image), whole=True)
     except LuminaError:
         return None

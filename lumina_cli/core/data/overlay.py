@@ -16,12 +16,7 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats import places
-from lumina_cli.core.formats.overlays import (
-    Joiner,
-    merge,
-    newest_of,
-    overlay_names,
-)
+from lumina_cli.core.formats.overlays import Joiner, merge, newest_of, overlay_names
 from lumina_cli.core.formats.overlaywriter import Part, Version, begin, row_part, write_values
 from lumina_cli.core.formats.rows import dump_row, read_rows
 from lumina_cli.core.formats.selection import base_of
@@ -76,13 +71,10 @@ class _Sorter:
     def __init__(self, shards: str, tars: list[str], aside: Path):
         self.folder, self.aside, self.tars = _real(shards), aside, tars
         self.digest, self.count, self.matched = hashlib.sha256(), 0, 0
-        self.members: dict[str, dict[str, str]] = {}  # shard: member or ":key" -> key
-        self.keys: dict[str, tuple[str, str] | None] | None = (
-            None  # key: shard, file; None where several have it
-        )
-        self.origins: dict[
-            str, tuple[str, str] | None
-        ] = {}  # file: shard, key; None where several are from it
+        self.members: dict[str, dict[str, str]] = {}  # shard: member -> key
+        # key -> (shard, file) and file -> (shard, key); None where there are several
+        self.keys: dict[str, tuple[str, str] | None] | None = None
+        self.origins: dict[str, tuple[str, str] | None] = {}
         self.held: dict[str, list[str]] = {}
 
     def take(self, row: dict) -> None:

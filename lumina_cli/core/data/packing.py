@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lumina_cli.core.data.counting import TokenCounter
-from lumina_cli.core.data.sources import read_source
+from lumina_cli.core.data.sources import LEFT_OUT, left_out_of, read_source
 from lumina_cli.core.device import cpu_count
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.formats import places
@@ -28,9 +28,16 @@ class Packing:
 
 
 def pack_source(
-    source: str, dest: str, packing: Packing, watch: Callable[[Iterator[dict]], Iterator[dict]] = iter
+    source: str,
+    dest: str,
+    packing: Packing,
+    watch: Callable[[Iterator[dict]], Iterator[dict]] = iter,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
     """Write a SOURCE as shards; yield a row per shard. `watch` sees the rows of the source as they are read.
+
+    What `lumina caption` left out of a file of rows counts as rejects of these shards, too. `tell` hears of
+    that, and of a folder that grows.
 
     Rows of nano and of hf: are made here or fetched by this process, so it writes them, too; the files that
     other sources name are read, checked and written by the workers.
@@ -42,6 +49,9 @@ def pack_source(
     if workers is None:
         workers = 0 if places.in_this_process(dest) or places.in_this_process(source) else cpu_count()
     rows = read_source(source, workers if made_here else 0, lenient=True, links=packing.links)
+    left_out = [] if made_here else left_out_of(source)
+    if left_out:
+        tell(f"{source}{LEFT_OUT} has {len(left_out)} rows that were left out; they are rejects here, too")
     return write_shards(
         watch(rows),
         dest,
@@ -53,6 +63,8 @@ def pack_source(
         encode=packing.encode,
         count=TokenCounter(packing.tokenizer) if packing.tokenizer else None,
         source=None if source == "-" else source,
+        upstream=left_out,
+        tell=tell,
     )
 
 

@@ -10,7 +10,9 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForImageClassification,
+    CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    PreTrainedConfig,
 )
 from transformers.utils import cached_file
 
@@ -27,10 +29,11 @@ HEADS = ("predictor.", "layers.", "head.")  # how weights of a linear head behin
 class ModelScore:
     """One number per picture from a model named by a folder or a hub id.
 
-    A classifier gives the sum of the shares of the classes that are `wanted`; a CLIP vision tower with a
-    linear head (LAION's aesthetic predictors as shunk031 keeps them on the hub) what the head says of the
-    normalised embedding. "MODEL#LABEL" names the class of a classifier oneself. LuminaError where the model
-    cannot be read or gives no such score. Weights are read from safetensors only.
+    A classifier gives the sum of the shares of the classes that are `wanted`; a CLIP vision tower with a head
+    of linear layers (LAION's aesthetic predictors as shunk031 keeps them on the hub, read without the code
+    that lies beside them) what the head says of the normalised embedding. "MODEL#LABEL" names the class of a
+    classifier oneself. LuminaError where the model cannot be read or gives no such score. Weights are read
+    from safetensors only.
     """
 
     def __init__(self, model: str, wanted: Sequence[str]):
@@ -38,17 +41,22 @@ class ModelScore:
         self.model_name, self.device = model, pick_device()
         with quiet_transformers():
             try:
-                config = AutoConfig.from_pretrained(model)
-                self.processor = AutoImageProcessor.from_pretrained(model, backend="pil")
-                classifier = any("ImageClassification" in name for name in config.architectures or ())
-                kind = AutoModelForImageClassification if classifier else CLIPVisionModelWithProjection
-                network = kind.from_pretrained(model, use_safetensors=True)
+                settings, _ = PreTrainedConfig.get_config_dict(model)
+                self.processor = AutoImageProcessor.from_pretrained(
+                    model, backend="pil", trust_remote_code=False
+                )
+                made_by = " ".join(settings.get("architectures") or ())
+                classifier = "ImageClassification" in made_by
+                network = _classifier(model) if classifier else _tower(model, settings)
             except (OSError, ValueError, ImportError) as error:
                 reason = " ".join(str(error).split())[:200]
                 raise LuminaError(f"{model} gives no score of pictures: {reason}") from error
         self.network = network.to(self.device).eval().requires_grad_(False)
-        self.labels = _labels(config.id2label, [label] if label else wanted, model) if classifier else None
-        self.head = None if classifier else _linear_head(model).to(self.device)
+        self.labels = self.head = None
+        if classifier:
+            self.labels = _labels(network.config.id2label, [label] if label else wanted, model)
+        else:
+            self.head = _linear_head(model, bent="ReLU" in made_by).to(self.device)
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Image.Image]) -> list[float]:
@@ -73,6 +81,20 @@ class Nsfw(ModelScore):
         super().__init__(model or NSFW, WANTED["nsfw"])
 
 
+def _classifier(model: str) -> nn.Module:
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    return AutoModelForImageClassification.from_pretrained(
+        model, config=config, use_safetensors=True, trust_remote_code=False
+    )
+
+
+def _tower(model: str, settings: dict) -> nn.Module:
+    """CLIP's vision tower, whatever the configuration calls the class around it."""
+    known = {name: value for name, value in settings.items() if name not in ("auto_map", "model_type")}
+    config = CLIPVisionConfig.from_dict(known)
+    return CLIPVisionModelWithProjection.from_pretrained(model, config=config, use_safetensors=True)
+
+
 def _labels(names: dict[int, str], wanted: Sequence[str], model: str) -> list[int]:
     found = [number for number, name in names.items() if name.lower() in [word.lower() for word in wanted]]
     if not found:
@@ -81,8 +103,8 @@ def _labels(names: dict[int, str], wanted: Sequence[str], model: str) -> list[in
     return found
 
 
-def _linear_head(model: str) -> nn.Module:
-    """The linear layers that a checkpoint holds beside CLIP's, one after another, ending in one number."""
+def _linear_head(model: str, bent: bool) -> nn.Module:
+    """The linear layers that a checkpoint holds beside CLIP's, ending in one number; `bent`: ReLU between."""
     from safetensors import safe_open
 
     file = str(Path(model) / "model.safetensors") if Path(model).is_dir() else None
@@ -99,7 +121,9 @@ def _linear_head(model: str) -> nn.Module:
         layers.append(layer)
     if not layers or layers[-1].out_features != 1:
         raise LuminaError(f"{model} is neither an image classifier nor CLIP with a linear head")
-    return nn.Sequential(*layers).eval().requires_grad_(False)
+    between = [nn.ReLU()] if bent else []
+    chain = [part for layer in layers[:-1] for part in (layer, *between)] + layers[-1:]
+    return nn.Sequential(*chain).eval().requires_grad_(False)
 
 
 def _depth(name: str) -> list[int]:

@@ -96,7 +96,7 @@ class Sampler:
         padded = np.split(left, self.steps - len(batches)) if len(left) else []
         exact = np.arange(self.steps) < len(batches)
         mixed = random.permutation(self.steps)
-        chosen = np.concatenate([np.stack(batches + padded)[i] for i in mixed])
+        chosen = np.stack(batches + padded)[mixed].ravel()
         return rows[chosen], captions[chosen], exact[mixed]
 
 

@@ -156,6 +156,6 @@ def _still(line: dict, kept: frozenset[str]) -> dict:
 def _picture(tar: str, entry: dict):
     image = TarImage(tar, entry["image"], entry["offset"], entry["length"])
     try:
-        return open_image(image.read(), name=str(image))
+        return open_image(image.read(), name=str(image), whole=True)
     except LuminaError:
         return None

@@ -3,29 +3,41 @@
 The order is always the same: what --where asks for, then one of each group of copies (the best one), then at
 most so many of each source (the best ones), then the best of all that are left. Ties go to the sample that
 comes first, so the same shards and settings select the same samples.
+
+The table of samples is read in parts, twice: first what decides, of which little is held (data/held.py), then
+what is written.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from lumina_cli.core.data.duplicates import exact_groups, hashes_of, keep_best, near_groups
-from lumina_cli.core.data.table import PLACE, samples_of
-from lumina_cli.core.data.where import column, meets, needs_captions, parse_where
+from lumina_cli.core.data.duplicates import keep_best
+from lumina_cli.core.data.held import SCORE, Held, Keeper, as_array, best_of, best_of_each, numbers
+from lumina_cli.core.data.scores import CAPTION, caption_score
+from lumina_cli.core.data.table import PLACE, Samples
+from lumina_cli.core.data.where import Comparison, column, inputs, meets, parse_where
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.formats.selection import write_selection
+from lumina_cli.core.formats.selection import check_dest, read_samples, write_selection
 
 COPIES = ("exact", "near")
 MOST_BITS = 16  # at which near copies are looked for; more would find half of all pictures alike
+BETTER = (
+    CAPTION,
+    "aesthetic",
+    "sharpness",
+)  # measured scores of which more is better: "score" may mean these
+FIRST = 1000  # rows that are asked whether they have scores of captions
 
 
 @dataclass(frozen=True)
 class Choice:
     """What to select.
 
-    best        a share up to 1, or a number of samples above it; None: all
+    best        a share up to 1.0, or (an int) a number of samples; None: all
     by          the column that says what is best
     where       conditions, all of which must hold (data/where.py)
     copies      None; "exact": one of each picture; "near": one of each group of similar ones
@@ -33,50 +45,55 @@ class Choice:
     per_source  samples of one source at most
     """
 
-    best: float | None = None
-    by: str = "score"
+    best: float | int | None = None
+    by: str = SCORE
     where: Sequence[str] = ()
     copies: str | None = None
     distance: int = 4
     per_source: int | None = None
 
 
-def select_samples(source: str, dest: str, choice: Choice) -> dict:
+def parse_best(text: str) -> float | int:
+    """Return what --best says: "1" and more without a dot are samples (int), the rest is a share (float)."""
+    try:
+        value = float(text)
+        if "." not in text and value >= 1:
+            return int(text)
+        if 0 < value <= 1:
+            return value
+    except ValueError:
+        pass
+    raise UsageError(f"--best {text}: a share up to 1.0, or a whole number of samples")
+
+
+def select_samples(source: str, dest: str, choice: Choice, force: bool = False) -> dict:
     """Write the selection of a SOURCE of shards (or of another selection) to `dest`; return its select.json.
 
-    UsageError for settings that mean nothing; LuminaError where nothing is left, or no sample has a score.
+    UsageError for settings that mean nothing, and where `dest` holds another selection, without `force`;
+    LuminaError where nothing is left, or no sample has a score.
     """
     _check(choice)
+    check_dest(dest, source, asdict(choice), force)
     conditions = [part for text in choice.where for part in parse_where(text)]
-    shards, table = samples_of(source, captions=needs_captions(conditions))
-    steps = [{"step": "samples", "left": len(table)}]
-    kept = np.arange(len(table))
-    for name, operator, value in conditions:
-        true = meets(table, (name, operator, value))
-        missing = int(true.take(kept).null_count)
-        kept = kept[true.fill_null(False).to_numpy(zero_copy_only=False)[kept]]
-        text = f"{value:g}" if isinstance(value, float) else value
-        steps.append({"step": f"{name} {operator} {text}", "left": len(kept), "without_value": missing})
-    scores = _scores(table, choice, kept)
+    samples = Samples(source)
+    for condition in conditions:
+        meets(samples.empty, condition)  # or it says what is wrong with it
+    held, steps = _gather(samples, conditions, choice)
+    by = _settle_scores(samples, held, choice)
     if choice.copies:
-        groups = _groups(table, choice, kept)
-        kept = kept[keep_best(groups, scores[kept])]
-        steps.append({"step": f"no {choice.copies} copies", "left": len(kept)})
+        groups = held.groups(choice.copies, choice.distance)
+        held.narrow(keep_best(groups, held.scores))
+        steps.append({"step": f"no {choice.copies} copies", "left": len(held)})
     if choice.per_source is not None:
-        sources = table["source"].combine_chunks().fill_null("").dictionary_encode()
-        numbers = sources.indices.to_numpy(zero_copy_only=False)
-        kept = _best_of_each(kept, scores, numbers, choice.per_source)
-        steps.append({"step": f"at most {choice.per_source} of a source", "left": len(kept)})
+        held.narrow(best_of_each(held.scores, held.take("source"), choice.per_source))
+        steps.append({"step": f"at most {choice.per_source} of a source", "left": len(held)})
     if choice.best is not None:
-        without = int(np.isnan(scores[kept]).sum())
-        count = round(choice.best * len(kept)) if choice.best <= 1 else int(choice.best)
-        kept = _best_of_each(kept[~np.isnan(scores[kept])], scores, np.zeros(len(table), int), count)
-        steps.append({"step": f"best by {choice.by}", "left": len(kept), "without_value": without})
-    if not len(kept):
-        raise LuminaError(f"nothing is left of {len(table)} samples: " + ", ".join(map(_told, steps[1:])))
-    return write_selection(
-        dest, shards, _chosen(table, kept, scores), {"settings": asdict(choice), "steps": steps}
-    )
+        steps.append(_best(held, choice.best, by) | ({"instead_of": choice.by} if by != choice.by else {}))
+    if not len(held):
+        told = ", ".join(map(_told, steps[1:]))
+        raise LuminaError(f"nothing is left of {len(held.mask)} samples: {told}")
+    info = {"settings": asdict(choice), "steps": steps}
+    return write_selection(dest, samples.folder, source, _chosen(samples, held), info)
 
 
 def _check(choice: Choice) -> None:
@@ -84,65 +101,146 @@ def _check(choice: Choice) -> None:
         raise UsageError(f"--no-duplicates {choice.copies}: choose from {', '.join(COPIES)}")
     if not 1 <= choice.distance <= MOST_BITS:
         raise UsageError(f"--distance {choice.distance}: from 1 to {MOST_BITS} bits")
-    best = choice.best
-    if best is not None and (not best > 0 or (best > 1 and best != int(best))):
-        raise UsageError(f"--best {best:g}: a share up to 1, or a whole number of samples")
+    if choice.best is not None:
+        parse_best(str(choice.best))
 
 
-def _scores(table: Any, choice: Choice, kept: np.ndarray) -> np.ndarray:
-    """The column that says what is best, nan where there is none; needed only where --best is."""
-    needed = choice.best is not None or choice.by != "score"
-    if not needed and choice.by not in table.column_names:
-        return np.full(len(table), np.nan)
-    values = column(table, choice.by)
-    try:
-        scores = values.cast("double").to_numpy().astype(np.float64)
-    except Exception as error:
-        raise UsageError(f"--by {choice.by}: it is no number") from error
-    if needed and len(kept) and np.isnan(scores[kept]).all():
-        have = [name for name in table.column_names if _is_score(table, name)]
-        hint = f"; they have {', '.join(have)}" if have else "; `lumina shard score` measures some"
-        raise LuminaError(f"no sample has a {choice.by!r} to choose by{hint}")
-    return scores
-
-
-def _is_score(table: Any, name: str) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_floating(table[name].type) and table[name].null_count < len(table)
-
-
-def _groups(table: Any, choice: Choice, kept: np.ndarray) -> np.ndarray:
-    if choice.copies == "exact":
-        return exact_groups(table["sha256"].take(kept))
-    if "phash" not in table.column_names:
+def _gather(samples: Samples, conditions: list[Comparison], choice: Choice) -> tuple[Held, list[dict]]:
+    """Read the table once: which samples meet the conditions, and what of them is needed to choose."""
+    by = _column_of(samples, choice)
+    if choice.copies == "near" and "phash" not in samples.empty.column_names:
         raise LuminaError(
             "near copies are found by 'phash'; `lumina shard score SHARDS --scores phash` measures it"
         )
-    texts = table["phash"].take(kept)
-    known = texts.is_valid().to_numpy()
-    groups = np.zeros(len(kept), np.int64)
-    groups[known] = near_groups(hashes_of(texts.drop_null()), choice.distance)
-    if not known.all():  # told by their bytes then
-        others = exact_groups(table["sha256"].take(kept[~known]))
-        groups[~known] = groups.max(initial=0) + 1 + others
-    return groups
+    names = [name for condition in conditions for name in inputs(condition[0])] + list(
+        inputs(by) if by else ()
+    )
+    names += ["sha256"] if choice.copies else []
+    names += ["phash"] if choice.copies == "near" else []
+    names += ["source"] if choice.per_source is not None else []
+    steps = [{"step": "samples", "left": 0}, *map(_step, conditions)]
+    keep = Keeper(by, choice.copies, choice.per_source is not None)
+    for part in samples.parts(names or ["key"]):
+        kept = np.ones(len(part), bool)
+        steps[0]["left"] += len(part)
+        for condition, step in zip(conditions, steps[1:], strict=True):
+            true = meets(part, condition)
+            step["without_value"] += int(np.count_nonzero(as_array(true.is_null())[kept]))
+            kept &= as_array(true.fill_null(False))
+            step["left"] += int(np.count_nonzero(kept))
+        keep.add(part, kept)
+    return keep.held(), steps
 
 
-def _best_of_each(kept: np.ndarray, scores: np.ndarray, numbers: np.ndarray, count: int) -> np.ndarray:
-    """The `count` best of each number among `kept`, in their order; without scores the first."""
-    ranked = np.where(np.isnan(scores[kept]), -np.inf, scores[kept])
-    order = np.lexsort((kept, -ranked, numbers[kept]))
-    sorted_numbers = numbers[kept][order]
-    first = np.searchsorted(sorted_numbers, sorted_numbers, "left")
-    return np.sort(kept[order[np.arange(len(order)) - first < count]])
+def _step(condition: Comparison) -> dict:
+    name, operator, value = condition
+    text = f"{value:g}" if isinstance(value, float) else value
+    return {"step": f"{name} {operator} {text}", "left": 0, "without_value": 0}
 
 
-def _chosen(table: Any, kept: np.ndarray, scores: np.ndarray) -> Any:
+def _column_of(samples: Samples, choice: Choice) -> str | None:
+    """Return the column that says what is best, checked; None where only rows may know."""
     import pyarrow as pa
 
-    chosen = table.select(list(PLACE)).take(kept)
-    return chosen.append_column("value", pa.array(scores[kept], mask=np.isnan(scores[kept])))
+    if choice.by == CAPTION and CAPTION not in samples.empty.column_names:
+        return None
+    kind = column(samples.empty, choice.by).type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise UsageError(f"--by {choice.by}: it is no number")
+    return choice.by
+
+
+def _settle_scores(samples: Samples, held: Held, choice: Choice) -> str:
+    """See that there are scores where they are needed, from elsewhere if need be; return whose they are.
+
+    Scores of captions are looked for in the rows where no column has them. Where "score" is asked for and no
+    sample has one, it is the only other score that is known to be the better the higher.
+    """
+    needed = choice.best is not None or choice.by != SCORE
+    if not needed or not len(held) or not np.isnan(held.scores).all():
+        return choice.by
+    if choice.by == CAPTION:
+        held.columns[SCORE] = _caption_scores(samples, held)
+    elif choice.by == SCORE:
+        found = _others(samples, held)
+        if len(found) > 1:
+            raise LuminaError(f"no sample has a 'score', but {' and '.join(found)}; say which with --by")
+        if found:
+            (name, held.columns[SCORE]) = found.popitem()
+            return name
+    if np.isnan(held.scores).all():
+        have = [name for name in _measured(samples, held) if name != choice.by]
+        hint = f"; they have {', '.join(have)}" if have else "; `lumina shard score` measures some"
+        raise LuminaError(f"no sample has a {choice.by!r} to choose by{hint}")
+    return choice.by
+
+
+def _others(samples: Samples, held: Held) -> dict[str, np.ndarray]:
+    """The scores, better the higher, that samples have: (S,) by name."""
+    found = {}
+    for name in BETTER:
+        if name in samples.empty.column_names:
+            parts = [numbers(part, name) for part in samples.parts([name])]
+            values = np.concatenate(parts)[held.mask]
+        elif name == CAPTION and any(
+            caption_score(row) is not None for row in islice(read_samples(samples.source), FIRST)
+        ):
+            values = _caption_scores(samples, held)
+        else:
+            continue
+        if not np.isnan(values).all():
+            found[name] = values
+    return found
+
+
+def _caption_scores(samples: Samples, held: Held) -> np.ndarray:
+    """(S,) the mean of the scores of each row's captions, read from the rows; nan where it has none."""
+    data = bytearray()
+    rows = read_samples(samples.source)
+    for row, kept in zip(rows, held.mask, strict=True):
+        if kept:
+            score = caption_score(row)
+            data += np.float64(np.nan if score is None else score).tobytes()
+    return np.frombuffer(data, np.float64)
+
+
+def _measured(samples: Samples, held: Held) -> list[str]:
+    """The names of the scores that some sample has."""
+    import pyarrow as pa
+
+    names = [each.name for each in samples.empty.schema if pa.types.is_floating(each.type)]
+    known = set()
+    for part in samples.parts(names):
+        known |= {name for name in names if part[name].null_count < len(part)}
+    return [name for name in names if name in known]
+
+
+def _best(held: Held, best: float | int, by: str) -> dict:
+    """Keep the best; return the step. A share is of all that were left, and at least one."""
+    known = ~np.isnan(held.scores)
+    count = best if isinstance(best, int) else max(1, round(best * len(known)))
+    without = int(np.count_nonzero(~known))
+    held.narrow(known)
+    held.narrow(best_of(held.scores, count))
+    return {"step": f"best by {by}", "left": len(held), "without_value": without}
+
+
+def _chosen(samples: Samples, held: Held) -> Iterator[Any]:
+    """Yield the table of a selection in parts."""
+    import pyarrow as pa
+
+    at, taken = 0, 0
+    for part in samples.parts(PLACE):
+        kept = held.mask[at : at + len(part)]
+        at += len(part)
+        if len(kept) < len(part):
+            break
+        chosen = part.filter(pa.array(kept))
+        values = held.scores[taken : taken + len(chosen)]
+        taken += len(chosen)
+        yield chosen.append_column("value", pa.array(values, mask=np.isnan(values)))
+    if at != len(held.mask):
+        raise LuminaError(f"{samples.source} has changed while it was read; select again")
 
 
 def _told(step: dict) -> str:

@@ -1,32 +1,38 @@
 """What shards are worth for training, told honestly: what was lost, how long captions are, what comes twice.
 
-One summary, which is the JSON that the command writes, and its page. Nothing is opened but indexes, the table
-of samples and rejects.jsonl; only to count tokens that the shards do not know are the rows read.
+One summary, which is the JSON that the command writes, and its page. What indexes do not know is read from
+the rows, in one pass: captions that failed their checks, and tokens that the shards did not count. The table
+of samples is held in memory, about 360 bytes a sample.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lumina_cli.core.data.counting import TokenCounter
 from lumina_cli.core.data.duplicates import exact_groups, hashes_of, near_groups
 from lumina_cli.core.data.sources import read_source
 from lumina_cli.core.data.table import samples_of
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import places
+from lumina_cli.core.formats.overlays import find_overlays, split_source
 from lumina_cli.core.formats.pages import histogram, write_page
 from lumina_cli.core.formats.rows import captions_of, read_rows
-from lumina_cli.core.formats.selection import is_selection
-from lumina_cli.core.formats.shardreader import read_totals
+from lumina_cli.core.formats.selection import is_selection, selected_entries, selections_of
+from lumina_cli.core.formats.shardreader import iter_index, open_shards, read_totals
+from lumina_cli.core.formats.shardwriter import rejected_of
 from lumina_cli.core.formats.sizes import crop_sizes
 
 MOST_TOKENS = 256  # that training reads of a caption, its system prompt among them
 SIZES = (256, 1024)  # pixels of the stages that bucket fill is told for
 QUANTILES = {"p1": 0.01, "p10": 0.1, "p50": 0.5, "p90": 0.9, "p99": 0.99}
 UNKNOWN = "(not told)"  # the source of samples that say none
+EMBEDDED = "nano"  # the tokenizer that counts where nothing else does
 
 Count = Callable[[list[str]], list[int]]
 
@@ -40,7 +46,8 @@ def describe(
 ) -> dict:
     """Return the summary of a SOURCE of shards, with "plots" for the page.
 
-    `count` counts the tokens of texts; without it only tokens that the shards know are told. `trained`
+    `count` counts the tokens of texts; without it those that the shards know are told or, where they know
+    none, the embedded tokenizer counts them: other tokenizers, Gemma's too, count otherwise. `trained`
     pictures are those that a training run sees, `mix` the weight of each source in it; by default as they
     are. `distance` is that of near copies.
     """
@@ -51,7 +58,8 @@ def describe(
         raise LuminaError(f"{source} holds no samples")
     summary: dict[str, Any] = {"source": source, "samples": len(table)}
     summary["shards"] = len(table["shard"].unique())
-    summary["yield"] = _yield(folder) if not is_selection(source) else None
+    summary["yield"] = _yield(folder)
+    summary["selection"] = _selection(source, summary["samples"], summary["yield"])
     captions, plots = _captions(table, source, folder, count)
     summary |= captions | {"duplicates": _duplicates(table, distance)}
     width, height = (table[side].fill_null(0).to_numpy().astype(np.float64) for side in ("width", "height"))
@@ -77,7 +85,10 @@ def headline(summary: dict) -> dict:
     """Return the few figures of a summary that matter most."""
     lost, copies = summary["yield"], summary["duplicates"]
     row = {"samples": summary["samples"], "shards": summary["shards"]}
-    row |= {"yield": lost["share"] if lost else None, "without captions": summary["without_captions"]}
+    row |= {"yield": lost["share"] if lost else None}
+    row |= {"selected": summary["selection"]["share"]} if summary["selection"] else {}
+    row |= {"without captions": summary["without_captions"]}
+    row |= {"rejected captions": sum(summary["rejected_captions"].values())}
     row |= {"exact copies": copies["exact"]["copies"]}
     row |= {"near copies": copies["near"]["copies"] if copies["near"] else None}
     return row | {"over 256 tokens": summary["over_256_tokens"], "languages": " ".join(summary["languages"])}
@@ -110,8 +121,17 @@ def _yield(folder: str) -> dict | None:
     }
 
 
+def _selection(source: str, samples: int, lost: dict | None) -> dict | None:
+    """What each step of a selection left, of those that it was selected from, too; None for shards."""
+    found = selections_of(source)
+    if not found:
+        return None
+    steps = [{"selection": folder} | step for folder, info in found for step in info.get("steps", ())]
+    return {"share": round(samples / max(1, lost["samples"]), 5) if lost else None, "steps": steps}
+
+
 def _captions(table: Any, source: str, folder: str, count: Count | None) -> tuple[dict, dict]:
-    """Lengths by language and level, and how many samples have none."""
+    """Lengths by language and level, how many samples have none, and why captions were rejected."""
     import pyarrow.compute as pc
 
     lists = {name: table[name].combine_chunks() for name in ("languages", "levels", "characters", "tokens")}
@@ -123,14 +143,16 @@ def _captions(table: Any, source: str, folder: str, count: Count | None) -> tupl
     kind = lang * len(levels.dictionary) + level
     kinds = {names[code]: characters[kind == code] for code in np.unique(kind)}
     bare = len(table) - len(np.unique(owners))
-    tokens, prompt = _known_tokens(lists, names, kind), 0
-    if count:
-        tokens = (
-            tokens
-            if tokens and _counted_by(folder) == getattr(count, "digest", "")
-            else _count_tokens(source, count)
-        )
-        prompt = 1 + count([full_prompt("", "real")])[0]  # 1: the beginning of a sequence
+    tokens, by = _known_tokens(lists, names, kind), _counted_by(folder)
+    if count is None and (not tokens or by == TokenCounter(EMBEDDED).digest):
+        count = TokenCounter(EMBEDDED)
+    known = tokens and (count is None or by == getattr(count, "digest", ""))
+    if known and not find_overlays(folder, split_source(source)[1]):
+        rejected = _from_indexes(source)
+    else:
+        counted, rejected = _from_rows(source, None if known else count)
+        tokens = tokens if known else counted
+    prompt = 1 + count([full_prompt("", "real")])[0] if count else 0  # 1: the beginning of a sequence
     found, plots = {}, {}
     order = sorted(
         kinds, key=lambda kind: (kind.split(".")[0] != "en", kind.split(".")[0], -np.mean(kinds[kind]))
@@ -150,6 +172,7 @@ def _captions(table: Any, source: str, folder: str, count: Count | None) -> tupl
     summary = {"captions": found, "languages": _owned(owners, lang, langs.dictionary.to_pylist())}
     summary["levels"] = _owned(owners, level, levels.dictionary.to_pylist())
     summary |= {"without_captions": bare, "over_256_tokens": over, "system_prompt_tokens": prompt or None}
+    summary |= {"tokenizer": _tokenizer(count, by) if tokens else None, "rejected_captions": rejected}
     return summary, plots
 
 
@@ -178,8 +201,18 @@ def _owned(owners: np.ndarray, codes: np.ndarray, names: list[str]) -> dict[str,
     return _ranked({name: int(n) for name, n in zip(names, counts, strict=True)})
 
 
-def _count_tokens(source: str, count: Count) -> dict[str, list[int]]:
+def _tokenizer(count: Count | None, by: str | None) -> str:
+    """What counted the tokens."""
+    if count is None:
+        return f"that of the shards ({by})"
+    digest = getattr(count, "digest", None)
+    return EMBEDDED if digest == TokenCounter(EMBEDDED).digest else str(getattr(count, "path", "given"))
+
+
+def _from_rows(source: str, count: Count | None) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Return the tokens of captions by kind, if `count` is there, and how often each check failed."""
     found: dict[str, list[int]] = {}
+    rejected: Counter = Counter()
     held: list[tuple[str, str]] = []
 
     def flush() -> None:
@@ -188,13 +221,26 @@ def _count_tokens(source: str, count: Count) -> dict[str, list[int]]:
         held.clear()
 
     for row in read_source(source):
-        for lang, levels in captions_of(row).items():
+        rejected.update(rejected_of(row))
+        for lang, levels in captions_of(row).items() if count else ():
             held.extend((f"{lang}.{level}", text) for level, text in levels.items())
         if len(held) > 4096:
             flush()
     if held:
         flush()
-    return found
+    return found, _ranked(rejected)
+
+
+def _from_indexes(source: str) -> dict[str, int]:
+    """How often each check of captions failed, as the writer of the shards noted it."""
+    rejected: Counter = Counter()
+    if is_selection(source):
+        lines = chain.from_iterable(chosen for _, _, chosen in selected_entries(source))
+    else:
+        lines = chain.from_iterable(map(iter_index, open_shards(split_source(source)[0])))
+    for line in lines:
+        rejected.update(line.get("rejected_captions") or {})
+    return _ranked(rejected)
 
 
 def _duplicates(table: Any, distance: int) -> dict:

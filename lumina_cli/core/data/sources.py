@@ -29,24 +29,29 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import places
 from lumina_cli.core.formats.images import SUFFIXES, open_image
 from lumina_cli.core.formats.overlays import split_source
-from lumina_cli.core.formats.rows import check_row, parse_row, read_rows
+from lumina_cli.core.formats.rows import check_row, error_of, parse_row, read_rows
 from lumina_cli.core.formats.selection import is_selection, read_selection
 from lumina_cli.core.formats.shards import read_image_bytes, read_shards
 from lumina_cli.core.formats.tars import Refused, TarImage
 from lumina_cli.core.registry import did_you_mean
 
 NANO = {"seed": 0, "size": 128, "held_out": 0, "truth": 0}
+LEFT_OUT = ".rejects.jsonl"  # behind the name of a file of rows
 HUB = {"split": "train", "config": "", "image": "image", "text": "text", "limit": 0}
 
 
 def read_source(
-    source: str | Path, workers: int = 0, lenient: bool = False, links: bool = False
+    source: str | Path,
+    workers: int = 0,
+    lenient: bool = False,
+    links: bool = False,
+    need: str | None = "image",
 ) -> Iterator[dict]:
     """Return the rows of a SOURCE, in an order that does not change.
 
     `workers` processes render nano scenes; with any, "image" is the bytes of a PNG in place of a picture.
     With `lenient` what is broken of the source becomes rows whose "image" is Refused; `links` is that of
-    `read_folder`.
+    `read_folder`; `need` the key that rows of a file must have, None for none.
     Raises LuminaError for a source that is missing or empty, UsageError for one that means nothing.
     """
     word = str(source)
@@ -54,7 +59,7 @@ def read_source(
     if kind in ("nano", "hf") and not places.is_url(word) and not Path(word).exists():
         return _nano(rest, word, workers) if kind == "nano" else _hub(rest, word)
     if word == "-":
-        return _images_of(_rows_of(getattr(sys.stdin, "buffer", sys.stdin), lenient), ".")
+        return _images_of(_rows_of(getattr(sys.stdin, "buffer", sys.stdin), lenient, need), ".")
     word = places.text_of(source)
     place = split_source(word)[0]
     if places.is_folder(place):
@@ -73,31 +78,45 @@ def read_source(
         return iter(
             [{"key": Path(place).stem, "image": place} if places.is_url(place) else picture_row(Path(place))]
         )
-    return _images_of(_rows_of(place, lenient), places.folder_of(place))
+    return _images_of(_rows_of(place, lenient, need), places.folder_of(place))
+
+
+def left_out_of(source: str) -> list[dict]:
+    """Return the rows that `lumina caption --out` left out of a file of rows; [] for any other SOURCE.
+
+    They stand beside it in FILE.rejects.jsonl, each with key, image and reason.
+    """
+    place = places.text_of(source)
+    beside = place + LEFT_OUT
+    if source == "-" or not places.is_file(place) or not places.is_file(beside):
+        return []
+    lines = places.read_file(beside).decode(errors="replace").split("\n")[:-1]  # a torn last one is none yet
+    rows = (parse_row(line, f"{beside} line {number}") for number, line in enumerate(lines, 1) if line)
+    return list(rows)
 
 
 def open_row_image(row: dict) -> Image.Image:
-    """Return the picture of a row as 8-bit RGB; LuminaError where there is none or it cannot be read."""
+    """Return the picture of a row as 8-bit RGB; LuminaError where there is none or not all of it is there."""
     check_row(row, "image", "the row")
     image = row["image"]
     if isinstance(image, Image.Image):
         return image if image.mode == "RGB" else image.convert("RGB")
     if isinstance(image, bytes):
-        return open_image(image, name=str(row.get("key") or "picture"))
+        return open_image(image, str(row.get("key") or "picture"), whole=True)
     if not isinstance(image, str | Path | TarImage | Refused):
         raise LuminaError(f"the row's 'image' is no path but {type(image).__name__}")
-    return open_image(read_image_bytes(image), name=str(image))
+    return open_image(read_image_bytes(image), str(image), whole=True)
 
 
-def _rows_of(source: str | IO, lenient: bool) -> Iterator[dict]:
+def _rows_of(source: str | IO, lenient: bool, need: str | None = "image") -> Iterator[dict]:
     """Yield the rows of a file, a URL or a stream; with `lenient` a broken line is a row that is Refused."""
     if not isinstance(source, str):
-        yield from _lenient_rows(source, "") if lenient else read_rows(source, key="image")
+        yield from _lenient_rows(source, "") if lenient else read_rows(source, key=need)
     elif source.endswith(".csv") or not (lenient or places.is_url(source)):
-        yield from read_rows(source, key="image")
+        yield from read_rows(source, key=need)
     else:
         with places.open_file(source) as file:
-            yield from _lenient_rows(file, f"{source} ") if lenient else read_rows(file, key="image")
+            yield from _lenient_rows(file, f"{source} ") if lenient else read_rows(file, key=need)
 
 
 def _lenient_rows(lines: Iterable[bytes | str], place: str) -> Iterator[dict]:
@@ -107,7 +126,8 @@ def _lenient_rows(lines: Iterable[bytes | str], place: str) -> Iterator[dict]:
             text = (line.decode("utf-8-sig") if isinstance(line, bytes) else line).strip()
             if text:
                 row = parse_row(text, where, "image", plain=not place)
-                check_row(row, "image", where)
+                if not error_of(row):
+                    check_row(row, "image", where)
                 yield row
         except (LuminaError, UnicodeDecodeError) as error:
             reason = str(error) if isinstance(error, LuminaError) else f"{where} is not UTF-8 text"
@@ -118,7 +138,7 @@ def _images_of(rows: Iterable[dict], folder: str) -> Iterator[dict]:
     """A relative path of a picture is looked for beside the file of rows first, then from here."""
     remote = places.is_url(folder)
     for row in rows:
-        image = row["image"]
+        image = row.get("image")
         if isinstance(image, str) and not os.path.isabs(image) and not places.is_url(image):
             beside = places.join(folder, image)
             if remote or os.path.exists(beside):

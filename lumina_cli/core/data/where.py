@@ -109,6 +109,10 @@ def _largest(lists: Any) -> Any:
     return pa.array(largest, mask=np.isinf(largest))
 
 
-def needs_captions(conditions: list[Comparison]) -> bool:
-    """Whether conditions are about captions, whose columns are large."""
-    return any(name in ("characters", "tokens", "captions") for name, _, _ in conditions)
+def inputs(name: str) -> tuple[str, ...]:
+    """Return the columns of a table that `column` needs for a name."""
+    if name not in DERIVED:
+        return (name,)
+    return {"captions": ("characters",), "characters": ("characters",), "tokens": ("tokens",)}.get(
+        name, ("width", "height")
+    )

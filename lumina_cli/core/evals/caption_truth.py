@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.evals.written import BROUGHT, written
 from lumina_cli.core.formats.rows import captions_of
 from lumina_cli.core.nano.language import LANGUAGES, LEVELS
 from lumina_cli.core.nano.reading import Facts, facts_of, main_relations, read
@@ -57,10 +58,12 @@ class Score:
 def score_captions(rows: Iterable[dict]) -> Iterator[dict]:
     """Yield a row per language and level with a score of each aspect beside the prior's, then one of all.
 
-    Rows need "scene" beside their captions, as those of nano:N have; others are passed over. Raises
-    LuminaError where no row has one.
+    Rows need "scene" beside their captions, as those of nano:N have; others are passed over, and so, where
+    rows tell which captions an engine wrote, are those that they brought. Raises LuminaError where no row has
+    a scene.
     """
-    known = [(captions_of(row), Scene.from_json(row["scene"])) for row in rows if row.get("scene")]
+    rows = [row for row in written(rows) if row.get("scene")]
+    known = [(captions_of(row), Scene.from_json(row["scene"])) for row in rows]
     if not known:
         raise LuminaError('no row has a "scene" to compare its captions with; rows of nano:N do')
     truths = [facts_of(scene) for _, scene in known]
@@ -69,10 +72,12 @@ def score_captions(rows: Iterable[dict]) -> Iterator[dict]:
     number = 0
     for lang in LANGUAGES:
         for level in (level for level in LEVELS if (lang, level) in kinds):
-            texts = [captions.get(lang, {}).get(level) for captions, _ in known]
+            own = [i for i, row in enumerate(rows) if level not in row.get(BROUGHT, {}).get(lang, {})]
+            texts = [known[i][0].get(lang, {}).get(level) for i in own]
             said = [read(text, lang) if text else SILENT for text in texts]
             number += sum(map(bool, texts))
-            yield _row(lang, level, sum(map(bool, texts)), said, truths, [s for _, s in known], total)
+            truth, scenes = [truths[i] for i in own], [known[i][1] for i in own]
+            yield _row(lang, level, sum(map(bool, texts)), said, truth, scenes, total)
     everything = {aspect: score.to_row() for aspect, score in total.items()}
     yield {"lang": "all", "level": "all", "captions": number} | everything
 

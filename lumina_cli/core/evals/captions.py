@@ -1,9 +1,10 @@
 """Comparing captioners: files of rows about the same pictures, side by side.
 
 A kind is a language and a level. Rows are about the same picture where their "image" is the same place, or
-their "key" where images differ in all files. Agreement of two captions is the share of character triples
-(pairs in Chinese and Japanese) that they have in common, 0 to 1 (Dice): about 0.2 to 0.4 for two independent
-descriptions, 1 for the same text.
+their "key" where images differ in all files. Captions that rows brought are left out where rows
+tell which an engine wrote. Agreement of two captions is the share of character triples (pairs in Chinese and
+Japanese) that they have in common, 0 to 1 (Dice): about 0.2 to 0.4 for two independent descriptions, 1 for
+the same text.
 """
 
 import os
@@ -17,8 +18,9 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.evals.density import SAID, UNSPACED, count_said, length_of
+from lumina_cli.core.evals.written import brought_kinds, written
 from lumina_cli.core.formats.pages import evenly, thumbnail, write_page
-from lumina_cli.core.formats.rows import captions_of
+from lumina_cli.core.formats.rows import captions_of, error_of
 
 LEVELS = ("detailed", "medium", "short", "tags")  # as they are shown; others follow
 Kind = tuple[str, str]
@@ -26,10 +28,22 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True)
 class File:
-    """Rows of one file by the picture that they are about."""
+    """Rows of one file by the picture that they are about.
+
+    `brought` are the kinds of captions that came with rows and are left out; `failed` counts rows that an
+    earlier verb could do nothing with.
+    """
 
     name: str
     rows: dict[str, dict]
+    brought: frozenset[Kind] = frozenset()
+    failed: int = 0
+
+    def left_out(self) -> str | None:
+        """Return what of the file is not compared, in words; None where all of it is."""
+        some = [f"{len(self.brought)} kinds that the rows brought"] if self.brought else []
+        some += [f"{self.failed} rows with an error"] if self.failed else []
+        return f"{self.name}: left out: {', '.join(some)}" if some else None
 
     def texts(self, kind: Kind) -> dict[str, str]:
         """Return the captions of a kind by picture."""
@@ -40,12 +54,19 @@ class File:
 
 def open_files(sources: Sequence[str], read: Callable[[str], Iterable[dict]]) -> list[File]:
     """Return the captions of each source; `read` gives its rows. LuminaError where one has no captions."""
-    rows = [list(_captioned(read(source), source)) for source in sources]
+    told = [list(read(source)) for source in sources]
+    rows = [written(_captioned(some, source)) for some, source in zip(told, sources, strict=True)]
+    failed = [sum(map(bool, map(error_of, some))) for some in told]
     names = _short_names(sources)
     for name in ("image", "key"):
         files = [
-            File(short, {_picture(row, name): row for row in some if _picture(row, name)})
-            for short, some in zip(names, rows, strict=True)
+            File(
+                short,
+                {_picture(row, name): row for row in some if _picture(row, name)},
+                frozenset(brought_kinds(some)),
+                bad,
+            )
+            for short, some, bad in zip(names, rows, failed, strict=True)
         ]
         if len(files) == 1 or set.intersection(*(set(file.rows) for file in files)):
             break
@@ -55,6 +76,10 @@ def open_files(sources: Sequence[str], read: Callable[[str], Iterable[dict]]) ->
 def _captioned(rows: Iterable[dict], source: str) -> Iterator[dict]:
     found = False
     for number, row in enumerate(rows, start=1):
+        if error_of(row):
+            continue
+        if row.get("image") is None and not row.get("key"):
+            raise LuminaError(f"{source} row {number} has neither 'image' nor 'key' to tell its picture by")
         captions = captions_of(row, f"{source} row {number}")
         if captions:
             found = True
@@ -174,8 +199,20 @@ def write_captions_page(
     shared = set.intersection(*(set(file.rows) for file in files))
     subtitle = f"{len(shared):,} pictures in common" if len(files) > 1 else f"{len(shared):,} pictures"
     names = [file.name for file in files]
+    notes = [note for file in files if (note := file.left_out())]
+    subtitle = "; ".join([subtitle, *notes])
     values = {"files": names, "rows": rows, "cards": cards, "langs": langs, "levels": levels}
     return write_page(path, "captions.html", title="Captions compared", subtitle=subtitle, **values)
+
+
+def _scene_of(row: dict) -> Image.Image | None:
+    """Return the picture of a nano scene that has none in a file, rendered again; None for any other row."""
+    if row.get("image") is not None or not isinstance(row.get("scene"), dict):
+        return None
+    from lumina_cli.core.nano.scene import Scene
+    from lumina_cli.core.nano.world import render
+
+    return render([Scene.from_json(row["scene"])])[0].image
 
 
 def _card(files: Sequence[File], kinds: Sequence[Kind], picture: str, open_picture: Callable) -> dict:
@@ -184,7 +221,7 @@ def _card(files: Sequence[File], kinds: Sequence[Kind], picture: str, open_pictu
     for file in files:
         if row := file.rows.get(picture):
             try:
-                card["picture"] = thumbnail(open_picture(row))
+                card["picture"] = thumbnail(_scene_of(row) or open_picture(row))
                 break
             except LuminaError as error:
                 card["problem"] = str(error)

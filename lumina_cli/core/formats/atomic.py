@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -89,6 +89,53 @@ def open_aside(aside: Path, path: str | Path) -> Iterator[IO[bytes]]:
     finally:
         with disk_errors(path):
             file.close()
+
+
+def hold(file: int | IO, place: str | Path, other: str) -> None:
+    """Lock an open file or folder for this process until it is closed; the system unlocks it where this dies.
+
+    LuminaError where another process has it; `other` says what to do then. A file system without locks
+    passes.
+    """
+    with suppress(ImportError):  # not on every system
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LuminaError(f"{place} is being written by another process; {other}") from None
+        except OSError:  # a network file system without locks
+            pass
+
+
+@contextmanager
+def written_alone(folder: str) -> Iterator[None]:
+    """Keep other processes from writing a folder of this machine at the same time; any other place passes.
+
+    The folder itself is locked, so no file is left in the way.
+    """
+    number = held_folder(folder)
+    try:
+        yield
+    finally:
+        if number is not None:
+            os.close(number)
+
+
+def held_folder(folder: str) -> int | None:
+    """Return an open folder, locked until it is closed (see `hold`); None for one that cannot be opened."""
+    if not os.path.isdir(folder):
+        return None
+    try:
+        number = os.open(folder, os.O_RDONLY)
+    except OSError:  # a system that does not open folders
+        return None
+    try:
+        hold(number, folder, "wait for it, or name another folder")
+    except LuminaError:
+        os.close(number)
+        raise
+    return number
 
 
 def _refusal(error: BaseException) -> str | None:

@@ -35,8 +35,9 @@ def look(data: bytes) -> Head | None:
     """Return the head of a whole JPEG, PNG or WebP; None for any other file, and for one that is not whole.
 
     Whole means: a JPEG's scan is followed by its end marker, every chunk of a PNG has its checksum up to
-    IEND, every chunk of a WebP has its length. A JPEG or WebP that was damaged without becoming shorter is
-    not found out; only decoding it would show that.
+    IEND, every chunk of a WebP has its length. Damage that leaves these in place is not found out: bytes of
+    a JPEG's scan that changed, or are gone before an end marker that somebody added, show when it is decoded
+    strictly (formats/strict.py); those of a lossy WebP show to nobody but the eye.
     """
     try:
         if data[:2] == b"\xff\xd8":

@@ -14,6 +14,7 @@ from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
 from lumina_cli.core.formats.atomic import atomic_write
 from lumina_cli.core.formats.colour import space_of, to_srgb
 from lumina_cli.core.formats.parameters import read_parameters, write_parameters
+from lumina_cli.core.formats.strict import fault_of
 
 __all__ = [
     "MAX_PIXELS",
@@ -77,14 +78,26 @@ class BadPicture(LuminaError):
         self.code = code
 
 
-def open_image(source: Source, name: str | None = None) -> Image.Image:
+def open_image(source: Source, name: str | None = None, whole: bool = False) -> Image.Image:
     """Return a picture as 8-bit sRGB, turned upright by its EXIF orientation, transparency over white.
 
     Of several frames it is the first; colours go by the ICC profile (formats/policy.py names every step).
     `source` is a path or the bytes of a file; `name` stands for it in errors. Raises BadPicture where it is
-    missing, truncated, not a picture or larger than MAX_PIXELS.
+    missing, truncated, not a picture or larger than MAX_PIXELS. A damaged JPEG is grey from there on, unless
+    it is to be `whole`: then it is bad, too (a third more time).
     """
-    return _read(source, name, lambda image: _to_rgb(_upright(image)))
+    picture = _read(source, name, lambda image: _to_rgb(_upright(image)))
+    if whole:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        _check_whole(data, name or (str(source) if isinstance(source, str | Path) else "picture"))
+    return picture
+
+
+def _check_whole(data: bytes, name: str) -> None:
+    """Raise BadPicture for a JPEG of which Pillow shows a part; it is known to be within MAX_PIXELS."""
+    fault = fault_of(data)
+    if fault:
+        raise BadPicture(f"{name}: damaged ({fault})", "damaged")
 
 
 def probe(source: Source, name: str | None = None) -> tuple[str, Image.Image]:
@@ -103,8 +116,10 @@ class Seen(NamedTuple):
 
 
 def inspect(data: bytes, name: str) -> Seen:
-    """Decode a picture to see whether it can be used at all; BadPicture where it cannot."""
-    return _read(data, name, _seen)
+    """Decode a picture to see whether all of it can be used; BadPicture where it cannot."""
+    seen = _read(data, name, _seen)
+    _check_whole(data, name)
+    return seen
 
 
 def _seen(image: Image.Image) -> Seen:

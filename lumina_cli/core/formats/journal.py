@@ -3,7 +3,8 @@
     journal/settings.json    what the shards depend on beside their rows
     journal/000000.json      one a shard, written last: digest of its rows, samples, bytes, rejects...
 
-A shard whose note is there is whole. The folder goes when shards.json is there. Notes are files of their own
+A shard whose note is there is whole. The folder goes when shards.json is there, and comes back where a
+finished folder grows (shardgrowth.py). Notes are files of their own
 because stores of objects cannot append to one, and because workers then need no lock. Nothing here waits for
 the disk: after a power cut a file may be shorter than its note says, and such a shard is written again.
 """
@@ -53,10 +54,19 @@ class Journal:
         elif any(is_ours(name) for name in places.listing(self.dest)):
             raise self.taken("already holds shards of an unfinished run")
         else:
-            places.write_file(place, json.dumps(settings, ensure_ascii=False).encode() + b"\n", False)
+            self._write_settings(settings)
         places.clean_up(self.dest)
         places.clean_up(self.folder)
         return None
+
+    def settle(self, settings: dict) -> None:
+        """Make a finished folder, whose shards are noted here, one that is gone on with."""
+        self._write_settings(settings)
+        places.remove(self.dest, [TOTALS])
+
+    def _write_settings(self, settings: dict) -> None:
+        place = places.join(self.folder, _SETTINGS)
+        places.write_file(place, json.dumps(settings, ensure_ascii=False).encode() + b"\n", False)
 
     def taken(self, why: str) -> UsageError:
         """Return the error for a folder that cannot be gone on with."""

@@ -11,6 +11,7 @@ The same shards give the same bytes with the same pyarrow. Memory is bounded: on
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -26,7 +27,6 @@ GROUP = 1 << 16  # samples that are compressed together
 SOME = 1 << 10  # rows that become a table together
 MANY = 32  # shards from which on other processes are worth starting for their indexes
 SCORE = "score_"
-_SAME = ("key", "image", "offset", "length", "sha256", "width", "height", "score")
 _SAME = ("key", "image", "offset", "length", "sha256", "width", "height", "score")
 
 
@@ -95,7 +95,7 @@ def write_manifest(place: str, tars: Sequence[str], scores: Sequence[str], worke
     """
     jobs = [(tar, tuple(sorted(scores))) for tar in tars]
     many = workers > 1 and len(jobs) > MANY
-    return _write(place, in_order(_part, jobs, workers) if many else map(_part, jobs), schema(scores))
+    return write_parts(place, in_order(_part, jobs, workers) if many else map(_part, jobs), schema(scores))
 
 
 def _part(job: tuple[str, tuple[str, ...]]) -> Any:
@@ -109,7 +109,7 @@ def _part(job: tuple[str, tuple[str, ...]]) -> Any:
 
 def write_table(place: str, rows: Iterable[dict], columns: Any) -> int:
     """Write rows as a parquet file with these columns, whole or not at all; return how many."""
-    return _write(place, (_table(group, columns) for group in chunked(rows, SOME)), columns)
+    return write_parts(place, (_table(group, columns) for group in chunked(rows, SOME)), columns)
 
 
 def _table(rows: Iterable[dict], columns: Any) -> Any:
@@ -122,8 +122,11 @@ def _table(rows: Iterable[dict], columns: Any) -> Any:
     return pa.table(lists, schema=columns)
 
 
-def _write(place: str, parts: Iterable[Any], columns: Any) -> int:
-    """Write tables one after another, in groups of rows whose size does not depend on theirs."""
+def write_parts(place: str, parts: Iterable[Any], columns: Any) -> int:
+    """Write tables as one parquet file, whole or not at all; return how many rows.
+
+    Rows are held in groups whose size does not depend on that of the tables.
+    """
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -142,24 +145,37 @@ def _write(place: str, parts: Iterable[Any], columns: Any) -> int:
 
 def read_manifest(folder: str, columns: Sequence[str] | None = None) -> Iterator[Any]:
     """Yield the record batches (pyarrow) of a folder's manifest, only these columns of it if given."""
-    import pyarrow.parquet as parquet
-
     place = places.join(folder, NAME)
     if not places.is_file(place):
         raise LuminaError(f"{folder} has no {NAME}; `lumina shard SOURCE {folder}` writes one")
+    return read_batches(place, columns, "manifest")
+
+
+def read_batches(place: str, columns: Sequence[str] | None, kind: str) -> Iterator[Any]:
+    """Yield the record batches (pyarrow) of a parquet file; LuminaError where it is no `kind`."""
+    with _parquet(place, kind) as table:
+        yield from table.iter_batches(GROUP, columns=list(columns) if columns else None)
+
+
+def read_types(place: str, kind: str) -> Any:
+    """Return the pyarrow schema of a parquet file; LuminaError where it is no `kind`."""
+    with _parquet(place, kind) as table:
+        return table.schema_arrow
+
+
+@contextmanager
+def _parquet(place: str, kind: str) -> Iterator[Any]:
+    import pyarrow.parquet as parquet
+
     with places.open_file(place) as file:
         try:
             # with its buffer, pyarrow keeps every column that was read until the end
-            table = parquet.ParquetFile(file, pre_buffer=False)
-            yield from table.iter_batches(GROUP, columns=list(columns) if columns else None)
+            yield parquet.ParquetFile(file, pre_buffer=False)
         except (OSError, ValueError) as error:  # pyarrow's own errors are both
-            raise LuminaError(f"{place} is no manifest ({' '.join(str(error).split())})") from error
+            raise LuminaError(f"{place} is no {kind} ({' '.join(str(error).split())})") from error
 
 
 def score_names(folder: str) -> list[str]:
     """Return the names of the scores that a folder's manifest has, without `score` itself."""
-    import pyarrow.parquet as parquet
-
-    with places.open_file(places.join(folder, NAME)) as file:
-        names = parquet.read_schema(file).names
+    names = read_types(places.join(folder, NAME), "manifest").names
     return [name.removeprefix(SCORE) for name in names if name.startswith(SCORE)]

@@ -3,10 +3,11 @@
     SHARDS/overlays/NAME/0001/
       000000.tar           members of samples of the shard 000000.tar: {key}.json, a part of a row;
                            {key}.latents.npy and other arrays
-      000000.index.jsonl   first a line about the shard: "base", a digest of its keys and pictures; then a
-                           line a sample: key, picture (its sha256), members {name: [offset, length]}, what
-                           else is known
-      overlay.json         written last: name, version, settings, totals
+      000000.index.jsonl   first a line about the shard: "base", a digest of its keys and pictures, and the
+                           sha256 of the overlay's tar; then a line a sample: key, picture (its sha256),
+                           members {name: [offset, length]}, what else is known
+      overlay.json         written last: name, version, settings, totals, digests of all indexes and of
+                           values.parquet, where scores have one
 
 This module reads them; formats/overlaywriter.py writes them. A row of shards gets the newest version of each
 overlay that holds parts of rows, in the order of their names. "SHARDS?overlay=captions@0001,scores" names
@@ -186,7 +187,7 @@ def describe_overlays(shards: str) -> Iterator[dict]:
         for version in versions_of(shards, name):
             overlay = open_version(shards, name, version)
             row = {"overlay": name, "version": version, "whole": overlay is not None}
-            seen = {*row, "name"}
+            seen = {*row, "name", "digests"}
             yield row | (
                 {key: overlay.info[key] for key in overlay.info if key not in seen} if overlay else {}
             )

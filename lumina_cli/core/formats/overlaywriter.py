@@ -5,14 +5,17 @@ whose samples are still the same, stays. Other settings begin the next version. 
 settings until overlay.json, written last, makes the version whole.
 """
 
+import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import IO
 
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.formats import overlays, places
-from lumina_cli.core.formats.atomic import disk_errors
+from lumina_cli.core.formats.atomic import disk_errors, held_folder
 from lumina_cli.core.formats.manifest import write_table
 from lumina_cli.core.formats.overlays import DONE, base_digest, picture_of
 from lumina_cli.core.formats.rows import dump_row
@@ -65,7 +68,8 @@ class Version:
         lines = [{"base": base_digest(entries)}]
         place = places.join(self.folder, places.name_of(tar))
         at = 0
-        with places.writing(place) as file:
+        with places.writing(place) as plain:
+            file = _Hashed(plain)
             for entry, members, more in parts:
                 spans = {}
                 for name, data in members.items():
@@ -76,12 +80,14 @@ class Version:
                 lines.append(line | more)
             with disk_errors(place):
                 file.write(bytes(2 * BLOCK))
+        lines[0]["sha256"] = file.digest.hexdigest()
         text = "".join(dump_row(line) + "\n" for line in lines)
         places.write_file(overlays.index_place(self.folder, tar), text.encode())
         return {"samples": len(lines) - 1, "bytes": at + 2 * BLOCK}
 
     def finish(self, tars: Iterable[str]) -> dict:
         """Write overlay.json over what the shards hold; return what it says."""
+        tars = list(tars)
         samples, names, fields, size, shards = 0, set(), set(), 0, 0
         for tar in tars:
             lines = overlays.read_shard_index(self.folder, tar) or []
@@ -91,9 +97,33 @@ class Version:
             size += places.size_of(places.join(self.folder, places.name_of(tar)))
         info = {"name": self.name, "version": self.version, "settings": self.settings, "samples": samples}
         info |= {"shards": shards, "bytes": size, "members": sorted(names), "fields": sorted(fields)}
+        values = places.join(self.folder, VALUES)
+        info["digests"] = {"indexes": indexes_digest(self.folder, tars)}
+        if places.is_file(values):
+            info["digests"]["values"] = hashlib.sha256(places.read_file(values)).hexdigest()
         places.write_file(places.join(self.folder, DONE), json.dumps(info, ensure_ascii=False).encode())
         places.remove(self.folder, [BUILDING])
+        _let_go(self.shards, self.name)
         return info
+
+
+class _Hashed:
+    """A file that is written, and the hash of what was."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+
+def indexes_digest(folder: str, tars: Iterable[str]) -> str:
+    """Return the hash of all indexes of a version, one after another."""
+    digest = hashlib.sha256()
+    for tar in tars:
+        digest.update(places.read_file(overlays.index_place(folder, tar)))
+    return digest.hexdigest()
 
 
 def write_values(version: Version, tars: Iterable[str]) -> list[str]:
@@ -127,12 +157,14 @@ def _values(tar: str, line: dict) -> dict:
 def begin(shards: str, name: str, settings: dict) -> Version:
     """Return the version of an overlay that is made with these settings, the newest one or the next.
 
-    UsageError for a name that is no plain word.
+    No other process writes overlays of this name until it is finished, or this process ends. UsageError for a
+    name that is no plain word, LuminaError where another process writes such overlays just now.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(f"{name!r} is no name of an overlay: letters, digits, - and _ only")
     settings = json.loads(json.dumps(settings))
     shards = places.text_of(shards)
+    _hold(shards, name)
     found = overlays.versions_of(shards, name)
     if found:
         folder = overlays.version_folder(shards, name, found[-1])
@@ -148,6 +180,25 @@ def begin(shards: str, name: str, settings: dict) -> Version:
     building = json.dumps({"settings": settings}, ensure_ascii=False)
     places.write_file(places.join(version.folder, BUILDING), building.encode())
     return version
+
+
+_held: dict[tuple[str, str], int] = {}  # (shards, name): the open folder of an overlay, locked (atomic.py)
+
+
+def _hold(shards: str, name: str) -> None:
+    folder = overlays.version_folder(shards, name, "")
+    if (shards, name) in _held or places.is_url(folder):
+        return
+    places.make_folder(folder)
+    number = held_folder(folder.rstrip("/"))
+    if number is not None:
+        _held[shards, name] = number
+
+
+def _let_go(shards: str, name: str) -> None:
+    number = _held.pop((shards, name), None)
+    if number is not None:
+        os.close(number)
 
 
 def row_part(entry: dict, part: dict) -> Part:

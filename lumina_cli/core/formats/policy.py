@@ -69,7 +69,7 @@ def examine(data: bytes, name: str, full: bool = False, encode: str | None = Non
         notes |= {kind_of(head.profile, head.space)} - {"srgb"}
     suffix = SUFFIX_OF[head.format]
     if encode and (encode != suffix or notes - {"icc_broken"}):
-        picture = open_image(data, name)
+        picture = open_image(data, name, whole=seen is None)
         return Examined(encoded(picture, encode), encode, *picture.size, _sorted(notes | {"encoded"}))
     return Examined(data, suffix, width, height, _sorted(notes | _misnamed(name, suffix)))
 

@@ -150,6 +150,12 @@ def captions_of(row: dict, where: str = "the row") -> dict[str, dict[str, str]]:
     return {lang: texts for lang, texts in kept.items() if texts}
 
 
+def error_of(row: dict) -> str | None:
+    """Return why an earlier verb could do nothing with a row, which it passed on to be counted; or None."""
+    error = row.get("error")
+    return error if isinstance(error, str) and error.strip() else None
+
+
 def _are_texts(levels: Any) -> bool:
     return levels is None or (
         isinstance(levels, dict) and all(isinstance(text, str | None) for text in levels.values())

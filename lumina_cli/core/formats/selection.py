@@ -2,21 +2,21 @@
 
     DEST/selection.parquet   shard, key, image, sha256: a row a sample, in the order of the shards; and
                              "value", what it was chosen by
-    DEST/select.json         written last: the shards (relative to DEST where both are on this machine),
-                             settings, and how many samples each step left
+    DEST/select.json         written last: the shards and the source that was selected from (relative to
+                             DEST where both are on this machine), settings, and what each step left
 
 A folder with a select.json is a SOURCE like any other: its rows are those of the shards.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import places
-from lumina_cli.core.formats.atomic import disk_errors
+from lumina_cli.core.formats.manifest import read_batches, write_parts
 from lumina_cli.core.formats.overlays import WORD, folder_of_shards, join_of, read_json, split_source
 from lumina_cli.core.formats.shardreader import iter_index, read_entry, read_shards
 
@@ -28,49 +28,83 @@ def is_selection(source: str | os.PathLike) -> bool:
     return places.is_file(places.join(split_source(source)[0], DONE))
 
 
-def write_selection(dest: str, shards: str, table: Any, info: dict) -> dict:
-    """Write a selection of `shards`, the columns of a pyarrow table; return what select.json says."""
-    import pyarrow.parquet as parquet
+def check_dest(dest: str, source: str, settings: dict, force: bool = False) -> None:
+    """Raise UsageError where a selection cannot be written to `dest`, or only with `force`.
 
-    dest = places.text_of(dest)
-    if dest == places.text_of(shards) or places.is_file(places.join(dest, "shards.json")):
-        raise UsageError(f"{dest} holds shards; give the selection a folder of its own")
+    That is where `dest` holds shards, is the source, or holds a selection by other settings or of another
+    source.
+    """
+    dest, bare = places.text_of(dest), split_source(source)[0]
+    if dest == bare or places.is_file(places.join(dest, "shards.json")):
+        held = "a selection that is the source" if is_selection(dest) else "shards"
+        raise UsageError(f"{dest} holds {held}; give the selection a folder of its own")
+    place = places.join(dest, DONE)
+    if force or not places.is_file(place):
+        return
+    info = read_json(place) or {}
+    if info.get("source") != _from(dest, source) or info.get("settings") != json.loads(json.dumps(settings)):
+        raise UsageError(
+            f"{dest} already holds a selection, by other settings or of another source; --force replaces it"
+        )
+
+
+def write_selection(dest: str, shards: str, source: str, parts: Iterable[Any], info: dict) -> dict:
+    """Write a selection of `shards` from the parts of its table (pyarrow); return what select.json says."""
+    import pyarrow as pa
+
+    dest, text = places.text_of(dest), pa.string()
     places.make_folder(dest)
     places.remove(dest, [DONE])
-    place = places.join(dest, TABLE)
-    with places.writing(place) as file, disk_errors(place):
-        parquet.write_table(table, file, compression="zstd")
-    where = places.text_of(shards)
-    if not places.is_url(where) and not places.is_url(dest):
-        where = os.path.relpath(where, dest)
-    info = {"shards": where, "samples": table.num_rows} | info
+    columns = dict.fromkeys(("shard", "key", "image", "sha256"), text) | {"value": pa.float64()}
+    count = write_parts(places.join(dest, TABLE), parts, pa.schema(list(columns.items())))
+    info = {"shards": _from(dest, shards), "source": _from(dest, source), "samples": count} | info
     places.write_file(
         places.join(dest, DONE), json.dumps(info, ensure_ascii=False, indent=1).encode() + b"\n"
     )
     return info
 
 
-def selected_shards(folder: str) -> str:
-    """Return the shards that a selection is of."""
+def _from(dest: str, place: str) -> str:
+    """A place as select.json names it: as seen from the selection, where both are on this machine."""
+    place = places.text_of(place)
+    return place if places.is_url(place) or places.is_url(dest) else os.path.relpath(place, dest)
+
+
+def read_info(folder: str) -> dict:
+    """Return the select.json of a selection; LuminaError where there is none."""
     info = read_json(places.join(folder, DONE))
     if not info or not isinstance(info.get("shards"), str):
         raise LuminaError(f"{folder} holds no selection; `lumina shard select SHARDS {folder}` writes one")
-    where = info["shards"]
+    return info
+
+
+def selected_shards(folder: str) -> str:
+    """Return the shards that a selection is of."""
+    return _seen_from(folder, read_info(folder)["shards"])
+
+
+def _seen_from(folder: str, where: str) -> str:
+    """The place that select.json of a folder names so."""
     if places.is_url(where) or os.path.isabs(where) or places.is_url(folder):
         return where
     return os.path.normpath(os.path.join(folder, where))
 
 
-def read_table(folder: str, columns: list[str] | None = None) -> Any:
-    """Return the pyarrow table of a selection."""
-    import pyarrow.parquet as parquet
+def selections_of(source: str) -> list[tuple[str, dict]]:
+    """Return (folder, its select.json) of a selection and of those that it is from, the first one first.
 
-    place = places.join(folder, TABLE)
-    with places.open_file(place) as file:
-        try:
-            return parquet.read_table(file, columns=columns)
-        except (OSError, ValueError) as error:  # pyarrow's own errors are both
-            raise LuminaError(f"{place} is no selection ({' '.join(str(error).split())})") from error
+    Those that are gone by now are left out; of shards there are none.
+    """
+    found: list[tuple[str, dict]] = []
+    while True:
+        folder = split_source(source)[0]
+        if not is_selection(folder) or folder in [known for known, _ in found]:
+            return found[::-1]
+        found.append((folder, read_info(folder)))
+        source = found[-1][1].get("source")
+        if not isinstance(source, str):
+            return found[::-1]
+        source = _seen_from(folder, source)
 
 
 def base_of(source: str | os.PathLike) -> str:
@@ -111,7 +145,7 @@ def selected_entries(source: str) -> Iterator[tuple[str, list[dict], list[dict]]
 
 
 def _chosen(folder: str) -> Iterator[tuple[str, str, str | None]]:
-    for batch in read_table(folder, ["shard", "key", "sha256"]).to_batches(max_chunksize=1 << 14):
+    for batch in read_batches(places.join(folder, TABLE), ["shard", "key", "sha256"], "selection"):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 

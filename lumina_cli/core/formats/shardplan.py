@@ -5,17 +5,28 @@ theirs short. The journal (journal.py) notes each shard once it is whole.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError, TooManyBad, UsageError
 from lumina_cli.core.formats import manifest, places
+from lumina_cli.core.formats.atomic import written_alone
 from lumina_cli.core.formats.journal import VERSION, Journal, check_number
+from lumina_cli.core.formats.overlays import overlay_names
 from lumina_cli.core.formats.policy import ENCODINGS
 from lumina_cli.core.formats.rows import chunked, dump_row
+from lumina_cli.core.formats.shardgrowth import (
+    REJECTS,
+    Known,
+    compare,
+    digest_of,
+    reopen,
+    rows_in,
+    upstream_rejects,
+)
 from lumina_cli.core.formats.shardreader import TOTALS, dump_totals
-from lumina_cli.core.formats.shardwriter import Count, Job, Making, digests, run_job, with_files
+from lumina_cli.core.formats.shardwriter import Count, Job, Making, run_job
 from lumina_cli.core.formats.workers import in_order
 
 CHECKS = ("quick", "full")
@@ -33,6 +44,8 @@ def write_shards(
     encode: str | None = None,
     count: Count | None = None,
     source: str | None = None,
+    upstream: Iterable[dict] = (),
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
     """Write rows with pictures as shards; yield a row per finished shard: shard, samples, bytes, rejects.
 
@@ -42,30 +55,51 @@ def write_shards(
 
     The folder is the same, byte for byte, for any number of `workers` (0 and 1: this process), and however
     often the run was killed before: a run over the same rows with the same settings goes on where the last
-    one ended ("kept": True in a row of a shard that was there). UsageError where `dest` holds other shards;
-    `force` removes them. `check`: "quick" looks at the parts of each file, "full" decodes it; `encode` writes
-    all pictures as png, webp, jpg or avif; `count` gives the tokens of texts for the index.
+    one ended ("kept": True in a row of a shard that was there). A finished folder grows where the rows begin
+    with all those that it was made from; `tell` hears of it. UsageError where `dest` holds other shards,
+    which `force` removes; LuminaError where another process writes there.
+
+    `check`: "quick" looks at the parts of each file, "full" decodes it; `encode` writes all pictures as png,
+    webp, jpg or avif; `count` gives the tokens of texts for the index. `upstream` are rows {key, image,
+    reason} that were left out before they came here: they are rejects, too.
     """
     dest = _checked(places.text_of(dest), per_shard, workers, check, encode)
     settings = {"version": VERSION, "per_shard": per_shard, "check": check, "encode": encode}
     settings |= {"tokenizer": getattr(count, "digest", None), "source": source}
     places.make_folder(dest)
-    journal = Journal(dest)
-    if force:
-        journal.clear()
-    finished = journal.begin(settings)
-    groups = chunked(rows, per_shard)
-    if finished is None:
-        jobs = _jobs(groups, dest, Making(check == "full", encode, count, source), journal)
-        notes = _watched(_run(jobs, workers), journal)
-        finished = yield from _finish(notes, journal, settings, workers)
-    else:
-        yield from _compare(groups, finished, journal)
+    with written_alone(dest):
+        journal, left_out = Journal(dest), list(upstream)
+        if force:
+            journal.clear()
+        groups, kept = chunked(rows, per_shard), []
+        finished = journal.begin(settings)
+        if finished is not None:
+            known = compare(groups, finished, journal)
+            if known.rest is None and finished.get("upstream", [0]) == digest_of(left_out):
+                yield from _there(finished, journal)
+            else:
+                _tell_growth(finished, known, dest, tell)
+                kept, finished = reopen(journal, finished, known.shards), None
+                groups = known.rest or iter(())
+        if finished is None:
+            making = Making(check == "full", encode, count, source)
+            jobs = _jobs(groups, making, journal, per_shard, len(kept))
+            notes = _watched(chain(kept, _run(jobs, workers)), journal)
+            finished = yield from _finish(notes, journal, settings, workers, left_out)
     bad, samples = finished["rejects"], finished["samples"]
     if bad > max_bad_rate * (bad + samples):
-        where = places.join(dest, "rejects.jsonl")
+        where = places.join(dest, REJECTS)
         share = f"{bad} of {bad + samples} pictures cannot be used"
         raise TooManyBad(f"{share}, more than --max-bad-rate allows; {where} says why")
+
+
+def _tell_growth(finished: dict, known: Known, dest: str, tell: Callable[[str], None]) -> None:
+    if known.rest is None:
+        return
+    kept, count = len(known.shards), rows_in(finished)
+    line = f"{dest} grows: its {count} rows are the first of these; shards kept: {kept}"
+    line += ", the last one is written anew" if count > kept * finished["settings"]["per_shard"] else ""
+    tell(line + ("; its overlays are to be made again" if overlay_names(dest) else ""))
 
 
 def _checked(dest: str, per_shard: int, workers: int, check: str, encode: str | None) -> str:
@@ -79,11 +113,14 @@ def _checked(dest: str, per_shard: int, workers: int, check: str, encode: str | 
     return dest
 
 
-def _jobs(groups: Iterator[list[dict]], dest: str, making: Making, journal: Journal) -> Iterator[Job]:
-    done, first, number = set(journal.numbers()), 0, -1
-    for number, group in enumerate(groups):
+def _jobs(
+    groups: Iterator[list[dict]], making: Making, journal: Journal, per_shard: int, start: int
+) -> Iterator[Job]:
+    """Yield the jobs of shards from number `start` on."""
+    done, first, number = set(journal.numbers()), start * per_shard, start - 1
+    for number, group in enumerate(groups, start=start):
         check_number(number)
-        yield Job(dest, number, first, group, making, number in done)
+        yield Job(journal.dest, number, first, group, making, number in done)
         first += len(group)
     if any(beyond > number for beyond in done):
         raise journal.taken("holds an unfinished run over more rows")
@@ -108,7 +145,9 @@ def _watched(notes: Iterator[dict], journal: Journal) -> Iterator[dict]:
         raise LuminaError("nothing to shard: the source has no rows")
 
 
-def _finish(notes: Iterator[dict], journal: Journal, settings: dict, workers: int) -> Iterator[dict]:
+def _finish(
+    notes: Iterator[dict], journal: Journal, settings: dict, workers: int, left_out: list[dict]
+) -> Iterator[dict]:
     """Yield a row per shard; then write what is about all of them, shards.json last; return what it says."""
     dest, tars, scores, numbers = journal.dest, [], set(), []
     totals = {"samples": 0, "shards": 0, "rejects": 0, "bytes": 0, "rows": 0}
@@ -127,9 +166,15 @@ def _finish(notes: Iterator[dict], journal: Journal, settings: dict, workers: in
             totals[key] += more
         totals["rows"] += note["samples"] + rejects
     totals |= {"shards": len(tars), "input": rows_seen.hexdigest(), "settings": settings, "tars": tars}
-    if numbers:
-        lines = "".join(dump_row(row) + "\n" for row in journal.rejects(numbers))
-        places.write_file(places.join(dest, "rejects.jsonl"), lines.encode())
+    before = upstream_rejects(left_out, totals["rows"])
+    if before:
+        totals |= {name: totals[name] + len(before) for name in ("rows", "rejects")}
+        totals["upstream"] = digest_of(left_out)
+    if totals["rejects"]:
+        lines = "".join(dump_row(row) + "\n" for row in chain(journal.rejects(numbers), before))
+        places.write_file(places.join(dest, REJECTS), lines.encode())
+    else:
+        places.remove(dest, [REJECTS])
     if tars:
         wholes = [places.join(dest, name) for name, *_ in tars]
         manifest.write_manifest(places.join(dest, manifest.NAME), wholes, sorted(scores), workers)
@@ -138,13 +183,8 @@ def _finish(notes: Iterator[dict], journal: Journal, settings: dict, workers: in
     return totals
 
 
-def _compare(groups: Iterator[list[dict]], totals: dict, journal: Journal) -> Iterator[dict]:
-    """Yield the shards of a finished folder, having seen that the rows are those that it was made of."""
-    rows_seen = hashlib.sha256()
-    for said, _ in (digests(with_files(group)) for group in groups):
-        rows_seen.update(said.encode())
-    if rows_seen.hexdigest() != totals["input"]:
-        raise journal.taken("already holds shards")
+def _there(totals: dict, journal: Journal) -> Iterator[dict]:
+    """Yield the shards of a finished folder."""
     journal.remove()
     for name, samples, size, *_ in totals["tars"]:
         yield {"shard": places.join(journal.dest, name), "samples": samples, "bytes": size, "kept": True}

@@ -5,10 +5,12 @@
     000000.index.jsonl   a line per sample: key, image (member name), offset, length and sha256 of its bytes,
                          width and height as it is seen, row [offset, length] and row_sha256 of the JSON, the
                          spans of depth and masks, characters and tokens {language: {level: n}}, score, scores
-                         {name: number}, notes (formats/policy.py), source, origin; only what there is
+                         {name: number}, notes (formats/policy.py), source, origin, rejected_captions {code:
+                         n}; only what there is
     manifest.parquet     all indexes as one table (formats/manifest.py)
     shards.json          written last: totals, settings, and of each tar [name, samples, bytes, sha256 and
                          bytes of its index]; a folder without it is unfinished
+                         "upstream": [n, digest] of rows that were left out before they came here
     rejects.jsonl        rows that were not taken: row (its number in the input), key, image, code, reason
     journal/             only while the folder is unfinished (formats/journal.py)
 
@@ -21,6 +23,7 @@ from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats import places
+from lumina_cli.core.formats.overlaycheck import verify_overlays
 from lumina_cli.core.formats.shardplan import write_shards
 from lumina_cli.core.formats.shardreader import (
     ShardReader,
@@ -67,7 +70,7 @@ def verify_shards(path: str | Path) -> Iterator[dict]:
     """Yield a row per shard: shard, samples, ok, and under "problem" what is wrong with it, or None.
 
     Every picture and every row is compared with the hash in the index, and the index with the one that
-    shards.json has of it.
+    shards.json has of it. For a folder come the rows of its overlays behind (`verify_overlays`).
     """
     tars = open_shards(path)
     folder = places.text_of(path)
@@ -81,6 +84,8 @@ def verify_shards(path: str | Path) -> Iterator[dict]:
         except LuminaError as error:
             problem = str(error)
         yield {"shard": tar, "samples": samples, "ok": problem is None, "problem": problem}
+    if places.is_folder(folder):
+        yield from verify_overlays(folder, tars)
 
 
 def _verified(tar: str, digest: str | None) -> Iterator[dict]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ from lumina_cli.core.formats.atomic import disk_errors
 from lumina_cli.core.formats.images import BadPicture, png_bytes
 from lumina_cli.core.formats.journal import Journal
 from lumina_cli.core.formats.policy import Examined, examine
-from lumina_cli.core.formats.rows import captions_of, dump_row, in_memory
+from lumina_cli.core.formats.rows import captions_of, dump_row, error_of, in_memory
 from lumina_cli.core.formats.shardreader import index_of, read_image_bytes
 from lumina_cli.core.formats.tars import BLOCK, TRUTH, Refused, TarImage, add_member, safe_key
 
@@ -137,6 +138,8 @@ def _is_elsewhere(row: dict) -> bool:
 
 def _fetch(row: dict) -> Any:
     image = row.get("image")
+    if reason := error_of(row):
+        return BadPicture(reason, "upstream")
     if isinstance(image, bytes):
         return image
     if not isinstance(image, _NAMED) or (isinstance(image, str) and not image.strip()):
@@ -218,7 +221,10 @@ def _add_sample(file: IO[bytes], at: int, sample: _Sample) -> tuple[dict, int]:
 
 
 def about(row: dict, making: Making = Making()) -> dict:
-    """Return what the index says of a row beside where it is: characters, tokens, scores, source, origin."""
+    """Return what the index says of a row beside where it is: characters, tokens, scores, source, origin...
+
+    That is what `shards.py` tells of it, as far as the row has it.
+    """
     captions = captions_of(row)
     found: dict[str, Any] = {}
     if captions:
@@ -238,7 +244,17 @@ def about(row: dict, making: Making = Making()) -> dict:
         found["scores"] = named
     source = row.get("source") if isinstance(row.get("source"), str) else making.source
     origin = row.get("origin") if isinstance(row.get("origin"), str) else None
-    return found | ({"source": source} if source else {}) | ({"origin": origin} if origin else {})
+    rejected = rejected_of(row)
+    found |= ({"source": source} if source else {}) | ({"origin": origin} if origin else {})
+    return found | ({"rejected_captions": rejected} if rejected else {})
+
+
+def rejected_of(row: dict) -> dict[str, int]:
+    """Return how many of a row's captions failed their checks, by the code of the reason."""
+    rejected = row.get("rejected_captions")
+    entries = [each for each in rejected if isinstance(each, dict)] if isinstance(rejected, list) else []
+    codes = Counter(str(each.get("code") or "unknown") for each in entries)
+    return dict(sorted(codes.items()))
 
 
 def _by_kind(texts: list[tuple], numbers: list[int]) -> dict[str, dict[str, int]]:

@@ -166,7 +166,9 @@ def train_captioner(
 
     pictures, boxes = draw_pictures(SEED, settings.scenes, out)
     scenes = [draw_scene(SEED, i) for i in range(settings.scenes)]
-    tokenizer = AutoTokenizer.from_pretrained(settings.tokenizer or ASSETS / "nano" / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(
+        settings.tokenizer or ASSETS / "nano" / "tokenizer", trust_remote_code=False
+    )
     add_questions(tokenizer, asking.pieces())
     torch.manual_seed(settings.seed)
     model = build_captioner(tokenizer, settings.vision_layers, settings.text_layers)

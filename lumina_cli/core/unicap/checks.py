@@ -3,19 +3,25 @@
 import re
 from collections import Counter
 
-from lumina_cli.core.unicap.languages import wrong_language
-from lumina_cli.core.unicap.phrases import BOILERPLATE, REFUSALS, UNFINISHED
+from lumina_cli.core.unicap.languages import QUOTED, wrong_language
+from lumina_cli.core.unicap.phrases import BELONGS, BOILERPLATE, OPEN_END, REFUSALS, UNFINISHED, UNQUOTED
+from lumina_cli.core.unicap.prompts import MAX_TOKENS
 
 # Characters a caption of each level may have; one Chinese or Japanese character says about as much as three.
 LENGTHS = {"detailed": (50, 6000), "medium": (24, 1200), "short": (5, 320), "tags": (3, 1000)}
 _DENSE, _DENSE_LANGS = 3, ("zh", "ja", "ko")
-_REFUSES_WITHIN = 120  # a refusal opens the answer; later the same words may be text in the picture
+_KEPT = 12  # characters of a quotation that count as said; the picture may well repeat itself
 
 # Control characters, and the sign for bytes that were no UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd]")
 
 # Something of up to 80 characters said five times over, or of one or two characters twelve times over.
 _LOOP = re.compile(r"(.{3,80}?)\1{4,}|(.{1,2}?)\2{11,}", re.DOTALL)
+# Dots and lines that lead from one thing to another, as in a table of contents; a loop has nothing behind it.
+_LEADERS = re.compile(r"[._=*·…-]{3,}(?=\s*[^\W_])|(?:[._·…] ){3,}(?=\s*[^\W_])")
+# A word, or a character that is as good as one.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
+_MARKS = "\"'*“”„«»「」『』‘’ "
 
 
 class Reason(str):
@@ -29,11 +35,15 @@ class Reason(str):
         return reason
 
 
-def check(text: str, level: str, lang: str, asked: tuple[str, ...] = ()) -> Reason | None:
+def check(
+    text: str, level: str, lang: str, asked: tuple[str, ...] = (), finished: bool | None = None
+) -> Reason | None:
     """Return why `text` is no caption of this level in this language, or None where it seems to be one.
 
-    `asked` are the languages that it could be in by mistake, besides the five that are known best. The codes
-    are empty, broken, refusal, language, too short, too long, boilerplate, repetition and cut off.
+    `asked` are the languages that it could be in by mistake, besides the five that are known best. `finished`
+    is False where the engine says that it was stopped. What stands in quotation marks is the picture's own
+    text: it is no refusal, and may repeat itself. The codes are empty, broken, refusal, language, too short,
+    too long, boilerplate, repetition and cut off.
     """
     if not text.strip():
         return Reason("empty", "empty")
@@ -42,7 +52,10 @@ def check(text: str, level: str, lang: str, asked: tuple[str, ...] = ()) -> Reas
             return reason
     if wrong := wrong_language(text, lang, asked, tags=level == "tags"):
         return Reason("language", wrong)
-    return _length(text, level, lang) or _boilerplate(text) or _repetition(text, level) or _cut(text, level)
+    found = _length(text, level, lang) or _boilerplate(text) or _repetition(text, level)
+    if found is None and finished is False:
+        return Reason("cut off", f"cut off at {MAX_TOKENS[level]} tokens")
+    return found or _cut(text, level, lang)
 
 
 def _broken(text: str) -> Reason | None:
@@ -50,9 +63,17 @@ def _broken(text: str) -> Reason | None:
     return Reason("broken", f"a broken character: {found.group()!a}") if found else None
 
 
+def _opening(text: str) -> str:
+    """Return a text from its first own word on; one that begins with a quotation keeps the mark."""
+    quoted = QUOTED.match(text.strip())
+    if quoted and quoted.end() < len(text.strip().rstrip(".。!！")):
+        return text.strip()
+    return text.lstrip(_MARKS).replace("’", "'")
+
+
 def _refusal(text: str) -> Reason | None:
-    found = REFUSALS.search(text[:_REFUSES_WITHIN])
-    return Reason("refusal", f"a refusal: {found.group()!r}") if found else None
+    found = REFUSALS.match(_opening(text))
+    return Reason("refusal", f"a refusal: {found.group().strip()[:60]!r}") if found else None
 
 
 def _length(text: str, level: str, lang: str) -> Reason | None:
@@ -65,18 +86,30 @@ def _length(text: str, level: str, lang: str) -> Reason | None:
 
 
 def _boilerplate(text: str) -> Reason | None:
-    found = BOILERPLATE.match(text.lstrip("\"'*“「 "))
+    found = BOILERPLATE.match(_opening(text))
     return Reason("boilerplate", f"begins with {found.group()!r}, which says nothing") if found else None
 
 
 def _repetition(text: str, level: str) -> Reason | None:
-    loop = _LOOP.search(text)
-    if loop:
+    said = QUOTED.sub(lambda quote: quote.group()[:_KEPT], _LEADERS.sub(" ", text))
+    if loop := _LOOP.search(said):
         return Reason("repetition", f"repeats {(loop.group(1) or loop.group(2)).strip()[:40]!r}")
-    pieces = _tags(text) if level == "tags" else _phrases(text)
+    if whole := _one_phrase(text):
+        return Reason("repetition", f"repeats {whole!r} and says nothing else")
+    pieces = _tags(said) if level == "tags" else _phrases(said)
     if len(pieces) >= 8 and len(set(pieces)) < 0.5 * len(pieces):
         common, times = Counter(pieces).most_common(1)[0]
         return Reason("repetition", f"repeats {common!r} {times} times")
+    return None
+
+
+def _one_phrase(text: str) -> str | None:
+    """Return the phrase that a text is made of, three times over or more; the last may be cut."""
+    words = _WORD.findall(text.lower())
+    for size in range(1, len(words) // 3 + 1):
+        if all(words[i] == words[i - size] for i in range(size, len(words))):
+            spaced = any(len(word) > 1 for word in words) or text.isascii()
+            return (" " if spaced else "").join(words[:size])[:40]
     return None
 
 
@@ -92,6 +125,16 @@ def _phrases(text: str) -> list[str]:
     return [" ".join(words[i : i + 3]) for i in range(len(words) - 2)]
 
 
-def _cut(text: str, level: str) -> Reason | None:
-    found = None if level == "tags" else UNFINISHED.search(text)
-    return Reason("cut off", f"ends in mid-sentence: {text[-24:]!r}") if found else None
+def _cut(text: str, level: str, lang: str) -> Reason | None:
+    """A text without an end: after a word that ends no sentence, a comma, or within a quotation."""
+    if level == "tags":
+        return None
+    found = UNFINISHED.get(lang, UNFINISHED[""]).search(text)
+    quote = UNQUOTED.search(text)
+    if quote and not (quote[1] == '"' and text.count('"') % 2 == 0):
+        found = found or quote
+    if lang == "en" and not found and (found := OPEN_END.search(text)):
+        last = re.split(r"[.!?]\s", text)[-1].strip().partition(" ")[2]
+        found = None if BELONGS.search(last[: -len(found[0].strip()) or None]) else found
+    opened = text.rstrip().endswith("«") and text.count("«") > text.count("»")  # German quotes are »so«
+    return Reason("cut off", f"ends in mid-sentence: {text[-24:]!r}") if found or opened else None

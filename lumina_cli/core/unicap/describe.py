@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from lumina_cli.core.errors import UsageError
-from lumina_cli.core.formats.rows import captions_of
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.formats.rows import captions_of, error_of
 from lumina_cli.core.unicap.answers import Answer, Captioner, Question
 from lumina_cli.core.unicap.checks import Reason, check
 from lumina_cli.core.unicap.forms import Pair, rewriting, room, schema, take_apart, together
@@ -34,6 +34,8 @@ class Job:
 
     `derive` says from what: "picture" asks for every caption of the picture; "text" for the detailed one, and
     the others from its words; "once" for all in one answer. A row's own "domain" stands in for "auto".
+    With `keep` a row's own captions stay, and only what it lacks is asked for. `engine` is what rows name as
+    the writer of their captions, under "captioned_by"; without it they name none.
     """
 
     levels: tuple[str, ...] = LEVELS
@@ -43,6 +45,8 @@ class Job:
     seed: int = 0
     retries: int = 2
     score: str | None = None
+    keep: bool = False
+    engine: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "levels", check_names("level", list(self.levels), LEVELS))
@@ -54,6 +58,11 @@ class Job:
     def pairs(self) -> list[Pair]:
         """Every (language, level) that is asked for."""
         return list(itertools.product(self.langs, self.levels))
+
+    def wanted(self, row: Row) -> list[Pair]:
+        """Return the (language, level) pairs to write for a row."""
+        own = captions_of(row) if self.keep else {}
+        return [pair for pair in self.pairs if not own.get(pair[0], {}).get(pair[1], "").strip()]
 
     def suits(self, captioner: Captioner) -> None:
         """Raise UsageError where an engine cannot do this job."""
@@ -87,23 +96,32 @@ class Shot:
     features: Any = None
 
     def open(self, open_image: Callable[[Row], Image.Image]) -> None:
-        """Open the picture, and check what is already written about it."""
+        """Open the picture, and check what is already written about it; LuminaError where that fails.
+
+        A row that an earlier verb could do nothing with fails for its own reason.
+        """
+        if error := error_of(self.row):
+            raise LuminaError(error)
         captions_of(self.row)
         self.picture = open_image(self.row)
         size = "x".join(map(str, self.picture.size)).encode()
         self.digest = hashlib.blake2b(size + self.picture.tobytes(), digest_size=16).digest()
 
-    def finished_row(self) -> Row:
-        """Merge new captions over the row's own; one that failed leaves an older one of its kind alone."""
+    def finished_row(self, engine: str | None = None) -> Row:
+        """Merge new captions, by `engine`, over the row's own; one that failed leaves an older one alone."""
         row = {**self.row, "captions": _merged(captions_of(self.row), self.captions)}
         row.pop("rejected_captions", None)
+        if engine and self.captions:
+            by = {lang: dict.fromkeys(levels, engine) for lang, levels in self.captions.items()}
+            row["captioned_by"] = _merged(row.get("captioned_by"), by)
         if self.scores:
             row["caption_scores"] = _merged(row.get("caption_scores"), self.scores)
         return {**row, "rejected_captions": self.rejected} if self.rejected else row
 
 
 def _merged(old: Any, new: dict[str, dict]) -> dict[str, dict]:
-    merged = {lang: dict(levels) for lang, levels in (old or {}).items() if isinstance(levels, dict)}
+    old = old if isinstance(old, dict) else {}
+    merged = {lang: dict(levels) for lang, levels in old.items() if isinstance(levels, dict)}
     for lang, levels in new.items():
         merged.setdefault(lang, {}).update(levels)
     return merged
@@ -128,47 +146,48 @@ def describe(shots: Sequence[Shot], captioner: Captioner, job: Job, scorer: Any 
     A caption that fails its checks is asked for again up to `job.retries` times, each with another seed, then
     put into `rejected` with the reason.
     """
-    if not shots:
+    wanted = [(shot, pairs) for shot in shots if (pairs := job.wanted(shot.row))]
+    if not wanted:
         return 0
     if job.derive == "text":
-        return _from_text(shots, captioner, job, scorer)
+        return _from_text(wanted, captioner, job, scorer)
     if job.derive == "once":
-        return _at_once([(shot, job.pairs, None) for shot in shots], captioner, job, scorer)
-    tasks = [_of_picture(shot, lang, level, captioner, job) for shot in shots for lang, level in job.pairs]
+        return _at_once([(shot, pairs, None) for shot, pairs in wanted], captioner, job, scorer)
+    tasks = [_of_picture(shot, *pair, captioner, job) for shot, pairs in wanted for pair in pairs]
     return _settle(tasks, captioner, job, scorer)
 
 
-def _from_text(shots: Sequence[Shot], captioner: Captioner, job: Job, scorer: Any) -> int:
+def _from_text(wanted: Sequence[tuple[Shot, list[Pair]]], captioner: Captioner, job: Job, scorer: Any) -> int:
     """Ask for the detailed caption in the first language, then for the others from its words.
 
-    Where no detailed caption is asked for and the row has one, that is the source.
+    Where that one is not wanted and the row has a detailed caption, that is the source.
     """
-    first = job.langs[0]
-    sources = {} if "detailed" in job.levels else {shot.index: _detailed(shot, job.langs) for shot in shots}
-    lacking = [shot for shot in shots if not sources.get(shot.index)]
-    calls = _settle(
-        [_of_picture(s, first, "detailed", captioner, job) for s in lacking], captioner, job, scorer
-    )
-    rest = [pair for pair in job.pairs if pair != (first, "detailed")]
-    for shot in lacking:
-        sources[shot.index] = shot.captions.get(first, {}).get("detailed")
-        if "detailed" not in job.levels:  # asked for as the source only
-            shot.captions.pop(first, None)
-            shot.scores.pop(first, None)
+    first = (job.langs[0], "detailed")
+    sources = {s.index: None if first in pairs else _detailed(s, job.langs) for s, pairs in wanted}
+    lacking = [(shot, pairs) for shot, pairs in wanted if not sources[shot.index]]
+    calls = _settle([_of_picture(s, *first, captioner, job) for s, _ in lacking], captioner, job, scorer)
+    for shot, pairs in lacking:
+        sources[shot.index] = shot.captions.get(first[0], {}).get("detailed")
+        if first not in pairs:  # asked for as the source only
+            shot.captions.pop(first[0], None)
+            shot.scores.pop(first[0], None)
             shot.rejected.clear()
-    whole = [shot for shot in shots if sources[shot.index]]
-    for shot in shots:
-        if not sources[shot.index]:
+    rest = [(shot, [pair for pair in pairs if pair != first], sources[shot.index]) for shot, pairs in wanted]
+    for shot, pairs, source in rest:
+        if not source:
             reason = Reason("no source", "no detailed caption to write it from")
-            shot.rejected += [_rejected(lang, level, reason, "") for lang, level in rest]
-    if captioner.structured == "guided" and len(rest) > 1:
-        return calls + _at_once([(s, rest, sources[s.index]) for s in whole], captioner, job, scorer)
+            shot.rejected += [_rejected(lang, level, reason, "") for lang, level in pairs]
+    whole = [one for one in rest if one[2]]
+    many = [one for one in whole if len(one[1]) > 1] if captioner.structured == "guided" else []
+    if many:
+        calls += _at_once([(shot, pairs, source) for shot, pairs, source in many], captioner, job, scorer)
     tasks = [
-        _Task(shot, lang, level, rewriting(sources[shot.index], level, lang), sees=False)
-        for shot in whole
-        for lang, level in rest
+        _Task(shot, lang, level, rewriting(source, level, lang), sees=False)
+        for shot, pairs, source in whole
+        if not many or len(pairs) < 2
+        for lang, level in pairs
     ]
-    return calls + _settle(tasks, captioner, job, scorer)
+    return calls + (_settle(tasks, captioner, job, scorer) if tasks else 0)
 
 
 def _detailed(shot: Shot, langs: Sequence[str]) -> str | None:
@@ -255,9 +274,7 @@ def _take(task: _Task, answer: Answer, job: Job) -> None:
     if answer.error:
         task.reason = Reason("endpoint", answer.error)
         return
-    task.reason = check(task.text, task.level, task.lang, job.langs)
-    if task.reason is None and not answer.finished:
-        task.reason = Reason("cut off", f"cut off at {MAX_TOKENS[task.level]} tokens")
+    task.reason = check(task.text, task.level, task.lang, job.langs, answer.finished)
 
 
 def _rejected(lang: str, level: str, reason: Reason, text: str) -> dict:

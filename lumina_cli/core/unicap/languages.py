@@ -47,7 +47,7 @@ _SCRIPTS_OF = {
 SURE = 0.8
 SURE_OF_HAN = 0.96  # Japanese without kana looks Chinese, up to 0.93; Chinese looks so from 0.97 on
 # What stands in quotation marks is the picture's own text, in whatever language that is.
-_QUOTED = re.compile("[\"“„«»「『][^\"”“«»」』]{1,400}[\"”“«»」』]|(?<!\\w)['‘‚][^'’‘]{1,400}['’‘](?!\\w)")
+QUOTED = re.compile("[\"“„«»「『][^\"”“«»」』]{1,400}[\"”“«»」』]|(?<!\\w)['‘‚][^'’‘]{1,400}['’‘](?!\\w)")
 
 
 def check_languages(codes: list[str]) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def wrong_language(text: str, lang: str, asked: tuple[str, ...] = (), tags: bool
     the five that are known best, must not be sure of another one. Japanese of a few letters, or of `tags`,
     needs no kana.
     """
-    said = _QUOTED.sub(" ", text)
+    said = QUOTED.sub(" ", text)
     said = said if sum(map(str.isalpha, said)) >= 8 else text
     return _wrong_script(said, lang, tags) or _reads_as_another(said, lang, asked)
 

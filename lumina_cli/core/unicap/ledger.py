@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.formats.atomic import atomic_write, disk_errors
+from lumina_cli.core.formats.atomic import atomic_write, disk_errors, hold
 from lumina_cli.core.formats.rows import dump_row
 
 Row = dict[str, Any]
-ADDED = ("captions", "caption_scores", "rejected_captions")  # what captioning puts into a row
+ADDED = ("captions", "captioned_by", "caption_scores", "rejected_captions")  # what captioning puts into a row
 
 
 class Ledger:
@@ -152,16 +152,11 @@ def _append(file: IO[bytes], line: str) -> None:
 def _opened_alone(path: Path) -> IO[bytes]:
     """Open a file to write at its end, where no other process does so; as far as the system can tell."""
     file = path.open("ab", buffering=0)
-    with contextlib.suppress(ImportError):
-        import fcntl
-
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise LuminaError(f"{path} is being written by another process; name another file") from None
-        except OSError:  # a network file system without locks
-            pass
+    try:
+        hold(file, path, "name another file")
+    except LuminaError:
+        file.close()
+        raise
     return file
 
 

@@ -2,13 +2,132 @@
 
 import re
 
+# A refusal opens the answer, maybe behind words of politeness, and speaks of the one who answers: what it
+# cannot do, or was not given. The same words elsewhere, or with other verbs, are signs, titles and buttons.
+_SORRY = "[\\s,.!;:*_—–-]*"  # what may stand between the politeness and the rest
+_PICTURE = r"(?:image|picture|photo(?:graph)?|file|attachment)s?"
+_POLITE = (
+    r"(?:(?:hello|hi|hey|oh|well|sorry|unfortunately|regrettably|(?:my )?(?:sincere )?apologies"
+    r"|i (?:do |must )?apologi[sz]e|i regret(?: to say)?|i(?:'m| am) afraid|thank(?:s"
+    r"| you)\b[^.!\n]{0,60}[.!]"
+    r"|i(?:'m| am)(?: (?:very|so|really|truly|deeply))? sorry)(?: there| about that| for (?:the|any) \w+)?"
+    + _SORRY
+    + r"(?:(?:but|that|and|however)[\s,]+)?)"
+)
+_UNABLE = (
+    r"i(?: (?:can ?not|can't|could ?n[o']t|won't|will not|must decline to|do(?: not|n't)|am (?:not able"
+    r"|unable) to)"
+    r"|'m (?:not able|unable) to)(?: (?:currently|directly|actually|really|seem to|be able to|help but))?"
+)
+# These have no other use at the beginning of a caption ...
+_ANSWERS = (
+    r"(?:assist|comply|fulfil|describe|(?:view|access|open|load|process|analy[sz]e|interpret|caption"
+    r"|identify"
+    r"|display|generate)(?: \w+){0,3} (?:images?|pictures?|photos?|files?|people|persons?|individuals?"
+    r"|content"
+    r"|captions?|descriptions?|requests?)"
+    r"|(?:see|find|detect)(?: \w+){0,2} (?:images?|pictures?|photos?|attachments?)"
+    r"|view (?:that|this|it)\b|provide|help (?:you )?with|have (?:access|the (?:ability|capability))"
+    r"|engage in|participate in)\b"
+)
+# ... and these none behind an apology.
+_HELPS = (
+    r"(?:see|view|access|open|load|process|analy[sz]e|help|do (?:that|this|it)|create|write|generate|answer"
+    r"|discuss|identify|recogni[sz]e|determine|interpret|read|perform|offer|produce|respond|comment"
+    r"|continue"
+    r"|caption|display|share (?:that|this)|support|make out)\b|[.!]|$"
+)
+_EN_REFUSALS = (
+    rf"{_POLITE}*(?:{_UNABLE} {_ANSWERS}|as an? (?:ai|artificial intelligence|(?:large )?language model|"
+    rf"text-based)\b|i(?:'m| am) (?:just |only )?an? (?:ai|(?:large )?language model|text-based)\b"
+    rf"|(?:it (?:seems|looks|appears)(?: like| that| as if)? )?(?:there(?:'s| is| was) )?no {_PICTURE} "
+    r"(?:(?:was|is|has been|were|appears to be) )?(?:provided|attached|included|uploaded|shared"
+    r"|visible to me)\b"
+    rf"|(?:it (?:seems|looks|appears)(?: like| that)? )?you (?:have(?: not|n't)|did(?: not|n't)) "
+    rf"(?:\w+ )?(?:provide|upload|attach|share|include)(?:d|ed)?\b"
+    rf"|i (?:see no|need (?:an?|the|you)|(?:only )?see (?:an? )?(?:blank|empty)) (?:to (?:see"
+    rf"|upload) )?(?:the |an? )?"
+    rf"{_PICTURE}|(?:please|(?:could|can) you(?: please)?) (?:re-?)?(?:upload|provide|share|attach|send)"
+    rf"(?: me)? (?:the|an?|your|another) (?:\w+ )?{_PICTURE}(?: again)?(?:\s*[.,!?]|\s*$| (?:so|and"
+    rf"|for me|you)\b))"
+    rf"|i(?:'d| would) need to see (?:the|your|an?) {_PICTURE}"
+    rf"|{_POLITE}+(?:{_UNABLE}(?: {_HELPS})|{_UNABLE}\s*(?:[.!]|$)|i(?:'m| am) not (?:comfortable|sure"
+    rf"|allowed)\b"
+    rf"|there (?:is|was) no {_PICTURE}\b|the {_PICTURE} (?:is|was|are|could|does|did)\b)"
+)
+_ZH_REFUSALS = (
+    r"(?:您好[，！。])?(?:(?:我)?(?:很|非常|十分|真的|真)?(?:抱歉|对不起|不好意思|遗憾)[，,。！ ]*(?:但"
+    r"|不过|但是)?)?"
+    r"(?:我(?:目前|现在|暂时|并)?(?:无法|不能|没办法|没有办法|看不到|没有看到|没有收到|没法)(?:直接"
+    r"|为您|为你|帮您)?"
+    r"(?:查看|看到|看见|识别|描述|提供|访问|打开|帮助|协助|回答|满足|处理|生成|分析|完成|显示|讨论|图"
+    r"|您|你|任何图|这张图)"
+    r"|作为(?:一个|一名|一款)?(?:AI|人工智能|语言模型|大型语言模型|文本)"
+    r"|(?:您|你)(?:好像|似乎)?(?:没有|并未|未|还没有?)(?:提供|上传|附上|发送)"
+    r"|请(?:您)?(?:重新)?(?:提供|上传|发送)(?:一张|一下|您的)?(?:图片|图像|照片)(?:[，,。！]|以便|后我|$))"
+    r"|(?:很|非常|十分|真的|真)?(?:抱歉|对不起)[，,。！ ]*(?:无法|不能)(?:查看|看到|识别|描述|提供|处理"
+    r"|回答|协助|帮助|满足|显示)"
+    r"|无法(?:查看|识别|访问|描述)(?:该|此|这张|您的)"
+)
+_JA_REFUSALS = (
+    r"(?:(?:大変|誠に)?申し訳(?:ありません|ございません|ないのです|ないです)(?:が|けど|けれども)?"
+    r"|すみません(?:が)?|"
+    r"ごめんなさい|残念ながら|恐れ入りますが)[、。, ]*[^「」『』]{0,40}?(?:できません|できかねます"
+    r"|いたしかねます|見えません"
+    r"|見られません|見当たりません|提供されていません|添付されていません|お答え|お手伝い|お応え"
+    r"|認識でき)(?!で?した?と|と(?:書|記|表|い))"
+    r"|(?:私は)?(?:AI|人工知能|(?:大規模)?言語モデル)(?:アシスタント|言語モデル|モデル)?(?:として"
+    r"|なので|ですので|であるため)"
+    r"|(?:私(?:に)?は)?(?:この|その)?画像(?:が|は|を)(?:見えません|提供されていません"
+    r"|添付されていません|確認できません"
+    r"|見ることができません|表示できません|説明できません)(?!と)"
+    r"|(?:私は)?お答えできません(?!と)|画像を(?:提供|アップロード|添付)してください(?:[。、]|$)"
+)
+_RU_POLITE = (
+    r"(?:(?:здравствуйте|извините(?: меня)?|простите|к сожалению|прошу прощения|сожалею"
+    r"|мне (?:очень )?жаль|увы)" + _SORRY + r"(?:но\s+)?)"
+)
+_RU_DOES = (
+    r"(?:увидеть|видеть|описать|описывать|помочь|просмотреть|просматривать|посмотреть|предоставить"
+    r"|определить"
+    r"|выполнить|ответить|распознать|обработать|создать|открыть|анализировать|проанализировать|составить)"
+)
+_RU_REFUSALS = (
+    rf"{_RU_POLITE}*(?:я не (?:могу|в состоянии|умею)(?: \w+){{0,4}} {_RU_DOES}"
+    rf"|я не вижу (?:\w+ )?(?:изображени|картин|фото)"
+    r"|как (?:ИИ|языковая модель|искусственный интеллект|нейросеть)\b|я(?: —| -"
+    r"|,)? (?:всего лишь )?(?:ИИ|языковая модель)\b"
+    r"|вы не (?:прикрепили|предоставили|загрузили|приложили)"
+    r"|(?:изображение|картинка|фото) не (?:было )?(?:прикреплен|предоставлен|приложен)\w+"
+    r"|пожалуйста, (?:загрузите|прикрепите|предоставьте|отправьте) (?:изображение|картинку"
+    r"|фото)(?:\s*[.,!]|\s*$))"
+    rf"|{_RU_POLITE}+(?:я не (?:могу|вижу|в состоянии|имею)|у меня нет|мне не удаётся|мне не удается)"
+)
+_DE_POLITE = (
+    r"(?:(?:hallo|(?:es )?tut mir (?:sehr |wirklich )?leid|entschuldigung|entschuldige|verzeihung"
+    r"|leider|sorry|"
+    r"bedauerlicherweise|ich bedaure|ich entschuldige mich)" + _SORRY + r"(?:(?:aber|doch|dass)\s+)?)"
+)
+_DE_DOES = (
+    r"(?:sehen|erkennen|beschreiben|helfen|anzeigen|öffnen|beantworten|erstellen|identifizieren"
+    r"|bereitstellen"
+    r"|verarbeiten|liefern|weiterhelfen|analysieren|einsehen|nachkommen|geben|erfüllen|anschauen|ansehen)\b"
+)
+_DE_REFUSALS = (
+    rf"{_DE_POLITE}*(?:ich kann\b[^.!?\"„»–—]{{0,60}}\b(?:nicht|kein\w*)\b[^.!?\"„»–—]{{0,60}}{_DE_DOES}"
+    r"|ich sehe (?:hier )?kein(?:e|en)? (?:bild|foto|datei)|als (?:KI|künstliche Intelligenz"
+    r"|(?:KI-)?Sprachmodell)\b"
+    r"|ich bin (?:nur )?(?:eine? )?(?:KI|(?:KI-)?Sprachmodell)\b"
+    r"|es (?:wurde|ist) (?:leider )?kein (?:bild|foto) (?:hochgeladen|angehängt|beigefügt"
+    r"|bereitgestellt|übermittelt)"
+    r"|(?:du hast|sie haben) (?:\w+ )?kein (?:bild|foto)"
+    r"|bitte (?:lade|laden sie|stelle|stellen sie|sende|senden sie)[^.!?]{0,40}(?:bild"
+    r"|foto)[^.!?]{0,20}damit ich)"
+    rf"|{_DE_POLITE}+(?:ich (?:kann|darf|bin nicht|habe kein)|(?:kann|darf|sehe|habe) ich\b|das geht nicht|"
+    rf"dabei kann ich)(?![^.!?]{{0,60}}[\"„»])"
+)
 REFUSALS = re.compile(
-    r"\bI(?: a|')?m (?:sorry|unable)|\bI (?:can ?not|can't|am not able)|\bas an ai\b|"
-    r"\b(?:no|without an?) (?:image|picture) (?:was |is |has been )?(?:provided|attached|given|visible)|"
-    r"抱歉|对不起|我(?:无法|不能)|作为(?:一个|一名)?(?:AI|人工智能)|申し訳|お答えできません|"
-    r"\bизвините|\bк сожалению|\bя не могу|\bкак (?:ИИ|языковая модель)|"
-    r"\btut mir leid|\bich kann (?:leider )?(?:nicht|keine?)|\bals KI\b",
-    re.IGNORECASE,
+    "|".join((_EN_REFUSALS, _ZH_REFUSALS, _JA_REFUSALS, _RU_REFUSALS, _DE_REFUSALS)), re.IGNORECASE
 )
 
 # Openings that speak of the picture and say nothing of it: "This image shows", "An image of". What tells its
@@ -40,12 +159,38 @@ _OPENINGS = (
 )
 BOILERPLATE = re.compile("|".join(_OPENINGS), re.IGNORECASE)
 
-# A caption that ends with one of these was cut off, whatever its engine says.
-_LAST_WORDS = (
-    "and or the a an of with to in on at by from is are its "
-    "und oder der die das ein eine mit von auf im ist sind и или на в с из под над от к для"
-)
-UNFINISHED = re.compile(
-    rf"(?:[,;:(\[{{„«「『（，、；：]|\s[-–—]|\b(?:{'|'.join(_LAST_WORDS.split())})|(?:和|与|或|以及|と|や|が|を|は))\s*$",
+# Words that no sentence of a language ends with. Small letters only: "a letter A" is a thing. Verbs and
+# prepositions can end one in English ("the door he came in"), and German puts parts of verbs there ("fährt
+# ein"). Russian prepositions cannot; "220 в" is a unit. Chinese "柔和" (soft) and its like end with 和.
+# Japanese ふもと and まんが are whole words: は, が, と, や and の count behind kanji and katakana alone.
+_WORDS = {
+    "en": "a an the and or nor its their than whose every",
+    "de": "und oder sowie der die das den dem des eine einen einem im am vom zum zur ins als von",
+    "ru": "и или на в с со из под над от к для без при между",
+}
+_LAST = {
+    lang: rf"(?<!\d )(?<![IVX] )(?<!letter )(?<!букв. )\b(?:{'|'.join(words.split())})"
+    for lang, words in _WORDS.items()
+} | {
+    "zh": "(?<![柔温祥平缓谐融共总随饱中协谦调亲晴和])和|(?<![参赠给赋授付])与|或|以及|并且|位于"
+    "|[有着][一两几三][只个辆张条位件名座本]",
+    "ja": "[にで]は|[\u30a1-\u30fa\u30fc一-鿿](?<![然々])[はがとやの]|を",
+}
+_LAST["de"] += r"|\b(?:auf|in|mit|von|an|neben|vor|aus) einer"
+_STOPS = r"[,;:(\[{„「『（，、；：《]|\s[-–—]"
+UNFINISHED = {lang: re.compile(rf"(?:{_STOPS}|{words})\s*$") for lang, words in _LAST.items()}
+UNFINISHED[""] = re.compile(rf"(?:{_STOPS})\s*$")  # any other language
+# These end an English sentence only where they belong to something said before: "what it is made of".
+_OPEN_ENDS = r"\b(?:of|with|next to|such as|as well as|due to|along with|according to|consisting of)"
+BELONGS = re.compile(
+    r"\b(?:that|which|who|whom|whose|what|where|how|he|she|it|they|we|you|i|being|worth|to (?!the|an?"
+    r"|his|her|its|their|two)\w+"
+    r"|(?:taken|taking|take) care of|dream\w* of|think\w* of|thought of|disposed of|unheard of"
+    r"|made fun of)\b",
     re.IGNORECASE,
+)
+OPEN_END = re.compile(rf"{_OPEN_ENDS}\s*$")
+# A quotation that is begun and not ended, with nothing like an end after it.
+UNQUOTED = re.compile(
+    '(?:(?:^|[\\s(:：，])(["“„])|[一-鿿]“|[「『《])[^"”“»」』》]*[^"”“»」』》.!?…。！？\\s]\\s*$'
 )

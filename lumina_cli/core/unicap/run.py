@@ -46,7 +46,8 @@ def run_captions(
     settled = {"batch": batch, "tally": tally, **others}
     if out is None:
         note = partial(_left_out, tell, None)
-        described = caption_rows(mine, open_engine, job, open_image, on_reject=note, **settled)
+        settled |= {"on_reject": note, "pass_bad": True}
+        described = caption_rows(mine, open_engine, job, open_image, **settled)
         yield from _paced(described, tally, tell)
         return
     about = {**vars(job), **(settings or {}), "shard": "/".join(map(str, share))}

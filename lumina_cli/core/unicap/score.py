@@ -1,14 +1,23 @@
 """How well captions fit their picture, by a model that embeds both; and which do not fit at all."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.registry import Registry, did_you_mean
+from lumina_cli.core.registry import ASSETS, Registry, did_you_mean
 from lumina_cli.core.unicap.checks import Reason
 from lumina_cli.core.unicap.tally import Tally
 
-SCORERS = Registry("scorer", {"clip": "lumina_cli.core.unicap.score:ClipScorer"})
+SCORERS = Registry(
+    "scorer",
+    {
+        "clip": "lumina_cli.core.unicap.score:ClipScorer",
+        "nano": "lumina_cli.core.unicap.score:NanoScorer",
+    },
+)
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 CLIP = "openai/clip-vit-large-patch14"
 
 
@@ -32,8 +41,10 @@ def open_scorer(words: str, device: str | None = None, tally: Tally | None = Non
 class ClipScorer:
     """The cosine between picture and text, -1 to 1, by CLIP or any model with its two methods.
 
-    `model` is a folder or a hub id. Text beyond what the model reads, 77 tokens for CLIP, is not scored; how
-    many captions were longer is in `tally.counts["cut_scores"]`. LuminaError where it cannot be loaded whole.
+    `model` is a folder or a hub id. A caption of several sentences is scored by each, since CLIP reads 77
+    tokens at most: its score is their mean, and `least` is asked of the worst of them. Of a longer
+    sentence the rest is not scored; how many there were is in `tally.counts["cut_scores"]`. LuminaError where
+    the model cannot be loaded whole.
     """
 
     def __init__(
@@ -52,9 +63,9 @@ class ClipScorer:
         self.name, self.least, self.tally = model or CLIP, least, tally or Tally()
         self.device = pick_device(device)
         with quiet(), one_line_errors(self.name, "--score clip:FOLDER of a CLIP model"):
-            kind = AutoConfig.from_pretrained(self.name)
+            kind = AutoConfig.from_pretrained(self.name, trust_remote_code=False)
             self.model, report = AutoModel.from_pretrained(
-                self.name, use_safetensors=True, output_loading_info=True
+                self.name, use_safetensors=True, output_loading_info=True, trust_remote_code=False
             )
             if not hasattr(self.model, "get_text_features") or not hasattr(self.model, "get_image_features"):
                 raise LuminaError(
@@ -64,7 +75,7 @@ class ClipScorer:
                 raise LuminaError(
                     f"{self.name} lacks weights of its model, {min(report['missing_keys'])} among them"
                 )
-            self.processor = AutoProcessor.from_pretrained(self.name)
+            self.processor = AutoProcessor.from_pretrained(self.name, trust_remote_code=False)
         self.model.to(self.device).eval()
         self.longest = kind.text_config.max_position_embeddings
         self.torch = torch
@@ -74,14 +85,17 @@ class ClipScorer:
         if not tasks:
             return
         self._look({id(task.shot): task.shot for task in tasks}.values())
-        for task, text in zip(tasks, self._texts([task.text for task in tasks]), strict=True):
-            score = round(float(task.shot.features @ text), 4)
-            if self.least is not None and score < self.least:
-                task.reason = Reason(
-                    "not there", f"scores {score:g} against its picture, less than {self.least:g}"
-                )
+        told = [[one for one in _SENTENCE.split(task.text.strip()) if one] for task in tasks]
+        texts = iter(self._texts([sentence for sentences in told for sentence in sentences]))
+        for task, sentences in zip(tasks, told, strict=True):
+            scores = [float(task.shot.features @ next(texts)) for _ in sentences]
+            worst = min(scores)
+            if self.least is not None and worst < self.least:
+                said = f" ({sentences[scores.index(worst)][:80]!r})" if len(sentences) > 1 else ""
+                reason = f"scores {worst:.4g} against its picture, less than {self.least:g}{said}"
+                task.reason = Reason("not there", reason)
             else:
-                task.shot.scores.setdefault(task.lang, {})[task.level] = score
+                task.shot.scores.setdefault(task.lang, {})[task.level] = round(sum(scores) / len(scores), 4)
 
     def _look(self, shots: Any) -> None:
         new = [shot for shot in shots if shot.features is None]
@@ -106,3 +120,48 @@ class ClipScorer:
             found = method(**inputs)
         found = getattr(found, "pooler_output", found)
         return found.float() / found.float().norm(dim=-1, keepdim=True)
+
+
+class NanoScorer:
+    """The share of the nano kinds named by a caption that the embedded detector sees in its picture, 0 to 1.
+
+    A caption that names a kind which is not seen fails, or with `least` one that scores less. A caption that
+    names none, or is in a language that reading.py does not know, has no score. `model` is a folder with a
+    detector, or None for the one in the package; UsageError for a `least` outside 0 to 1.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        least: float | None = None,
+        device: str | None = None,
+        tally: Tally | None = None,
+    ):
+        from lumina_cli.core.nano.detector import load_detector
+
+        if least is not None and not 0 <= least <= 1:
+            raise UsageError(f"nano scores lie from 0 to 1, so @{least:g} is none")
+        self.least = 1.0 if least is None else least
+        self.tally = tally or Tally()
+        self.detector = load_detector(Path(model) if model else ASSETS / "nano" / "detector")
+
+    def judge(self, tasks: Sequence[Any]) -> None:
+        """Put a score of each task's text into its shot's `scores`, or a reason into the task."""
+        from lumina_cli.core.nano.language import LANGUAGES
+        from lumina_cli.core.nano.reading import order_of
+
+        self._look(list({id(task.shot): task.shot for task in tasks}.values()))
+        for task in tasks:
+            named = order_of(task.text, task.lang) if task.lang in LANGUAGES else []
+            absent = [kind for kind in named if kind not in task.shot.features]
+            score = 1 - len(absent) / len(named) if named else 1.0
+            if score < self.least:
+                task.reason = Reason("not there", f"names what is not seen: {', '.join(absent)}")
+            elif named:
+                task.shot.scores.setdefault(task.lang, {})[task.level] = round(score, 4)
+
+    def _look(self, shots: Sequence[Any]) -> None:
+        new = [shot for shot in shots if shot.features is None]
+        bar = self.detector.thresholds.get("default", 0.3)
+        for shot, things in zip(new, self.detector.detect([shot.picture for shot in new]), strict=True):
+            shot.features = frozenset(thing.kind for thing in things if thing.score >= bar)

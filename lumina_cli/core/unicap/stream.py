@@ -30,15 +30,16 @@ def caption_rows(
     on_reject: Callable[[Row, str], None] | None = None,
     scorer: Any = None,
     tally: Tally | None = None,
+    pass_bad: bool = False,
 ) -> Iterator[Row]:
     """Yield each row with `captions[lang][level]` added to those it has; reads only some batches ahead.
 
     `captioner` may be a function that opens one, as may `scorer`: it is called once there is a row. A row
-    whose picture `open_image` cannot open is left out and told to `on_reject(row, reason)`; once all rows are
-    through, TooManyBad is raised where more than `max_bad_rate` of them were such, with the (rows, bad ones)
-    that an earlier run did `before`. A caption that fails its checks more than `job.retries` times is in
-    `rejected_captions` with the reason. What is written depends on the picture and `job`, not on the row's
-    place or `batch`.
+    whose picture `open_image` cannot open is told to `on_reject(row, reason)` and left out; with `pass_bad`
+    it goes on with its reason as "error" and no new caption. Once all rows are through, TooManyBad is raised
+    where more than `max_bad_rate` of them were such, with the (rows, bad ones) that an earlier run did
+    `before`. A caption that fails its checks more than `job.retries` times is in `rejected_captions` with the
+    reason. What is written depends on the picture and `job`, not on the row's place or `batch`.
     """
     tally = tally or Tally()
     seen = bad = 0
@@ -47,9 +48,12 @@ def caption_rows(
         for shot in shots:
             seen, bad = seen + 1, bad + (shot.error is not None)
             if shot.error is None:
-                yield shot.finished_row()
-            elif on_reject is not None:
+                yield shot.finished_row(job.engine)
+                continue
+            if on_reject is not None:
                 on_reject(shot.row, shot.error)
+            if pass_bad:
+                yield {**shot.row, "error": shot.error}
     seen, bad = seen + before()[0], bad + before()[1]
     if bad > max_bad_rate * seen:
         raise TooManyBad(

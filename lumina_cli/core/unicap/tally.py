@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from lumina_cli.core.formats.rows import captions_of
+
 
 class Tally:
     """Counts pictures, captions, rejects by reason, questions and tokens, from the first batch on.
@@ -25,6 +27,10 @@ class Tally:
         for shot in good:
             self.counts.update(shot.counts)
             self.counts["captions"] += sum(map(len, shot.captions.values()))
+            own = captions_of(shot.row)
+            self.counts["replaced"] += sum(
+                level in own.get(lang, {}) for lang, texts in shot.captions.items() for level in texts
+            )
             self.rejected.update(one["code"] for one in shot.rejected)
 
     def row(self) -> dict[str, Any]:
@@ -42,6 +48,8 @@ class Tally:
             "pictures_per_s": round(pictures / seconds, 2),
             "tokens_per_s": round(self.counts["tokens"] / seconds, 1),
         }
+        if self.counts["replaced"]:
+            row["replaced"] = self.counts["replaced"]
         if self.counts["cut_scores"]:
             row["scored_cut"] = self.counts["cut_scores"]
         return row
@@ -60,6 +68,8 @@ class Tally:
         words = [f"{seen}{f' of {self.total}' if self.total else ''} pictures", f"{row['captions']} captions"]
         if self.rejected:
             words.append(f"{sum(self.rejected.values())} rejected ({_listed(row['rejected'])})")
+        if row.get("replaced"):
+            words.append(f"{row['replaced']} captions of the rows replaced (--keep leaves them)")
         if row["bad_pictures"]:
             words.append(f"{row['bad_pictures']} unreadable")
         if row["questions_per_picture"]:

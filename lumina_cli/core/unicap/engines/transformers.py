@@ -50,7 +50,7 @@ class Captioner(Engine):
         self.name = model
         self.device = pick_device(device)
         with quiet(), one_line_errors(model):
-            config = AutoConfig.from_pretrained(model)
+            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
             if type(config) not in AutoModelForImageTextToText._model_mapping:
                 raise LuminaError(f"{model} is a {config.model_type} model, which reads no pictures")
             self.processor = _load_processor(model, config)
@@ -171,13 +171,13 @@ class OwnLimits(StoppingCriteria):
 def _load_processor(model: str, config: Any) -> Any:
     """Return the model's processor; without torchvision those that also read videos are made to read none."""
     try:
-        processor = AutoProcessor.from_pretrained(model)
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
     except ImportError:
         kind = PROCESSOR_MAPPING.get(type(config), None)
         if kind is None or "video_processor" not in kind.get_attributes():
             raise
         parts = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
-        loaded = {name: part.from_pretrained(model) for name, part in parts.items()}
+        loaded = {name: part.from_pretrained(model, trust_remote_code=False) for name, part in parts.items()}
         processor = _without_videos(kind)(**loaded)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise LuminaError(f"{model} has no processor for pictures and text, only {type(processor).__name__}")
@@ -198,7 +198,7 @@ def _without_videos(kind: type) -> type:
 def _load_model(model: str) -> torch.nn.Module:
     """Return the model in its own number format; safetensors only, and every weight must be there."""
     network, report = AutoModelForImageTextToText.from_pretrained(
-        model, dtype="auto", use_safetensors=True, output_loading_info=True
+        model, dtype="auto", use_safetensors=True, output_loading_info=True, trust_remote_code=False
     )
     missing = sorted(report["missing_keys"])
     if missing:
@@ -216,7 +216,9 @@ def one_line_errors(
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = re.split(r"(?<=[.!?])\s|\n", str(error).strip())[0].rstrip(".")
         folder = Path(model).expanduser()
-        if folder.exists():
+        if "custom code" in reason:
+            message = f"{model} needs code of its own to be run, which lumina never does; pass {remedy}"
+        elif folder.exists():
             message = f"{model} is not a model folder that transformers can load ({reason})"
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
             message = f"{model} is not on this machine and cannot be fetched from the hub; pass {remedy}"

@@ -1,0 +1,43 @@
+"""`lumina eval captions` on rows that tell who wrote their captions, that have no picture, or that failed."""
+
+import json
+
+import pytest
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.data.sources import read_source
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Six nano rows without pictures; half their short captions are by an engine, and all of those wrong."""
+    rows = list(read_source("nano:6?size=64"))
+    for number, row in enumerate(rows):
+        del row["image"]
+        if number < 3:
+            row["captions"]["en"]["short"] = "a red car"
+            row["captioned_by"] = {"en": {"short": "nano"}}
+        elif number == 5:
+            row["error"] = "too dark"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plain = [{**row, "captioned_by": None} for row in rows if "error" not in row]
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain))
+    return str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
+
+
+def test_only_what_an_engine_wrote_is_scored_and_the_rest_told(files, capsys, tmp_path):
+    assert run(["eval", "captions", files[0], "--page", str(tmp_path / "a.html")]) == 0
+    out, err = capsys.readouterr()
+    (row,) = [json.loads(line) for line in out.splitlines()]
+    assert (row["lang"], row["level"], row["captions"]) == ("en", "short", 3)
+    assert row["truth"]["colours"]["f1"] < 0.5
+    assert "a.jsonl: left out: 20 kinds that the rows brought, 1 rows with an error" in err
+    assert (tmp_path / "a.html").read_text().count("data:image/jpeg") == 5  # scenes are rendered again
+
+
+def test_rows_without_pictures_are_joined_by_key(files, capsys):
+    assert run(["eval", "captions", *files]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    short = [row for row in rows if (row["lang"], row["level"]) == ("en", "short")]
+    assert [row["captions"] for row in short] == [3, 5]
+    assert short[0]["agreement"] == {"b.jsonl": 1.0}  # of the three that the engine wrote
