@@ -62,7 +62,7 @@ def test_a_backend_that_cannot_run_ends_with_5(bench):
     code, rows, err = bench("--backend", "flash")
     assert (code, rows) == (5, [])
     assert err == (
-        "lumina bench: --backend flash needs a CUDA device and `pip install -e '.[flash]'` in the checkout; "
+        "lumina bench: --backend flash needs a CUDA device and `pip install 'lumina-cli[flash]'`; "
         "this machine has no CUDA device\n"
     )
     assert bench("--device", "cuda")[0] == 5

@@ -4,6 +4,19 @@ import pytest
 
 from lumina_cli.core.unicap.checks import check
 
+PAGE = (
+    'A typed letter on yellowed paper, in black ink, with a stamp at the top right and a signature below. It reads "'
+    + "Sehr geehrte Frau Braun, wir haben Ihren Brief erhalten und danken dafür. "
+    + "Leider ist das Haus am See schon verkauft. Der Garten, den Sie so mögen, gehört nun der Gemeinde, die dort "
+    "einen Spielplatz baut. Wir können Ihnen aber ein anderes Haus zeigen, das an der Straße nach Norden liegt und "
+    "einen alten Apfelbaum hat. Es ist klein, doch hell und trocken, und im Winter wird es schnell warm. "
+    'Bitte schreiben Sie uns bald, ob Sie es sehen wollen." The margins are wide, and the paper is folded twice.'
+)
+MIXED = (
+    "Links ein rotes Auto, in der Mitte ein blauer Stern, rechts eine kleine grüne Rakete vor einem grauen "
+    "Hintergrund. It is a plain computer-drawn scene with a soft light from the right."
+)
+
 # (language, level, text); what a careful person would keep.
 GOOD = [
     ("en", "short", 'A neon sign that says "I\'m sorry" on a brick wall.'),
@@ -101,6 +114,27 @@ GOOD = [
     ("ja", "short", "夕暮れの空に浮かぶ雲のかたちがおもしろいところ"),
     ("ja", "short", "東京タワーと富士山"),
     ("ja", "short", "机の上の本とペン、そして小さな花のかざり"),
+    ("en", "short", "A very very small dog that that man holds"),
+    ("en", "medium", "A car with its lights on on a dark road. To the right right behind it is a van."),
+    ("en", "short", "A black and white white-tailed deer at dusk"),
+    ("en", "short", "Duran Duran on a stage in red light"),
+    ("de", "short", "Zwei Frauen, die die Kinder an der Hand halten"),
+    ("de", "medium", "Ein sehr sehr kleiner Hund. Er liegt neben der, der der Ball gehört."),
+    ("ru", "short", "Очень очень маленькая собака на траве"),
+    ("fr", "short", "Nous nous promenons devant une maison blanche"),
+    ("zh", "short", "一个穿着白色T恤的男孩慢慢走过人人超市"),
+    ("zh", "medium", "一台笔记本电脑和一个USB Type-C接口的充电器。屏幕上是Adobe Photoshop的界面。"),
+    ("ja", "short", "白いTシャツを着た男性とUSBケーブル"),
+    ("ru", "short", "3D-рендер красной машины и кабель USB на столе"),
+    ("ru", "medium", "Логотип ЯндексGPT на экране. Рядом лежит iPhone 15 Pro Max в чехле."),
+    ("en", "medium", "The Brandenburger Tor seen from Unter den Linden. Schloss Charlottenburg and Potsdamer Platz are on a map."),
+    ("en", "medium", 'A board on which "I will not talk. I will not talk in class today. I will not talk in class today." is written.'),
+    ("en", "medium", "A street in Quebec. The sign of the café Le Petit Coin de la Rue hangs over the door."),
+    ("de", "medium", "Ein Plakat von The Lord of the Rings: The Fellowship of the Ring. Daneben steht ein Kinosessel."),
+    ("de", "medium", "Ein Screenshot mit Software-Updates, Hardware und Cloud-Computing. Oben links ist ein Button."),
+    ("en", "detailed", PAGE),
+    ("en", "medium", "The first panel shows a cat. The second panel shows a dog. The third panel shows a cat and a dog."),
+    ("en", "detailed", "Art deco vase on a side table, mid-century sofa, kindergarten drawings, bauhaus poster, zeitgeist magazine. Warm light."),
 ]  # fmt: skip
 
 # (language, level, code, text); what nobody wants in a data set.
@@ -185,6 +219,28 @@ BAD = [
     ("ja", "short", "refusal", "すみませんが、この画像について説明することはできません。"),
     ("ja", "short", "cut off", "公園のベンチに座る男性と"),
     ("ja", "short", "cut off", "白い壁には"),
+    ("en", "medium", "repetition", "A cat is on a mat. A dog is here. A cat is on a mat. A bird is there. A cat is on a mat."),
+    ("en", "medium", "language", "F groupые ракеты. Two are behind zwei are behind. The The falls from the right."),
+    ("en", "medium", "repetition", "Two rockets are behind a ball. The The falls from the right."),
+    ("en", "short", "repetition", "a red red car left of a ball"),
+    ("en", "short", "repetition", "A red car is next to to a ball"),
+    ("de", "short", "repetition", "Ein großer großer großer weißer Würfel."),
+    ("de", "short", "repetition", "Ein Würfel Würfel Würfel vor grauem Hintergrund"),
+    ("de", "short", "repetition", "Ein roter roter Ball liegt auf der Wiese"),
+    ("ru", "short", "repetition", "Красная красная машина стоит у дома"),
+    ("fr", "short", "repetition", "Une voiture rouge rouge rouge devant la maison"),
+    ("en", "medium", "repetition", "A red car stands on the left. The light is soft. A red car stands on the left."),
+    ("zh", "medium", "repetition", "一辆红色的小汽车停在左边。光线来自右侧。一辆红色的小汽车停在左边。"),
+    ("ja", "medium", "repetition", "赤い車が青いボールの左にあります。光は右からです。赤い車が青いボールの左にあります。"),
+    ("en", "detailed", "language", MIXED),
+    ("de", "detailed", "language", MIXED),
+    ("de", "medium", "language", "Ein rotes Auto steht links von einem Ball. The light comes from the right side."),
+    ("en", "medium", "language", "A red car stands left of a ball. Das Licht kommt von der rechten Seite."),
+    ("en", "medium", "language", "A red car stands left of a blue ball. Свет падает справа и сверху на машину."),
+    ("ru", "medium", "language", "Красная машина стоит слева от синего мяча. The light comes from the right side."),
+    ("zh", "medium", "language", "一辆红色的小汽车停在蓝色大球的左边，灰色的地面上有柔和的影子。 The light comes from the right side."),
+    ("zh", "medium", "language", "一辆红色的小汽车停在蓝色大球的左边。灰色的地面上有柔和的影子，背景干净明亮。光は右から柔らかく当たっています。"),
+    ("ru", "short", "language", "Две красiные ракеты и groupые мячи на фоне"),
 ]  # fmt: skip
 
 # What the rules do not see; an engine that says why it stopped, or a scorer, may.
@@ -194,7 +250,6 @@ MISSED = [
     ("en", "medium", "cut off", "A kitchen with a stove, a sink, and two wooden chai"),
     ("de", "short", "cut off", "Ein Mann mit"),
     ("en", "medium", "refusal", "A cat on a mat. I'm sorry, I cannot say more about this picture."),
-    ("en", "medium", "repetition", "A cat is on a mat. A dog is here. A cat is on a mat. A bird is there. A cat is on a mat."),
 ]  # fmt: skip
 
 

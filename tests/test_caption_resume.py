@@ -131,7 +131,7 @@ def test_new_pictures_at_the_end_are_added(lumina, tmp_path):
     assert code == 1
     assert err[-1] == (
         f"lumina caption: row 0 of the source is {folder}/0.png, but in {out} it is {folder}/a.png: the source has "
-        "changed since; name another file"
+        f"changed since; --out ANOTHER --reuse {out} writes it anew and takes over the captions of this one"
     )
 
 
@@ -207,7 +207,7 @@ def test_a_reader_that_leaves_and_ctrl_c_are_no_faults(photos, tmp_path):
         [sys.executable, "-c", code, *words.split()[3:], "--out", str(out)], capture_output=True, text=True
     )
     assert stopped.returncode == 130
-    assert stopped.stderr.splitlines()[-1] == "lumina caption: interrupted"
+    assert stopped.stderr.splitlines()[-1] == "lumina caption: interrupted; the same line goes on"
     assert 20 <= len(out.read_text().splitlines()) < 240
     assert os.path.exists(f"{out}.state.json")
 

@@ -215,7 +215,7 @@ def test_a_hub_that_cannot_be_reached_says_to_pass_a_folder(lumina, photos, monk
     assert code == 1
     assert err == [
         "lumina caption: nobody/no-such-model is not on this machine and cannot be fetched from the hub; "
-        "pass --model FOLDER of an image-text-to-text model"
+        "pass --model FOLDER of an image-text-to-text model, or --engine nano or openai"
     ]
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -101,6 +102,27 @@ def test_errors_are_one_line_with_their_code(error, code, message, doctor_raises
     doctor_raises(error)
     assert application.run(["doctor"]) == code
     assert capsys.readouterr().err == f"lumina doctor: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["train", "nano", "out=a"], "; `lumina train out=a --resume` goes on"),
+        (["train", "nano"], "; `lumina train out=RUN --resume` goes on"),
+        (["caption", "photos", "--out=a.jsonl"], "; the same line goes on"),
+        (["caption", "photos"], ""),  # a pipe cannot be gone on with
+        (["shard", "photos", "data"], "; the same line goes on"),
+        (["shard", "stats", "data"], ""),
+        (["eval", "geneval"], ""),
+    ],
+)
+def test_who_stops_a_command_learns_how_to_go_on(words, told, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(application, "get_command", lambda app: SimpleNamespace(main=stopped))
+    assert application.run(words) == 130
+    assert capsys.readouterr().err == f"lumina {words[0]}: interrupted{told}\n"
 
 
 @pytest.mark.parametrize("args", [["--debug", "doctor"], ["doctor", "--debug"]])
@@ -254,6 +276,35 @@ def test_a_group_falls_back_to_its_main_verb(args, said):
     assert result.output == f"{said}\n"
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (
+            ["shard", "scor", "data"],
+            "lumina shard: no such source 'scor'; did you mean `lumina shard score`?",
+        ),
+        (["shard", "slect", "data", "x"], "no such source 'slect'; did you mean `lumina shard select`?"),
+        (["eval", "caption", "a.jsonl"], "unknown benchmark 'caption'; did you mean `lumina eval captions`?"),
+        (["eval", "geneva"], "unknown benchmark 'geneva'; did you mean 'geneval'?"),
+        (["eval", "xyz"], "unknown benchmark 'xyz'; choose from geneval"),
+        (["eval", "geneval"], "name what to score"),
+    ],
+)
+def test_a_sub_verb_that_is_misspelt(args, said, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert application.run(args) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_with_nearly_the_name_of_a_sub_verb_is_a_source(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scor").mkdir()
+    assert application.run(["shard", "scor", "data"]) == 1
+    assert "scor holds no pictures" in capsys.readouterr().err
+    assert application.run(["shard", "photos", "data"]) == 1
+    assert "photos: no such source" in capsys.readouterr().err
+
+
 def test_a_group_shows_its_own_help():
     from typer.testing import CliRunner
 
@@ -348,6 +399,7 @@ def test_rows_are_a_table_at_a_terminal(width, monkeypatch):
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("LINES", "40")  # without it, a dumb terminal counts as 80 wide
     monkeypatch.setenv("TERM", "dumb")
     output.write_rows(
         iter([{"name": "[bold]x[/bold]", "score": 0.123456, "ok": True, "tags": {"en": 1}}] * 50)

@@ -37,7 +37,11 @@ def test_a_broken_part_is_told_with_its_reason(monkeypatch):
 
 def test_an_extra_that_is_not_installed_is_named():
     found = doctor._optional("no-such-package", "flash", lambda: None)
-    assert found == (None, "not installed", "pip install -e '.[flash]' in the checkout")
+    assert found == (None, "not installed", "pip install 'lumina-cli[flash]'")
+    assert doctor._extra("no-such-package", "s3") == (None, "not installed", "pip install 'lumina-cli[s3]'")
+    assert doctor._extra("pytest", "dev", "json")[0] is True
+    row = doctor._row("x", lambda: doctor._extra("pytest", "dev", "no_such_module"))
+    assert (row["ok"], row["fix"]) == (False, "reinstall or repair x")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 
+from lumina_cli.core.data.counting import TokenCounter
 from lumina_cli.core.encoders.prompts import SYSTEM_PROMPTS, full_prompt
 from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.encoders.vae import Autoencoder
@@ -149,3 +150,14 @@ def test_what_is_cut_off_may_be_missing_and_an_output_layer_present(encoder, tin
 
     trimmed = TextEncoder(changed(tiny_folder, tmp_path, "text_encoder", trim))
     assert torch.equal(trimmed.encode(PROMPTS)[0], encoder.encode(PROMPTS)[0])
+
+
+def test_half_letters_are_marked(tiny_folder):
+    """Half of an emoji, as a JSON file may hold it, is no text to a tokenizer."""
+    half, whole = "a \ud83d cat", "a \ud83d\ude00 猫"
+    assert full_prompt(half, "empty") == "a \ufffd cat"
+    assert full_prompt(whole, "empty") == "a 😀 猫"
+    assert TokenCounter("nano")([half, "a \ufffd cat"])[0] == TokenCounter("nano")(["a \ufffd cat"])[0]
+    features, mask = TextEncoder(tiny_folder).encode([full_prompt(half)])
+    assert mask.any()
+    assert features.isfinite().all()

@@ -1,8 +1,7 @@
-"""The engines of `lumina caption`: an endpoint that answers and one that fails, Ray, vLLM's interface, Florence-2, CLIP."""
+"""The engines of `lumina caption`: an endpoint that answers and one that fails, vLLM's interface, Florence-2, CLIP."""
 
 import asyncio
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -434,48 +433,3 @@ def test_the_nano_scorer_names_what_the_detector_does_not_see():
             assert task.ask in task.reason
     with pytest.raises(UsageError, match="from 0 to 1"):
         open_scorer("nano@3")
-
-
-SLOW_WORKER = """
-import os, signal, sys, time
-from lumina_cli.core.unicap.engines import noop
-at_once = noop.Captioner.answer
-def answer(self, questions):
-    time.sleep(0.05)
-    mark = os.environ["MARK"]
-    if not os.path.exists(mark) and os.environ.get("KILL"):
-        open(mark, "w").close()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return at_once(self, questions)
-noop.Captioner.answer = answer
-"""
-
-
-@pytest.mark.slow
-def test_ray_with_a_killed_worker_writes_the_same_rows_in_the_same_order(tmp_path):
-    pytest.importorskip("ray")
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for number in range(12):
-        Image.new("RGB", (9, 9), (number, 0, 0)).save(photos / f"{number:02d}.png")
-    (photos / "05-bad.png").write_text("no picture")
-    (tmp_path / "sitecustomize.py").write_text(SLOW_WORKER)  # the first batch anywhere kills its worker
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
-    code = "import ray, sys; ray.init(num_cpus=2, log_to_driver=False, logging_level='ERROR', include_dashboard=False); from lumina_cli.cli.app import run; sys.exit(run(sys.argv[1:]))"
-    words = ["caption", str(photos), "--levels", "short", "--batch", "3", "--max-bad-rate", "1", "--engine"]
-    env = os.environ | {"PYTHONPATH": path, "MARK": str(tmp_path / "killed"), "RAY_DEDUP_LOGS": "0"}
-    plain = subprocess.run(
-        [sys.executable, "-m", "lumina_cli", *words, "noop"], env=env, capture_output=True, text=True
-    )
-    spread = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *words, "ray:noop"],
-        env=env | {"KILL": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert spread.returncode == 0, spread.stderr
-    assert (tmp_path / "killed").exists()
-    assert spread.stdout == plain.stdout
-    assert len(plain.stdout.splitlines()) == 13
-    assert sum("error" in json.loads(line) for line in plain.stdout.splitlines()) == 1
-    assert "05-bad.png: truncated or not an image" in spread.stderr

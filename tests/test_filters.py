@@ -24,22 +24,29 @@ def photo(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
 
 
 def test_sharpness_is_the_variance_of_the_laplacian():
-    values = np.random.default_rng(0).integers(0, 256, (9, 7))
+    values = np.random.default_rng(0).integers(0, 256, (512, 7))  # at the size at which it is measured
     picture = Image.fromarray(values.astype(np.uint8)).convert("RGB")
     kernel = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
-    wanted = [(values[y : y + 3, x : x + 3] * kernel).sum() for y in range(7) for x in range(5)]
+    wanted = [(values[y : y + 3, x : x + 3] * kernel).sum() for y in range(510) for x in range(5)]
     assert laplacian_variance(picture) == pytest.approx(np.var(wanted))
     assert laplacian_variance(Image.new("RGB", (50, 50), "red")) == 0
-    assert laplacian_variance(Image.new("RGB", (2, 50))) == 0
+    assert laplacian_variance(Image.new("RGB", (1, 500))) == 0
 
 
-def test_blur_lowers_sharpness_and_size_hardly_matters():
-    noisy = Image.fromarray(np.random.default_rng(1).integers(0, 255, (256, 256, 3), np.uint8))
+def test_blur_and_enlargement_lower_sharpness_and_more_pixels_do_not():
+    noisy = Image.fromarray(np.random.default_rng(1).integers(0, 255, (512, 512, 3), np.uint8))
     blurred = noisy.filter(ImageFilter.GaussianBlur(2))
     assert laplacian_variance(blurred) < laplacian_variance(noisy) / 20
-    large = noisy.resize((2048, 2048), Image.Resampling.NEAREST)
-    same = noisy.resize((1024, 1024), Image.Resampling.NEAREST)
-    assert laplacian_variance(large) == pytest.approx(laplacian_variance(same), rel=0.01)
+    spectrum = np.fft.fft2(np.random.default_rng(2).normal(size=(1024, 1024)))
+    spectrum /= np.hypot(*np.meshgrid(np.fft.fftfreq(1024), np.fft.fftfreq(1024))) + 1e-3  # as photographs
+    waves = np.fft.ifft2(spectrum).real
+    scene = Image.fromarray((128 + 40 * waves / waves.std()).clip(0, 255).astype(np.uint8)).convert("RGB")
+    sizes = [128, 300, 512, 1024]
+    small, middle, own, large = (laplacian_variance(scene.resize((side, side))) for side in sizes)
+    assert small < middle / 2 < own / 4
+    assert large == pytest.approx(own, rel=0.2)
+    again = scene.resize((128, 128)).resize((1024, 1024))
+    assert laplacian_variance(again) == pytest.approx(small, rel=0.1)
 
 
 def test_numbers_and_hashes_are_told_apart():
@@ -71,13 +78,11 @@ def test_names_models_and_missing_parts(monkeypatch):
     whole = builtins.__import__
 
     def without(name, *rest, **words):
-        if name in ("imagehash", "rapidocr"):
+        if name == "rapidocr":
             raise ImportError(name)
         return whole(name, *rest, **words)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingPart, match=r"lumina-cli\[filters\]"):
-        open_scorers(["phash"])
     with pytest.raises(MissingPart, match=r"lumina-cli\[ocr\]"):
         open_scorers(["text_area"])
 
@@ -219,6 +224,8 @@ def test_the_best_of_each_group_stays_and_ties_go_to_the_first():
     groups = np.array([0, 1, 0, 1, 2, 3, 3])
     scores = np.array([1, 5, 2, 5, np.nan, np.nan, -1])
     assert keep_best(groups, scores).tolist() == [False, True, True, False, True, False, True]
+    pixels = np.array([9, 1, 8, 2, 0, 3, 3], np.int32)
+    assert keep_best(groups, scores, pixels).tolist() == [True, False, False, True, True, False, True]
 
 
 def test_samples_without_a_hash_are_no_copies():

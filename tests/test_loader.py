@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from PIL import Image
 
 from lumina_cli.core.data.latents import LatentStore, build_stores, check_captions, fingerprint
-from lumina_cli.core.data.loader import TrainingData, pad
+from lumina_cli.core.data.loader import TrainingData, caption_kinds, lacking, pad
 from lumina_cli.core.data.sampler import Sampler
 from lumina_cli.core.errors import LuminaError, TooManyBad
 from lumina_cli.core.training.config import Recipe, Stage, Validation
@@ -325,6 +326,7 @@ def test_progress_is_json_that_a_person_can_read(tmp_path):
         "latent_bytes": 6144,
         "rejects": 0,
         "reject_bytes": 0,
+        "ready": 0,
         "done": True,
     }
 
@@ -333,3 +335,17 @@ def test_a_row_without_captions_is_named_by_its_key():
     rows = [{"captions": {"en": {"short": "a cat"}}}, {"key": "sub/cat"}]
     with pytest.raises(LuminaError, match=r"^row 12 of the data \(sub/cat\) has no 'captions'"):
         check_captions(rows, 10)
+
+
+def test_a_stage_knows_what_it_asks_for_in_vain():
+    asked = SimpleNamespace(
+        langs={"en": 1.0, "zh": 0.5, "ja": 0.0}, captions={"short": 1.0, "tags": 0.2, "detailed": 0.0}
+    )
+    captions = [
+        {"en": {"short": "a cup"}},
+        {"en": {"detailed": "a cup, green"}, "de": {"short": "eine Tasse"}},
+    ]
+    kinds, _ = caption_kinds(captions, asked)
+    assert kinds == [("en", "short")]
+    assert lacking(kinds, asked) == ["zh", "tags"]
+    assert lacking(kinds, SimpleNamespace(langs=None, captions=None)) == []

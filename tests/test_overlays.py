@@ -388,6 +388,24 @@ def test_training_takes_the_same_numbers_without_a_picture(encoded, tiny_folder,
         assert want.captions == found.captions
 
 
+def test_training_takes_what_is_there_and_encodes_the_rest(encoded, tiny_folder, tmp_path):
+    from lumina_cli.core.data.latents import count_ready
+    from lumina_cli.core.encoders.vae import Autoencoder
+
+    vae, shapes = Autoencoder(tiny_folder), []
+
+    def watched(pixels):
+        shapes.append(tuple(pixels.shape[2:]))
+        return vae.encode(pixels)
+
+    folders = {size: tmp_path / f"{size}" for size in (64, 256)}  # 64 was encoded, 256 was not
+    list(build_stores(read_source(encoded[0]), folders, watched, find=ReadyLatents(tiny_folder, [64, 256])))
+    assert shapes
+    assert all(max(shape) > 128 for shape in shapes)
+    assert [count_ready(folder) for folder in folders.values()] == [5, 0]
+    assert len(LatentStore(folders[256])) == len(LatentStore(folders[64])) == 5
+
+
 def test_training_takes_the_same_features(encoded, tiny_folder, tmp_path):
     from lumina_cli.core.data.loader import StageData
     from lumina_cli.core.encoders.text import TextEncoder
@@ -551,5 +569,5 @@ def test_pictures_that_cannot_be_read_are_counted_once(tmp_path, tiny_folder):
         list(score_shards(folder, ["entropy"])),
         list(encode_shards(folder, tiny_folder, ["latents"], [64])),
     )
-    assert [[row["unreadable"] for row in rows] for rows in again] == [[0], [0]]
+    assert [[(row["unreadable"], row["reused"]) for row in rows] for rows in again] == [[(1, 0)], [(1, 0)]]
     assert next(iter(read_source(f"{folder}?overlay=scores"))).get("scores") is None

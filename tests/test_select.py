@@ -109,6 +109,31 @@ def test_copies_keep_the_best(shards, tmp_path):
     assert near == [f"k{i}" for i in range(2, 12)]
 
 
+def test_of_near_copies_the_largest_stays_then_the_best_then_the_first(tmp_path):
+    base = picture(3, (1024, 768))
+    sizes = [(128, 96), (300, 225), (512, 384), (1024, 768), (1024, 768), (1024, 768)]
+    scores = [9, 8, 7, 1, 2, 2]
+    made = [
+        {"key": f"n{i}", "image": base.resize(size), "score": score}
+        for i, (size, score) in enumerate(zip(sizes, scores, strict=True))
+    ]
+    for number in (3, 4, 5):
+        made[number]["image"].putpixel((0, 0), (number, 0, 0))  # near copies, not the same bytes
+    folder = str(tmp_path / "s")
+    list(
+        write_shards(
+            [*made, {"key": "other", "image": picture(8, (64, 64)), "score": 0}], folder, per_shard=3
+        )
+    )
+    list(score_shards(folder, ["phash", "sharpness"]))
+    assert keys(folder, tmp_path / "a", copies="near") == ["n4", "other"]
+    assert keys(folder, tmp_path / "b", copies="near", where=["score != 2"]) == ["n3", "other"]
+    assert keys(folder, tmp_path / "c", copies="near", where=["longer < 1000"], by="sharpness") == [
+        "n2",
+        "other",
+    ]
+
+
 def test_caps_of_sources_keep_the_best(shards, tmp_path):
     assert keys(shards, tmp_path / "a", per_source=2) == ["k8", "k9", "k10", "k11"]
 
@@ -164,6 +189,13 @@ def test_what_cannot_be_selected(shards, tmp_path):
         select_samples(shards, str(tmp_path / "a"), Choice(best=0.5, by="key"))
     with pytest.raises(UsageError, match="holds shards; give the selection a folder"):
         select_samples(shards, shards, Choice(best=0.5))
+    for words, name, meant in (
+        ({"where": ["widht > 5"]}, "widht", "; did you mean 'width'"),
+        ({"by": "x9"}, "x9", ""),
+    ):
+        said = f"samples have no '{name}', only shard, .*score, .*sharpness.*, pixels, aspect.*{meant}"
+        with pytest.raises(UsageError, match=said):
+            select_samples(shards, shards, Choice(**words))  # before what is wrong with the place
     keys(shards, tmp_path / "a", best=2)
     with pytest.raises(UsageError, match="a selection that is the source"):
         select_samples(str(tmp_path / "a"), str(tmp_path / "a"), Choice(best=1), force=True)

@@ -96,7 +96,9 @@ def chosen(rows: list[dict], choice: Choice) -> tuple[list[dict], list[int]]:
     best = lambda row: -np.inf if row[choice.by] is None else row[choice.by]  # noqa: E731
     if choice.copies:
         groups = grouped(left, choice)
-        left = [row for row in left if row is max((other for other in groups[row["key"]]), key=best)]
+        area = lambda row: row["width"] * row["height"] if choice.copies == "near" else 0  # noqa: E731
+        first = lambda row: (area(row), best(row))  # noqa: E731
+        left = [row for row in left if row is max((other for other in groups[row["key"]]), key=first)]
         counts.append(len(left))
     if choice.per_source is not None:
         kept = set()

@@ -85,6 +85,26 @@ def test_datasets_reads_ours(tmp_path, monkeypatch, streaming):
     assert found[1]["json"]["captions"]["zh"] == {"short": "杯子"}
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("encode", [None, "png"])
+def test_of_several_kinds_datasets_reads_the_first(tmp_path, monkeypatch, capsys, encode):
+    """A limit of datasets: its columns are those of the first samples. We say so; --encode is the way out."""
+    import datasets
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "in").mkdir()
+    for i in range(8):
+        noise(i).save(tmp_path / "in" / f"{i}.{'png' if i < 6 else 'jpg'}")
+    assert (
+        run(["shard", str(tmp_path / "in"), str(tmp_path / "s"), *(["--encode", encode] if encode else [])])
+        == 0
+    )
+    assert ("of several kinds (jpg, png)" in capsys.readouterr().err) == (encode is None)
+    tars, cache = str(tmp_path / "s" / "*.tar"), str(tmp_path / "cache")
+    found = list(datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=cache))
+    assert [row["png"] is not None for row in found] == [True] * 6 + [encode == "png"] * 2
+
+
 def test_tar_reads_ours(shards, tmp_path):
     tar = str(shards / "000000.tar")
     listed = subprocess.run(["tar", "tvf", tar], capture_output=True, text=True, check=True).stdout

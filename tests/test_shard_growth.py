@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from lumina_cli.cli.app import run
+from lumina_cli.core.data.shardstats import describe
 from lumina_cli.core.data.sources import read_source
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import places
@@ -201,8 +202,8 @@ def test_a_producer_that_died(rows, tmp_path, monkeypatch, capsys):
 
 def test_rows_with_an_error_are_rejects(rows, tmp_path, monkeypatch, capsys):
     left = [
-        {"key": "gone", "image": "gone.jpg", "error": "gone.jpg: no such picture"},
-        {"error": "no picture"},
+        {"key": "gone", "image": "gone.jpg", "error": "gone.jpg: no such picture", "code": "missing"},
+        {"error": "no picture", "code": "<b>"},
     ]
     lines = [rows[0], left[0], rows[1], {**rows[2], "error": None}, left[1], rows[4]]
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(json.dumps(row) + "\n" for row in lines)))
@@ -213,9 +214,18 @@ def test_rows_with_an_error_are_rejects(rows, tmp_path, monkeypatch, capsys):
     assert "have no caption" not in err
     rejects = [json.loads(line) for line in (tmp_path / "s" / "rejects.jsonl").read_text().splitlines()]
     assert rejects == [
-        {"row": 1, "key": "gone", "image": "gone.jpg", "code": "upstream", "reason": left[0]["error"]},
-        {"row": 4, "key": None, "image": None, "code": "upstream", "reason": "no picture"},
+        {
+            "row": 1,
+            "key": "gone",
+            "image": "gone.jpg",
+            "code": "missing",
+            "reason": left[0]["error"],
+            "upstream": True,
+        },
+        {"row": 4, "key": None, "image": None, "code": "upstream", "reason": "no picture", "upstream": True},
     ]
+    told = describe(str(tmp_path / "s"))["yield"]
+    assert (told["rejects"], told["left_out_before"]) == ({"missing": 1, "upstream": 1}, 2)
     assert [row["key"] for row in ShardReader(tmp_path / "s")] == ["k0", "k1", "k2", "k4"]
 
 
@@ -253,6 +263,7 @@ def test_what_caption_left_out_of_a_file_is_counted(rows, tmp_path, capsys):
     assert [row["row"] for row in rejects] == [len(good), len(good) + 1, len(good) + 2]
     assert rejects[2] == {
         "row": len(good) + 2, "key": "bad2", "image": "bad2.jpg", "code": "upstream", "reason": "b2: truncated",
+        "upstream": True,
     }  # fmt: skip
     beside.unlink()
     assert run(words) == 0

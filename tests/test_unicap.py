@@ -301,7 +301,7 @@ def test_other_languages_are_told_apart(lang):
 
 
 def test_true_captions_pass_and_those_of_another_language_do_not():
-    """Measured on 20,000 captions: 99.985 % pass, and 99.88 % of those asked for in another language are caught."""
+    """Measured on 20,000 captions: 99.975 % pass, and 99.89 % of those asked for in another language are caught."""
     from lumina_cli.core.nano.language import LANGUAGES, describe
     from lumina_cli.core.nano.scene import draw_scene
 
@@ -315,7 +315,7 @@ def test_true_captions_pass_and_those_of_another_language_do_not():
                 other = LANGUAGES[(LANGUAGES.index(lang) + 1 + index % 4) % 5]
                 fault = check(text, level, other)
                 wrong, caught = wrong + 1, caught + (fault is not None and fault.code == "language")
-    assert good >= 0.995 * total, (good, total)
+    assert good >= 0.999 * total, (good, total)
     assert caught >= 0.99 * wrong, (caught, wrong)
 
 

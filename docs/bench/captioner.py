@@ -1,7 +1,7 @@
 """How true the nano captioner is: `python docs/bench/captioner.py [--scenes 200] [--held-out]`.
 
 Captions unseen scenes at every level in every language, as `lumina caption --engine nano` does, and prints a
-table of F1, with that of the prior in brackets: the best single answer to every picture.
+table: precision / recall and F1, in brackets precision / recall of the prior, the best single answer to all.
 """
 
 import argparse
@@ -16,6 +16,13 @@ from lumina_cli.core.unicap.engines.nano import Captioner
 from lumina_cli.core.unicap.stream import caption_rows
 
 SEED = 800_001  # scenes that no part is trained on
+
+
+def _cell(score: dict) -> str:
+    """Return precision / recall and F1, and in brackets precision / recall of the prior."""
+    text = f"{score['precision']:.3f} / {score['recall']:.3f}, {score['f1']:.3f}"
+    prior = score.get("prior")
+    return f"{text} ({prior['precision']:.2f} / {prior['recall']:.2f})" if prior else text
 
 
 def main() -> None:
@@ -36,10 +43,7 @@ def main() -> None:
     print("| language | level | captions | " + " | ".join(ASPECTS) + " |")
     print("|---|---|---|" + "---|" * len(ASPECTS))
     for row in score_captions(told):
-        cells = [
-            f"{row[aspect]['f1']:.3f}" + (f" ({row[aspect]['prior']:.3f})" if "prior" in row[aspect] else "")
-            for aspect in ASPECTS
-        ]
+        cells = [_cell(row[aspect]) for aspect in ASPECTS]
         print(f"| {row['lang']} | {row['level']} | {row['captions']} | " + " | ".join(cells) + " |")
     rejected = sum(len(row.get("rejected_captions", ())) for row in told)
     print(f"\n{options.scenes} scenes, {rejected} captions rejected, {seconds:.0f} s")

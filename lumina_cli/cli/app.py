@@ -24,6 +24,8 @@ from lumina_cli.core.registry import did_you_mean
 VERBS = ("caption", "shard", "train", "sample", "eval", "bench", "convert", "doctor")
 INTERRUPTED = 130
 TERMINATED = 128 + signal.SIGTERM
+RESUMED = ("lumina caption", "lumina shard", "lumina sample")
+ONLY_READ = {"info", "verify", "stats", "cat", "preview", "select"}  # these have nothing to go on with
 MOMENT = 10.0  # seconds in which further SIGTERMs are the same one: Slurm and torchrun may each send theirs
 
 _terminated: list[float] = []  # when SIGTERM asked the command to end
@@ -113,6 +115,7 @@ def run(args: list[str]) -> int:
         return code
     except KeyboardInterrupt:
         message, code = ("terminated", TERMINATED) if _terminated else ("interrupted", INTERRUPTED)
+        message += _goes_on(verb, words)
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):
             raise
@@ -132,6 +135,17 @@ def run(args: list[str]) -> int:
             traceback.print_exc()
     sys.stderr.write(f"{verb}: {output.one_line(message)}\n")
     return code
+
+
+def _goes_on(verb: str, words: list[str]) -> str:
+    """Return how a command that was stopped is gone on with, where that is possible."""
+    if verb == "lumina train":
+        out = next((word for word in words if word.startswith("out=")), "out=RUN")
+        return f"; `lumina train {out} --resume` goes on"
+    if verb not in RESUMED or ONLY_READ & set(words[:2]):
+        return ""
+    piped = verb == "lumina caption" and not any(word.split("=")[0] == "--out" for word in words)
+    return "" if piped else "; the same line goes on"
 
 
 def _explain(error: Exception) -> tuple[str, int]:

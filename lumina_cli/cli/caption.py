@@ -16,6 +16,7 @@ def caption(
     domain: flags.Domain = "auto",
     derive: flags.Derive = "picture",
     keep: flags.Keep = False,
+    reuse: flags.Reuse = None,
     out: flags.Out = None,
     shard: flags.Shard = None,
     seed: flags.Seed = 0,
@@ -29,7 +30,7 @@ def caption(
     device: flags.Device = None,
     json: flags.Json = False,
 ) -> None:
-    """Describe each picture at several lengths, in several languages: pictures in, rows with captions out.
+    """Describe pictures at several lengths, in several languages. Pictures in, rows with captions out.
 
     lumina caption photos --levels short,tags --langs en,de --out rows.jsonl
 
@@ -50,7 +51,6 @@ def caption(
 
     writer = ":".join(filter(None, (engine.removeprefix("ray:"), model)))
     job = Job(_words(levels), _words(langs), domain, derive, seed, retries, score, keep, writer)
-    share = read_share(shard)
     rows = chain.from_iterable([_watched(one, read_source(one, lenient=True)) for one in source])
     counts = [count_source(one) for one in source]
     tally = Tally(None if None in counts else sum(counts))
@@ -59,8 +59,9 @@ def caption(
         partial(open_engine, engine, model, device, endpoint, batch),
         job,
         open_row_image,
-        share=share,
+        share=read_share(shard),
         out=out,
+        reuse=reuse,
         settings={"sources": source, "engine": engine.removeprefix("ray:"), "model": model},
         batch=batch,
         max_bad_rate=max_bad_rate,
@@ -74,7 +75,7 @@ def caption(
         else:
             list(output.progress(rows, "captions", tally.total and tally.total - tally.done))
     finally:
-        if tally.counts or tally.done:
+        if tally.counts or tally.idle:
             _say(tally.line())
     if out is not None:
         output.write_rows([{"out": str(out), **tally.row()}], json=json)

@@ -16,24 +16,25 @@ Source = Annotated[
 Levels = Annotated[str, typer.Option(help="Lengths to write, with commas: detailed, medium, short, tags.")]
 Langs = Annotated[
     str,
-    typer.Option(help="Languages, with commas: en, zh, ja, ru, de, or any that the model knows (fr, ...)."),
+    typer.Option(help="Languages, with commas: en, zh, ja, ru, de, or any that the model knows (fr, ...)"),
 ]
 Domain = Annotated[
     str,
     typer.Option(help='auto (a row\'s own "domain"), natural, synthetic, document (with text) or panels.'),
 ]
 Derive = Annotated[
-    str,
-    typer.Option(help="From the picture, from the detailed text, or all in one answer: picture, text, once."),
+    str, typer.Option(help="From the picture, the detailed text, or all in one answer: picture, text, once.")
 ]
 Out = Annotated[
     Path | None,
-    typer.Option(
-        help="A .jsonl file in place of stdout; an interrupted run goes on there.", show_default=False
-    ),
+    typer.Option(help="A .jsonl file in place of stdout; an interrupted run goes on.", show_default=False),
 ]
 Keep = Annotated[
     bool, typer.Option("--keep", help="Leave the captions that rows have; write those that are missing.")
+]
+Reuse = Annotated[
+    Path | None,
+    typer.Option(help="An earlier --out file, whose captions are taken over.", show_default=False),
 ]
 Shard = Annotated[
     str | None,
@@ -49,7 +50,7 @@ Retries = Annotated[
 Score = Annotated[
     str | None,
     typer.Option(
-        help="Store how well captions fit: clip, clip:MODEL, nano; clip@0.2 rejects below 0.2.",
+        help="Store how well captions fit: clip, objects, nano, clip:MODEL; clip@0.2 rejects below 0.2.",
         rich_help_panel=CHECKS,
         show_default=False,
     ),
@@ -88,12 +89,10 @@ Endpoint = Annotated[
     ),
 ]
 Batch = Annotated[
-    int,
-    typer.Option(min=1, help="Pictures at a time; for an endpoint, requests.", rich_help_panel=MACHINE),
+    int, typer.Option(min=1, help="Pictures at a time; for an endpoint, requests.", rich_help_panel=MACHINE)
 ]
 Device = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda or cuda:N; a GPU if there is one.", rich_help_panel=MACHINE),
+    str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU if there is one.", rich_help_panel=MACHINE)
 ]
 Json = Annotated[
     bool, typer.Option("--json", help="Rows on stdout, also on a terminal.", rich_help_panel=MACHINE)

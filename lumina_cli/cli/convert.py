@@ -38,7 +38,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace what is at DEST.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")] = False,
 ) -> None:
-    """Convert weights or a LoRA for lumina, the official code, diffusers, ComfyUI or kohya: one row out."""
+    """Convert weights or a LoRA between layouts. For lumina, the official code, diffusers, ComfyUI, kohya."""
     if dest.exists() and not force:
         raise UsageError(f"{dest} exists already; --force replaces it")
     if dest.suffix not in (".safetensors", ".pth") and to is not Dialect.diffusers:

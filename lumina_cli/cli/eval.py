@@ -11,7 +11,9 @@ from lumina_cli.cli.group import fallback
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import BENCHMARKS, JUDGES
 
-app = typer.Typer(cls=fallback("run"), no_args_is_help=True, help="Score a model, or a folder of pictures.")
+app = typer.Typer(
+    cls=fallback("run", BENCHMARKS), no_args_is_help=True, help="Score a model, or a folder of pictures."
+)
 
 Benchmark = Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")]
 Prompts = Annotated[str, typer.Option(help="nano: the embedded world's kinds; official: GenEval's own 553.")]
@@ -45,7 +47,7 @@ def run(
     gate: Annotated[list[str] | None, typer.Option(help="Exit 6 unless it holds: 'geneval>=0.8'.")] = None,
     json: Json = False,
 ) -> None:
-    """Draw a benchmark's prompts, let a judge look, and score: a row per picture, and a summary."""
+    """Draw a benchmark's prompts, let a judge look, and score. A row per picture, and a summary."""
     from lumina_cli.cli.drawer import make_drawer
     from lumina_cli.core.evals.run import Evaluation
 
@@ -77,7 +79,7 @@ def prompts(
     seed: Seed = 0,
     json: Json = False,
 ) -> None:
-    """Write the prompts of a benchmark as rows, in the order of its folders."""
+    """Write the prompts of a benchmark as rows, in its folders' order."""
     rows = BENCHMARKS.load(benchmark)().prompts(prompts, per_task, langs.split(","), seed, split)
     output.write_rows(rows, json=json or None)
 
@@ -88,7 +90,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Another one.")],
     json: Json = False,
 ) -> None:
-    """Compare two runs on the prompts they share: second - first, with a paired bootstrap's 95 % interval."""
+    """Compare two runs on the prompts they share. Second - first, with a paired bootstrap's 95 % interval."""
     from lumina_cli.core.evals import report
 
     output.write_rows(report.compare(first, second), json=json or None)

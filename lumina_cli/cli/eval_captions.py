@@ -19,7 +19,7 @@ def captions(
     samples: Annotated[int, typer.Option(min=0, max=1000, help="Pictures on the page.")] = 40,
     json: Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")] = False,
 ) -> None:
-    """Compare captions of the same pictures: a row per file, language and level out.
+    """Compare captions of the same pictures. A row per file, language and level out.
 
     Each row says how long captions are, how much they tell for their length, and how far they agree with the
     other files. Rows with a "scene" (nano) also get what of it is true. Where rows tell in "captioned_by"
@@ -29,14 +29,18 @@ def captions(
     """
     from lumina_cli.core.data.sources import open_row_image, read_source
     from lumina_cli.core.evals.caption_facts import add_facts
-    from lumina_cli.core.evals.captions import open_files, summarize, write_captions_page
+    from lumina_cli.core.evals.captionpage import SPARE, headline, write_captions_page
+    from lumina_cli.core.evals.captions import open_files, summarize
 
     files = open_files(sources, partial(read_source, need=None))
     for file in files:
-        if left_out := file.left_out():
-            output.note(left_out)
+        for note in filter(None, (file.left_out(), file.gone())):
+            output.note(note)
     rows = list(add_facts(files, list(summarize(files))))
     if page:
         write_captions_page(page, files, rows, open_row_image, samples)
         output.note(f"page: {page}")
-    output.write_rows(iter(rows), json, label="kinds")
+    if json or not output.is_terminal():
+        output.write_rows(iter(rows), True, label="kinds")
+    else:
+        output.table([headline(row) for row in rows], spare=SPARE)

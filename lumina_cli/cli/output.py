@@ -9,13 +9,13 @@ from pathlib import Path
 
 import typer
 
+from lumina_cli.cli.tables import fit, grid, listing, one_line, words
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import rows as jsonl
 
 ROW_FILES = (".jsonl", ".ndjson", ".csv", ".txt")
 TABLE_ROWS = 40  # of a longer table only the first ones are shown
 PACE = 600  # seconds whose speed gives the time left: a row of training may take a minute
-NARROW = 14  # characters a column; below that a row is shown as a list
 
 _bars: list = []  # the rich progress on screen, if any: there can be only one
 
@@ -107,7 +107,7 @@ def write_rows(
                 if json:
                     write_line(jsonl.dump_row(row))
                 elif describe:
-                    note(", ".join(f"{name} {_cell(value)}" for name, value in row.items()))
+                    note(", ".join(f"{name} {words(value)}" for name, value in row.items()))
                 elif count <= TABLE_ROWS:
                     shown.append(row)
     finally:
@@ -134,11 +134,6 @@ def silence_stdout() -> None:
     """Point stdout at nothing, so that the interpreter's last flush does not meet the closed pipe again."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def one_line(text: object) -> str:
-    """Return `text` on one line, without the control characters that a file name may carry to a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(str(text).split()))
 
 
 def note(text: str) -> None:
@@ -211,39 +206,28 @@ def _bar():
             _bars.clear()
 
 
-def table(rows: list[dict], title: str | None = None, more: int = 0) -> None:
-    """Show rows on stderr as a table, or one key a line where the terminal is too narrow for it."""
+def table(rows: list[dict], title: str | None = None, more: int = 0, spare: tuple[str, ...] = ()) -> None:
+    """Show rows on stderr as a table, or one key a line where the terminal is too narrow for it.
+
+    Before that the columns of `spare` are left out, the first one first.
+    """
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
     console = Console(stderr=True)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    if len(columns) * NARROW > console.width and len(columns) > 2:
+    widths = fit(rows, console.width)
+    dropped = []
+    for name in spare:
+        if widths is None and any(name in row for row in rows):
+            dropped.append(name)
+            rows = [{key: value for key, value in row.items() if key != name} for row in rows]
+            widths = fit(rows, console.width)
+    if widths is None and len(rows[0]) > 2:
         for row in rows:
-            lines = [f"{name}: {_cell(value)}" for name, value in row.items()]
-            console.print(Text("\n".join(lines) + "\n"), soft_wrap=True)
+            console.print(Text(listing(row, console.width) + "\n"), soft_wrap=True)
     else:
-        grid = Table(title=title, box=None, header_style="bold", pad_edge=False)
-        for name in columns:
-            grid.add_column(Text(str(name)), overflow="fold")
-        for row in rows:
-            grid.add_row(*(Text(_cell(row.get(name))) for name in columns))
-        console.print(grid)
+        console.print(grid(rows, widths or dict.fromkeys(rows[0], console.width // 2 - 1), title))
+    if dropped:
+        note(f"left out for want of room: {', '.join(dropped)}; --json writes all")
     if more:
         note(f"... and {more} more; --json writes them all")
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(map(str, value))
-    if hasattr(value, "getpixel"):
-        return "in memory"
-    text = one_line(value)
-    return text if len(text) <= 120 else text[:119] + "…"

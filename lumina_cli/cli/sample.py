@@ -42,7 +42,7 @@ def sample(
     explain: flags.Explain = False,
     json: flags.Json = False,
 ) -> None:
-    """Draw a picture for each prompt: prompts in, rows with an image out.
+    """Draw a picture for each prompt. Prompts in, rows with an image out.
 
     lumina sample "a red car left of a blue ball" --model nano --seed 7
 

@@ -10,10 +10,10 @@ from lumina_cli.cli.group import fallback
 app = typer.Typer(
     cls=fallback("pack"),
     no_args_is_help=True,
-    help="Put pictures and captions into webdataset tars; `shard SOURCE DEST` is short for `shard pack`.",
+    help="Put pictures and captions into webdataset tars. `shard SOURCE DEST` is short for `shard pack`.",
 )
 
-Shards = Annotated[str, typer.Argument(help="A folder of shards, or one tar; a path or a URL.")]
+Shards = Annotated[str, typer.Argument(help="A folder of shards, one tar, or a selection; a path or URL.")]
 Json = Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")]
 
 
@@ -44,7 +44,7 @@ def pack(
     force: Annotated[bool, typer.Option("--force", help="Replace the shards that DEST holds.")] = False,
     json: Json = False,
 ) -> None:
-    """Write pictures and captions as shards, a row per shard out; bad ones go to DEST/rejects.jsonl.
+    """Write pictures and captions as shards, a row per shard out. Bad ones go to DEST/rejects.jsonl.
 
     Files keep their bytes. Run it again to go on after a kill or to add what SOURCE has more. nano:N?truth=1
     adds {key}.depth.png (16-bit, thousandths) and {key}.masks.png (8-bit: 0 no thing, i + 1 on things[i]).
@@ -59,9 +59,9 @@ def pack(
             yield row
 
     packing = Packing(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links)
-    output.write_rows(pack_source(source, dest, packing, watched, output.note), json, label="shards")
-    if counted[False]:
-        bare = f"{counted[False]} of {sum(counted.values())} pictures have no caption"
+    shards = output.write_rows(pack_source(source, dest, packing, watched, output.note), json, label="shards")
+    if shards and counted[False]:
+        bare = f"{counted[False]} of {sum(counted.values())} rows have no caption"
         output.note(f"{bare}; `lumina train` needs them, `lumina caption {dest}` writes them")
 
 
@@ -75,7 +75,7 @@ def info(shards: Shards, json: Json = False) -> None:
 
 @app.command()
 def cat(shards: Shards, json: Json = False) -> None:
-    """Write the rows of shards; their "image" can be read by every other verb."""
+    """Write the rows of shards. Their "image" can be read by every other verb."""
     from lumina_cli.core.data.folders import with_captions
     from lumina_cli.core.formats.selection import read_samples
 
@@ -84,7 +84,7 @@ def cat(shards: Shards, json: Json = False) -> None:
 
 @app.command()
 def verify(shards: Shards, json: Json = False) -> None:
-    """Compare shards and overlays with the hashes written with them: a row each, exit 1 for a bad one."""
+    """Compare shards and overlays with their hashes. A row each; exit 1 for a bad one."""
     from lumina_cli.core.errors import LuminaError
     from lumina_cli.core.formats.shards import verify_shards
 

@@ -29,7 +29,7 @@ def stats(
     ] = 4,
     json: Json = False,
 ) -> None:
-    """Say what shards are worth as JSON: yield, captions, tokens, languages, copies, crops, epochs, scores.
+    """Say what shards are worth, as JSON or a page. Yield, captions, tokens, copies, crops, epochs, scores.
 
     lumina shard stats data --tokenizer nano --trained 1000000 --page stats.html | jq .duplicates
     """
@@ -65,7 +65,7 @@ def preview(
     by: Annotated[str | None, typer.Option(help="Spread them over this score, the best first.")] = None,
     json: Json = False,
 ) -> None:
-    """Write a page of samples with their captions and scores; it needs nothing beside it.
+    """Write a page of samples with their captions and scores. It needs nothing beside it.
 
     lumina shard preview data --by sharpness --page sharpness.html
     """

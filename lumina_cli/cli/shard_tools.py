@@ -6,7 +6,8 @@ import typer
 
 from lumina_cli.cli import output
 from lumina_cli.cli.shard import Json, app
-from lumina_cli.cli.shard_select import Shards
+from lumina_cli.cli.shard_select import MaxBadRate, Shards
+from lumina_cli.core.errors import UsageError
 
 
 @app.command()
@@ -15,20 +16,26 @@ def overlay(
     rows: Annotated[str | None, typer.Argument(help="A file of rows, or - for stdin; none lists.")] = None,
     name: Annotated[str, typer.Option(help="What the overlay is called.")] = "captions",
     add: Annotated[bool, typer.Option("--add", help="Keep what the newest version says besides.")] = False,
+    remove: Annotated[str | None, typer.Option(help="Delete an overlay, or one version: NAME@0001.")] = None,
     json: Json = False,
 ) -> None:
-    """Lay rows over the samples that they name, as a new version of an overlay; without rows, list overlays.
+    """Lay rows over the samples that they name, as an overlay. Each call adds a version; none lists them.
 
     lumina caption data | lumina shard overlay data - --name captions
     """
     from lumina_cli.core.data.overlay import lay_rows, rows_of
     from lumina_cli.core.formats.overlays import describe_overlays
+    from lumina_cli.core.formats.overlaywriter import remove_overlay
     from lumina_cli.core.formats.selection import base_of
 
-    if rows is None:
+    if remove is not None:
+        if rows is not None or add:
+            raise UsageError("--remove takes an overlay away; lay rows in another call")
+        output.write_rows(remove_overlay(base_of(shards), remove), json, label="versions")
+    elif rows is None:
         output.write_rows(describe_overlays(base_of(shards)), json, label="overlays")
-        return
-    output.write_rows(lay_rows(shards, rows_of(rows), name, add), json, label="shards")
+    else:
+        output.write_rows(lay_rows(shards, rows_of(rows), name, add, output.note), json, label="shards")
 
 
 @app.command()
@@ -40,12 +47,14 @@ def encode(
     ] = None,
     what: Annotated[str, typer.Option(help="latents, text, or both with a comma.")] = "latents",
     system: Annotated[str, typer.Option(help="System prompt before each caption, by name.")] = "real",
+    max_bad_rate: MaxBadRate = 0.05,
     json: Json = False,
 ) -> None:
-    """Encode pictures and captions once, as overlays that `lumina train` finds: a row per shard out."""
+    """Encode pictures and captions once, for `lumina train`. Overlays that it finds; a row per shard out."""
     from lumina_cli.core.data.encode import encode_shards
     from lumina_cli.core.sampling.models import find_model
 
     kinds = [word.strip() for word in what.split(",") if word.strip()]
-    rows = encode_shards(shards, find_model(model), kinds, size or [128], system)
+    folder, sizes = find_model(model), size or [128]
+    rows = encode_shards(shards, folder, kinds, sizes, system, max_bad_rate, output.note)
     output.write_rows(rows, json, label="shards")

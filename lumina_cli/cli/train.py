@@ -27,7 +27,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and stop.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")] = False,
 ) -> None:
-    """Train a model from a recipe: a row of metrics every few steps out, and a model folder in out=.
+    """Train a model from a recipe. A row of metrics every few steps out, and a model folder in out=.
 
     Any setting can follow the recipe: lumina train nano out=runs/a data=shards stages.hq.steps=200
     """

@@ -17,6 +17,7 @@ from lumina_cli.core.errors import LuminaError
 HUB_MODEL = "Alpha-VLLM/Lumina-Image-2.0"
 HUB_SIZE = 20  # GB: transformer and text encoder of 10.4 each, in float32, and a small autoencoder
 NEEDED = ("torch", "transformers", "diffusers", "datasets", "webdataset", "safetensors", "pydantic", "pillow")
+NEEDED += ("imagehash", "py3langid")
 IMPORTED_AS = {"pillow": "PIL"}
 LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB free; nano trains and shards within these
 
@@ -123,12 +124,23 @@ def _optional(name: str, extra: str, attempt: Callable[[], None]) -> Finding:
         return (
             None,
             "not installed",
-            f"pip install -e '.[{extra}]' in the checkout" if extra else "comes with torch for CUDA",
+            f"pip install 'lumina-cli[{extra}]'" if extra else "comes with torch for CUDA",
         )
     if not torch.cuda.is_available() and name != "ray":
         return None, f"{found}, not tried: no CUDA device", ""
     attempt()
     return True, f"{found}, tried", ""
+
+
+def _extra(name: str, extra: str, *others: str) -> Finding:
+    """Report what an extra brings: not installed, or imported, with the other modules that it needs."""
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        return None, "not installed", f"pip install 'lumina-cli[{extra}]'"
+    for module in (name, *others):
+        import_module(module)
+    return True, found, ""
 
 
 def _try_triton() -> None:
@@ -194,5 +206,9 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "flash-attn": lambda: _optional("flash-attn", "flash", _try_flash),
     "vllm": lambda: _optional("vllm", "vllm", _try_vllm),
     "ray": lambda: _optional("ray", "ray", _try_ray),
+    "openai": lambda: _extra("openai", "openai"),
+    "rapidocr": lambda: _extra("rapidocr", "ocr", "onnxruntime"),
+    "s3fs": lambda: _extra("s3fs", "s3"),
+    "gcsfs": lambda: _extra("gcsfs", "gcs"),
     "nano": _nano,
 }

@@ -8,11 +8,16 @@ from typing import Any
 from lumina_cli.core.errors import UsageError
 
 
+def nearest(word: str, known) -> str | None:
+    """Return the one of `known` that `word` may be misspelt for, or None."""
+    cutoff = 0.5 if len(word) <= 2 else 0.55  # one wrong letter of two is half the word
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
+
+
 def did_you_mean(word: str, known) -> str:
     """Return "; did you mean 'x'?" for the nearest of `known`, or an empty string."""
-    cutoff = 0.5 if len(word) <= 2 else 0.55  # one wrong letter of two is half the word
-    near = get_close_matches(word, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = nearest(word, known)
+    return f"; did you mean {near!r}?" if near else ""
 
 
 class Registry(dict[str, str]):

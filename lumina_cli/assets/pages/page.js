@@ -8,6 +8,7 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 for (const choice of document.querySelectorAll("select[data-shows]")) {
   const show = () => {
+    root.toggleAttribute(`data-one-${choice.dataset.shows}`, choice.value !== "");
     for (const part of document.querySelectorAll(`[data-${choice.dataset.shows}]`)) {
       part.hidden = choice.value !== "" && part.dataset[choice.dataset.shows] !== choice.value;
     }

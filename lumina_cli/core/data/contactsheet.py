@@ -65,7 +65,8 @@ def _rows(source: str, folder: str, table: Any, chosen: np.ndarray) -> dict[int,
         add = joiner.open(tar, entries)
         for entry in entries:
             if entry["key"] in numbers:
-                rows[numbers[entry["key"]]] = add(entry, read_entry(tar, entry))
+                row = add(entry, read_entry(tar, entry))
+                rows[numbers[entry["key"]]] = row | {"notes": entry.get("notes") or []}
     return rows
 
 
@@ -82,5 +83,6 @@ def _card(row: dict, value: float | None, by: str | None) -> dict:
     facts = {by: value} if by else {}
     facts |= {name: score for name, score in scores.items() if isinstance(score, int | float)}
     size = [f"{row['width']} × {row['height']}"] if row.get("width") and row.get("height") else []
+    card["notes"] = row["notes"]
     card["facts"] = size + [f"{name} {figure(score)}" for name, score in facts.items()]
     return card

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import lumina_cli
+from lumina_cli.core.encoders.prompts import whole_letters
 from lumina_cli.core.errors import LuminaError
 
 _NANO = Path(lumina_cli.__file__).parent / "assets" / "nano"
@@ -32,6 +33,7 @@ class TokenCounter:
         """Return the tokens of each text."""
         if self._tokenizer is None:
             self._tokenizer = _open(self.path)
+        texts = [whole_letters(text) for text in texts]
         return [len(each.ids) for each in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 

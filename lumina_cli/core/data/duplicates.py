@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lumina_cli.core.errors import LuminaError, MissingPart
+from lumina_cli.core.errors import LuminaError
 
 BITS = 64
 SLICE = 1 << 22  # pairs that are compared at a time
@@ -79,11 +79,9 @@ def near_groups(hashes: np.ndarray, distance: int) -> np.ndarray:
 
     Groups are connected: where a is near b and b near c, all three are one group, however far a is from c.
     """
-    try:
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
-    except ImportError as error:
-        raise MissingPart("near copies need scipy: `pip install 'lumina-cli[filters]'`") from error
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     unique, inverse = np.unique(hashes, return_inverse=True)
     labels = np.arange(len(unique))
     held: list[np.ndarray] = []
@@ -152,10 +150,14 @@ def _close_in_runs(
         left = left[ends[left] - left > step]
 
 
-def keep_best(groups: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Return (N,) True for one of each group: the best score, of equal ones the first; nan is the worst."""
+def keep_best(groups: np.ndarray, scores: np.ndarray, pixels: np.ndarray | None = None) -> np.ndarray:
+    """Return (N,) True for one of each group: the best score, of equal ones the first; nan is the worst.
+
+    With `pixels` (N,) the largest picture comes before the best score.
+    """
     ranked = np.where(np.isnan(scores), -np.inf, scores)
-    order = np.lexsort((-ranked, groups))  # a stable sort: of equal ones the first comes first
+    keys = (-ranked, groups) if pixels is None else (-ranked, -pixels.astype(np.int64), groups)
+    order = np.lexsort(keys)  # a stable sort: of equal ones the first comes first
     first = np.ones(len(groups), bool)
     first[1:] = groups[order][1:] != groups[order][:-1]
     kept = np.zeros(len(groups), bool)

@@ -10,6 +10,8 @@ has changed is encoded again, everything else stays; another encoder makes anoth
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -17,18 +19,17 @@ import numpy as np
 from torch import Tensor
 
 from lumina_cli.core.data.latents import CHUNK, encode_pictures
-from lumina_cli.core.device import pick_device
+from lumina_cli.core.data.unreadable import Unreadable, open_entry
+from lumina_cli.core.device import cpu_count, pick_device
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import places
 from lumina_cli.core.formats.fingerprint import fingerprint
-from lumina_cli.core.formats.images import open_image
 from lumina_cli.core.formats.overlays import Joiner, find_overlays
 from lumina_cli.core.formats.overlaywriter import Part, Version, begin
 from lumina_cli.core.formats.rows import captions_of
 from lumina_cli.core.formats.selection import base_of, selected_keys
 from lumina_cli.core.formats.shardreader import open_shards, read_entry, read_index
-from lumina_cli.core.formats.tars import TarImage
 from lumina_cli.core.registry import did_you_mean
 
 WHAT = ("latents", "text")
@@ -38,12 +39,20 @@ TEXTS = 32  # captions encoded together
 
 
 def encode_shards(
-    shards: str, model: Path, what: Sequence[str], sizes: Sequence[int], system: str = "real"
+    shards: str,
+    model: Path,
+    what: Sequence[str],
+    sizes: Sequence[int],
+    system: str = "real",
+    max_bad_rate: float = 1.0,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
     """Encode shards with the encoders of a model folder; yield a row per overlay and shard.
 
     The rows say overlay, shard, samples, encoded, reused, unreadable. `sizes` are pixels (buckets.py),
-    `system` names the system prompt before each caption. Of a selection only its samples are encoded.
+    `system` names the system prompt before each caption. Of a selection only its samples are encoded. A
+    picture that cannot be read has no latents, its line of the overlay's index says why under "unreadable",
+    and `tell` hears of the first; TooManyBad at the end where they are a larger share than `max_bad_rate`.
     """
     for word in what:
         if word not in WHAT:
@@ -51,7 +60,7 @@ def encode_shards(
                 f"unknown --what {word!r}{did_you_mean(word, WHAT) or '; choose from latents, text'}"
             )
     chosen, shards = selected_keys(shards), base_of(shards)
-    tars = open_shards(shards)
+    tars, seen, place = open_shards(shards), Unreadable(max_bad_rate, tell), ""
     if "latents" in what:
         from lumina_cli.core.encoders.vae import Autoencoder
 
@@ -59,7 +68,9 @@ def encode_shards(
         for size in dict.fromkeys(sizes):
             settings = {"encoder": vae_digest(model), "size": size}
             version = begin(shards, f"latents-{size}", settings)
-            yield from _encode(version, tars, chosen, _Latents(version, vae.encode, size))
+            kind = _Latents(version, vae.encode, size)
+            yield from _encode(version, tars, chosen, kind, None if place else seen)  # the same at each size
+            place = place or version.folder
     if "text" in what:
         from lumina_cli.core.encoders.text import TextEncoder
 
@@ -67,7 +78,8 @@ def encode_shards(
         encoder = TextEncoder(model, pick_device())
         version = begin(shards, text_overlay(system), settings)
         joiner = Joiner(find_overlays(shards))
-        yield from _encode(version, tars, chosen, _Features(version, encoder.encode, system, joiner))
+        yield from _encode(version, tars, chosen, _Features(version, encoder.encode, system, joiner), None)
+    seen.end(place)
 
 
 def text_overlay(system: str) -> str:
@@ -98,7 +110,11 @@ def _digest(part: Path, *files: Path) -> str:
 
 
 def _encode(
-    version: Version, tars: list[str], chosen: dict[str, frozenset[str]] | None, kind: "_Latents | _Features"
+    version: Version,
+    tars: list[str],
+    chosen: dict[str, frozenset[str]] | None,
+    kind: "_Latents | _Features",
+    seen: Unreadable | None,
 ) -> Iterator[dict]:
     """Write one overlay, a shard at a time; what is known of the same content is taken over."""
     for tar in tars:
@@ -107,12 +123,21 @@ def _encode(
         wanted = keys if chosen is None else keys & chosen.get(places.name_of(tar), frozenset())
         row = {"overlay": version.name, "shard": tar, "samples": len(entries)}
         count = {"encoded": 0, "reused": 0, "unreadable": 0}
-        if kind.is_current(tar, entries, wanted):
-            count["reused"] = len(wanted)
-        else:
+        current = kind.is_current(tar, entries, wanted)
+        if not current:
             version.write(tar, entries, kind.parts(tar, entries, wanted, count))
+        known = version.lines(tar, entries)
+        bad = {key: known[key].get("unreadable", "") for key in wanted & known.keys() if is_bad(known[key])}
+        count |= {"unreadable": len(bad)} | ({"reused": len(wanted) - len(bad)} if current else {})
+        if seen:
+            seen.add(tar, {key: bad[key] for key in sorted(bad)}, len(wanted))
         yield row | count
     version.finish(tars)
+
+
+def is_bad(line: dict) -> bool:
+    """Whether a line of an index of latents is of a picture that could not be read: it has none."""
+    return not line["members"]
 
 
 class _Latents:
@@ -130,25 +155,25 @@ class _Latents:
         known = self.version.lines(tar, entries)
         for start in range(0, len(entries), CHUNK):
             group = entries[start : start + CHUNK]
-            pictures = {
-                entry["key"]: picture
-                for entry in group
-                if entry["key"] in wanted - known.keys() and (picture := _open(tar, entry)) is not None
-            }
+            todo = [entry for entry in group if entry["key"] in wanted and entry["key"] not in known]
+            with ThreadPoolExecutor(cpu_count()) as pool:  # decoding lets go of the interpreter's lock
+                found = pool.map(partial(open_entry, tar), todo)
+                opened = {entry["key"]: each for entry, each in zip(todo, found, strict=True)}
+            pictures = {key: picture for key, picture in opened.items() if not isinstance(picture, str)}
             latents = encode_pictures(list(pictures.values()), self.size, self.encode)
             encoded = dict(zip(pictures, latents, strict=True))
             for entry in group:
                 key = entry["key"]
                 if key in known:
-                    count["reused"] += 1
-                    members = known[key]["members"]
-                    yield entry, {name: self.version.read(tar, known[key], name) for name in members}, {}
+                    count["reused"] += not is_bad(known[key])
+                    line, members = known[key], known[key]["members"]
+                    more = {"unreadable": line["unreadable"]} if "unreadable" in line else {}
+                    yield entry, {name: self.version.read(tar, line, name) for name in members}, more
                 elif key in encoded:
                     count["encoded"] += 1
                     yield entry, {LATENTS: npy(encoded[key].numpy())}, {}
                 elif key in wanted:
-                    count["unreadable"] += 1
-                    yield entry, {}, {}
+                    yield entry, {}, {"unreadable": opened[key]}
 
 
 class _Features:
@@ -233,11 +258,3 @@ def array_of(data: bytes) -> np.ndarray:
         raise LuminaError(
             f"an overlay holds an array that is none ({error}); encode the shards again"
         ) from error
-
-
-def _open(tar: str, entry: dict):
-    image = TarImage(tar, entry["image"], entry["offset"], entry["length"])
-    try:
-        return open_image(image.read(), name=str(image), whole=True)
-    except LuminaError:
-        return None

@@ -1,8 +1,8 @@
 """What can be measured of a picture, each once: numbers that are stored, so that thresholds may come later.
 
     sharpness   variance of the Laplacian (0 1 0, 1 -4 1, 0 1 0) of the luma, 0 to 255, without the outermost
-                pixels; pictures over 1024 pixels on the longer side are reduced to it first, so that a large
-                and a small copy are told alike. Below about 50 a photograph looks blurred.
+                pixels, of the picture with 512 pixels on its longer side: larger ones are reduced to it and
+                smaller ones enlarged, or else a thumbnail would be sharper than what it was made of
     entropy     of the histogram of the luma, in bits: 0 for one grey, 8 at most
     phash       perceptual hash, 64 bits as 16 hex digits (imagehash): near copies differ in few bits
     text_area   share of the picture that is inside boxes in which RapidOCR reads at least two letters or
@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 from lumina_cli.core.errors import MissingPart, UsageError
 from lumina_cli.core.registry import SCORES
 
-LONGEST = 1024  # pixels at which sharpness is measured
+SHARP_SIDE = 512  # pixels of the longer side at which sharpness is measured
 TEXT_SIDE = 960  # pixels of the longer side at which text is looked for
 SURE, LETTERS = 0.8, 2  # of what counts as read
 DIGITS = 6  # of a stored number: more would differ between machines
@@ -43,8 +43,10 @@ class Sharpness:
 
 
 def laplacian_variance(picture: Image.Image) -> float:
-    """Return the variance of the 4-neighbour Laplacian of the luma; 0 where a side is under 3 pixels."""
-    luma = _reduced(picture.convert("L"), LONGEST)
+    """Return the variance of the 4-neighbour Laplacian of the luma at SHARP_SIDE; 0 for a mere line."""
+    size = _fitting(picture.size, SHARP_SIDE)
+    luma = picture.convert("L")
+    luma = luma if luma.size == size else luma.resize(size, Image.Resampling.BICUBIC)
     x = np.asarray(luma, np.float32)
     if min(x.shape) < 3:
         return 0.0
@@ -67,10 +69,8 @@ class PerceptualHash:
 
     def __init__(self, model: str | None = None):
         _needs_no_model("phash", model)
-        try:
-            import imagehash
-        except ImportError as error:
-            raise MissingPart("phash needs imagehash: `pip install 'lumina-cli[filters]'`") from error
+        import imagehash
+
         self.hash = imagehash.phash
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
@@ -141,11 +141,15 @@ def measure(pictures: Sequence[Image.Image], scorers: dict[str, Scorer]) -> list
 
 def _reduced(picture: Image.Image, longest: int) -> Image.Image:
     """The picture with its longer side at `longest` pixels, by areas; smaller ones stay as they are."""
-    scale = longest / max(picture.size)
-    if scale >= 1:
+    if max(picture.size) <= longest:
         return picture
-    size = [max(1, round(side * scale)) for side in picture.size]
-    return picture.resize(size, Image.Resampling.BOX)
+    return picture.resize(_fitting(picture.size, longest), Image.Resampling.BOX)
+
+
+def _fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """A size of the same shape with its longer side at `longest` pixels."""
+    width, height = (max(1, round(side * longest / max(size))) for side in size)
+    return width, height
 
 
 def _needs_no_model(name: str, model: str | None) -> None:

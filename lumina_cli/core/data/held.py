@@ -1,7 +1,8 @@
 """What a selection holds of samples while it is made: little of each, because there may be a hundred million.
 
-A byte a sample and, of each that meets the conditions, its score (8 bytes), for copies half of its sha256
-(16) or its perceptual hash (9), and for --per-source a number (4). S samples are chosen so far.
+A byte a sample and, of each that meets the conditions, its score (8 bytes), for exact copies half of its
+sha256 (16), for near ones its perceptual hash and its pixels (13), and for --per-source a number (4). S
+samples are chosen so far.
 """
 
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from lumina_cli.core.data.duplicates import digest_groups, digests_of, hashes_of
 from lumina_cli.core.data.where import column
 
 SCORE = "score"
+MOST_PIXELS = np.iinfo(np.int32).max  # that are told from fewer
 
 
 @dataclass
@@ -65,7 +67,8 @@ class Keeper:
         self.mask, self.sources = bytearray(), {}
         types = {SCORE: np.float64}
         types |= {"digest": np.uint64} if copies else {}
-        types |= {"phash": np.uint64, "known": np.bool_} if copies == "near" else {}
+        near = {"phash": np.uint64, "known": np.bool_, "pixels": np.int32}
+        types |= near if copies == "near" else {}
         types |= {"source": np.int32} if sources else {}
         self.types, self.data, self.alone = types, {name: bytearray() for name in types}, 0
 
@@ -83,6 +86,8 @@ class Keeper:
             ]
             self.data["source"] += np.array(found, np.int32)[codes.indices.to_numpy()].tobytes()
         if self.copies == "near":
+            pixels = np.nan_to_num(numbers(part, "pixels"))  # 0 where the size is not known
+            self.data["pixels"] += np.minimum(pixels, MOST_PIXELS).astype(np.int32).tobytes()
             known = as_array(part["phash"].is_valid())
             self.data["known"] += known.tobytes()
             self.data["phash"] += hashes_of(part["phash"].drop_null()).tobytes()

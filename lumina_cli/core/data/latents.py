@@ -31,10 +31,12 @@ from lumina_cli.core.formats.tars import TarImage
 CHUNK = 64  # pictures encoded together
 MAX_BAD_RATE = 0.05
 NOTHING = {"rows": 0, "row_bytes": 0, "latent_bytes": 0, "rejects": 0, "reject_bytes": 0, "done": False}
+NOTHING |= {"ready": 0}  # rows whose latents were there already
 FILES = {"rows.jsonl": "row_bytes", "latents.bin": "latent_bytes", "rejects.jsonl": "reject_bytes"}
 Encode = Callable[[Tensor], Tensor]
 Ready = dict[int, Tensor]  # latents (C, H, W) by size in pixels
 Find = Callable[[dict], Ready]
+Opened = tuple[Image.Image | None, Ready]  # a picture, and the latents that are known of it; None: all are
 _ENCODED = re.compile(r"/overlays/(latents|text)-[^/]*/\d+/[^/]*$")  # what `lumina shard encode` writes
 
 
@@ -101,12 +103,11 @@ class _Writer:
             file.seek(self.progress[size])
             self.files.append(file)
 
-    def add(
-        self, rows: list[dict], pictures: list["Image.Image | Ready"], rejects: list[dict], encode: Encode
-    ) -> None:
-        missing = [i for i, picture in enumerate(pictures) if not isinstance(picture, dict)]
-        encoded = encode_pictures([pictures[i] for i in missing], self.size, encode)
-        latents = [picture[self.size] if isinstance(picture, dict) else None for picture in pictures]
+    def add(self, rows: list[dict], pictures: list[Opened], rejects: list[dict], encode: Encode) -> None:
+        """Write the latents of pictures at this size, those that are not known encoded first."""
+        latents = [ready.get(self.size) for _, ready in pictures]
+        missing = [i for i, latent in enumerate(latents) if latent is None]
+        encoded = encode_pictures([pictures[i][0] for i in missing], self.size, encode)
         for i, latent in zip(missing, encoded, strict=True):
             latents[i] = latent
         for row, latent in zip(rows, latents, strict=True):
@@ -118,7 +119,8 @@ class _Writer:
         for reject in rejects:
             self.files[2].write(dump_row(reject).encode() + b"\n")
         rejected = self.progress["rejects"] + len(rejects)
-        self.note(rows=self.progress["rows"] + len(rows), rejects=rejected)
+        ready = self.progress["ready"] + len(rows) - len(missing)
+        self.note(rows=self.progress["rows"] + len(rows), rejects=rejected, ready=ready)
 
     def note(self, **changes) -> None:
         """Count what was written as whole."""
@@ -140,9 +142,9 @@ def build_stores(
     """Encode a source, in one pass, at each size of `folders` that is not cached; yields pictures done.
 
     `folders` maps sizes in pixels to folders; `encode` takes pixels (B, 3, H, W) in [-1, 1] to latents.
-    What `find` gives of a row, latents by size, is taken where it has all of the sizes, and the picture is
-    not opened. A row whose picture cannot be read goes to rejects.jsonl; TooManyBad is raised at the end if
-    more than `max_bad_rate` of all did. LuminaError for a row without captions, or a source without rows.
+    What `find` gives of a row, latents by size, is taken; the picture is opened where a size is missing. A
+    row whose picture cannot be read goes to rejects.jsonl; TooManyBad is raised at the end if more than
+    `max_bad_rate` of all did. LuminaError for a row without captions, or a source without rows.
     """
     writers = [_Writer(folder, size) for size, folder in folders.items() if not is_whole(folder)]
     if not writers:
@@ -188,17 +190,17 @@ def check_rejects(rejected: int, done: int, max_bad_rate: float, folder: Path) -
 
 def open_pictures(
     rows: list[dict], before: int, find: Find | None = None, sizes: Iterable[int] = ()
-) -> tuple[list[dict], list["Image.Image | Ready"], list[dict]]:
+) -> tuple[list[dict], list[Opened], list[dict]]:
     """Return the rows whose pictures open, these pictures, and rejects with the reason for the others.
 
-    In place of a picture whose latents `find` knows at all sizes there are the latents.
+    A picture whose latents `find` knows at all sizes is not opened.
     """
     good, pictures, rejects = [], [], []
     for number, row in enumerate(rows, before + 1):
         try:
             ready = find(row) if find else {}
             whole = bool(ready) and all(size in ready for size in sizes)
-            pictures.append(ready if whole else open_row_image(row))
+            pictures.append((None if whole else open_row_image(row), ready))
         except LuminaError as error:
             named = {"row": number, "key": row.get("key"), "image": row.get("image"), "reason": str(error)}
             rejects.append(named)
@@ -237,6 +239,11 @@ def is_whole(folder: Path) -> bool:
 def count_rejects(folder: Path) -> int:
     """Return how many rows of the source a whole cache folder left out."""
     return json.loads((folder / "progress.json").read_text(encoding="utf-8")).get("rejects", 0)
+
+
+def count_ready(folder: Path) -> int:
+    """Return how many latents of a whole cache folder were not encoded for it, but found beside shards."""
+    return json.loads((folder / "progress.json").read_text(encoding="utf-8")).get("ready", 0)
 
 
 def fingerprint(source: str, parts: Path) -> str:

@@ -20,7 +20,7 @@ def count_source(source: str) -> int | None:
             totals = path / "shards.json"
             found = next(read_rows(totals), {}).get("samples") if totals.is_file() else None
             return found if isinstance(found, int) else None
-        return sum(name.lower().endswith(SUFFIXES) for *_, files in os.walk(path) for name in files)
+        return _pictures(path)
     if not path.is_file() or path.suffix == ".tar":
         return None
     if path.suffix.lower() in SUFFIXES:
@@ -29,3 +29,12 @@ def count_source(source: str) -> int | None:
         return None
     with path.open("rb") as file:
         return sum(bool(line.strip()) for line in file)
+
+
+def _pictures(path: Path) -> int:
+    """How many pictures a folder has; like those who read it (folders.py), hidden files and folders aside."""
+    count = 0
+    for _, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        count += sum(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in files)
+    return count

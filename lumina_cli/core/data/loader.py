@@ -16,6 +16,7 @@ from lumina_cli.core.data.latents import (
     Encode,
     LatentStore,
     build_stores,
+    count_ready,
     count_rejects,
     fingerprint,
 )
@@ -71,6 +72,11 @@ class TrainingData:
         folder = next(iter(self.folders.values()))
         return count_rejects(folder), folder / "rejects.jsonl"
 
+    def ready(self) -> dict[int, int]:
+        """Return how many latents `prepare` found beside shards, by size, where it found any."""
+        counts = {size: count_ready(folder) for size, folder in self.folders.items()}
+        return {size: count for size, count in counts.items() if count}
+
     def stage(self, name: str, tokenizer) -> "StageData":
         """Return the batches of a stage; `tokenizer` maps a list of texts to lists of token ids."""
         return StageData(
@@ -90,6 +96,7 @@ class StageData:
         self.seed = recipe.seed * 16 + list(recipe.stages).index(name)
         kinds, weights = caption_kinds(store.captions, self.settings)
         self.kinds, self.ready = kinds, ReadyFeatures(frozen, self.settings.system) if frozen else None
+        self.lacking = lacking(kinds, self.settings)
         self.null = np.array(tokenizer([""])[0], np.int32)
         self.tokens = Tokens(store, kinds, self.settings.system, tokenizer)
         lengths = np.where(self._trained()[:, None], self.tokens.lengths, 0)
@@ -208,6 +215,13 @@ def caption_kinds(captions: list[dict], settings) -> tuple[list[tuple[str, str]]
         have = ", ".join(f"{lang}.{level}" for lang, level in found)
         raise LuminaError(f"no caption of {', '.join(langs)} at {', '.join(levels)}; the data has {have}")
     return kinds, [langs[lang] * levels[level] for lang, level in kinds]
+
+
+def lacking(kinds: list[tuple[str, str]], settings) -> list[str]:
+    """Return the languages and levels that a stage asks for and that no caption of the data has."""
+    asked = [*(settings.langs or {}).items(), *(settings.captions or {}).items()]
+    there = {name for kind in kinds for name in kind}
+    return [name for name, weight in asked if weight > 0 and name not in there]
 
 
 def pad(texts: list[np.ndarray], multiple: int = 8) -> tuple[Tensor, Tensor]:

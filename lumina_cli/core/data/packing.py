@@ -11,6 +11,11 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.formats import places
 from lumina_cli.core.formats.overlays import split_source
 from lumina_cli.core.formats.shards import write_shards
+from lumina_cli.core.formats.tars import TarImage
+
+ENDINGS = {"jpeg": "jpg", "tiff": "tif"} | {
+    ending: ending for ending in ("jpg", "png", "webp", "gif", "bmp", "tif", "avif")
+}
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,9 @@ def pack_source(
     left_out = [] if made_here else left_out_of(source)
     if left_out:
         tell(f"{source}{LEFT_OUT} has {len(left_out)} rows that were left out; they are rejects here, too")
-    return write_shards(
-        watch(rows),
+    kinds: set[str] = set()
+    yield from write_shards(
+        _kinds_noted(watch(rows), kinds),
         dest,
         packing.per_shard,
         packing.max_bad_rate,
@@ -66,6 +72,23 @@ def pack_source(
         upstream=left_out,
         tell=tell,
     )
+    if len(kinds) > 1 and not packing.encode:
+        tell(
+            f"pictures are of several kinds ({', '.join(sorted(kinds))}): webdataset and lumina read all, "
+            "datasets.load_dataset only those of the first kind; --encode makes one kind of them"
+        )
+
+
+def _kinds_noted(rows: Iterator[dict], kinds: set[str]) -> Iterator[dict]:
+    """Pass rows on, and note by what endings their pictures go."""
+    for row in rows:
+        image = row.get("image")
+        name = image.member if isinstance(image, TarImage) else image
+        if isinstance(name, str) and "error" not in row:
+            ending = name.rpartition(".")[2].lower()
+            if ending in ENDINGS:
+                kinds.add(ENDINGS[ending])
+        yield row
 
 
 def _check_apart(source: str, dest: str) -> None:

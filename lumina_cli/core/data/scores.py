@@ -7,15 +7,15 @@ measures the rest. Workers take a shard at a time; a killed run goes on after it
 captions, read from the rows.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from lumina_cli.core.data.filters import DIGITS, Scorer, measure, open_scorers
-from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.data.unreadable import Unreadable, open_entry
 from lumina_cli.core.formats import places
-from lumina_cli.core.formats.images import open_image
 from lumina_cli.core.formats.overlays import (
+    MEASURED,
     Joiner,
     Overlay,
     find_overlays,
@@ -24,10 +24,9 @@ from lumina_cli.core.formats.overlays import (
 from lumina_cli.core.formats.overlaywriter import Part, Version, begin, row_part, write_values
 from lumina_cli.core.formats.selection import base_of, selected_keys
 from lumina_cli.core.formats.shardreader import open_shards, read_entry, read_index
-from lumina_cli.core.formats.tars import TarImage
 from lumina_cli.core.formats.workers import in_order
 
-NAME, CAPTION = "scores", "caption"
+NAME, CAPTION = MEASURED, "caption"
 BATCH = 16  # pictures that a model sees together
 
 
@@ -43,18 +42,25 @@ class _Job:
 
 
 def score_shards(
-    source: str, names: Iterable[str], models: dict[str, str] | None = None, workers: int = 1
+    source: str,
+    names: Iterable[str],
+    models: dict[str, str] | None = None,
+    workers: int = 1,
+    max_bad_rate: float = 1.0,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
     """Measure pictures of shards; yield a row per shard: shard, samples, measured, reused, unreadable.
 
     Of a selection only its samples are measured; the values are kept beside the shards all the same.
     `names` are keys of SCORES, or "caption"; `models` gives a folder or hub id to those that have one. Raises
-    what `open_scorers` raises, before anything is written. A picture that cannot be read has no scores.
+    what `open_scorers` raises, before anything is written. A picture that cannot be read has no scores, its
+    line of the overlay's index says why under "unreadable", and `tell` hears of the first; TooManyBad at the
+    end where they are a larger share than `max_bad_rate`.
     """
     names, models = list(dict.fromkeys(names)), models or {}
-    open_scorers([name for name in names if name != CAPTION], models)
     folder, chosen = base_of(source), selected_keys(source)
     tars = open_shards(folder)
+    open_scorers([name for name in names if name != CAPTION], models)
     before = newest_of(folder, NAME)
     known = before.info["settings"]["scores"] if before else {}
     asked = {name: models.get(name, known.get(name)) for name in names}
@@ -65,9 +71,13 @@ def score_shards(
     wanted = [None if chosen is None else chosen.get(places.name_of(tar), frozenset()) for tar in tars]
     jobs = [_Job(version, tar, before, kept, keys) for tar, keys in zip(tars, wanted, strict=True)]
     alone = workers <= 1 or len(jobs) < 2 or places.in_this_process(folder)
-    yield from map(_score_shard, jobs) if alone else in_order(_score_shard, jobs, workers)
+    seen = Unreadable(max_bad_rate, tell)
+    for row, bad in map(_score_shard, jobs) if alone else in_order(_score_shard, jobs, workers):
+        seen.add(row["shard"], bad, row["measured"] + row["reused"] + row["unreadable"])
+        yield row
     write_values(version, tars)
     version.finish(tars)
+    seen.end(version.folder)
 
 
 def _captions_of(folder: str) -> str:
@@ -85,20 +95,22 @@ def _open(name: str, model: str | None) -> Scorer:
     return open_scorers([name], {name: model} if model else {})[name]
 
 
-def _score_shard(job: _Job) -> dict:
-    entries = read_index(job.tar)
+def _score_shard(job: _Job) -> tuple[dict, dict[str, str]]:
+    """Return the row of a shard, and by key why a picture cannot be read."""
+    entries, bad = read_index(job.tar), {}
     row = {"shard": job.tar, "samples": len(entries), "measured": 0, "reused": 0, "unreadable": 0}
     if job.version.has(job.tar, entries):
         known, names = job.version.lines(job.tar, entries), set(job.version.settings["scores"])
         wanted = job.wanted if job.wanted is not None else [entry["key"] for entry in entries]
         if all(key in known and names <= set(known[key]["by"]) for key in wanted):
-            return row | {"reused": len(wanted)}
-    job.version.write(job.tar, entries, _parts(job, entries, row))
-    return row
+            bad = {key: known[key]["unreadable"] for key in wanted if "unreadable" in known[key]}
+            return row | {"reused": len(wanted) - len(bad), "unreadable": len(bad)}, bad
+    job.version.write(job.tar, entries, _parts(job, entries, row, bad))
+    return row | {"unreadable": len(bad)}, bad
 
 
-def _parts(job: _Job, entries: list[dict], row: dict) -> Iterator[Part]:
-    """Yield the scores of each sample, counting in `row` what was done."""
+def _parts(job: _Job, entries: list[dict], row: dict, bad: dict[str, str]) -> Iterator[Part]:
+    """Yield the scores of each sample, counting in `row` what was done; `bad` as in `_score_shard`."""
     models = job.version.settings["scores"]
     known = job.before.open(job.tar, entries, strict=False) if job.before else {}
     add = Joiner(_others(job.version.shards)).open(job.tar, entries) if CAPTION in models else None
@@ -108,6 +120,7 @@ def _parts(job: _Job, entries: list[dict], row: dict) -> Iterator[Part]:
         found = [_still(line, job.kept - {CAPTION}) for line in lines]
         done = [job.kept & set(line.get("by", ())) for line in lines]  # unreadable pictures, too
         meant = [job.wanted is None or entry["key"] in job.wanted for entry in group]
+        faults = [line.get("unreadable") for line in lines]
         todo = [
             models.keys() - names - {CAPTION} if here else set()
             for names, here in zip(done, meant, strict=True)
@@ -116,25 +129,27 @@ def _parts(job: _Job, entries: list[dict], row: dict) -> Iterator[Part]:
         for wanted in dict.fromkeys(missing):
             numbers = [i for i, names in enumerate(missing) if names == wanted]
             if not wanted:
-                row["reused"] += sum(meant[i] for i in numbers)
+                row["reused"] += sum(meant[i] and not faults[i] for i in numbers)
                 continue
-            opened = [(i, picture) for i in numbers if (picture := _picture(job.tar, group[i])) is not None]
-            row["unreadable"] += len(numbers) - len(opened)
-            row["measured"] += len(opened)
+            opened = {i: open_entry(job.tar, group[i]) for i in numbers}
+            for i, each in opened.items():
+                faults[i] = each if isinstance(each, str) else None
+            pictures = {i: picture for i, picture in opened.items() if not isinstance(picture, str)}
+            row["measured"] += len(pictures)
             scorers = {name: _open(name, models[name]) for name in wanted}
-            for (i, _), part in zip(
-                opened, measure([picture for _, picture in opened], scorers), strict=True
-            ):
+            for i, part in zip(pictures, measure(list(pictures.values()), scorers), strict=True):
                 for kind, values in part.items():
                     found[i].setdefault(kind, {}).update(values)
-        for entry, part, names, here in zip(group, found, done, meant, strict=True):
-            if not here and not part:
+        for entry, part, names, here, fault in zip(group, found, done, meant, faults, strict=True):
+            if not here and not part and not fault:
                 continue
+            if here and fault:
+                bad[entry["key"]] = fault
             if add and here and (score := caption_score(add(entry, read_entry(job.tar, entry)))) is not None:
                 part.setdefault("scores", {})[CAPTION] = score
             known_by = sorted(models if here else names - {CAPTION})
             entry, members, more = row_part(entry, part)
-            yield entry, members, more | {"by": known_by}
+            yield entry, members, more | {"by": known_by} | ({"unreadable": fault} if fault else {})
 
 
 def caption_score(row: dict) -> float | None:
@@ -151,11 +166,3 @@ def _still(line: dict, kept: frozenset[str]) -> dict:
         kind: {n: v for n, v in line.get(kind, {}).items() if n in kept} for kind in ("scores", "hashes")
     }
     return {kind: values for kind, values in parts.items() if values}
-
-
-def _picture(tar: str, entry: dict):
-    image = TarImage(tar, entry["image"], entry["offset"], entry["length"])
-    try:
-        return open_image(image.read(), name=str(image), whole=True)
-    except LuminaError:
-        return None

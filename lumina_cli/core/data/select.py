@@ -1,8 +1,9 @@
 """The next stage's samples: conditions, then copies, then a share of the best; no picture is copied.
 
-The order is always the same: what --where asks for, then one of each group of copies (the best one), then at
-most so many of each source (the best ones), then the best of all that are left. Ties go to the sample that
-comes first, so the same shards and settings select the same samples.
+The order is always the same: what --where asks for, then one of each group of copies (of near ones the one
+with the most pixels, of those the best one), then at most so many of each source (the best ones), then the
+best of all that are left. Ties go to the sample that comes first, so the same shards and settings select the
+same samples.
 
 The table of samples is read in parts, twice: first what decides, of which little is held (data/held.py), then
 what is written.
@@ -25,11 +26,8 @@ from lumina_cli.core.formats.selection import check_dest, read_samples, write_se
 
 COPIES = ("exact", "near")
 MOST_BITS = 16  # at which near copies are looked for; more would find half of all pictures alike
-BETTER = (
-    CAPTION,
-    "aesthetic",
-    "sharpness",
-)  # measured scores of which more is better: "score" may mean these
+# Measured scores of which more is better: "score" may mean these.
+BETTER = (CAPTION, "aesthetic", "sharpness")
 FIRST = 1000  # rows that are asked whether they have scores of captions
 
 
@@ -73,16 +71,18 @@ def select_samples(source: str, dest: str, choice: Choice, force: bool = False) 
     LuminaError where nothing is left, or no sample has a score.
     """
     _check(choice)
-    check_dest(dest, source, asdict(choice), force)
     conditions = [part for text in choice.where for part in parse_where(text)]
     samples = Samples(source)
     for condition in conditions:
         meets(samples.empty, condition)  # or it says what is wrong with it
-    held, steps = _gather(samples, conditions, choice)
+    column_by = _column_of(samples, choice)
+    check_dest(dest, source, asdict(choice), force)
+    held, steps = _gather(samples, conditions, choice, column_by)
     by = _settle_scores(samples, held, choice)
     if choice.copies:
         groups = held.groups(choice.copies, choice.distance)
-        held.narrow(keep_best(groups, held.scores))
+        pixels = held.take("pixels") if choice.copies == "near" else None
+        held.narrow(keep_best(groups, held.scores, pixels))
         steps.append({"step": f"no {choice.copies} copies", "left": len(held)})
     if choice.per_source is not None:
         held.narrow(best_of_each(held.scores, held.take("source"), choice.per_source))
@@ -105,9 +105,10 @@ def _check(choice: Choice) -> None:
         parse_best(str(choice.best))
 
 
-def _gather(samples: Samples, conditions: list[Comparison], choice: Choice) -> tuple[Held, list[dict]]:
+def _gather(
+    samples: Samples, conditions: list[Comparison], choice: Choice, by: str | None
+) -> tuple[Held, list[dict]]:
     """Read the table once: which samples meet the conditions, and what of them is needed to choose."""
-    by = _column_of(samples, choice)
     if choice.copies == "near" and "phash" not in samples.empty.column_names:
         raise LuminaError(
             "near copies are found by 'phash'; `lumina shard score SHARDS --scores phash` measures it"
@@ -116,7 +117,7 @@ def _gather(samples: Samples, conditions: list[Comparison], choice: Choice) -> t
         inputs(by) if by else ()
     )
     names += ["sha256"] if choice.copies else []
-    names += ["phash"] if choice.copies == "near" else []
+    names += ["phash", *inputs("pixels")] if choice.copies == "near" else []
     names += ["source"] if choice.per_source is not None else []
     steps = [{"step": "samples", "left": 0}, *map(_step, conditions)]
     keep = Keeper(by, choice.copies, choice.per_source is not None)

@@ -6,7 +6,7 @@ of samples is held in memory, about 360 bytes a sample.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -105,19 +105,21 @@ def _yield(folder: str) -> dict | None:
     if not totals:
         return None
     place = places.join(folder, "rejects.jsonl")
-    reasons: dict[str, int] = {}
+    reasons: Counter = Counter()
+    before = 0  # that were left out before they came to be packed
     if places.is_file(place):
         with places.open_file(place) as file:
-            reasons = _counted(
-                str(row.get("code") or row.get("reason") or "unknown") for row in read_rows(file)
-            )
+            for row in read_rows(file):
+                reasons[str(row.get("code") or row.get("reason") or "unknown")] += 1
+                before += bool(row.get("upstream"))
     lost = sum(reasons.values())
     share = round(totals["samples"] / max(1, totals["samples"] + lost), 5)
     return {
         "input": totals["samples"] + lost,
         "samples": totals["samples"],
         "share": share,
-        "rejects": reasons,
+        "rejects": _ranked(reasons),
+        "left_out_before": before,
     }
 
 
@@ -222,7 +224,7 @@ def _from_rows(source: str, count: Count | None) -> tuple[dict[str, list[int]], 
 
     for row in read_source(source):
         rejected.update(rejected_of(row))
-        for lang, levels in captions_of(row).items() if count else ():
+        for lang, levels in captions_of(row, str(row["image"])).items() if count else ():
             held.extend((f"{lang}.{level}", text) for level, text in levels.items())
         if len(held) > 4096:
             flush()
@@ -299,11 +301,6 @@ def _sources(table: Any, trained: int | None, mix: dict[str, float] | None) -> d
         }
         found[name]["epochs"] = round(trained * weights[name] / whole / n, 3) if trained else None
     return found
-
-
-def _counted(items: Iterable[str]) -> dict[str, int]:
-    """How often each comes, the most frequent first."""
-    return _ranked(Counter(items))
 
 
 def _values(column: Any) -> dict[str, int]:

@@ -90,8 +90,7 @@ def column(table: Any, name: str) -> Any:
     if name not in table.column_names or pa.types.is_list(table[name].type):
         known = [n for n in table.column_names if not pa.types.is_list(table[n].type)]
         known = list(dict.fromkeys([*known, *DERIVED]))
-        hint = did_you_mean(name, known) or f"; choose from {', '.join(known)}"
-        raise UsageError(f"samples have no {name!r}{hint}")
+        raise UsageError(f"samples have no {name!r}, only {', '.join(known)}{did_you_mean(name, known)}")
     return table[name]
 
 

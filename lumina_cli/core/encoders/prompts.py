@@ -24,6 +24,14 @@ SYSTEM_PROMPTS = {
 }
 
 
+def whole_letters(text: str) -> str:
+    """Return a text with a mark in place of half letters (lone surrogates), which no tokenizer takes.
+
+    A JSON file may hold them: a text that was cut in the middle of an emoji does.
+    """
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def full_prompt(caption: str, system: str = "real") -> str:
     """Return the string to encode for a caption: the system prompt, a marker, the caption.
 
@@ -34,7 +42,7 @@ def full_prompt(caption: str, system: str = "real") -> str:
         hint = did_you_mean(system, SYSTEM_PROMPTS) or f"; choose from {', '.join(SYSTEM_PROMPTS)}"
         raise UsageError(f"unknown system prompt {system!r}{hint}")
     text = SYSTEM_PROMPTS.get(system, system)
-    return f"{text} <Prompt Start> {caption}" if text else caption
+    return whole_letters(f"{text} <Prompt Start> {caption}" if text else caption)
 
 
 def full_negative(negative: str, system: str = "real", with_system: bool = True) -> str:

@@ -103,13 +103,14 @@ def _row(
     return row
 
 
-def _prior(true: Sequence[Said], wanted: Sequence[Said]) -> float:
-    """Return the best F1 that the same answer to every picture gets: the commonest facts, as many as pay."""
+def _prior(true: Sequence[Said], wanted: Sequence[Said]) -> dict[str, float | None]:
+    """Return what the same answer to every picture gets: the commonest facts, as many as make the best F1."""
     holds, asked = (Counter(fact for facts in sets for fact in facts) for sets in (true, wanted))
-    best, score = 0.0, Score(wanted=sum(asked.values()))
+    score = Score(wanted=sum(asked.values()))
+    best = score.to_row() if score.wanted else {"precision": 0.0, "recall": 0.0, "f1": 0.0}
     for fact, _ in asked.most_common():
         score.said += len(true)
         score.true += holds[fact]
         score.found += asked[fact]
-        best = max(best, score.to_row()["f1"])
+        best = max(best, score.to_row(), key=lambda row: row["f1"])
     return best

@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import mean, median, quantiles
 
 from PIL import Image
@@ -19,8 +18,7 @@ from PIL import Image
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.evals.density import SAID, UNSPACED, count_said, length_of
 from lumina_cli.core.evals.written import brought_kinds, written
-from lumina_cli.core.formats.pages import evenly, thumbnail, write_page
-from lumina_cli.core.formats.rows import captions_of, error_of
+from lumina_cli.core.formats.rows import captions_of, error_of, in_memory
 
 LEVELS = ("detailed", "medium", "short", "tags")  # as they are shown; others follow
 Kind = tuple[str, str]
@@ -44,6 +42,11 @@ class File:
         some = [f"{len(self.brought)} kinds that the rows brought"] if self.brought else []
         some += [f"{self.failed} rows with an error"] if self.failed else []
         return f"{self.name}: left out: {', '.join(some)}" if some else None
+
+    def gone(self) -> str | None:
+        """Return how many of its pictures are not where its rows say, in words; None where all are there."""
+        lost = sum(map(_is_gone, self.rows.values()))
+        return f"{self.name}: {lost} of {len(self.rows)} pictures are not there" if lost else None
 
     def texts(self, kind: Kind) -> dict[str, str]:
         """Return the captions of a kind by picture."""
@@ -93,6 +96,15 @@ def _picture(row: dict, name: str) -> str | None:
     if name == "key" or value is None or isinstance(value, bytes | Image.Image):
         return str(row["key"]) if row.get("key") else None
     return str(value) if ".tar#" in str(value) else os.path.realpath(str(value))
+
+
+def _is_gone(row: dict) -> bool:
+    """Whether a row names a file of this machine that is not there; its captions count all the same."""
+    place = row.get("image")
+    if place is None or in_memory(place) or "://" in str(place):
+        return False
+    tar, found, _ = str(place).partition(".tar#")
+    return not os.path.exists(f"{tar}.tar" if found else tar)
 
 
 def _short_names(sources: Sequence[str]) -> list[str]:
@@ -169,73 +181,3 @@ def dice(a: str, b: str, lang: str) -> float:
 def _pieces(text: str, size: int) -> Counter:
     text = " ".join(text.lower().split())
     return Counter(text[i : i + size] for i in range(max(1, len(text) - size + 1)))
-
-
-def choose_pictures(files: Sequence[File], count: int) -> list[str]:
-    """Return up to `count` pictures for the page, spread evenly, those that most files have first."""
-    have = Counter(picture for file in files for picture in file.rows)
-    ranked = {number: [p for p in have if have[p] == number] for number in range(len(files), 0, -1)}
-    for pictures in ranked.values():
-        if pictures:
-            return evenly(pictures, count)
-    return []
-
-
-def write_captions_page(
-    path: str | Path,
-    files: Sequence[File],
-    rows: Sequence[dict],
-    open_picture: Callable[[dict], Image.Image],
-    count: int = 40,
-) -> Path:
-    """Write the page: what `summarize` says, and up to `count` pictures with all their captions side by side.
-
-    `open_picture` opens the picture of a row.
-    """
-    kinds = kinds_of(files)
-    cards = [_card(files, kinds, picture, open_picture) for picture in choose_pictures(files, count)]
-    langs = list(dict.fromkeys(lang for lang, _ in kinds))
-    levels = sorted({level for _, level in kinds}, key=lambda level: (*LEVELS, level).index(level))
-    shared = set.intersection(*(set(file.rows) for file in files))
-    subtitle = f"{len(shared):,} pictures in common" if len(files) > 1 else f"{len(shared):,} pictures"
-    names = [file.name for file in files]
-    notes = [note for file in files if (note := file.left_out())]
-    subtitle = "; ".join([subtitle, *notes])
-    values = {"files": names, "rows": rows, "cards": cards, "langs": langs, "levels": levels}
-    return write_page(path, "captions.html", title="Captions compared", subtitle=subtitle, **values)
-
-
-def _scene_of(row: dict) -> Image.Image | None:
-    """Return the picture of a nano scene that has none in a file, rendered again; None for any other row."""
-    if row.get("image") is not None or not isinstance(row.get("scene"), dict):
-        return None
-    from lumina_cli.core.nano.scene import Scene
-    from lumina_cli.core.nano.world import render
-
-    return render([Scene.from_json(row["scene"])])[0].image
-
-
-def _card(files: Sequence[File], kinds: Sequence[Kind], picture: str, open_picture: Callable) -> dict:
-    """A picture with the captions of all files; agreement is with the first file."""
-    card: dict = {"name": picture.rpartition("/")[2], "picture": None, "problem": "no picture", "kinds": []}
-    for file in files:
-        if row := file.rows.get(picture):
-            try:
-                card["picture"] = thumbnail(_scene_of(row) or open_picture(row))
-                break
-            except LuminaError as error:
-                card["problem"] = str(error)
-    for lang, level in kinds:
-        texts = [file.rows.get(picture, {}).get("captions", {}).get(lang, {}).get(level) for file in files]
-        sides = [
-            {
-                "file": file.name,
-                "text": text,
-                "length": None if text is None else length_of(text, lang),
-                "agreement": dice(texts[0], text, lang) if number and text and texts[0] else None,
-            }
-            for number, (file, text) in enumerate(zip(files, texts, strict=True))
-        ]
-        if any(texts):
-            card["kinds"].append({"lang": lang, "level": level, "sides": sides})
-    return card

@@ -6,12 +6,13 @@
       000000.index.jsonl   first a line about the shard: "base", a digest of its keys and pictures, and the
                            sha256 of the overlay's tar; then a line a sample: key, picture (its sha256),
                            members {name: [offset, length]}, what else is known
-      overlay.json         written last: name, version, settings, totals, digests of all indexes and of
-                           values.parquet, where scores have one
+      overlay.json         written last: name, version, order (a number that grows), settings, totals,
+                           digests of all indexes and of values.parquet, where scores have one
 
 This module reads them; formats/overlaywriter.py writes them. A row of shards gets the newest version of each
-overlay that holds parts of rows, in the order of their names. "SHARDS?overlay=captions@0001,scores" names
-other ones, in the order in which they are laid over the row; "SHARDS?overlay=" none.
+overlay that holds parts of rows, the one that was begun last laid over the others.
+"SHARDS?overlay=captions@0001,scores" names other ones, in the order in which they are laid over the row;
+"SHARDS?overlay=" none.
 """
 
 import hashlib
@@ -22,11 +23,12 @@ from dataclasses import dataclass, field
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import places
-from lumina_cli.core.formats.rows import parse_row
+from lumina_cli.core.formats.rows import captions_of, parse_row
 from lumina_cli.core.formats.tars import read_span
 from lumina_cli.core.registry import did_you_mean
 
 FOLDER, DONE = "overlays", "overlay.json"
+MEASURED = "scores"  # the overlay of `lumina shard score`
 WORD = "?overlay="
 AT_ONCE = 64 << 20  # bytes of a tar of parts of rows that is read as a whole
 
@@ -46,6 +48,12 @@ class Overlay:
     def folder(self) -> str:
         """Where it is."""
         return version_folder(self.shards, self.name, self.version)
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """What overlays are sorted by: those that were begun later are laid over the others."""
+        number = self.info.get("order")
+        return number if type(number) is int else 0, self.name
 
     @property
     def has_rows(self) -> bool:
@@ -101,11 +109,15 @@ class Joiner:
 
     def open(self, tar: str, entries: list[dict]) -> Add:
         """Return what adds to a row of `tar` what the overlays know; LuminaError where one is stale."""
-        parts = [overlay.parts(tar, overlay.open(tar, entries)) for overlay in self.overlays]
+        parts = [(each, each.parts(tar, each.open(tar, entries))) for each in self.overlays]
 
         def add(entry: dict, row: dict) -> dict:
-            for part in parts:
-                row = merge(row, part(entry["key"]))
+            for overlay, part_of in parts:
+                part = part_of(entry["key"])
+                row = merge(row, part)
+                if "captions" in part:
+                    by = f"{overlay.name}@{overlay.version}"
+                    captions_of(row, f"{tar}#{entry['key']} with the overlay {by}")
             return row
 
         return add
@@ -129,11 +141,12 @@ def split_source(source: str | os.PathLike) -> tuple[str, list[str] | None]:
 def find_overlays(shards: str, wanted: list[str] | None = None) -> list[Overlay]:
     """Return whole overlays of shards: the newest of each that holds parts of rows, or those of `wanted`.
 
-    `wanted` are names, or NAME@VERSION. UsageError for one that is not there.
+    The first ones are sorted by when they were begun (`Overlay.order`). `wanted` are names, or
+    NAME@VERSION. UsageError for one that is not there.
     """
     if wanted is None:
         newest = (newest_of(shards, name) for name in overlay_names(shards))
-        return [overlay for overlay in newest if overlay and overlay.has_rows]
+        return sorted((one for one in newest if one and one.has_rows), key=lambda one: one.order)
     found = []
     for word in wanted:
         name, _, version = word.partition("@")
@@ -193,12 +206,20 @@ def describe_overlays(shards: str) -> Iterator[dict]:
             )
 
 
-def merge(row: dict, part: dict) -> dict:
-    """Return `row` with `part` laid over it: dicts are merged key by key, anything else is replaced."""
+def merge(row: dict, part: dict, over_part: bool = False) -> dict:
+    """Return `row` with `part` laid over it: dicts are merged key by key, anything else is replaced.
+
+    A null in a part takes away what the row has there; laid over another part (`over_part`) it stays.
+    """
     merged = dict(row)
     for name, value in part.items():
-        old = merged.get(name)
-        merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        if value is None and not over_part:
+            merged.pop(name, None)
+        elif isinstance(value, dict):
+            old = merged.get(name)
+            merged[name] = merge(old if isinstance(old, dict) else {}, value, over_part)
+        else:
+            merged[name] = value
     return merged
 
 

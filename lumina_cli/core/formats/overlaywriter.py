@@ -9,11 +9,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from lumina_cli.core.errors import UsageError
+from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import overlays, places
 from lumina_cli.core.formats.atomic import disk_errors, held_folder
 from lumina_cli.core.formats.manifest import write_table
@@ -38,6 +38,7 @@ class Version:
     version: str
     settings: dict
     whole: bool  # already finished: only what has changed since is to do
+    order: int = 0  # greater than that of all overlays that were begun before
 
     @property
     def folder(self) -> str:
@@ -95,8 +96,9 @@ class Version:
             names |= {name for line in lines[1:] for name in line["members"]}
             fields |= {name for line in lines[1:] for name in line.get("fields", ())}
             size += places.size_of(places.join(self.folder, places.name_of(tar)))
-        info = {"name": self.name, "version": self.version, "settings": self.settings, "samples": samples}
-        info |= {"shards": shards, "bytes": size, "members": sorted(names), "fields": sorted(fields)}
+        info = {"name": self.name, "version": self.version, "order": self.order, "settings": self.settings}
+        info |= {"samples": samples, "shards": shards, "bytes": size}
+        info |= {"members": sorted(names), "fields": sorted(fields)}
         values = places.join(self.folder, VALUES)
         info["digests"] = {"indexes": indexes_digest(self.folder, tars)}
         if places.is_file(values):
@@ -169,17 +171,70 @@ def begin(shards: str, name: str, settings: dict) -> Version:
     if found:
         folder = overlays.version_folder(shards, name, found[-1])
         done = overlays.read_json(places.join(folder, DONE))
-        made_by = (done or overlays.read_json(places.join(folder, BUILDING)) or {}).get("settings")
-        if made_by == settings:
+        known = done or overlays.read_json(places.join(folder, BUILDING)) or {}
+        if known.get("settings") == settings:
             if done is None:
                 places.clean_up(folder)
-            return Version(shards, name, found[-1], settings, done is not None)
+            return Version(shards, name, found[-1], settings, done is not None, known.get("order", 0))
     number = max((int(version) for version in found if version.isdecimal()), default=0) + 1
-    version = Version(shards, name, f"{number:04d}", settings, False)
+    version = Version(shards, name, f"{number:04d}", settings, False, _next_order(shards))
     places.make_folder(version.folder)
-    building = json.dumps({"settings": settings}, ensure_ascii=False)
+    building = json.dumps({"order": version.order, "settings": settings}, ensure_ascii=False)
     places.write_file(places.join(version.folder, BUILDING), building.encode())
     return version
+
+
+def _next_order(shards: str) -> int:
+    """Return a number greater than that of each version of an overlay; those of before had none."""
+    found = [
+        overlays.version_folder(shards, name, version)
+        for name in overlays.overlay_names(shards)
+        for version in overlays.versions_of(shards, name)
+    ]
+    infos = (overlays.read_json(places.join(each, file)) for each in found for file in (DONE, BUILDING))
+    orders = ((info or {}).get("order") for info in infos)
+    return 1 + max((order for order in orders if type(order) is int), default=0)
+
+
+def remove_overlay(shards: str, word: str) -> Iterator[dict]:
+    """Delete an overlay NAME, or one version of it, NAME@VERSION; yield a row for each version.
+
+    UsageError where there is none of that name. LuminaError where another process writes it, or where its
+    folder is a link or holds what is no file of an overlay.
+    """
+    shards = places.text_of(shards)
+    name, sign, version = word.partition("@")
+    found = overlays.versions_of(shards, name) if _NAME.fullmatch(name) else []
+    chosen = [each for each in found if not sign or each == version]
+    if not chosen or not all(map(_NAME.fullmatch, chosen)):
+        have = overlays.overlay_names(shards)
+        have = [*have, *(f"{each}@{one}" for each in have for one in overlays.versions_of(shards, each))]
+        hint = f"; it has {', '.join(have)}" if have else "; it has no overlays"
+        raise UsageError(f"{shards} has no overlay {word!r} to remove{hint}")
+    _hold(shards, name)
+    try:
+        for each in chosen:
+            folder = overlays.version_folder(shards, name, each)
+            files = _files_of_version(folder)
+            places.remove(folder, [DONE])  # first: without it the version is not whole, and nobody reads it
+            places.remove(folder, files)
+            places.remove_folder(folder)
+            yield {"overlay": name, "version": each, "removed": True}
+    finally:
+        _let_go(shards, name)
+    if len(chosen) == len(found):
+        places.remove_folder(overlays.version_folder(shards, name, "").rstrip("/"))
+
+
+def _files_of_version(folder: str) -> list[str]:
+    """Return the names of the files of a version; LuminaError where more is there than was written."""
+    parents = [folder, places.folder_of(folder), places.folder_of(places.folder_of(folder))]
+    links = [] if places.is_url(folder) else [each for each in parents if os.path.islink(each)]
+    names = list(places.listing(folder))
+    strange = links + [each for each in places.names_in(folder) if each not in names]
+    if strange:
+        raise LuminaError(f"{folder} stays: {strange[0]} is no file of an overlay; delete it by hand")
+    return names
 
 
 _held: dict[tuple[str, str], int] = {}  # (shards, name): the open folder of an overlay, locked (atomic.py)

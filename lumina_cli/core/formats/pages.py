@@ -6,6 +6,7 @@ script but the one that is written here, and loads nothing.
 
 import base64
 import hashlib
+import math
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,16 +14,28 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats.atomic import atomic_write, disk_errors
 from lumina_cli.core.registry import ASSETS
 
 TEMPLATES = ASSETS / "pages"
+MADE_BY = b'<meta name="generator" content="lumina">'
+FEW = 200  # values of which all are shown as they are, the outliers, too
+LEAST = 5  # bars
 THUMB = 320  # pixels of the longer side of a picture in a page
 
 
 def write_page(path: str | Path, template: str, **values) -> Path:
-    """Write the page of a template ("stats.html") with these values, whole or not at all; return its path."""
+    """Write the page of a template ("stats.html") with these values, whole or not at all; return its path.
+
+    LuminaError where something else than a page of ours is there.
+    """
     path = Path(path)
+    if path.exists() or path.is_symlink():
+        with disk_errors(path):
+            ours = path.is_file() and not path.is_symlink() and MADE_BY in path.read_bytes()[:1024]
+        if not ours:
+            raise LuminaError(f"{path} is there, and is no page of lumina; name another file")
     text = render_page(template, **values)
     with disk_errors(path), atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n", errors="replace")
@@ -74,41 +87,62 @@ def figure(value) -> str:
 
 
 def histogram(values: np.ndarray, bins: int = 32, mark: float | None = None) -> dict | None:
-    """Return a histogram for a page: bars of (low, high, count, share of the tallest, beyond `mark` or not).
+    """Return a histogram for a page: bars of (label, count, share of the tallest, beyond `mark` or not).
 
-    The last bar takes everything above the 99.5th percentile. None where there are no values.
+    Few values get few bars, about the square root of their number; `bins` at most. "cut" says that the last
+    bar takes what is above the 99.5th percentile, too. Bars of whole numbers begin and end at whole numbers.
+    None where there are no values.
     """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
     if not len(values):
         return None
     low, high = float(values.min()), float(np.quantile(values, 0.995))
-    if values.max() - low <= bins:
+    if len(values) < FEW or values.max() - low <= bins:
         high = float(values.max())
+    counted = np.array_equal(values, np.round(values))
+    if counted:
+        high = float(np.ceil(high))
     if mark is not None and low < mark < values.max():
         high = max(high, mark)
-    whole = np.array_equal(values, np.round(values)) and high - low <= bins
     if high <= low:
-        low, high = (0.9 * low, 1.1 * low) if low > 0 else (low - 0.5, low + 0.5)
-    edges = np.linspace(low, high, bins + 1)
-    if whole:  # a bar for each number
+        low, high = (0.9 * low, 1.1 * low) if low > 0 and not counted else (low - 0.5, low + 0.5)
+    few = min(bins, max(LEAST, math.ceil(math.sqrt(len(values)))))
+    whole = counted and high - low <= min(bins, 2 * few)  # a bar for each number
+    if whole:
         edges = np.arange(values.min(), np.floor(high) + 2) - 0.5
-    elif mark is not None and edges[0] < mark < edges[-1]:
+    elif counted:  # a bar for each `step` numbers
+        step = math.ceil((high - low + 1) / few)
+        edges = np.arange(low, high + step + 0.5, step)
+    else:
+        edges = np.linspace(low, high, few + 1)
+    if not whole and mark is not None and edges[0] < mark < edges[-1]:
         edges[np.abs(edges[1:-1] - mark).argmin() + 1] = mark
     counts = np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0]
     tallest = counts.max()
     bars = [
-        {"low": float(a), "high": float(b), "count": int(n), "height": float(n / tallest)}
+        {"label": _label(a, b, counted), "count": int(n), "height": float(n / tallest)}
         | {"beyond": mark is not None and float(a) >= mark}
         for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
-    ends = {"from": float(edges[0] + whole / 2), "to": float(edges[-1] - whole / 2)}
+    ends = {"from": float(f"{edges[0]:.3g}"), "to": float(f"{edges[-1]:.3g}")}
+    if counted:
+        ends = {"from": int(values.min()), "to": int(min(high, values.max()))}
     return {
         "bars": bars,
         "low": float(values.min()),
         "high": float(values.max()),
         "count": len(values),
+        "cut": bool(values.max() > high),
     } | ends
+
+
+def _label(low: float, high: float, counted: bool) -> str:
+    """What a bar holds: "3", "3 to 5" or "0.1 to 0.2"."""
+    if not counted:
+        return f"{figure(float(low))} to {figure(float(high))}"
+    first, last = math.ceil(low), math.ceil(high) - 1
+    return figure(first) if first == last else f"{figure(first)} to {figure(last)}"
 
 
 def evenly(items: Sequence, count: int) -> list:

@@ -26,6 +26,11 @@ def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]
     but not in .jsonl and .ndjson files, where only a quoted string is. Errors name the file and the line. The
     values of a .csv file are text, but for "seed"; an empty cell is no value.
     """
+    return (row for _, row in placed_rows(source, key))
+
+
+def placed_rows(source: str | Path | IO, key: str | None = None) -> Iterator[tuple[str, dict]]:
+    """Yield (where it is, the row) of each row that `read_rows` gives; where is "FILE line N"."""
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
@@ -41,14 +46,16 @@ def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]
         yield from _rows(source, "", key)
 
 
-def _rows(lines: Iterable[str | bytes], place: str, key: str | None, plain: bool = True) -> Iterator[dict]:
+def _rows(
+    lines: Iterable[str | bytes], place: str, key: str | None, plain: bool = True
+) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(lines, start=1):
         where = f"{place}line {number}"
         text = _decode(line, where).strip()
         if number == 1:
             text = text.removeprefix("\ufeff")
         if text:
-            yield _checked(parse_row(text, where, key, plain), key, where)
+            yield where, _checked(parse_row(text, where, key, plain), key, where)
 
 
 def _checked(row: dict, key: str | None, where: str) -> dict:
@@ -59,7 +66,7 @@ def _checked(row: dict, key: str | None, where: str) -> dict:
     return row
 
 
-def _csv_rows(path: Path, key: str | None) -> Iterator[dict]:
+def _csv_rows(path: Path, key: str | None) -> Iterator[tuple[str, dict]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file, strict=True)
@@ -71,7 +78,7 @@ def _csv_rows(path: Path, key: str | None) -> Iterator[dict]:
                 if row.get("seed", "").strip().removeprefix("-").isdecimal():
                     row["seed"] = int(row["seed"])
                 if row:
-                    yield _checked(row, key, where)
+                    yield where, _checked(row, key, where)
     except UnicodeDecodeError as error:
         raise LuminaError(f"{path} is not UTF-8 text") from error
     except csv.Error as error:
@@ -154,6 +161,12 @@ def error_of(row: dict) -> str | None:
     """Return why an earlier verb could do nothing with a row, which it passed on to be counted; or None."""
     error = row.get("error")
     return error if isinstance(error, str) and error.strip() else None
+
+
+def code_of(row: dict) -> str:
+    """Return the code that an earlier verb gave a row which it left out; "upstream" where it gave none."""
+    code = row.get("code")
+    return code if isinstance(code, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", code) else "upstream"
 
 
 def _are_texts(levels: Any) -> bool:

@@ -18,9 +18,9 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import places
 from lumina_cli.core.formats.manifest import read_batches, write_parts
 from lumina_cli.core.formats.overlays import WORD, folder_of_shards, join_of, read_json, split_source
-from lumina_cli.core.formats.shardreader import iter_index, read_entry, read_shards
+from lumina_cli.core.formats.shardreader import SELECTED, iter_index, read_entry, read_shards
 
-TABLE, DONE = "selection.parquet", "select.json"
+TABLE, DONE = "selection.parquet", SELECTED
 
 
 def is_selection(source: str | os.PathLike) -> bool:

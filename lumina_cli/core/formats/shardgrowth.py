@@ -8,11 +8,13 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
-from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import manifest, places
 from lumina_cli.core.formats.journal import Journal
-from lumina_cli.core.formats.rows import dump_row, parse_row
+from lumina_cli.core.formats.rows import code_of, dump_row, parse_row
+from lumina_cli.core.formats.shardchange import check_files
 from lumina_cli.core.formats.shardreader import open_shards
 from lumina_cli.core.formats.shardwriter import digests, with_files
 
@@ -33,10 +35,13 @@ class Known:
 def compare(groups: Iterator[list[dict]], totals: dict, journal: Journal) -> Known:
     """Read as many rows as the folder was made from; UsageError where they are not these, in this order.
 
+    UsageError, too, where a file of theirs has changed since. LuminaError where the folder is not whole.
     `groups` are the rows of one shard each, `totals` what shards.json says.
     """
     per_shard, left = totals["settings"]["per_shard"], rows_in(totals)
-    said, shards, longer = hashlib.sha256(), [], None
+    said, shards, longer, changed = hashlib.sha256(), [], None, None
+    open_shards(journal.dest)
+    rejects, encode = _rejects(journal, totals), totals["settings"]["encode"]
     while left > 0:
         group = with_files(next(groups, []))
         if len(group) < min(left, per_shard):
@@ -44,13 +49,27 @@ def compare(groups: Iterator[list[dict]], totals: dict, journal: Journal) -> Kno
         if len(group) > left:
             longer = group
         else:
+            number = len(shards)
+            job = number, number * per_shard, group, rejects.get(number, []), encode
+            changed = changed or _change(journal.dest, *job)
             shards.append(digests(group))
         said.update(digests(group[:left])[0].encode())
         left -= per_shard
     if said.hexdigest() != totals["input"]:
         raise journal.taken("already holds shards of other rows")
+    if changed:
+        raise changed
     longer = longer or next(groups, None)
     return Known(shards, None if longer is None else chain([longer], groups))
+
+
+def _change(dest: str, *shard: Any) -> UsageError | None:
+    """Return the error of `check_files`: it is told where all rows are the same, and not before."""
+    try:
+        check_files(dest, *shard)
+    except UsageError as error:
+        return error
+    return None
 
 
 def rows_in(totals: dict) -> int:
@@ -59,11 +78,7 @@ def rows_in(totals: dict) -> int:
 
 
 def reopen(journal: Journal, totals: dict, shards: list[list[str]]) -> list[dict]:
-    """Make a finished folder one that goes on behind its first shards; return their notes, with "kept".
-
-    LuminaError where one of its files is missing or has another size.
-    """
-    open_shards(journal.dest)
+    """Make a finished folder one that goes on behind its first shards; return their notes, with "kept"."""
     tars = {name: numbers for name, *numbers in totals["tars"]}
     rejects = _rejects(journal, totals)
     scores = manifest.score_names(journal.dest) if tars else []
@@ -97,7 +112,7 @@ def upstream_rejects(left_out: list[dict], first: int) -> list[dict]:
     rejects = []
     for number, row in enumerate(left_out, start=first):
         named = {"row": number, "key": row.get("key"), "image": row.get("image")}
-        rejects.append(named | {"code": "upstream", "reason": str(row.get("reason"))})
+        rejects.append(named | {"code": code_of(row), "reason": str(row.get("reason")), "upstream": True})
     return rejects
 
 

@@ -25,7 +25,7 @@ from lumina_cli.core.formats.shardgrowth import (
     rows_in,
     upstream_rejects,
 )
-from lumina_cli.core.formats.shardreader import TOTALS, dump_totals
+from lumina_cli.core.formats.shardreader import SELECTED, TOTALS, dump_totals
 from lumina_cli.core.formats.shardwriter import Count, Job, Making, run_job
 from lumina_cli.core.formats.workers import in_order
 
@@ -107,6 +107,8 @@ def _checked(dest: str, per_shard: int, workers: int, check: str, encode: str | 
         raise UsageError(f"a shard holds at least 1 sample, not {per_shard}")
     if workers > 1 and places.in_this_process(dest):
         raise UsageError(f"{dest} is in the memory of this process; other workers cannot write there")
+    if places.is_file(places.join(dest, SELECTED)):
+        raise UsageError(f"{dest} holds a selection; give the shards a folder of their own")
     for name, word, words in (("check", check, CHECKS), ("encode", encode, (None, *ENCODINGS))):
         if word not in words:
             raise UsageError(f"unknown --{name} {word!r}; choose from {', '.join(filter(None, words))}")

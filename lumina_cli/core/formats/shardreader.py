@@ -13,11 +13,12 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats import places
 from lumina_cli.core.formats.images import BadPicture
-from lumina_cli.core.formats.overlays import join_of
+from lumina_cli.core.formats.overlays import Add, join_of
 from lumina_cli.core.formats.rows import parse_row
 from lumina_cli.core.formats.tars import TRUTH, Refused, TarImage, find_tars, read_span, scan
 
 TOTALS = "shards.json"
+SELECTED = "select.json"  # of a selection (selection.py), which holds no shards
 MAX_BYTES = 1 << 30  # of a picture file: MAX_PIXELS of 16-bit colour are half of that
 _GONE = (None, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # no waiting for a pipe
@@ -55,6 +56,8 @@ def open_shards(path: str | Path) -> list[str]:
             raise LuminaError(
                 f"{folder} is unfinished: `lumina shard SOURCE {folder}` with the same SOURCE goes on with it"
             )
+        if SELECTED in sizes:
+            raise LuminaError(f"{folder} is a selection and holds no shards; its {SELECTED} says of which")
         return find_tars(folder)
     ours = [name for name in sizes if name.endswith(".tar") and is_ours(name)]
     anew = f"`lumina shard SOURCE {folder} --force` writes it anew"
@@ -118,17 +121,21 @@ def read_shards(path: str | Path, lenient: bool = False) -> Iterator[dict]:
         add = joiner.open(tar, read_index(tar)) if joiner.overlays else None
         try:
             for entry in iter_index(tar):
-                row = _read_leniently(tar, entry) if lenient else read_entry(tar, entry)
-                yield add(entry, row) if add else row
+                yield _read_leniently(tar, entry, add) if lenient else _read(tar, entry, add)
         except LuminaError as error:
             if not lenient:
                 raise
             yield {"key": places.name_of(tar), "image": Refused("", "bad_tar", str(error))}
 
 
-def _read_leniently(tar: str, entry: dict) -> dict:
+def _read(tar: str, entry: dict, add: Add | None) -> dict:
+    row = read_entry(tar, entry)
+    return add(entry, row) if add else row
+
+
+def _read_leniently(tar: str, entry: dict, add: Add | None) -> dict:
     try:
-        return read_entry(tar, entry)
+        return _read(tar, entry, add)
     except LuminaError as error:
         image = Refused(f"{tar}#{entry['image']}", getattr(error, "code", "bad_json"), str(error))
         return {"key": entry["key"], "image": image}

@@ -11,7 +11,8 @@
     shards.json          written last: totals, settings, and of each tar [name, samples, bytes, sha256 and
                          bytes of its index]; a folder without it is unfinished
                          "upstream": [n, digest] of rows that were left out before they came here
-    rejects.jsonl        rows that were not taken: row (its number in the input), key, image, code, reason
+    rejects.jsonl        rows that were not taken: row (its number in the input), key, image, code, reason,
+                         and "upstream" (true) where it was left out before it came here
     journal/             only while the folder is unfinished (formats/journal.py)
 
 The same rows give the same bytes on every machine. A folder may be any URL that fsspec knows.
@@ -24,6 +25,7 @@ from pathlib import Path
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.formats import places
 from lumina_cli.core.formats.overlaycheck import verify_overlays
+from lumina_cli.core.formats.selection import base_of, is_selection, selected_entries, selected_keys
 from lumina_cli.core.formats.shardplan import write_shards
 from lumina_cli.core.formats.shardreader import (
     ShardReader,
@@ -56,24 +58,39 @@ __all__ = [
 
 
 def describe_shards(path: str | Path) -> Iterator[dict]:
-    """Yield a row per shard: shard, samples, bytes, smallest and largest picture, whether it has an index."""
-    for tar in open_shards(path):
+    """Yield a row per shard: shard, samples, bytes, smallest and largest picture, whether it has an index.
+
+    Of a selection those of its shards that it needs, with "selected", how many of their samples it names.
+    """
+    tars, chosen = _tars_of(path)
+    for tar in tars:
         entries = read_index(tar)
         sizes = sorted((entry["width"], entry["height"]) for entry in entries if entry.get("width"))
         row = {"shard": tar, "samples": len(entries), "bytes": places.size_of(tar)}
+        if chosen is not None:
+            row["selected"] = len(chosen[places.name_of(tar)])
         if sizes:
             row |= {"smallest": "x".join(map(str, sizes[0])), "largest": "x".join(map(str, sizes[-1]))}
         yield row | {"index": places.is_file(index_of(tar))}
+
+
+def _tars_of(path: str | Path) -> tuple[list[str], dict[str, frozenset[str]] | None]:
+    """Return the tars that a folder, a tar or a selection stands for, and the keys that a selection names."""
+    if not is_selection(path):
+        return open_shards(path), None
+    chosen = selected_keys(path) or {}
+    return [tar for tar in open_shards(base_of(path)) if places.name_of(tar) in chosen], chosen
 
 
 def verify_shards(path: str | Path) -> Iterator[dict]:
     """Yield a row per shard: shard, samples, ok, and under "problem" what is wrong with it, or None.
 
     Every picture and every row is compared with the hash in the index, and the index with the one that
-    shards.json has of it. For a folder come the rows of its overlays behind (`verify_overlays`).
+    shards.json has of it. For a folder come the rows of its overlays behind (`verify_overlays`). Of a
+    selection the shards that it needs are compared so, and at last whether they hold what it selected.
     """
-    tars = open_shards(path)
-    folder = places.text_of(path)
+    tars, chosen = _tars_of(path)
+    folder = places.text_of(path) if chosen is None else base_of(path)
     totals = (read_totals(folder) if places.is_folder(folder) else None) or {}
     wanted = {name: digest for name, _, _, digest, _ in totals.get("tars", ())}
     for tar in tars:
@@ -86,6 +103,18 @@ def verify_shards(path: str | Path) -> Iterator[dict]:
         yield {"shard": tar, "samples": samples, "ok": problem is None, "problem": problem}
     if places.is_folder(folder):
         yield from verify_overlays(folder, tars)
+    if chosen is not None:
+        yield _verified_selection(places.text_of(path), sum(map(len, chosen.values())))
+
+
+def _verified_selection(path: str, samples: int) -> dict:
+    problem = None
+    try:
+        for _ in selected_entries(path):
+            pass
+    except LuminaError as error:
+        problem = str(error)
+    return {"selection": path, "samples": samples, "ok": problem is None, "problem": problem}
 
 
 def _verified(tar: str, digest: str | None) -> Iterator[dict]:

@@ -23,7 +23,8 @@ from lumina_cli.core.formats.atomic import disk_errors
 from lumina_cli.core.formats.images import BadPicture, png_bytes
 from lumina_cli.core.formats.journal import Journal
 from lumina_cli.core.formats.policy import Examined, examine
-from lumina_cli.core.formats.rows import captions_of, dump_row, error_of, in_memory
+from lumina_cli.core.formats.rows import captions_of, code_of, dump_row, error_of, in_memory
+from lumina_cli.core.formats.shardchange import check_files
 from lumina_cli.core.formats.shardreader import index_of, read_image_bytes
 from lumina_cli.core.formats.tars import BLOCK, TRUTH, Refused, TarImage, add_member, safe_key
 
@@ -61,7 +62,7 @@ class Job:
 def run_job(job: Job) -> dict:
     """Write a shard that the journal does not have yet; return its note (see `write_shard`).
 
-    UsageError where the journal has it with other rows.
+    UsageError where the journal has it with other rows, or a picture of theirs has changed.
     """
     journal = Journal(job.dest)
     job = replace(job, rows=with_files(job.rows))
@@ -70,8 +71,11 @@ def run_job(job: Job) -> dict:
         note = write_shard(job)
         journal.write(note)
         return note
-    if [note["rows"], note["files"]] != digests(job.rows):
+    said, files = digests(job.rows)
+    if note["rows"] != said:
         raise journal.taken(f"holds an unfinished run over other rows (shard {job.number})")
+    if note["files"] != files:
+        check_files(job.dest, job.number, job.first, job.rows, note["rejects"], job.making.encode, every=True)
     return note | {"kept": True}
 
 
@@ -112,7 +116,8 @@ def _samples(job: Job, rejects: list[dict]) -> Iterator[_Sample]:
             yield _sample(row, image, origin, keys, job.making)
         except LuminaError as error:
             named = {"row": number, "key": row.get("key"), "image": origin}
-            rejects.append(named | {"code": getattr(error, "code", "unusable"), "reason": str(error)})
+            why = {"code": getattr(error, "code", "unusable"), "reason": str(error)}
+            rejects.append(named | why | ({"upstream": True} if error_of(row) else {}))
 
 
 def _fetched(rows: list[dict]) -> Iterator[tuple[dict, Any]]:
@@ -139,7 +144,7 @@ def _is_elsewhere(row: dict) -> bool:
 def _fetch(row: dict) -> Any:
     image = row.get("image")
     if reason := error_of(row):
-        return BadPicture(reason, "upstream")
+        return BadPicture(reason, code_of(row))
     if isinstance(image, bytes):
         return image
     if not isinstance(image, _NAMED) or (isinstance(image, str) and not image.strip()):
@@ -253,8 +258,8 @@ def rejected_of(row: dict) -> dict[str, int]:
     """Return how many of a row's captions failed their checks, by the code of the reason."""
     rejected = row.get("rejected_captions")
     entries = [each for each in rejected if isinstance(each, dict)] if isinstance(rejected, list) else []
-    codes = Counter(str(each.get("code") or "unknown") for each in entries)
-    return dict(sorted(codes.items()))
+    codes = (each.get("code") or "unknown" for each in entries)
+    return dict(sorted(Counter(code for code in codes if isinstance(code, str)).items()))
 
 
 def _by_kind(texts: list[tuple], numbers: list[int]) -> dict[str, dict[str, int]]:

@@ -5,6 +5,7 @@ Nothing inside a tar is trusted: paths and links in it mean nothing, because no 
 
 import re
 import tarfile
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
@@ -78,7 +79,7 @@ def header(name: str, size: int) -> bytes:
 
     The bytes are those of tarfile.TarInfo(name).tobuf(USTAR_FORMAT), ten times sooner.
     """
-    coded = name.encode("ascii")
+    coded = name.encode()
     if len(coded) > 100 or size >= 8**11:
         raise LuminaError(f"{name}: no room in a tar for such a name, or for {size} bytes")
     size_field = b"%011o\0" % size
@@ -97,20 +98,35 @@ def add_member(file: IO[bytes], at: int, name: str, data: bytes) -> int:
 
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_UNICODE = unicodedata.ucd_3_2_0  # of which the table is the same in every Python, and so are the keys
 
 
 def safe_key(name: str, taken: dict[str, int]) -> str:
     """Return `name` as a key that tars and webdataset accept, unlike every key in `taken`, and add it there.
 
-    Letters, digits, "-" and "_" of ASCII stay; dots and slashes, which mean something to webdataset, do not.
+    Letters and digits of all alphabets (as Unicode 3.2 knows them, composed: NFC), "-" and "_" stay; the rest
+    becomes "_": spaces, and dots and slashes, which mean something to webdataset. At most LONGEST_KEY bytes.
     """
-    key = _UNSAFE.sub("_", name).lstrip("_-")[:LONGEST_KEY] or "picture"
+    text = name if name.isascii() else _letters(name)
+    key = _UNSAFE.sub("_", text) if text.isascii() else text
+    key = key.lstrip("_-").encode()[:LONGEST_KEY].decode(errors="ignore") or "picture"
     unique = key
     while unique in taken:
         taken[key] += 1
         unique = f"{key}-{taken[key]}"
     taken[unique] = 1
     return unique
+
+
+def _letters(name: str) -> str:
+    """A name with "_" for each run of what is no letter, mark behind one, digit, "-" or "_"."""
+    found = ""
+    for sign in _UNICODE.normalize("NFC", name):
+        kind = _UNICODE.category(sign)[0] if sign not in "-_" else "L"
+        kept = kind in "LN" or (kind == "M" and found[-1:] not in ("", "_", "-", "\0"))
+        if kept or not found.endswith("\0"):
+            found += sign if kept else "\0"
+    return found.replace("\0", "_")
 
 
 def find_tars(path: str | Path) -> list[str]:
@@ -121,6 +137,8 @@ def find_tars(path: str | Path) -> list[str]:
     else:
         names = (name for name in places.listing(path) if name.endswith(".tar") and not name.startswith("."))
         tars = [places.join(path, name) for name in names]
+    if not tars and not places.is_folder(path):
+        raise LuminaError(f"{path}: no such folder of shards; `lumina shard SOURCE {path}` writes one")
     if not tars:
         raise LuminaError(f"{path} holds no shards (*.tar); `lumina shard SOURCE {path}` writes some")
     return tars

@@ -214,7 +214,7 @@ def flash_missing(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = Non
         found = "package flash_attn"
         if q.device.type != "cuda":
             found = "CUDA device" if not torch.cuda.is_available() else "CUDA device in use"
-        fix = "`pip install -e '.[flash]'` in the checkout"
+        fix = "`pip install 'lumina-cli[flash]'`"
         return f"flash needs a CUDA device and {fix}; this machine has no {found}"
     if key_mask is not None:
         return "flash takes no padding; varlen does"

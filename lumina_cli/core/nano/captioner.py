@@ -21,11 +21,19 @@ from transformers import (
 )
 
 from lumina_cli.core.nano.frames import FRAMES
+from lumina_cli.core.nano.language import LANGUAGES
 
 SIZE, PATCH = 128, 16  # pixels
 GRID = SIZE // PATCH
 IMAGE, ANSWER = "<image>", "<caption>"
 VISION, TEXT = 192, 192  # widths of the image tokens and of the text model
+# How it wants to be asked, for whoever opens the folder: by plain instructions, in its own languages.
+CAPTIONING = {
+    "domain": "synthetic",
+    "languages": list(LANGUAGES),
+    "heeds_hints": False,
+    "structured": None,
+}
 # Pictures come before the question, however the asker ordered them.
 TEMPLATE = (
     "{{ bos_token }}"
@@ -108,5 +116,6 @@ def build_captioner(tokenizer: Any, vision_layers: int, text_layers: int) -> Lla
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         tie_word_embeddings=True,
+        captioning=CAPTIONING,
     )
     return LlavaForConditionalGeneration(config)

@@ -139,6 +139,9 @@ def _save(model: nn.Module, tokenizer: Any, out: Path) -> None:
     logging.disable_progress_bar()  # the command line has its own
     with folder_aside(out / "captioner") as folder:
         rounded.save_pretrained(folder)
+        config = copy.deepcopy(rounded.config)
+        config.dtype = torch.float32  # to count in; half as exact, and one answer in some would differ
+        config.save_pretrained(folder)
         build_processor(tokenizer).save_pretrained(folder)
     if shown:
         logging.enable_progress_bar()

@@ -62,7 +62,10 @@ def train_transformer(
         data = open_data(recipe, recipe.cache or out / "cache", frozen)
         yield from _cache_latents(data, frozen, device)
     for name, first in todo:
-        yield from _train_stage(trainer, run, data.stage(name, _tokenize(encoder)), name, first)
+        batches = data.stage(name, _tokenize(encoder))
+        if batches.lacking:  # what the stage asks for and the data does not have
+            yield {"phase": "captions", "stage": name, "lacking": batches.lacking}
+        yield from _train_stage(trainer, run, batches, name, first)
         export(trainer, run, frozen)
     if not todo:
         export(trainer, run, frozen)
@@ -155,6 +158,9 @@ def _cache_latents(data, frozen: Path, device: torch.device) -> Iterator[dict]:
     rejects, why = data.rejects()
     if done and rejects:
         yield {"phase": "cache latents", "pictures": done, "rejects": rejects, "why": str(why)}
+    if done and (ready := data.ready()):
+        found = {str(size): count for size, count in ready.items()}
+        yield {"phase": "cache latents", "pictures": done, "from_shards": found}
 
 
 def _train_stage(trainer: Trainer, run: RunFolder, data, name: str, first: int) -> Iterator[dict]:

@@ -1,7 +1,9 @@
 """What the stream asks an engine, and what comes back."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
@@ -79,3 +81,25 @@ class Engine:
 
     def close(self) -> None:
         """Let go of what is open; called once, also when a run is interrupted."""
+
+    def learn_manners(self, model: str | None, known: Any = None) -> None:
+        """Take over what a model's configuration says under "captioning" of how it wants to be asked.
+
+        That is any of domain, languages, heeds_hints and structured: {"domain": "synthetic"}. `known` is that
+        value where the model is open; else the config.json of `model` is read, if that is a folder here.
+        """
+        if known is None and model and (Path(model) / "config.json").is_file():
+            try:
+                known = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+                known = known.get("captioning") if isinstance(known, dict) else None
+            except (OSError, ValueError):
+                known = None
+        known = known if isinstance(known, dict) else {}
+        if isinstance(known.get("domain"), str):
+            self.domain = known["domain"]
+        if isinstance(known.get("languages"), list):
+            self.languages = tuple(map(str, known["languages"]))
+        if known.get("heeds_hints") is False:
+            self.heeds_hints = False
+        if "structured" in known and known["structured"] is None:
+            self.structured = None

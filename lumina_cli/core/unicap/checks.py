@@ -4,7 +4,16 @@ import re
 from collections import Counter
 
 from lumina_cli.core.unicap.languages import QUOTED, wrong_language
-from lumina_cli.core.unicap.phrases import BELONGS, BOILERPLATE, OPEN_END, REFUSALS, UNFINISHED, UNQUOTED
+from lumina_cli.core.unicap.phrases import (
+    BELONGS,
+    BOILERPLATE,
+    NEVER_TWICE,
+    OPEN_END,
+    REFUSALS,
+    TWICE,
+    UNFINISHED,
+    UNQUOTED,
+)
 from lumina_cli.core.unicap.prompts import MAX_TOKENS
 
 # Characters a caption of each level may have; one Chinese or Japanese character says about as much as three.
@@ -21,6 +30,9 @@ _LOOP = re.compile(r"(.{3,80}?)\1{4,}|(.{1,2}?)\2{11,}", re.DOTALL)
 _LEADERS = re.compile(r"[._=*·…-]{3,}(?=\s*[^\W_])|(?:[._·…] ){3,}(?=\s*[^\W_])")
 # A word, or a character that is as good as one.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
+# The same word again and again, with nothing but space between.
+_AGAIN = re.compile(r"(?<![\w'’-])([^\W\d_]{2,})((?:\s+\1)+)(?![\w'’-])", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?]+(?:\s+|$)|[。！？]+")
 _MARKS = "\"'*“”„«»「」『』‘’ "
 
 
@@ -52,7 +64,7 @@ def check(
             return reason
     if wrong := wrong_language(text, lang, asked, tags=level == "tags"):
         return Reason("language", wrong)
-    found = _length(text, level, lang) or _boilerplate(text) or _repetition(text, level)
+    found = _length(text, level, lang) or _boilerplate(text) or _repetition(text, level, lang)
     if found is None and finished is False:
         return Reason("cut off", f"cut off at {MAX_TOKENS[level]} tokens")
     return found or _cut(text, level, lang)
@@ -90,16 +102,52 @@ def _boilerplate(text: str) -> Reason | None:
     return Reason("boilerplate", f"begins with {found.group()!r}, which says nothing") if found else None
 
 
-def _repetition(text: str, level: str) -> Reason | None:
+def _repetition(text: str, level: str, lang: str) -> Reason | None:
     said = QUOTED.sub(lambda quote: quote.group()[:_KEPT], _LEADERS.sub(" ", text))
     if loop := _LOOP.search(said):
         return Reason("repetition", f"repeats {(loop.group(1) or loop.group(2)).strip()[:40]!r}")
     if whole := _one_phrase(text):
         return Reason("repetition", f"repeats {whole!r} and says nothing else")
+    if twice := _stutter(text, lang) or _sentence_twice(text):
+        return Reason("repetition", f"says {twice[:60]!r} twice")
     pieces = _tags(said) if level == "tags" else _phrases(said)
     if len(pieces) >= 8 and len(set(pieces)) < 0.5 * len(pieces):
         common, times = Counter(pieces).most_common(1)[0]
         return Reason("repetition", f"repeats {common!r} {times} times")
+    return None
+
+
+def _stutter(text: str, lang: str) -> str | None:
+    """Return a word that stands three times in a row, or twice where none does so on purpose.
+
+    Names do so ("Bora Bora"), some words of a language, and in many languages nobody knows which.
+    """
+    said = QUOTED.sub(" . ", text)
+    for found in _AGAIN.finditer(said):
+        word, times = found[1].lower(), 1 + len(found[2].split())
+        known = TWICE.get(lang)
+        if times > 3 or (times == 3 and word not in (known or ())):
+            return found.group()
+        last = found[2].split()[-1]
+        starts = re.search(r"(?:^|[.!?]\s+)$", said[: found.start()])
+        if last[0].isupper() and not (starts and word in NEVER_TWICE):
+            continue
+        if found[1].isupper() != last.isupper():  # "STOP stop", a sign
+            continue
+        if known is not None and times == 2 and (word not in known or (starts and last[0].isupper())):
+            return found.group()
+    return None
+
+
+def _sentence_twice(text: str) -> str | None:
+    """Return a sentence of four words or more (eight characters where words are not spaced) said before."""
+    whole = QUOTED.sub(lambda quote: _SENTENCE_END.sub(" ", quote.group()), text)
+    seen = set()
+    for sentence in _SENTENCE_END.split(whole):
+        said = " ".join(_WORD.findall(sentence.lower()))
+        if said.count(" ") >= (7 if re.search("[\u3040-\u30ff\u3400-\u9fff]", said) else 3) and said in seen:
+            return sentence.strip()
+        seen.add(said)
     return None
 
 

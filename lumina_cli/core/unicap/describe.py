@@ -23,6 +23,7 @@ from lumina_cli.core.unicap.prompts import (
     hint,
     instruction,
 )
+from lumina_cli.core.unicap.reuse import taken_of, without_note
 
 Row = dict[str, Any]
 DERIVES = ("picture", "text", "once")
@@ -60,8 +61,11 @@ class Job:
         return list(itertools.product(self.langs, self.levels))
 
     def wanted(self, row: Row) -> list[Pair]:
-        """Return the (language, level) pairs to write for a row."""
-        own = captions_of(row) if self.keep else {}
+        """Return the (language, level) pairs to write for a row: not those taken over from an earlier run."""
+        if not self.keep:
+            taken = taken_of(row)
+            return [pair for pair in self.pairs if pair[1] not in taken.get(pair[0], ())]
+        own = captions_of(row)
         return [pair for pair in self.pairs if not own.get(pair[0], {}).get(pair[1], "").strip()]
 
     def suits(self, captioner: Captioner) -> None:
@@ -109,7 +113,7 @@ class Shot:
 
     def finished_row(self, engine: str | None = None) -> Row:
         """Merge new captions, by `engine`, over the row's own; one that failed leaves an older one alone."""
-        row = {**self.row, "captions": _merged(captions_of(self.row), self.captions)}
+        row = {**without_note(self.row), "captions": _merged(captions_of(self.row), self.captions)}
         row.pop("rejected_captions", None)
         if engine and self.captions:
             by = {lang: dict.fromkeys(levels, engine) for lang, levels in self.captions.items()}

@@ -46,6 +46,14 @@ _SCRIPTS_OF = {
 # A text is taken for another language where py3langid is this sure of it, among the languages in question.
 SURE = 0.8
 SURE_OF_HAN = 0.96  # Japanese without kana looks Chinese, up to 0.93; Chinese looks so from 0.97 on
+# So is a sentence or clause in the midst of others, if it has some words; names (capitals) do not count.
+SURE_OF_CLAUSE, CLAUSE_WORDS, CLAUSE_LETTERS = 0.99, 4, 12
+_ENDS = re.compile(r"[.!?…;:\n]+(?:\s+|$)|[。！？；：]+")
+_CLAUSES = re.compile(r",\s+|[，、]")
+_NAMES = re.compile(r"(?<=\S\s)[A-ZÀ-ÞЀ-Я][\w'’-]*")
+_LONG_QUOTES = re.compile('["“„«»「『][^"”“«»」』]{401,}["”“«»」』]')  # a page, word for word
+# Latin and Cyrillic letters in one word, small ones: ЯндексGPT is a name, 3D-рендер has a hyphen.
+_PATCHED = re.compile(r"\w*(?:[a-zß-ÿ]{2}[а-яё]{2}|[а-яё]{2}[a-zß-ÿ]{2})\w*")
 # What stands in quotation marks is the picture's own text, in whatever language that is.
 QUOTED = re.compile("[\"“„«»「『][^\"”“«»」』]{1,400}[\"”“«»」』]|(?<!\\w)['‘‚][^'’‘]{1,400}['’‘](?!\\w)")
 
@@ -66,17 +74,42 @@ def wrong_language(text: str, lang: str, asked: tuple[str, ...] = (), tags: bool
 
     Its letters must be of the language's script, and py3langid, which chooses among the `asked` languages and
     the five that are known best, must not be sure of another one. Japanese of a few letters, or of `tags`,
-    needs no kana.
+    needs no kana. The same holds for each sentence and clause of some length, and no word may have letters of
+    two alphabets.
     """
-    said = QUOTED.sub(" ", text)
+    said = QUOTED.sub(" ", _LONG_QUOTES.sub(" ", text))
     said = said if sum(map(str.isalpha, said)) >= 8 else text
-    return _wrong_script(said, lang, tags) or _reads_as_another(said, lang, asked)
+    if wrong := _wrong_script(said, lang, tags) or _reads_as_another(said, lang, asked):
+        return wrong
+    if patched := _PATCHED.search(said):
+        return f"letters of two alphabets in one word: {patched.group()!r}"
+    return None if tags else _partly_another(said, lang, asked)
+
+
+def _partly_another(text: str, lang: str, asked: tuple[str, ...]) -> str | None:
+    """Return which part of a text of several sentences or clauses is in another language, or None."""
+    sentences = [sentence for sentence in _ENDS.split(text) if sentence.strip()]
+    clauses = [clause for sentence in sentences for clause in _CLAUSES.split(sentence)]
+    for part in dict.fromkeys([*sentences, *clauses]):
+        said = _NAMES.sub("", part.strip())
+        counts = _count_scripts(said)
+        total = sum(counts.values())
+        if total < CLAUSE_LETTERS or (counts["Latin"] > total / 2 and len(said.split()) < CLAUSE_WORDS):
+            continue
+        own = sum(counts[name] for name in _SCRIPTS_OF.get(lang, ("Latin",)) or ("other",))
+        kana = lang == "zh" and counts["kana"] > 0.3 * total
+        if own < 0.2 * total or kana:
+            return f"not in {NAMES[lang]}: {part.strip()[:40]!r}"
+        if counts["Latin"] > total / 2 and (
+            other := _reads_as_another(said, lang, asked, sure_from=SURE_OF_CLAUSE)
+        ):
+            return f"{other}: {part.strip()[:40]!r}"
+    return None
 
 
 def _wrong_script(text: str, lang: str, tags: bool) -> str | None:
-    counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}
-    counts["other"] = sum(map(str.isalpha, text)) - sum(counts.values())
-    total = sum(max(count, 0) for count in counts.values())
+    counts = _count_scripts(text)
+    total = sum(counts.values())
     own = sum(counts[name] for name in _SCRIPTS_OF.get(lang, ("Latin",)) or ("other",))
     if not total or own < 0.5 * total:
         main = max(counts, key=counts.get) if total else "no"
@@ -88,13 +121,21 @@ def _wrong_script(text: str, lang: str, tags: bool) -> str | None:
     return None
 
 
-def _reads_as_another(text: str, lang: str, asked: tuple[str, ...]) -> str | None:
+def _count_scripts(text: str) -> dict[str, int]:
+    counts = {name: len(letters.findall(text)) for name, letters in _LETTERS.items()}
+    counts["other"] = max(sum(map(str.isalpha, text)) - sum(counts.values()), 0)
+    return counts
+
+
+def _reads_as_another(
+    text: str, lang: str, asked: tuple[str, ...], sure_from: float | None = None
+) -> str | None:
     scripts = set(_SCRIPTS_OF.get(lang, ("Latin",)))
     rivals = {code for code in (*LANGS, *asked) if scripts & set(_SCRIPTS_OF.get(code, ("Latin",)))}
     if rivals <= {lang} or (lang in ("zh", "ja") and _LETTERS["kana"].search(text)):  # kana have said it
         return None
     found, sure = identifier(tuple(sorted(rivals | {lang}))).classify(text)
-    if found != lang and sure >= (SURE_OF_HAN if lang == "ja" else SURE):
+    if found != lang and sure >= (sure_from or (SURE_OF_HAN if lang == "ja" else SURE)):
         return f"not in {NAMES[lang]}: reads as {NAMES[found]}"
     return None
 

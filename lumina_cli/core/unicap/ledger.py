@@ -44,8 +44,14 @@ class Ledger:
         self.state = self.path.with_name(f"{self.path.name}.state.json")
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._begin(settings)
+            settings = _parsed(dump_row(settings))
+            self._compare_settings(settings)
             self._file = _opened_alone(self.path)
+            try:
+                self._begin(settings)
+            except BaseException:
+                self._file.close()
+                raise
             written = _whole_lines(self.path)
             self._bad = self._known_bad(written)
         self.done = written + len(self._bad)
@@ -60,21 +66,28 @@ class Ledger:
         with contextlib.suppress(OSError), self._file:  # what the disk refused was told when it was written
             os.fsync(self._file.fileno())
 
-    def _begin(self, settings: Row) -> None:
-        settings = _parsed(dump_row(settings))
+    def _compare_settings(self, settings: Row) -> None:
         if self.state.is_file():
             old = _parsed(self.state.read_text(encoding="utf-8"))
             for name in {**old, **settings}:
-                if old.get(name) != settings.get(name):
+                if old.get(name) != settings.get(name) and self._has_rows():
                     raise UsageError(
                         f"{self.path} was begun with {name} {_told(old.get(name))}, not "
                         f"{_told(settings.get(name))}; name another file, or delete it and {self.state.name}"
                     )
         elif self.path.exists() and (not self.path.is_file() or self.path.stat().st_size):
             raise UsageError(f"{self.path} is there, and not by `lumina caption --out`; name another file")
-        else:
+
+    def _begin(self, settings: Row) -> None:
+        """Note the settings, over those of a run that wrote no row; nobody else writes the file by now."""
+        self._compare_settings(settings)
+        if not self.state.is_file() or _parsed(self.state.read_text(encoding="utf-8")) != settings:
             with atomic_write(self.state) as aside:
                 aside.write_text(dump_row(settings) + "\n", encoding="utf-8")
+
+    def _has_rows(self) -> bool:
+        """Whether a row was written or left out by an earlier run."""
+        return any(map(_has_line, (self.path, self.rejects)))
 
     def _known_bad(self, written: int) -> set[int]:
         """Return which rows were left out; after a power cut those past `written` rows are dropped."""
@@ -109,14 +122,20 @@ class Ledger:
                         yield from again
                     yield row
         if count < self.done:
-            raise LuminaError(f"{self.path} holds {self.done} rows, but the source has only {count} now")
+            raise LuminaError(
+                f"{self.path} holds {self.done} rows, but the source has only {count} now; {self._remedy}"
+            )
 
     def _compare(self, number: int, row: Row, written: Row) -> None:
         if _identity(written) != _identity(_parsed(dump_row(row))):
             raise LuminaError(
                 f"row {number} of the source is {_name(row)}, but in {self.path} it is {_name(written)}: the "
-                "source has changed since; name another file"
+                f"source has changed since; {self._remedy}"
             )
+
+    @property
+    def _remedy(self) -> str:
+        return f"--out ANOTHER --reuse {self.path} writes it anew and takes over the captions of this one"
 
     def write(self, row: Row) -> bool:
         """Put a row at the end of the file; False where it is there already."""
@@ -160,6 +179,13 @@ def _opened_alone(path: Path) -> IO[bytes]:
     return file
 
 
+def _has_line(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.readline().endswith(b"\n")
+
+
 def _whole_lines(path: Path) -> int:
     """Return how many lines a file has, 0 where there is none; a torn last one is cut off."""
     count = end = read = 0
@@ -192,4 +218,4 @@ def _name(row: Row) -> str:
 
 
 def _told(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, list) else str("none" if value is None else value)

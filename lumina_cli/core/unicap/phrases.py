@@ -194,3 +194,18 @@ OPEN_END = re.compile(rf"{_OPEN_ENDS}\s*$")
 UNQUOTED = re.compile(
     '(?:(?:^|[\\s(:：，])(["“„])|[一-鿿]“|[「『《])[^"”“»」』》]*[^"”“»」』》.!?…。！？\\s]\\s*$'
 )
+
+# Words that may stand twice in a row: for emphasis, by grammar ("the man that that dog follows", "Frauen, die
+# die Kinder halten", "with its lights on on a road"), or as one thing (a yo yo).
+_TWICE = {
+    "en": "very really so that had is in on her you it do no far much many more way bye cha yo choo knock "
+    "tuk aye pom can tam ha row there now night chop hush half tsk tom right left well please wow oh la na "
+    "da big old little long too up go boo mau chi wah beep dum ding tick quack woof meow moo gaga",
+    "de": "die der das den dem sie sehr ganz viel viele weit lange immer ja nein so es als werden tuk cha "
+    "yo wau miau",
+    "ru": "очень что то еле чуть вот так да нет давно много далеко скоро едва как было все всё тук",
+}
+TWICE = {lang: frozenset(words.split()) for lang, words in _TWICE.items()}
+# These do not, not even where a sentence begins with both as if they were a name.
+_JOINTS = "the a an of and with at to from by der die das ein eine und mit von и с из от"
+NEVER_TWICE = frozenset(_JOINTS.split())

@@ -10,8 +10,10 @@ from typing import Any
 
 from PIL import Image
 
+from lumina_cli.core.errors import UsageError
 from lumina_cli.core.unicap.describe import Job, Row
 from lumina_cli.core.unicap.ledger import Ledger
+from lumina_cli.core.unicap.reuse import Earlier, added_to
 from lumina_cli.core.unicap.stream import caption_rows
 from lumina_cli.core.unicap.tally import Tally
 
@@ -26,6 +28,7 @@ def run_captions(
     *,
     share: tuple[int, int] = (0, 1),
     out: Path | None = None,
+    reuse: Path | None = None,
     settings: Row | None = None,
     batch: int = 8,
     tally: Tally | None = None,
@@ -35,27 +38,33 @@ def run_captions(
     """Yield every N-th row from the I-th on with captions, as `caption_rows` does, which takes `others`, too.
 
     With `out` they are written to that file, and a run that was interrupted goes on where it stopped; rows
-    that were there before are not yielded. `settings` are those that the file depends on besides `job`. The
+    that were there before are not yielded. Captions of the earlier file `reuse` are taken over, and only what
+    is missing is asked for. `settings` are those that the file depends on besides `job`. The
     model is loaded once there is a row to do. `tell` is told of every row that is left out, and once a minute
     how far the run is.
     """
     tally = tally or Tally()
     if tally.total is not None:
         tally.total = len(range(share[0], tally.total, share[1]))
+    if reuse and out and reuse.resolve() == out.resolve():
+        raise UsageError(f"--reuse {reuse} is the file to write; name another --out")
+    earlier = Earlier(reuse) if reuse else None
     mine = islice(rows, share[0], None, share[1])
     settled = {"batch": batch, "tally": tally, **others}
     if out is None:
         note = partial(_left_out, tell, None)
         settled |= {"on_reject": note, "pass_bad": True}
-        described = caption_rows(mine, open_engine, job, open_image, **settled)
+        described = caption_rows(added_to(earlier, mine), open_engine, job, open_image, **settled)
         yield from _paced(described, tally, tell)
         return
     about = {**vars(job), **(settings or {}), "shard": "/".join(map(str, share))}
+    about |= {"reuse": str(reuse)} if reuse else {}
     with Ledger(out, about, batch) as ledger:
-        tally.done = ledger.done
+        tally.done, tally.done_bad = ledger.before
         note = partial(_left_out, tell, ledger)
         settled |= {"on_reject": note, "before": lambda: ledger.before}
-        described = caption_rows(_begun(ledger, mine, tally), open_engine, job, open_image, **settled)
+        todo = added_to(earlier, _begun(ledger, mine, tally))
+        described = caption_rows(todo, open_engine, job, open_image, **settled)
         with contextlib.closing(described):
             for row in _paced(described, tally, tell):
                 if ledger.write(row):
@@ -63,9 +72,11 @@ def run_captions(
 
 
 def _begun(ledger: Ledger, rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    some = False
     for row in ledger.remaining(rows):
-        tally.done = ledger.before[0]
+        some, (tally.done, tally.done_bad) = True, ledger.before
         yield row
+    tally.idle = not some and ledger.done > 0
 
 
 def _left_out(tell: Callable[[str], None], ledger: Ledger | None, row: Row, reason: str) -> None:

@@ -14,6 +14,7 @@ SCORERS = Registry(
     "scorer",
     {
         "clip": "lumina_cli.core.unicap.score:ClipScorer",
+        "objects": "lumina_cli.core.unicap.objects:ObjectScorer",
         "nano": "lumina_cli.core.unicap.score:NanoScorer",
     },
 )

@@ -11,6 +11,7 @@ from lumina_cli.core.errors import LuminaError, TooManyBad
 from lumina_cli.core.formats.rows import chunked
 from lumina_cli.core.unicap.answers import Answer, Captioner, Question
 from lumina_cli.core.unicap.describe import Job, Row, Shot, describe
+from lumina_cli.core.unicap.reuse import without_note
 from lumina_cli.core.unicap.tally import Tally
 
 __all__ = ["Answer", "Captioner", "Job", "Question", "caption_rows"]
@@ -53,7 +54,7 @@ def caption_rows(
             if on_reject is not None:
                 on_reject(shot.row, shot.error)
             if pass_bad:
-                yield {**shot.row, "error": shot.error}
+                yield {**without_note(shot.row), "error": shot.error}
     seen, bad = seen + before()[0], bad + before()[1]
     if bad > max_bad_rate * seen:
         raise TooManyBad(

@@ -6,16 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from lumina_cli.core.formats.rows import captions_of
+from lumina_cli.core.unicap.reuse import taken_of
 
 
 class Tally:
     """Counts pictures, captions, rejects by reason, questions and tokens, from the first batch on.
 
-    `total` pictures are expected, None where nobody knows; `done` of them were there from an earlier run.
+    `total` pictures are expected, None where nobody knows; `done` of them were there from an earlier run,
+    `done_bad` of these unreadable; `idle` is whether that was found to be all.
     """
 
     def __init__(self, total: int | None = None, done: int = 0):
-        self.total, self.done = total, done
+        self.total, self.done, self.done_bad, self.idle = total, done, 0, False
         self.start = time.monotonic()
         self.counts: Counter = Counter()
         self.rejected: Counter = Counter()
@@ -31,6 +33,7 @@ class Tally:
             self.counts["replaced"] += sum(
                 level in own.get(lang, {}) for lang, texts in shot.captions.items() for level in texts
             )
+            self.counts["reused"] += sum(map(len, taken_of(shot.row).values()))
             self.rejected.update(one["code"] for one in shot.rejected)
 
     def row(self) -> dict[str, Any]:
@@ -50,8 +53,12 @@ class Tally:
         }
         if self.counts["replaced"]:
             row["replaced"] = self.counts["replaced"]
+        if self.counts["reused"]:
+            row["reused"] = self.counts["reused"]
         if self.counts["cut_scores"]:
             row["scored_cut"] = self.counts["cut_scores"]
+        if self.counts["unread_scores"]:
+            row["not_scored"] = self.counts["unread_scores"]
         return row
 
     def left(self) -> float | None:
@@ -64,18 +71,25 @@ class Tally:
     def line(self) -> str:
         """Return one line for a person."""
         row = self.row()
+        if self.idle:
+            bad = f", {self.done_bad} of them unreadable" if self.done_bad else ""
+            return f"nothing was left to do: the file has all {self.done} pictures{bad}"
         seen = self.done + row["pictures"] + row["bad_pictures"]
         words = [f"{seen}{f' of {self.total}' if self.total else ''} pictures", f"{row['captions']} captions"]
         if self.rejected:
             words.append(f"{sum(self.rejected.values())} rejected ({_listed(row['rejected'])})")
         if row.get("replaced"):
             words.append(f"{row['replaced']} captions of the rows replaced (--keep leaves them)")
+        if row.get("reused"):
+            words.append(f"{row['reused']} taken over")
         if row["bad_pictures"]:
             words.append(f"{row['bad_pictures']} unreadable")
         if row["questions_per_picture"]:
             words.append(f"{row['questions_per_picture']:g} questions a picture in {row['calls']} calls")
         if row.get("scored_cut"):
             words.append(f"{row['scored_cut']} scored by their first tokens only")
+        if row.get("not_scored"):
+            words.append(f"{row['not_scored']} not scored, whose language the scorer does not read")
         words.append(f"{row['pictures_per_s']:g} pictures/s, {row['tokens_per_s']:g} tokens/s")
         left = self.left()
         if left:

@@ -56,8 +56,9 @@ class Captioner(Engine):
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.client, self.room = self._run(self._connect(batch, retries, timeout))
-        self.name = model
+        self.chosen, self.name = model is not None, model
         self.name = self._run(self._find_model(model))
+        self.learn_manners(self.name)  # a server of this machine may serve a folder by its path
 
     async def _connect(self, batch: int, retries: int, timeout: float) -> tuple[Any, asyncio.Semaphore]:
         key = os.environ.get("OPENAI_API_KEY") or "none"
@@ -106,7 +107,7 @@ class Captioner(Engine):
             except self.openai.APIStatusError as error:
                 if error.status_code not in (400, 413, 422) or not self.answered:
                     raise LuminaError(self._fault(error)) from error
-                return Answer("", True, error=f"refused by the endpoint: {_short(error)}")
+                return Answer("", True, error=f"refused by the endpoint: {_short(_told(error))}")
             except self.openai.OpenAIError as error:
                 raise LuminaError(self._fault(error)) from error
             except ValueError as error:  # a body that is no JSON
@@ -185,10 +186,12 @@ class Captioner(Engine):
                 f"{self.url} cannot be reached ({_short(error.__cause__ or error)}); is the server running?"
             )
         if isinstance(error, self.openai.AuthenticationError | self.openai.PermissionDeniedError):
-            return f"{self.url} refuses the key in OPENAI_API_KEY ({_short(error)})"
+            return f"{self.url} refuses the key in OPENAI_API_KEY ({_short(_told(error))})"
+        hint = "" if self.chosen else f"; no --model was given, so it was asked for {self.name!r}"
+        hint = "; --model NAME says which model to ask" if self.name is None else hint
         if isinstance(error, self.openai.NotFoundError):
-            return f"{self.url} has no model {self.name!r}, or lacks its /v1 ({_short(error)})"
-        return f"{self.url} failed: {_short(error)}"
+            return f"{self.url} has no model {self.name!r}, or lacks its /v1 ({_short(_told(error))}){hint}"
+        return f"{self.url} failed: {_short(_told(error))}{hint}"
 
     def close(self) -> None:
         """End the requests that are under way; their waiting threads get an error."""
@@ -220,6 +223,18 @@ def data_url(picture: Image.Image) -> str:
     buffer = BytesIO()
     picture.save(buffer, kind, **({} if kind == "png" else {"quality": 95}))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _told(error: Any) -> str:
+    """Return a status with what the server itself said about it, wherever in its answer that is."""
+    status, said = getattr(error, "status_code", None), getattr(error, "body", None)
+    if status is None:
+        return str(error)
+    for name in ("error", "detail", "message"):
+        said = said.get(name, said) if isinstance(said, dict) else said
+    if not said or isinstance(said, dict | list):
+        said = said or error.response.text
+    return f"Error code: {status}{f', {said}' if said else ''}"
 
 
 def _short(text: Any) -> str:

@@ -2,12 +2,14 @@
 
 Pictures that lie in files are opened by the workers, so their paths (or URLs) must mean the same everywhere;
 pictures in memory travel with their rows. Rows come back in order. An actor that dies is started anew and its
-batch done again; since captions depend on the picture and the seed alone, the result is the same.
+batch done again; since captions depend on the picture and the seed alone, the result is the same. A cluster
+of this machine alone ends with the run, also where that is killed: its workers in a few seconds, the last of
+Ray's own processes within about a minute. Its logs stay in Ray's folder, /tmp/ray.
 """
 
-import contextlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -21,6 +23,7 @@ from lumina_cli.core.registry import CAPTIONERS
 from lumina_cli.core.unicap.answers import Engine
 from lumina_cli.core.unicap.describe import Job, Shot, describe
 from lumina_cli.core.unicap.engines import open_engine
+from lumina_cli.core.unicap.engines.rayquiet import quiet
 
 # Batches that one execution of Ray Data takes for each worker: the models are loaded once for so many, and so
 # many wait in memory.
@@ -115,9 +118,11 @@ class Worker:
             row |= {"image": packed["image"]} if packed["image"] else {}
             shots.append(open_shot(Shot(index, row), self.open_image))
         calls = describe([shot for shot in shots if shot.error is None], self.engine, self.job, self.scorer)
-        cut = self.scorer.tally.counts.pop("cut_scores", 0) if self.scorer else 0
+        told = dict(self.scorer.tally.counts) if self.scorer else {}
+        if self.scorer:
+            self.scorer.tally.counts.clear()
         found = [{name: getattr(shot, name) for name in _BROUGHT} for shot in shots]
-        return {"found": [json.dumps({"calls": calls, "cut": cut, "shots": found})]}
+        return {"found": [json.dumps({"calls": calls, "told": told, "shots": found})]}
 
 
 _BROUGHT = ("error", "captions", "scores", "rejected", "counts")  # what a worker knows of a shot afterwards
@@ -137,7 +142,8 @@ def _unpack(shots: Sequence[Shot], found: str) -> int:
     for shot, values in zip(shots, brought["shots"], strict=True):
         for name, value in values.items():
             setattr(shot, name, value)
-    shots[0].counts = {**shots[0].counts, "cut_scores": brought["cut"]}
+    if good := [shot for shot in shots if shot.error is None]:  # others are not counted
+        good[0].counts = Counter(good[0].counts) + Counter(brought["told"])
     return brought["calls"]
 
 
@@ -159,10 +165,5 @@ def _library() -> Any:
         import ray.data
     except ImportError as error:
         raise MissingPart("--engine ray needs `pip install 'lumina-cli[ray]'`") from error
-    with contextlib.suppress(
-        ImportError
-    ):  # its threads print what happens to workers on stdout, where rows go
-        from ray._private import worker
-
-        worker.print_to_stdstream = lambda *_, **__: None
+    quiet()
     return ray

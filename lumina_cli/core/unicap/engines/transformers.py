@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
@@ -60,6 +62,7 @@ class Captioner(Engine):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tasks = florence.TASKS if config.model_type == "florence2" else None
+        self.learn_manners(model, getattr(config, "captioning", None))
         self.longest = sys.maxsize
         if self.tasks:  # it knows no instructions, only tasks, and its answers have a longest length
             self.longest = config.text_config.max_position_embeddings - 1
@@ -208,7 +211,7 @@ def _load_model(model: str) -> torch.nn.Module:
 
 @contextlib.contextmanager
 def one_line_errors(
-    model: str, remedy: str = "--model FOLDER of an image-text-to-text model"
+    model: str, remedy: str = "--model FOLDER of an image-text-to-text model, or --engine nano or openai"
 ) -> Iterator[None]:
     """Turn what transformers raises on a model it cannot load into one line that says what to do."""
     try:
@@ -221,7 +224,10 @@ def one_line_errors(
         elif folder.exists():
             message = f"{model} is not a model folder that transformers can load ({reason})"
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
-            message = f"{model} is not on this machine and cannot be fetched from the hub; pass {remedy}"
+            wait = "" if constants.HF_HUB_OFFLINE else "; HF_HUB_OFFLINE=1 does not wait for the hub"
+            message = (
+                f"{model} is not on this machine and cannot be fetched from the hub; pass {remedy}{wait}"
+            )
         else:
             message = f"{model}: no such folder, and not a hub id (owner/name)"
         raise LuminaError(message) from error
@@ -229,11 +235,16 @@ def one_line_errors(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars off stderr meanwhile; the command line has its own."""
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Keep transformers' progress bars and the hub's warnings off stderr meanwhile.
+
+    The command line has a bar of its own, and one line for what went wrong.
+    """
+    shown, told = transformers_logging.is_progress_bar_enabled(), hub_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
     try:
         yield
     finally:
+        hub_logging.set_verbosity(told)
         if shown:
             transformers_logging.enable_progress_bar()

@@ -33,6 +33,7 @@ class Captioner(Engine):
                 f"vLLM chooses its devices itself; set CUDA_VISIBLE_DEVICES in place of --device {device}"
             )
         self.name = model or DEFAULT
+        self.learn_manners(self.name)
         self.vllm, self.form = vllm, StructuredOutputsParams
         try:
             self.model = vllm.LLM(model=self.name, limit_mm_per_prompt={"image": 1})

@@ -1,0 +1,267 @@
+"""`lumina caption --reuse`, files begun by a run that wrote nothing, and lines that say what there was to do."""
+
+import json
+import sys
+import time
+import tracemalloc
+from functools import partial
+
+import pytest
+from PIL import Image
+from tiny_captioner import run_caption
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.unicap.engines import noop
+from lumina_cli.core.unicap.reuse import Earlier
+
+
+@pytest.fixture
+def lumina(capsys):
+    """Return a function that runs `lumina caption`; see `run_caption`."""
+    return partial(run_caption, capsys)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(20):
+        Image.new("RGB", (20, 20), (number, 0, 0)).save(folder / f"{number:02d}.png")
+    (folder / "07.txt").write_text("a caption that lay beside the picture")
+    (folder / "bad.png").write_text("no picture")
+    return folder
+
+
+def rows_in(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def grown(lumina, photos, tmp_path, *levels):
+    """Caption the folder, then put three more pictures into its midst; return the words and the old file."""
+    old = tmp_path / "old.jsonl"
+    words = (photos, "--engine", "noop", "--levels", *levels, "--max-bad-rate", 1)
+    assert lumina(*words, "--out", old)[0] == 0
+    for name in ("00a", "07a", "zz"):
+        Image.new("RGB", (20, 20), (0, 9, 0)).save(photos / f"{name}.png")
+    return words, old
+
+
+def test_a_folder_that_grew_asks_only_about_what_is_new(lumina, photos, tmp_path):
+    words, old = grown(lumina, photos, tmp_path, "short")
+    code, rows, err = lumina(*words, "--out", old)
+    assert (code, rows) == (1, [])
+    assert err[-1].endswith(
+        f"--out ANOTHER --reuse {old} writes it anew and takes over the captions of this one"
+    )
+    code, (stats,), err = lumina(*words, "--out", tmp_path / "new.jsonl", "--reuse", old)
+    assert (code, stats["pictures"], stats["questions"], stats["reused"]) == (0, 23, 3, 20)
+    assert lumina(*words, "--out", tmp_path / "fresh.jsonl")[0] == 0
+    for name in ("{}.jsonl", "{}.jsonl.rejects.jsonl"):
+        new, fresh = ((tmp_path / name.format(one)).read_bytes() for one in ("new", "fresh"))
+        assert new == fresh
+    assert len(rows_in(tmp_path / "new.jsonl")) == 23
+
+
+def test_what_is_missing_is_asked_for_and_the_rest_keeps_its_writer_and_scores(lumina, photos, tmp_path):
+    words, old = grown(lumina, photos, tmp_path, "short")
+    edited = rows_in(old)
+    for row in edited:
+        row["captions"]["en"]["short"] = f"an earlier caption of {row['key']}"
+        row["captioned_by"] = {"en": {"short": "openai:big"}}
+        row["caption_scores"] = {"en": {"short": 0.31, "tags": 0.1}}
+    old.write_text("".join(json.dumps(row) + "\n" for row in edited) + '{"image": "torn')
+    code, rows, _ = lumina(photos, *words[1:3], "--levels", "short,tags", *words[-2:], "--reuse", old)
+    assert code == 0
+    by_key = {row["key"]: row for row in rows if "error" not in row}
+    assert len(by_key) == 23
+    assert by_key["07"]["captions"]["en"]["short"] == "an earlier caption of 07"
+    assert by_key["07"]["captions"]["en"]["tags"] == noop.TEXTS["en"]
+    assert by_key["07"]["captioned_by"]["en"] == {"short": "openai:big", "tags": "noop"}
+    assert by_key["07"]["caption_scores"] == {"en": {"short": 0.31}}
+    assert by_key["07a"]["captioned_by"]["en"] == {"short": "noop", "tags": "noop"}
+    assert not [name for row in rows for name in row if name.startswith("_")]
+
+
+def test_captions_that_came_with_the_earlier_rows_are_not_its_own(lumina, photos, tmp_path):
+    words, old = grown(lumina, photos, tmp_path, "tags")
+    assert rows_in(old)[7]["captions"]["en"]["short"] == "a caption that lay beside the picture"
+    _, rows, _ = lumina(photos, *words[1:3], "--levels", "short", *words[-2:], "--reuse", old)
+    seventh = next(row for row in rows if row["key"] == "07")
+    assert seventh["captions"]["en"] == dict.fromkeys(("short", "tags"), noop.TEXTS["en"])
+    _, rows, _ = lumina(photos, *words[1:3], "--levels", "short", *words[-2:], "--reuse", old, "--keep")
+    seventh = next(row for row in rows if row["key"] == "07")
+    assert seventh["captions"]["en"]["short"] == "a caption that lay beside the picture"
+
+
+def test_a_run_that_reuses_goes_on_where_it_stopped(lumina, photos, tmp_path):
+    words, old = grown(lumina, photos, tmp_path, "short")
+    words = (
+        photos,
+        "--engine",
+        "noop",
+        "--levels",
+        "short,tags",
+        "--max-bad-rate",
+        1,
+        "--reuse",
+        old,
+        "--out",
+    )
+    assert lumina(*words, tmp_path / "whole.jsonl")[0] == 0
+    lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "torn.jsonl").write_bytes(b"".join(lines[:11]) + lines[11][:30])
+    state = (tmp_path / "whole.jsonl.state.json").read_bytes()
+    (tmp_path / "torn.jsonl.state.json").write_bytes(state)
+    code, (stats,), _ = lumina(*words, tmp_path / "torn.jsonl")
+    assert code == 0
+    assert stats["pictures"] < 20
+    assert (tmp_path / "torn.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    code, _, err = lumina(*words[:-3], "--out", tmp_path / "torn.jsonl")
+    assert code == 2
+    assert f"was begun with reuse {old}, not none" in err[-1]
+
+
+def test_a_file_cannot_reuse_itself_nor_one_that_is_not_there(lumina, photos, tmp_path):
+    out = tmp_path / "a.jsonl"
+    words = (photos, "--engine", "noop", "--out", out, "--reuse")
+    assert lumina(*words, out)[2] == [
+        f"lumina caption: --reuse {out} is the file to write; name another --out"
+    ]
+    gone = tmp_path / "gone.jsonl"
+    assert lumina(*words, gone)[2] == [f"lumina caption: --reuse {gone}: no such file of rows"]
+
+
+def test_pictures_in_memory_are_known_by_their_key(lumina, tmp_path):
+    words = ("nano:5", "--engine", "noop", "--levels", "short")
+    assert lumina(*words, "--out", tmp_path / "a.jsonl")[0] == 0
+    grew = ("nano:7", *words[1:], "--reuse", tmp_path / "a.jsonl", "--out", tmp_path / "b.jsonl")
+    code, (stats,), _ = lumina(*grew)
+    assert (code, stats["pictures"], stats["questions"]) == (0, 7, 2)
+
+
+def test_only_places_of_earlier_rows_are_held(tmp_path):
+    path, text = tmp_path / "many.jsonl", "a red car left of a blue ball " * 30
+    with path.open("w") as file:
+        for number in range(20_000):
+            row = {"image": f"photos/{number:06d}.jpg", "captions": {"en": {"short": f"{number} {text}"}}}
+            file.write(json.dumps(row) + "\n")
+    tracemalloc.start()
+    earlier = Earlier(path)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 20_000 * 16 + 500_000, held
+    assert peak < 20_000 * 60 + 1_000_000, peak
+    found = earlier.add({"image": "photos/012345.jpg", "n": 1})
+    assert found["captions"]["en"]["short"].startswith("12345 a red car")
+    assert earlier.add({"image": "photos/gone.jpg"}) == {"image": "photos/gone.jpg"}
+    earlier.close()
+
+
+def test_a_file_begun_by_a_run_that_wrote_nothing_takes_new_settings(lumina, photos, tmp_path):
+    out = tmp_path / "a.jsonl"
+    code, _, err = lumina(photos, "--engine", "transformers", "--model", photos, "--out", out)
+    assert (code, out.stat().st_size) == (1, 0), err
+    words = (photos, "--engine", "noop", "--levels", "short", "--max-bad-rate", 1, "--out", out)
+    assert lumina(*words)[0] == 0
+    assert json.loads((tmp_path / "a.jsonl.state.json").read_text())["engine"] == "noop"
+    code, _, err = lumina(*words, "--seed", 4)
+    assert (code, "was begun with seed 0, not 4" in err[-1]) == (2, True)
+
+
+def test_rows_that_were_left_out_hold_the_settings_too(lumina, tmp_path):
+    (tmp_path / "bad.png").write_text("no picture")
+    words = (tmp_path / "bad.png", "--engine", "noop", "--max-bad-rate", 1, "--out", tmp_path / "a.jsonl")
+    assert lumina(*words)[0] == 0
+    assert lumina(*words, "--seed", 4)[0] == 2
+
+
+def test_a_run_with_nothing_left_to_do_says_so(photos, tmp_path, capsys):
+    words = (photos, "--engine", "noop", "--levels", "short", "--out", tmp_path / "a.jsonl")
+    assert run_caption(capsys, *words, "--max-bad-rate", 0.5)[0] == 0
+    code, _, err = run_caption(capsys, *words, "--max-bad-rate", 0.01)
+    assert code == 3
+    assert err == [
+        "lumina caption: nothing was left to do: the file has all 21 pictures, 1 of them unreadable",
+        "lumina caption: 1 of 21 pictures could not be opened (5%); --max-bad-rate allows 1%",
+    ]
+
+
+def test_a_run_that_could_not_go_on_does_not_say_that_it_is_done(lumina, photos, tmp_path, monkeypatch):
+    out = tmp_path / "a.jsonl"
+    words = (photos, "--engine", "noop", "--levels", "short", "--max-bad-rate", 1, "--out", out)
+    assert lumina(*words)[0] == 0
+    out.write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:9]))
+
+    def broken(*_):
+        raise LuminaError("no such engine today")
+
+    monkeypatch.setattr("lumina_cli.core.unicap.engines.noop.Captioner.__init__", broken)
+    assert lumina(*words) == (1, [], ["lumina caption: no such engine today"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray warns of its own settings
+def test_workers_of_a_cluster_leave_what_was_taken_over_alone(lumina, photos, tmp_path):
+    pytest.importorskip("ray")
+    words, old = grown(lumina, photos, tmp_path, "short")
+    row = rows_in(old)[3]
+    row["captions"]["en"]["short"] = "an earlier caption of it"
+    old.write_text(json.dumps(row) + "\n")
+    code, rows, _ = lumina(*words[:1], "--engine", "ray:noop", *words[3:], "--reuse", old)
+    short = {row["key"]: row["captions"]["en"]["short"] for row in rows if "error" not in row}
+    assert (code, len(short), short["03"], short["04"]) == (
+        0,
+        23,
+        "an earlier caption of it",
+        noop.TEXTS["en"],
+    )
+    assert not [name for row in rows for name in row if name.startswith("_")]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (("--model", "nano"), 2, "--model nano: nano is an engine: --engine nano"),
+        (("--engine", "ray", "--model", "noop"), 2, "--model noop: noop is an engine: --engine noop"),
+        (("--model", "qwen"), 1, "qwen: no such folder, and not a hub id (owner/name)"),
+    ],
+)
+def test_a_model_that_can_be_none_is_told_at_once(lumina, photos, words, code, line):
+    start = time.monotonic()
+    assert lumina(photos, *words) == (code, [], [f"lumina caption: {line}"])
+    assert time.monotonic() - start < 5
+
+
+def test_a_hub_that_does_not_answer_is_one_line(photos, tmp_path):
+    import subprocess
+
+    code = (
+        "import sys, time\n"
+        "time.sleep = lambda seconds: None\n"
+        "from lumina_cli.cli.app import main; sys.argv[0] = 'lumina'; main()"
+    )
+    words = ["caption", str(photos), "--model", "nobody/no-such-model"]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "lumina caption: nobody/no-such-model is not on this machine and cannot be fetched from the hub; pass "
+        "--model FOLDER of an image-text-to-text model, or --engine nano or openai; HF_HUB_OFFLINE=1 does not wait "
+        "for the hub"
+    ]
+
+
+def test_a_comparison_tells_of_pictures_that_are_not_there(photos, tmp_path, capsys):
+    names = ("00.png", "gone.png", "01.png", "x.tar#1.png")
+    rows = [{"image": str(photos / name), "captions": {"en": {"short": "a red car"}}} for name in names]
+    rows.append({"key": "scene", "captions": {"en": {"short": "a red car"}}})
+    rows.append({"image": "s3://somewhere/a.png", "captions": {"en": {"short": "a red car"}}})
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(["eval", "captions", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert err.splitlines() == ["a.jsonl: 2 of 6 pictures are not there"]
+    assert json.loads(out.splitlines()[0])["captions"] == 6

@@ -1,0 +1,71 @@
+"""Verbs of shards on a selection: they look at its shards, and nothing is ever packed into its folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.data.select import Choice, select_samples
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats.shards import open_shards, write_shards
+
+
+@pytest.fixture
+def places_of(tmp_path) -> tuple[str, str]:
+    """Three shards of two samples, and a selection of three samples of the last two."""
+    rows = []
+    for i in range(6):
+        noise = np.random.default_rng(i).integers(0, 255, (24, 32, 3), np.uint8)
+        rows.append({"key": f"k{i}", "image": Image.fromarray(noise), "score": i})
+    shards, best = str(tmp_path / "data"), str(tmp_path / "best")
+    list(write_shards(rows, shards, per_shard=2))
+    select_samples(shards, best, Choice(best=3))
+    return shards, best
+
+
+def rows_out(capsys) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_info_and_verify_look_at_the_shards(places_of, capsys):
+    shards, best = places_of
+    assert run(["shard", "info", best]) == 0
+    found = [(row["shard"], row["samples"], row["selected"]) for row in rows_out(capsys)]
+    assert found == [(f"{shards}/000001.tar", 2, 1), (f"{shards}/000002.tar", 2, 2)]
+    assert run(["shard", "verify", best]) == 0
+    *tars, last = rows_out(capsys)
+    assert [(row["shard"], row["ok"]) for row in tars] == [(f"{shards}/00000{i}.tar", True) for i in (1, 2)]
+    assert last == {"selection": best, "samples": 3, "ok": True, "problem": None}
+
+
+def test_verify_tells_damage_and_what_is_gone(places_of, capsys):
+    shards, best = places_of
+    tar = Path(shards, "000002.tar")
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 1
+    tar.write_bytes(data)
+    assert run(["shard", "verify", best]) == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["ok"] for line in out.splitlines()] == [True, False, True]
+    assert "000002.tar" in err
+    Path(best, "note.txt").write_text("of no matter")
+    shutil.rmtree(shards)
+    list(write_shards([{"key": "k4", "image": Image.new("RGB", (8, 8))}], shards))
+    assert run(["shard", "verify", best]) == 1
+    [last] = rows_out(capsys)
+    assert (last["selection"], last["ok"]) == (best, False)
+
+
+def test_nothing_is_packed_into_a_selection(places_of, tmp_path, capsys):
+    shards, best = places_of
+    before = sorted(Path(best).iterdir())
+    for more in ([], ["--force"]):
+        assert run(["shard", shards, best, *more]) == 2
+        assert "best holds a selection; give the shards a folder of their own" in capsys.readouterr().err
+    assert sorted(Path(best).iterdir()) == before
+    with pytest.raises(LuminaError, match="best is a selection and holds no shards"):
+        open_shards(best)
