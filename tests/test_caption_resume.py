@@ -197,7 +197,8 @@ def test_a_reader_that_leaves_and_ctrl_c_are_no_faults(photos, tmp_path):
     assert shell.returncode == 0, shell.stderr
     assert json.loads(shell.stdout)["key"] == "000"
     code = (
-        "import _thread, sys; from lumina_cli.cli.app import main; from lumina_cli.core.unicap.ledger import Ledger\n"
+        "import _thread, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from lumina_cli.cli.app import main; from lumina_cli.core.unicap.ledger import Ledger\n"
         "keep = Ledger.write\n"
         "Ledger.write = lambda self, row: keep(self, row) and (_thread.interrupt_main() if row['key'] == '020' else 1)\n"
         "sys.argv[0] = 'lumina'; main()"

@@ -223,6 +223,34 @@ def test_sigterm_is_like_an_interrupt(before, after):
     )  # fmt: skip
 
 
+LOST = """
+import signal, sys
+from lumina_cli.cli import app
+from lumina_cli.core import doctor
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background has it ignored
+
+class Loses:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def examine(*_):
+    for number in range(9):
+        yield {"check": str(number)}
+        Loses()
+
+doctor.examine = examine
+sys.argv[1:] = ["doctor", "--json"]
+app.main()
+"""
+
+
+def test_ctrl_c_in_a_destructor_is_heeded_at_the_next_row():
+    done = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "lumina doctor: interrupted")
+    assert done.stdout.splitlines() == ['{"check": "0"}']
+
+
 FORKED = """
 import os, signal, time
 from lumina_cli.cli import app

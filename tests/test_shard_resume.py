@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -194,7 +195,16 @@ def test_any_number_of_workers_writes_the_same(photos, whole, tmp_path, capsys):
 
 def started(dest: Path, *words: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "lumina_cli", "shard", "-", str(dest), "--per-shard", "2", *words]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    heeds = partial(
+        signal.signal, signal.SIGINT, signal.SIG_DFL
+    )  # in the background of a shell it is ignored
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=heeds,
+    )
 
 
 def feed(process: subprocess.Popen, photos: Path, count: int) -> None:

@@ -194,8 +194,20 @@ def _heed_sigterm() -> None:
         signal.signal(signal.SIGTERM, end)
 
 
+def _heed_sigint() -> None:
+    """Let Ctrl-C end a command even where its exception is lost on the way; see `output.heed`."""
+
+    def end(number: int, frame) -> None:
+        output.asked.append(True)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, and stays so
+        signal.signal(signal.SIGINT, end)
+
+
 def main() -> NoReturn:
     """The entry point of the console script and of `python -m lumina_cli`."""
+    _heed_sigint()
     _heed_sigterm()
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):

@@ -18,6 +18,13 @@ TABLE_ROWS = 40  # of a longer table only the first ones are shown
 PACE = 600  # seconds whose speed gives the time left: a row of training may take a minute
 
 _bars: list = []  # the rich progress on screen, if any: there can be only one
+asked: list[bool] = []  # something in it: Ctrl-C was pressed
+
+
+def heed() -> None:
+    """Stop where Ctrl-C was pressed and its exception lost: Python drops one that meets a destructor."""
+    if asked:
+        raise KeyboardInterrupt
 
 
 def read_rows(arguments: list[str] | None, key: str) -> Iterator[dict]:
@@ -103,6 +110,7 @@ def write_rows(
     try:
         with contextlib.closing(rows), contextlib.closing(watched):  # whoever makes the rows may have to save
             for row in watched:
+                heed()
                 count += 1
                 if json:
                     write_line(jsonl.dump_row(row))
@@ -153,7 +161,9 @@ def progress(
     `describe(item)` says how far an item is, (done, total, label), where None leaves what was shown before.
     """
     if not sys.stderr.isatty():
-        yield from items
+        for item in items:
+            heed()
+            yield item
         return
     meter = total if isinstance(total, Meter) else None
     with _bar() as bar:
@@ -162,6 +172,7 @@ def progress(
             meter.move = partial(bar.update, task)
         try:
             for item in items:
+                heed()
                 if describe:
                     done, of, text = describe(item)
                     bar.update(task, completed=done, total=of, description=text and one_line(text))
