@@ -94,6 +94,54 @@ def test_captions_that_came_with_the_earlier_rows_are_not_its_own(lumina, photos
     assert seventh["captions"]["en"]["short"] == "a caption that lay beside the picture"
 
 
+def scored(photos, tmp_path):
+    """A file of rows with two captions each, who wrote them, and how well they fit."""
+    both = {"short": "an old one", "medium": "an old one of some more words"}
+    row = {"captions": {"en": both}, "captioned_by": {"en": dict.fromkeys(both, "old")}}
+    row |= {"caption_scores": {"en": dict.fromkeys(both, 0.9)}}
+    rows = [
+        {"image": str(photos / f"{number:02d}.png"), "key": f"{number:02d}", **row} for number in range(3)
+    ]
+    path = tmp_path / "scored.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path, both
+
+
+def test_scores_and_writers_go_with_the_captions_that_are_replaced(lumina, photos, tmp_path):
+    path, both = scored(photos, tmp_path)
+    code, rows, _ = lumina(path, "--engine", "noop", "--levels", "short")
+    assert (code, len(rows)) == (0, 3)
+    for row in rows:
+        assert row["captions"]["en"] == {**both, "short": noop.TEXTS["en"]}
+        assert row["captioned_by"] == {"en": {"short": "noop", "medium": "old"}}
+        assert row["caption_scores"] == {"en": {"medium": 0.9}}
+    _, rows, _ = lumina(path, "--engine", "noop", "--levels", "short,medium")
+    assert all("caption_scores" not in row for row in rows)
+    _, rows, _ = lumina(path, "--engine", "noop", "--levels", "short", "--keep")
+    assert [row["caption_scores"]["en"] for row in rows] == [dict.fromkeys(both, 0.9)] * 3
+
+
+def test_captions_taken_over_bring_no_score_of_the_ones_before(lumina, photos, tmp_path):
+    path, both = scored(photos, tmp_path)
+    old = tmp_path / "old.jsonl"
+    assert lumina(path, "--engine", "noop", "--levels", "short", "--out", old)[0] == 0
+    for row in (edited := rows_in(old)):
+        row["captions"]["en"] = {"short": "an earlier one", "tags": "an earlier one, too"}
+        row["captioned_by"] = {"en": {"short": "noop", "tags": "noop"}}
+    old.write_text("".join(json.dumps(row) + "\n" for row in edited))
+    code, rows, _ = lumina(path, "--engine", "noop", "--levels", "short,tags", "--reuse", old)
+    assert (code, len(rows)) == (0, 3)
+    for row in rows:
+        assert row["captions"]["en"]["short"] == "an earlier one"
+        assert row["caption_scores"] == {"en": {"medium": 0.9}}
+        assert row["captioned_by"]["en"] == {"short": "noop", "medium": "old", "tags": "noop"}
+    _, rows, _ = lumina(path, "--engine", "noop", "--levels", "short,tags", "--reuse", old, "--keep")
+    for row in rows:
+        assert row["captions"]["en"] == {**both, "tags": "an earlier one, too"}
+        assert row["caption_scores"]["en"] == dict.fromkeys(both, 0.9)
+        assert row["captioned_by"]["en"] == {"short": "old", "medium": "old", "tags": "noop"}
+
+
 def test_a_run_that_reuses_goes_on_where_it_stopped(lumina, photos, tmp_path):
     words, old = grown(lumina, photos, tmp_path, "short")
     words = (

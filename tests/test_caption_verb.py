@@ -134,7 +134,10 @@ def test_bad_pictures_are_left_out_with_a_reason_and_too_many_end_with_3(lumina,
 def test_a_row_whose_picture_is_missing_is_left_out(lumina, llava, photos, monkeypatch):
     pipe(monkeypatch, json.dumps({"image": "gone.png"}) + "\n")
     code, rows, err = lumina("-", "--model", llava, "--levels", "short", "--max-bad-rate", 1)
-    assert (code, rows) == (0, [{"image": "gone.png", "error": "gone.png: no such picture"}])
+    assert (code, rows) == (
+        0,
+        [{"image": "gone.png", "error": "gone.png: no such picture", "code": "missing"}],
+    )
     assert err == ["lumina caption: left out gone.png: no such picture"]
 
 

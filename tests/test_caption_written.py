@@ -1,11 +1,14 @@
 """`lumina eval captions` on rows that tell who wrote their captions, that have no picture, or that failed."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.data.sources import read_source
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.evals.caption_truth import scene_of, score_captions
 
 
 @pytest.fixture
@@ -41,3 +44,45 @@ def test_rows_without_pictures_are_joined_by_key(files, capsys):
     short = [row for row in rows if (row["lang"], row["level"]) == ("en", "short")]
     assert [row["captions"] for row in short] == [3, 5]
     assert short[0]["agreement"] == {"b.jsonl": 1.0}  # of the three that the engine wrote
+
+
+NOT_OURS = [
+    "a beach",
+    {"place": "beach"},
+    {"layout": "single", "things": [], "relation": None, "backdrop": "sky", "light": "left"},
+    {"layout": "single", "things": ["ball"], "relation": None, "backdrop": "sky", "light": "left"},
+    {
+        "layout": ["single"],
+        "things": [{"kind": "ball"}],
+        "relation": None,
+        "backdrop": "sky",
+        "light": "left",
+    },
+]
+
+
+@pytest.mark.parametrize("scene", NOT_OURS)
+def test_what_others_call_a_scene_is_passed_over(scene, files, capsys, tmp_path):
+    rows = [json.loads(line) for line in Path(files[1]).read_text().splitlines()]
+    foreign = {**rows[0], "scene": scene}
+    path, page = tmp_path / "c.jsonl", tmp_path / "c.html"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [foreign, *rows[1:]]))
+    assert run(["eval", "captions", str(path), "--page", str(page)]) == 0
+    out, err = capsys.readouterr()
+    assert "a bug" not in err
+    assert all(row["captions"] == 5 and "truth" in row for row in map(json.loads, out.splitlines()))
+    assert page.read_text().count("data:image/jpeg") == 4  # of the foreign one there is no picture
+    assert [scene_of(row) is not None for row in [foreign, *rows[1:]]] == [False, True, True, True, True]
+    with pytest.raises(LuminaError, match=r"\(1 have one of another kind\); rows of nano:N do"):
+        list(score_captions([foreign]))
+    path.write_text(json.dumps(foreign) + "\n")
+    assert run(["eval", "captions", str(path)]) == 0
+    assert not [row for row in map(json.loads, capsys.readouterr().out.splitlines()) if "truth" in row]
+
+
+def test_scenes_that_cannot_be_drawn_are_none_of_ours():
+    row = next(read_source("nano:1?size=64"))
+    assert scene_of(row)
+    for name, value in (("kind", "cat"), ("tint", 3), ("x", "1"), ("size", 1e300), ("turn", float("nan"))):
+        things = [{**row["scene"]["things"][0], name: value}, *row["scene"]["things"][1:]]
+        assert scene_of({"scene": {**row["scene"], "things": things}}) is None, name

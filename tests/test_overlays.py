@@ -68,6 +68,7 @@ def test_new_captions_are_joined_and_the_shards_stay(shards):
     told = list(lay_rows(shards, captioned(shards)[:3], "captions"))
     assert told[-1] == {
         "overlay": "captions", "version": "0001", "samples": 3, "rows": 3, "matched": 3, "unmatched": 0,
+        "failed": 0,
     }  # fmt: skip
     assert places.read_file(f"{shards}/000000.tar") == before
     joined = list(read_shards(shards))
@@ -132,7 +133,7 @@ def test_rows_that_match_nothing(shards, tmp_path):
 def test_a_key_in_two_shards_names_none(tmp_path):
     twice = write(tmp_path / "s", [rows(1)[0], rows(1)[0]], per_shard=1)
     with pytest.raises(LuminaError, match="none of 1 rows"):
-        list(lay_rows(twice, [{"key": "k0", "score": 1}], "scores"))
+        list(lay_rows(twice, [{"key": "k0", "score": 1}], "extra"))
     image = str(list(read_shards(twice))[1]["image"])
     list(lay_rows(twice, [{"image": image, "key": "k0", "score": 7}], "extra"))
     assert [row["score"] for row in read_shards(twice)] == [0.0, 7]
@@ -198,7 +199,8 @@ def replace(place, old: str, new: str) -> None:
 
 @pytest.mark.parametrize("how", DAMAGE)
 def test_verify_looks_into_overlays(shards, capsys, how):
-    list(lay_rows(shards, [row | {"description": "lade"} for row in captioned(shards)], "captions"))
+    more = {"description": "lade"} | ({"score": 9} if how == "values" else {})
+    list(lay_rows(shards, [row | more for row in captioned(shards)], "captions"))
     folder = Path(newest_of(shards, "captions").folder)
     assert run(["shard", "verify", shards]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {
@@ -498,7 +500,7 @@ def test_the_cache_of_a_run_knows_overlays(shards, tmp_path, tiny_folder):
     assert fingerprint(shards, parts) == known
     remote = write("memory://overlays-test/f", rows(2))
     first = fingerprint(remote, parts)
-    list(lay_rows(remote, [{"key": "k1", "score": 3}], "scores"))
+    list(lay_rows(remote, [{"key": "k1", "score": 3}], "extra"))
     assert fingerprint(remote, parts) != first
 
 

@@ -1,6 +1,7 @@
 """A page replaces a page, and nothing else that may lie under its name."""
 
 import os
+import tracemalloc
 
 import pytest
 
@@ -14,6 +15,18 @@ def test_a_page_is_written_again(tmp_path):
     path = tmp_path / "p.html"
     first = write_page(path, "page.html", **VALUES).read_bytes()
     assert write_page(path, "page.html", **(VALUES | {"title": "other"})).read_bytes() != first
+
+
+def test_of_a_large_file_only_the_beginning_is_read(tmp_path):
+    path = tmp_path / "p.html"
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    with pytest.raises(LuminaError, match="is no page of lumina"):
+        write_page(path, "page.html", **VALUES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20, peak
 
 
 @pytest.mark.parametrize("kind", ["tar", "another page", "pipe", "folder", "link", "link to nothing"])

@@ -11,6 +11,9 @@ from PIL import Image
 from lumina_cli.cli.app import run
 from lumina_cli.core.data.select import Choice, select_samples
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.formats import places
+from lumina_cli.core.formats.manifest import read_types
+from lumina_cli.core.formats.selection import read_samples, write_selection
 from lumina_cli.core.formats.shards import open_shards, write_shards
 
 
@@ -69,3 +72,51 @@ def test_nothing_is_packed_into_a_selection(places_of, tmp_path, capsys):
     assert sorted(Path(best).iterdir()) == before
     with pytest.raises(LuminaError, match="best is a selection and holds no shards"):
         open_shards(best)
+
+
+@pytest.mark.parametrize("word", ["./best", "best/", "linked", "other/../best"])
+def test_a_selection_does_not_replace_its_own_source(places_of, tmp_path, monkeypatch, capsys, word):
+    _, best = places_of
+    monkeypatch.chdir(tmp_path)
+    Path("linked").symlink_to(best)
+    Path("other").mkdir()
+    before = {path: path.read_bytes() for path in Path(best).iterdir()}
+    assert run(["shard", "select", best, word, "--best", "1", "--force"]) == 2
+    assert "holds a selection that is the source" in capsys.readouterr().err
+    assert run(["shard", "select", word, best, "--best", "1", "--force"]) == 2
+    assert {path: path.read_bytes() for path in Path(best).iterdir()} == before
+
+
+@pytest.mark.parametrize("how", ["here", "memory"])
+def test_an_error_in_the_middle_leaves_the_earlier_selection(places_of, tmp_path, how):
+    shards, best = places_of
+    if how == "memory":
+        best = f"memory://selection-verbs/{tmp_path.name}"
+        select_samples(shards, best, Choice(best=3))
+    before = {name: places.read_file(f"{best}/{name}") for name in places.listing(best)}
+    assert len(before) == 2
+    part = read_types(f"{best}/selection.parquet", "selection").empty_table()
+
+    def parts():
+        yield part
+        raise LuminaError("it broke off")
+
+    with pytest.raises(LuminaError, match="it broke off"):
+        write_selection(best, shards, shards, parts(), {})
+    assert {name: places.read_file(f"{best}/{name}") for name in places.listing(best)} == before
+    write_selection(best, shards, shards, [part], {})
+    assert list(read_samples(best)) == []
+
+
+def test_a_kill_before_the_last_file_leaves_no_selection(places_of, monkeypatch):
+    """The earlier select.json must not stand beside another table."""
+    shards, best = places_of
+    part = read_types(f"{best}/selection.parquet", "selection").empty_table()
+
+    def killed(place, data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(places, "write_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_selection(best, shards, shards, [part], {})
+    assert [path.name for path in Path(best).iterdir()] == ["selection.parquet"]

@@ -98,6 +98,21 @@ def test_numbers_stand_below_each_other(shown):
     assert [line.rstrip() for line in lines] == ["    n  name", "    5  x", "12345  y"]
 
 
+@pytest.mark.parametrize("width", [120, 30])
+def test_names_of_strangers_reach_no_terminal_as_they_are(width, shown):
+    row = {"\x1b]0;pwn\x07": 1, "a\nb": {"\x1b[2J": "x"}, "n" * 500: 2, "last": 3}
+    lines = shown(width, lambda: output.write_rows([dict(row)], label="rows"))
+    text = "\n".join(lines)
+    assert "\x1b]" not in text
+    assert "\x1b[2J" not in text
+    assert "\x07" not in text
+    assert "n" * 60 not in text
+    assert "\\x1b]0;" in text
+    told = shown(width, lambda: output.write_rows([dict(row)], describe=lambda row: (1, 1, None)))
+    assert not re.search("[\x07\x1b](?!\\[\\??[0-9;]*[hlKAm])", "".join(told))
+    assert [line for line in told if "\\x1b]0;pwn\\x07 1" in line]
+
+
 def test_spare_columns_go_first(shown):
     row = {"file": "some.jsonl", "kind": "en.detailed", "captions": 12, "agreement": 0.98}
     lines = shown(38, lambda: output.table([row], spare=("captions", "kind")))

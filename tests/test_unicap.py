@@ -217,7 +217,7 @@ def test_captions_of_another_shape_are_a_bad_row():
     told = []
     rows = [{"image": "0.png", "captions": "a car"}]
     assert run(rows, lambda _: GOOD, on_reject=lambda row, reason: told.append(reason)) == []
-    assert told == ["'captions' of the row is not {language: {level: text}}"]
+    assert told == ["'captions' of 0.png is not {language: {level: text}}"]
 
 
 def test_no_rows_give_no_rows():

@@ -1,5 +1,6 @@
 """`lumina caption`: pictures in, rows with captions out."""
 
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
@@ -45,15 +46,18 @@ def caption(
     from lumina_cli.core.data.sources import open_row_image, read_source
     from lumina_cli.core.unicap.describe import Job
     from lumina_cli.core.unicap.engines import open_engine
+    from lumina_cli.core.unicap.prompts import listed
     from lumina_cli.core.unicap.run import run_captions
     from lumina_cli.core.unicap.score import open_scorer
     from lumina_cli.core.unicap.tally import Tally
 
     writer = ":".join(filter(None, (engine.removeprefix("ray:"), model)))
-    job = Job(_words(levels), _words(langs), domain, derive, seed, retries, score, keep, writer)
+    job = Job(listed(levels), listed(langs), domain, derive, seed, retries, score, keep, writer)
     rows = chain.from_iterable([_watched(one, read_source(one, lenient=True)) for one in source])
     counts = [count_source(one) for one in source]
     tally = Tally(None if None in counts else sum(counts))
+    meter = output.Meter(tally.total)
+    tally.watch = lambda: meter(tally.seen, tally.done, tally.total)
     rows = run_captions(
         rows,
         partial(open_engine, engine, model, device, endpoint, batch),
@@ -71,9 +75,9 @@ def caption(
     )
     try:
         if out is None:
-            output.write_rows(rows, json=json, label="captions", total=tally.total)
+            output.write_rows(rows, json=json, label="captions", total=meter)
         else:
-            list(output.progress(rows, "captions", tally.total and tally.total - tally.done))
+            deque(output.progress(rows, "captions", meter), maxlen=0)  # rows may hold pictures: none is kept
     finally:
         if tally.counts or tally.idle:
             _say(tally.line())
@@ -94,7 +98,3 @@ def _watched(source: str, rows: Iterator[dict]) -> Iterator[dict]:
 
 def _say(line: str) -> None:
     output.note(f"lumina caption: {line}")
-
-
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(",") if word.strip())

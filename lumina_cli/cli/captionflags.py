@@ -60,7 +60,7 @@ MaxBadRate = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Share of unreadable pictures above which the exit code is 3.",
+        help="Share of pictures, unreadable or with every caption rejected, above which the exit code is 3.",
         rich_help_panel=CHECKS,
     ),
 ]

@@ -15,6 +15,7 @@ from lumina_cli.core.formats import rows as jsonl
 
 ROW_FILES = (".jsonl", ".ndjson", ".csv", ".txt")
 TABLE_ROWS = 40  # of a longer table only the first ones are shown
+NAME = 60  # characters of a column's name
 PACE = 600  # seconds whose speed gives the time left: a row of training may take a minute
 
 _bars: list = []  # the rich progress on screen, if any: there can be only one
@@ -55,8 +56,12 @@ class Meter:
     def __init__(self, total: int | None = None):
         self.total, self.move = total, None
 
-    def __call__(self, done: float, there: int = 0) -> None:
-        """Show that `done` items are done; `there` others needed no work, and count neither way."""
+    def __call__(self, done: float, there: int = 0, total: int | None = None) -> None:
+        """Show that `done` items are done; `there` others needed no work, and count neither way.
+
+        A `total` stands for the one that was expected before.
+        """
+        self.total = self.total if total is None else total
         if self.move:
             self.move(completed=done, total=None if self.total is None else self.total - there)
 
@@ -220,12 +225,14 @@ def _bar():
 def table(rows: list[dict], title: str | None = None, more: int = 0, spare: tuple[str, ...] = ()) -> None:
     """Show rows on stderr as a table, or one key a line where the terminal is too narrow for it.
 
-    Before that the columns of `spare` are left out, the first one first.
+    Before that the columns of `spare` are left out, the first one first. Names, which may be other people's,
+    are shown as values are: on one line, without control characters, cut where they are long.
     """
     from rich.console import Console
     from rich.text import Text
 
     console = Console(stderr=True)
+    rows = [{words(str(name), NAME): value for name, value in row.items()} for row in rows]
     widths = fit(rows, console.width)
     dropped = []
     for name in spare:

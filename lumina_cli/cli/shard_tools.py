@@ -23,7 +23,8 @@ def overlay(
 
     lumina caption data | lumina shard overlay data - --name captions
     """
-    from lumina_cli.core.data.overlay import lay_rows, rows_of
+    from lumina_cli.core.data.overlay import lay_rows
+    from lumina_cli.core.data.rowsorter import rows_of
     from lumina_cli.core.formats.overlays import describe_overlays
     from lumina_cli.core.formats.overlaywriter import remove_overlay
     from lumina_cli.core.formats.selection import base_of

@@ -27,6 +27,7 @@ from lumina_cli.core.registry import SCORES
 SHARP_SIDE = 512  # pixels of the longer side at which sharpness is measured
 TEXT_SIDE = 960  # pixels of the longer side at which text is looked for
 SURE, LETTERS = 0.8, 2  # of what counts as read
+RECIPES = {"sharpness": 2}  # of scores whose numbers once were made otherwise; of all others it is 1
 DIGITS = 6  # of a stored number: more would differ between machines
 
 Scorer = Callable[[Sequence[Image.Image]], list]

@@ -47,7 +47,7 @@ class ReadyLatents:
 
     def _overlays(self, folder: str) -> list[tuple[int, Overlay]]:
         newest = ((size, newest_of(folder, f"latents-{size}")) for size in self.sizes)
-        return [(size, one) for size, one in newest if one and one.info["settings"]["encoder"] == self.digest]
+        return [(size, one) for size, one in newest if one and _encoder(one) == self.digest]
 
     def _lines(self, tar: str) -> list[tuple[int, Overlay, dict]]:
         """Size, overlay, and the lines of its index by the picture's member."""
@@ -84,7 +84,7 @@ class ReadyFeatures:
 
     def _overlay(self, folder: str) -> Overlay | None:
         newest = newest_of(folder, text_overlay(self.system))
-        known = newest is not None and newest.info["settings"]["encoder"] == text_digest(self.model)
+        known = newest is not None and _encoder(newest) == text_digest(self.model)
         return newest if known else None
 
     def _lines(self, tar: str) -> dict[str, dict]:
@@ -92,6 +92,12 @@ class ReadyFeatures:
         entries = read_index(tar)
         found = self.overlay(places.folder_of(tar)).open(tar, entries, strict=False)
         return {entry["image"]: found[entry["key"]] for entry in entries if entry["key"] in found}
+
+
+def _encoder(overlay: Overlay) -> str | None:
+    """The digest of what made an overlay; None for one that no encoder made."""
+    settings = overlay.info.get("settings")
+    return settings.get("encoder") if isinstance(settings, dict) else None
 
 
 def _rows(tar: str, line: dict, first: int, count: int) -> np.ndarray:

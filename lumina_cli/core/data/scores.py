@@ -1,7 +1,8 @@
 """Scoring shards: each picture is measured once, the values are kept as an overlay called "scores".
 
 A new set of scores makes a new version, which takes over what the newest one knows of the same pictures and
-measures the rest. Workers take a shard at a time; a killed run goes on after its last whole shard.
+measures the rest: values of another model, or of a score that is made otherwise since (RECIPES), are not
+taken over. Workers take a shard at a time; a killed run goes on after its last whole shard.
 
 "caption" is the one score that is not of the picture: the mean of what `lumina caption --score` said of its
 captions, read from the rows.
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lumina_cli.core.data.filters import DIGITS, Scorer, measure, open_scorers
+from lumina_cli.core.data.filters import DIGITS, RECIPES, Scorer, measure, open_scorers
 from lumina_cli.core.data.unreadable import Unreadable, open_entry
 from lumina_cli.core.formats import places
 from lumina_cli.core.formats.overlays import (
@@ -62,12 +63,16 @@ def score_shards(
     tars = open_shards(folder)
     open_scorers([name for name in names if name != CAPTION], models)
     before = newest_of(folder, NAME)
-    known = before.info["settings"]["scores"] if before else {}
+    settings = before.info["settings"] if before else {}
+    known, recipes = settings.get("scores", {}), settings.get("recipes", {})
     asked = {name: models.get(name, known.get(name)) for name in names}
     if CAPTION in asked:
         asked[CAPTION] = _captions_of(folder)
-    version = begin(folder, NAME, {"scores": known | asked})
-    kept = frozenset(name for name in known if asked.get(name, known[name]) == known[name])
+    wanted_by = known | asked
+    now = {name: RECIPES.get(name, 1) for name in wanted_by}
+    version = begin(folder, NAME, {"scores": wanted_by, "recipes": now})
+    same = {name for name in known if recipes.get(name, 1) == now[name]}
+    kept = frozenset(name for name in same if wanted_by[name] == known[name])
     wanted = [None if chosen is None else chosen.get(places.name_of(tar), frozenset()) for tar in tars]
     jobs = [_Job(version, tar, before, kept, keys) for tar, keys in zip(tars, wanted, strict=True)]
     alone = workers <= 1 or len(jobs) < 2 or places.in_this_process(folder)
@@ -81,8 +86,14 @@ def score_shards(
 
 
 def _captions_of(folder: str) -> str:
-    """What the scores of captions are read from: the shards, and these overlays."""
-    return ",".join(["rows", *(f"{one.name}@{one.version}" for one in _others(folder))])
+    """What the scores of captions are read from: the shards, and these overlays with what they hold now."""
+    return ",".join(["rows", *(f"{one.name}@{one.version}:{_content_of(one)}" for one in _others(folder))])
+
+
+def _content_of(overlay: Overlay) -> str:
+    """What tells an overlay from another one of its name and number; of old ones, when it was begun."""
+    digest = overlay.info.get("digests", {}).get("indexes")
+    return digest[:16] if isinstance(digest, str) else f"order {overlay.order[0]}"
 
 
 def _others(folder: str) -> list[Overlay]:

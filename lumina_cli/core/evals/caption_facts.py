@@ -7,7 +7,7 @@ the share of facts that two captions of a picture have in common, 0 to 1 (Dice).
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
-from lumina_cli.core.evals.caption_truth import score_captions
+from lumina_cli.core.evals.caption_truth import scene_of, score_captions
 from lumina_cli.core.evals.captions import File
 from lumina_cli.core.evals.density import length_of
 from lumina_cli.core.nano.language import LANGUAGES
@@ -15,9 +15,9 @@ from lumina_cli.core.nano.reading import Facts, read
 
 
 def scenes_of(files: Sequence[File]) -> dict[str, dict]:
-    """Return the scene of each picture that any file knows one of."""
+    """Return the nano scene of each picture that any file knows one of."""
     rows = ((picture, row) for file in files for picture, row in file.rows.items())
-    return {picture: row["scene"] for picture, row in rows if isinstance(row.get("scene"), dict)}
+    return {picture: row["scene"] for picture, row in rows if scene_of(row)}
 
 
 def add_facts(files: Sequence[File], rows: Sequence[dict]) -> Iterator[dict]:

@@ -18,7 +18,7 @@ from lumina_cli.core.evals.written import BROUGHT, written
 from lumina_cli.core.formats.rows import captions_of
 from lumina_cli.core.nano.language import LANGUAGES, LEVELS
 from lumina_cli.core.nano.reading import Facts, facts_of, main_relations, read
-from lumina_cli.core.nano.scene import Scene
+from lumina_cli.core.nano.scene import BACKDROPS, KINDS, LAYOUTS, LIGHTS, RELATIONS, TINTS, Scene
 
 Said = frozenset[Hashable]
 ASPECTS: dict[str, Callable[[Facts], Said]] = {
@@ -27,7 +27,26 @@ ASPECTS: dict[str, Callable[[Facts], Said]] = {
     "counts": lambda facts: facts.counts,
     "relations": lambda facts: facts.relations,
 }
+FAR = 1000  # no number of a scene is larger: world units, and degrees
 SILENT = Facts(frozenset(), frozenset(), frozenset(), frozenset(), None, None)
+
+
+def scene_of(row: dict) -> Scene | None:
+    """Return the nano scene that a row has as "scene"; None where it has none, or what others call so."""
+    try:
+        scene = Scene.from_json(row["scene"])
+        numbers = [n for thing in scene.things for n in (thing.x, thing.y, thing.z, thing.size, thing.turn)]
+        ours = (
+            scene.layout in LAYOUTS
+            and scene.backdrop in BACKDROPS
+            and scene.light in LIGHTS
+            and all(thing.kind in KINDS and thing.tint in TINTS for thing in scene.things)
+            and (scene.relation is None or (scene.relation in RELATIONS and len(scene.things) == 2))
+            and all(abs(number) <= FAR for number in numbers)
+        )
+    except (KeyError, TypeError):
+        return None
+    return scene if scene.things and ours else None
 
 
 @dataclass
@@ -58,14 +77,19 @@ class Score:
 def score_captions(rows: Iterable[dict]) -> Iterator[dict]:
     """Yield a row per language and level with a score of each aspect beside the prior's, then one of all.
 
-    Rows need "scene" beside their captions, as those of nano:N have; others are passed over, and so, where
-    rows tell which captions an engine wrote, are those that they brought. Raises LuminaError where no row has
-    a scene.
+    Rows need a nano "scene" beside their captions, as those of nano:N have; others are passed over, and so,
+    where rows tell which captions an engine wrote, are those that they brought. Raises LuminaError where no
+    row has such a scene.
     """
-    rows = [row for row in written(rows) if row.get("scene")]
-    known = [(captions_of(row), Scene.from_json(row["scene"])) for row in rows]
+    told = [(row, scene_of(row)) for row in written(rows)]
+    rows = [row for row, scene in told if scene]
+    known = [(captions_of(row), scene) for row, scene in told if scene]
     if not known:
-        raise LuminaError('no row has a "scene" to compare its captions with; rows of nano:N do')
+        foreign = sum(bool(row.get("scene")) for row, _ in told)
+        others = f" ({foreign} have one of another kind)" if foreign else ""
+        raise LuminaError(
+            f'no row has a "scene" of nano to compare its captions with{others}; rows of nano:N do'
+        )
     truths = [facts_of(scene) for _, scene in known]
     kinds = {(lang, level) for captions, _ in known for lang, texts in captions.items() for level in texts}
     total = {aspect: Score() for aspect in ASPECTS}

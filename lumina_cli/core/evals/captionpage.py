@@ -10,6 +10,7 @@ from statistics import mean
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.evals.caption_truth import scene_of
 from lumina_cli.core.evals.captions import LEVELS, File, Kind, dice, kinds_of
 from lumina_cli.core.evals.density import SAID, UNSPACED, length_of
 from lumina_cli.core.formats.pages import evenly, thumbnail, write_page
@@ -133,12 +134,12 @@ def choose_pictures(files: Sequence[File], count: int) -> list[str]:
 
 def _scene_of(row: dict) -> Image.Image | None:
     """Return the picture of a nano scene that has none in a file, rendered again; None for any other row."""
-    if row.get("image") is not None or not isinstance(row.get("scene"), dict):
+    scene = scene_of(row) if row.get("image") is None else None
+    if scene is None:
         return None
-    from lumina_cli.core.nano.scene import Scene
     from lumina_cli.core.nano.world import render
 
-    return render([Scene.from_json(row["scene"])])[0].image
+    return render([scene])[0].image
 
 
 def _card(files: Sequence[File], kinds: Sequence[Kind], picture: str, open_picture: Callable) -> dict:

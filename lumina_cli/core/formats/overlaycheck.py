@@ -1,6 +1,5 @@
 """Whether overlays are as they were written, and still of the pictures that the shards hold."""
 
-import hashlib
 from collections.abc import Iterator
 
 from lumina_cli.core.errors import LuminaError
@@ -15,12 +14,11 @@ from lumina_cli.core.formats.overlays import (
     read_shard_index,
     versions_of,
 )
-from lumina_cli.core.formats.overlaywriter import VALUES, indexes_digest
+from lumina_cli.core.formats.overlaywriter import VALUES, hash_of, indexes_digest
 from lumina_cli.core.formats.rows import parse_row
 from lumina_cli.core.formats.shardreader import read_index
 from lumina_cli.core.formats.tars import BLOCK, header, read_span
 
-CHUNK = 1 << 20
 _ARRAY = b"\x93NUMPY"  # how a .npy file begins
 
 
@@ -63,12 +61,12 @@ def _verify(overlay: Overlay, tars: list[str], newest: bool) -> None:
         )
     if digests.get("values"):
         place = places.join(overlay.folder, VALUES)
-        _compare(place, "its bytes", digests["values"], _hash(place))
+        _compare(place, "its bytes", digests["values"], hash_of(place))
 
 
 def _verify_tar(tar: str, lines: list[dict]) -> None:
     if lines[0].get("sha256"):
-        _compare(tar, "its bytes", lines[0]["sha256"], _hash(tar))
+        _compare(tar, "its bytes", lines[0]["sha256"], hash_of(tar))
     size = places.size_of(tar) if places.is_file(tar) else 0
     for line in lines[1:]:
         for member, (offset, length) in line["members"].items():
@@ -96,11 +94,3 @@ def _compare(place: str, what: str, wanted: str, found: str) -> None:
 
 def _anew(place: str) -> str:
     return f"delete {places.folder_of(place)} and make the overlay again"
-
-
-def _hash(place: str) -> str:
-    digest = hashlib.sha256()
-    with places.open_file(place) as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -8,6 +8,7 @@
                            members {name: [offset, length]}, what else is known
       overlay.json         written last: name, version, order (a number that grows), settings, totals,
                            digests of all indexes and of values.parquet, where scores have one
+    SHARDS/overlays/NAME.removed   the highest number of a version that was removed; see overlaywriter.py
 
 This module reads them; formats/overlaywriter.py writes them. A row of shards gets the newest version of each
 overlay that holds parts of rows, the one that was begun last laid over the others.
@@ -107,9 +108,12 @@ class Joiner:
     def __init__(self, overlays: list[Overlay]):
         self.overlays = overlays
 
-    def open(self, tar: str, entries: list[dict]) -> Add:
-        """Return what adds to a row of `tar` what the overlays know; LuminaError where one is stale."""
-        parts = [(each, each.parts(tar, each.open(tar, entries))) for each in self.overlays]
+    def open(self, tar: str, entries: list[dict], strict: bool = True) -> Add:
+        """Return what adds to a row of `tar` what the overlays know.
+
+        LuminaError where one is stale; without `strict` it then adds what holds still, as in `Overlay.open`.
+        """
+        parts = [(each, each.parts(tar, each.open(tar, entries, strict))) for each in self.overlays]
 
         def add(entry: dict, row: dict) -> dict:
             for overlay, part_of in parts:

@@ -3,6 +3,9 @@
 Beginning a version with the settings of the newest one goes on with that one: a shard that is written, and
 whose samples are still the same, stays. Other settings begin the next version. building.json holds the
 settings until overlay.json, written last, makes the version whole.
+
+The number of a version that was removed is never used again, or else NAME@VERSION would be other data than
+before: overlays/NAME.removed holds the highest one.
 """
 
 import hashlib
@@ -10,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
 
@@ -22,6 +26,8 @@ from lumina_cli.core.formats.rows import dump_row
 from lumina_cli.core.formats.tars import BLOCK, add_member, read_span
 
 BUILDING, VALUES = "building.json", "values.parquet"
+REMOVED = ".removed"  # ends the name of the file with the highest number of a version that was removed
+CHUNK = 1 << 20
 COLUMNS = {"scores": "score_", "hashes": "hash_"}
 INLINE = ("scores", "hashes", "score")  # of a part of a row: these stand in the index, too
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
@@ -37,7 +43,6 @@ class Version:
     name: str
     version: str
     settings: dict
-    whole: bool  # already finished: only what has changed since is to do
     order: int = 0  # greater than that of all overlays that were begun before
 
     @property
@@ -102,8 +107,8 @@ class Version:
         values = places.join(self.folder, VALUES)
         info["digests"] = {"indexes": indexes_digest(self.folder, tars)}
         if places.is_file(values):
-            info["digests"]["values"] = hashlib.sha256(places.read_file(values)).hexdigest()
-        places.write_file(places.join(self.folder, DONE), json.dumps(info, ensure_ascii=False).encode())
+            info["digests"]["values"] = hash_of(values)
+        places.write_file(places.join(self.folder, DONE), dump_row(info).encode())
         places.remove(self.folder, [BUILDING])
         _let_go(self.shards, self.name)
         return info
@@ -120,6 +125,15 @@ class _Hashed:
         return self.file.write(data)
 
 
+def hash_of(place: str) -> str:
+    """Return the sha256 of a file, which is read in chunks."""
+    digest = hashlib.sha256()
+    with places.open_file(place) as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def indexes_digest(folder: str, tars: Iterable[str]) -> str:
     """Return the hash of all indexes of a version, one after another."""
     digest = hashlib.sha256()
@@ -129,16 +143,22 @@ def indexes_digest(folder: str, tars: Iterable[str]) -> str:
 
 
 def write_values(version: Version, tars: Iterable[str]) -> list[str]:
-    """Write values.parquet, the inline scores and hashes of a version as a table; return their names.
+    """Write values.parquet, the inline scores and hashes of a version as a table; return its columns.
 
-    A row a sample that has any: shard, key, picture, score, score_NAME..., hash_NAME...
+    A row a sample: shard, key, picture, score, score_NAME..., hash_NAME... There is no such file, and [] is
+    returned, where no sample has any.
     """
-    import pyarrow as pa
-
     names: set[tuple[str, str]] = set()
+    some = False
     for tar in tars:
         for line in overlays.read_shard_index(version.folder, tar) or []:
             names |= {(kind, name) for kind in COLUMNS for name in line.get(kind, {})}
+            some = some or line.get("score") is not None
+    if not names and not some:
+        places.remove(version.folder, [VALUES])
+        return []
+    import pyarrow as pa
+
     columns = {name: pa.string() for name in ("shard", "key", "picture")} | {"score": pa.float64()}
     columns |= {
         COLUMNS[kind] + name: pa.float64() if kind == "scores" else pa.string()
@@ -160,28 +180,44 @@ def begin(shards: str, name: str, settings: dict) -> Version:
     """Return the version of an overlay that is made with these settings, the newest one or the next.
 
     No other process writes overlays of this name until it is finished, or this process ends. UsageError for a
-    name that is no plain word, LuminaError where another process writes such overlays just now.
+    name that is no plain word, LuminaError where another process writes such overlays just now, or where
+    their folder is a link to another one.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name of an overlay: letters, digits, - and _ only")
     settings = json.loads(json.dumps(settings))
     shards = places.text_of(shards)
     _hold(shards, name)
     found = overlays.versions_of(shards, name)
     if found:
         folder = overlays.version_folder(shards, name, found[-1])
+        if links := _links(folder):
+            raise LuminaError(f"{links[0]} is a link: nothing is written there; put a folder in its place")
         done = overlays.read_json(places.join(folder, DONE))
         known = done or overlays.read_json(places.join(folder, BUILDING)) or {}
         if known.get("settings") == settings:
             if done is None:
                 places.clean_up(folder)
-            return Version(shards, name, found[-1], settings, done is not None, known.get("order", 0))
-    number = max((int(version) for version in found if version.isdecimal()), default=0) + 1
-    version = Version(shards, name, f"{number:04d}", settings, False, _next_order(shards))
+            return Version(shards, name, found[-1], settings, known.get("order", 0))
+    number = 1 + max(_highest(found), _removed(shards, name))
+    version = Version(shards, name, f"{number:04d}", settings, _next_order(shards))
     places.make_folder(version.folder)
     building = json.dumps({"order": version.order, "settings": settings}, ensure_ascii=False)
     places.write_file(places.join(version.folder, BUILDING), building.encode())
     return version
+
+
+def _highest(versions: Iterable[str]) -> int:
+    return max((int(version) for version in versions if version.isdecimal()), default=0)
+
+
+def _removed(shards: str, name: str) -> int:
+    """Return the highest number of a version that was removed, 0 where none was."""
+    place = _removed_place(shards, name)
+    number = (overlays.read_json(place) or {}).get("highest")
+    return number if type(number) is int else 0
+
+
+def _removed_place(shards: str, name: str) -> str:
+    return "/".join([places.text_of(shards), overlays.FOLDER, name + REMOVED])
 
 
 def _next_order(shards: str) -> int:
@@ -216,6 +252,8 @@ def remove_overlay(shards: str, word: str) -> Iterator[dict]:
         for each in chosen:
             folder = overlays.version_folder(shards, name, each)
             files = _files_of_version(folder)
+            highest = {"highest": max(_highest([each]), _removed(shards, name))}
+            places.write_file(_removed_place(shards, name), dump_row(highest).encode())
             places.remove(folder, [DONE])  # first: without it the version is not whole, and nobody reads it
             places.remove(folder, files)
             places.remove_folder(folder)
@@ -228,22 +266,40 @@ def remove_overlay(shards: str, word: str) -> Iterator[dict]:
 
 def _files_of_version(folder: str) -> list[str]:
     """Return the names of the files of a version; LuminaError where more is there than was written."""
-    parents = [folder, places.folder_of(folder), places.folder_of(places.folder_of(folder))]
-    links = [] if places.is_url(folder) else [each for each in parents if os.path.islink(each)]
     names = list(places.listing(folder))
-    strange = links + [each for each in places.names_in(folder) if each not in names]
+    strange = _links(folder) + [each for each in places.names_in(folder) if each not in names]
     if strange:
         raise LuminaError(f"{folder} stays: {strange[0]} is no file of an overlay; delete it by hand")
     return names
+
+
+def _links(folder: str) -> list[str]:
+    """Return which of the folder of a version, of its overlay and of all overlays are links."""
+    parents = [folder, places.folder_of(folder), places.folder_of(places.folder_of(folder))]
+    return [] if places.is_url(folder) else [each for each in parents if os.path.islink(each)]
+
+
+@contextmanager
+def held(shards: str, name: str) -> Iterator[None]:
+    """Keep other processes from writing overlays of this name; raises what `begin` raises."""
+    _hold(places.text_of(shards), name)
+    try:
+        yield
+    finally:
+        _let_go(places.text_of(shards), name)
 
 
 _held: dict[tuple[str, str], int] = {}  # (shards, name): the open folder of an overlay, locked (atomic.py)
 
 
 def _hold(shards: str, name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name of an overlay: letters, digits, - and _ only")
     folder = overlays.version_folder(shards, name, "")
     if (shards, name) in _held or places.is_url(folder):
         return
+    if links := _links(folder + "none"):
+        raise LuminaError(f"{links[0]} is a link: nothing is written there; put a folder in its place")
     places.make_folder(folder)
     number = held_folder(folder.rstrip("/"))
     if number is not None:

@@ -33,13 +33,18 @@ def write_page(path: str | Path, template: str, **values) -> Path:
     path = Path(path)
     if path.exists() or path.is_symlink():
         with disk_errors(path):
-            ours = path.is_file() and not path.is_symlink() and MADE_BY in path.read_bytes()[:1024]
+            ours = path.is_file() and not path.is_symlink() and _is_ours(path)
         if not ours:
             raise LuminaError(f"{path} is there, and is no page of lumina; name another file")
     text = render_page(template, **values)
     with disk_errors(path), atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n", errors="replace")
     return path
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return MADE_BY in file.read(1024)
 
 
 def render_page(template: str, **values) -> str:

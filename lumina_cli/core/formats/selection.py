@@ -16,6 +16,7 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats import places
+from lumina_cli.core.formats.atomic import atomic_write
 from lumina_cli.core.formats.manifest import read_batches, write_parts
 from lumina_cli.core.formats.overlays import WORD, folder_of_shards, join_of, read_json, split_source
 from lumina_cli.core.formats.shardreader import SELECTED, iter_index, read_entry, read_shards
@@ -35,7 +36,7 @@ def check_dest(dest: str, source: str, settings: dict, force: bool = False) -> N
     source.
     """
     dest, bare = places.text_of(dest), split_source(source)[0]
-    if dest == bare or places.is_file(places.join(dest, "shards.json")):
+    if _real(dest) == _real(bare) or places.is_file(places.join(dest, "shards.json")):
         held = "a selection that is the source" if is_selection(dest) else "shards"
         raise UsageError(f"{dest} holds {held}; give the selection a folder of its own")
     place = places.join(dest, DONE)
@@ -48,20 +49,42 @@ def check_dest(dest: str, source: str, settings: dict, force: bool = False) -> N
         )
 
 
+def _real(place: str) -> str:
+    return place.rstrip("/") if places.is_url(place) else os.path.realpath(place)
+
+
 def write_selection(dest: str, shards: str, source: str, parts: Iterable[Any], info: dict) -> dict:
-    """Write a selection of `shards` from the parts of its table (pyarrow); return what select.json says."""
+    """Write a selection of `shards` from the parts of its table (pyarrow); return what select.json says.
+
+    An earlier selection stays as it is where the parts cannot be worked out.
+    """
     import pyarrow as pa
 
     dest, text = places.text_of(dest), pa.string()
     places.make_folder(dest)
-    places.remove(dest, [DONE])
     columns = dict.fromkeys(("shard", "key", "image", "sha256"), text) | {"value": pa.float64()}
-    count = write_parts(places.join(dest, TABLE), parts, pa.schema(list(columns.items())))
+    count = _write_table(dest, parts, pa.schema(list(columns.items())))
     info = {"shards": _from(dest, shards), "source": _from(dest, source), "samples": count} | info
     places.write_file(
         places.join(dest, DONE), json.dumps(info, ensure_ascii=False, indent=1).encode() + b"\n"
     )
     return info
+
+
+def _write_table(dest: str, parts: Iterable[Any], columns: Any) -> int:
+    """Write the table of a selection aside, then put it in the place of an earlier one, which ends there."""
+    place = places.join(dest, TABLE)
+    if not places.is_url(dest):
+        with atomic_write(place) as aside:
+            count = write_parts(str(aside), parts, columns)
+            places.remove(dest, [DONE])  # or a kill right now would leave it with another table
+        return count
+
+    def last() -> Iterator[Any]:  # a store takes the file once it is whole
+        yield from parts
+        places.remove(dest, [DONE])
+
+    return write_parts(place, last(), columns)
 
 
 def _from(dest: str, place: str) -> str:

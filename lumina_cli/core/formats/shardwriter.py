@@ -9,7 +9,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -29,6 +29,7 @@ from lumina_cli.core.formats.shardreader import index_of, read_image_bytes
 from lumina_cli.core.formats.tars import BLOCK, TRUTH, Refused, TarImage, add_member, safe_key
 
 AT_ONCE = 32  # pictures fetched together from elsewhere
+LARGE = 1 << 16  # bytes of a picture from which on another thread hashes it; hashlib lets go of the lock
 _NAMED = (str, Path, TarImage, Refused)
 
 Count = Callable[[list[str]], list[int]]  # tokens of texts; picklable where there are workers
@@ -191,14 +192,21 @@ def _truth(value: bytes | str | TarImage) -> bytes:
 
 
 def _write(tar: str, samples: Iterator[_Sample], making: Making) -> dict:
-    lines, scores, at = [], set(), 0
-    with places.writing(tar, durable=False) as file:  # waiting for the disk would take as long as all else
+    entries, scores, at = [], set(), 0
+    with (
+        places.writing(tar, durable=False) as file,  # waiting for the disk would take as long as all else
+        ThreadPoolExecutor(1) as hasher,
+    ):
         for sample in samples:  # reading them may fail, too, and that is no fault of this tar
             with disk_errors(tar):
-                entry, at = _add_sample(file, at, sample)
+                entry, at = _add_sample(file, at, sample, hasher)
             entry |= about(sample.row, making)
             scores |= entry.get("scores", {}).keys()
-            lines.append(_line(entry))
+            entries.append(entry)
+        for entry in entries:
+            if isinstance(entry["sha256"], Future):
+                entry["sha256"] = entry["sha256"].result()
+        lines = [_line(entry) for entry in entries]
         with disk_errors(tar):
             file.write(bytes(2 * BLOCK))
         index = b"".join(line + b"\n" for line in lines)
@@ -210,11 +218,16 @@ def _write(tar: str, samples: Iterator[_Sample], making: Making) -> dict:
     return {"samples": len(lines), "bytes": size, "index": digest, "scores": sorted(scores)}
 
 
-def _add_sample(file: IO[bytes], at: int, sample: _Sample) -> tuple[dict, int]:
+def _add_sample(file: IO[bytes], at: int, sample: _Sample, hasher: ThreadPoolExecutor) -> tuple[dict, int]:
+    """Write a sample at `at`; return its line of the index and where the next one goes.
+
+    The sha256 of a large picture is a Future: it is computed while the next ones are read and written.
+    """
     picture, row = sample.picture, sample.line
     image = f"{sample.key}.{picture.suffix}"
     entry = {"key": sample.key, "image": image, "offset": at + BLOCK, "length": len(picture.data)}
-    entry |= {"sha256": hashlib.sha256(picture.data).hexdigest()}
+    large = len(picture.data) > LARGE
+    entry |= {"sha256": hasher.submit(_sha256, picture.data) if large else _sha256(picture.data)}
     entry |= {"width": picture.width, "height": picture.height}
     at = add_member(file, at, image, picture.data)
     entry |= {"row": [at + BLOCK, len(row)], "row_sha256": hashlib.sha256(row).hexdigest()}
@@ -223,6 +236,10 @@ def _add_sample(file: IO[bytes], at: int, sample: _Sample) -> tuple[dict, int]:
         entry[name] = [at + BLOCK, len(data)]
         at = add_member(file, at, f"{sample.key}.{name}.png", data)
     return (entry | {"notes": list(picture.notes)} if picture.notes else entry), at
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def about(row: dict, making: Making = Making()) -> dict:

@@ -10,7 +10,8 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.formats.rows import captions_of, error_of
+from lumina_cli.core.formats.images import BadPicture
+from lumina_cli.core.formats.rows import captions_of, code_of, error_of, in_memory
 from lumina_cli.core.unicap.answers import Answer, Captioner, Question
 from lumina_cli.core.unicap.checks import Reason, check
 from lumina_cli.core.unicap.forms import Pair, rewriting, room, schema, take_apart, together
@@ -23,7 +24,7 @@ from lumina_cli.core.unicap.prompts import (
     hint,
     instruction,
 )
-from lumina_cli.core.unicap.reuse import taken_of, without_note
+from lumina_cli.core.unicap.reuse import taken_of, with_captions, without_note
 
 Row = dict[str, Any]
 DERIVES = ("picture", "text", "once")
@@ -68,6 +69,12 @@ class Job:
         own = captions_of(row)
         return [pair for pair in self.pairs if not own.get(pair[0], {}).get(pair[1], "").strip()]
 
+    def is_in_vain(self, finished: Row) -> bool:
+        """Whether a row as it comes out has none of the captions asked for: each was rejected."""
+        rejected = finished.get("rejected_captions") or ()
+        failed = {(each.get("lang"), each.get("level")) for each in rejected if isinstance(each, dict)}
+        return failed.issuperset(self.pairs)
+
     def suits(self, captioner: Captioner) -> None:
         """Raise UsageError where an engine cannot do this job."""
         known = captioner.languages or self.langs
@@ -85,7 +92,8 @@ class Shot:
     """A row on its way: its place in the stream, its picture, and what was written about it.
 
     `digest` names the picture's pixels; seeds are drawn from it, so that a picture gets the same captions
-    wherever it lies. `counts` holds questions asked and tokens written.
+    wherever it lies. `counts` holds questions asked and tokens written. `error` is why nothing can be written
+    about it, and `code` that in one word.
     """
 
     index: int
@@ -93,6 +101,7 @@ class Shot:
     picture: Image.Image | None = None
     digest: bytes = b""
     error: str | None = None
+    code: str | None = None
     captions: dict[str, dict[str, str]] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     rejected: list[dict] = field(default_factory=list)
@@ -105,30 +114,34 @@ class Shot:
         A row that an earlier verb could do nothing with fails for its own reason.
         """
         if error := error_of(self.row):
-            raise LuminaError(error)
-        captions_of(self.row)
+            raise BadPicture(error, code_of(self.row))
+        try:
+            captions_of(self.row, _named(self.row))
+        except LuminaError as error:
+            raise BadPicture(str(error), "captions") from error
         self.picture = open_image(self.row)
         size = "x".join(map(str, self.picture.size)).encode()
         self.digest = hashlib.blake2b(size + self.picture.tobytes(), digest_size=16).digest()
 
+    def failed_row(self) -> Row:
+        """Return the row with its "error", and the "code" of that; what an earlier verb said of it stays."""
+        row = {**without_note(self.row), "error": self.error}
+        return row | {"code": self.code} if self.code and not error_of(self.row) else row
+
     def finished_row(self, engine: str | None = None) -> Row:
         """Merge new captions, by `engine`, over the row's own; one that failed leaves an older one alone."""
-        row = {**without_note(self.row), "captions": _merged(captions_of(self.row), self.captions)}
+        by = {lang: dict.fromkeys(levels, engine) for lang, levels in self.captions.items()} if engine else {}
+        row = with_captions(without_note(self.row), self.captions, by, self.scores)
         row.pop("rejected_captions", None)
-        if engine and self.captions:
-            by = {lang: dict.fromkeys(levels, engine) for lang, levels in self.captions.items()}
-            row["captioned_by"] = _merged(row.get("captioned_by"), by)
-        if self.scores:
-            row["caption_scores"] = _merged(row.get("caption_scores"), self.scores)
         return {**row, "rejected_captions": self.rejected} if self.rejected else row
 
 
-def _merged(old: Any, new: dict[str, dict]) -> dict[str, dict]:
-    old = old if isinstance(old, dict) else {}
-    merged = {lang: dict(levels) for lang, levels in old.items() if isinstance(levels, dict)}
-    for lang, levels in new.items():
-        merged.setdefault(lang, {}).update(levels)
-    return merged
+def _named(row: Row) -> str:
+    """Return what tells a row from others: its file, its key, or both."""
+    image, key = row.get("image"), row.get("key")
+    told = [] if image is None or in_memory(image) else [str(image)]
+    told += [f"key {key}"] if key else []
+    return ", ".join(told) or "the row"
 
 
 @dataclass

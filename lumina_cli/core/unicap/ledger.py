@@ -1,7 +1,8 @@
 """A file of captions that can be interrupted at any moment and continued: rows whole, in order, none twice.
 
     FILE                 a line a row, in the order of the source
-    FILE.rejects.jsonl   a line a row that was left out: "row" (its number in the source), key, image, reason
+    FILE.rejects.jsonl   a line a row that was left out: "row" (its number in the source), key, image, reason,
+                         and "code", the reason in one word, where there is one
     FILE.state.json      the settings that the rows were written with
 
 How far a run came is told by the lines that are there, so that nothing has to be kept in step with them. A
@@ -13,13 +14,13 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.formats.atomic import atomic_write, disk_errors, hold
-from lumina_cli.core.formats.rows import dump_row
+from lumina_cli.core.formats.rows import dump_row, error_of
 
 Row = dict[str, Any]
 ADDED = ("captions", "captioned_by", "caption_scores", "rejected_captions")  # what captioning puts into a row
@@ -29,13 +30,20 @@ class Ledger:
     """The file of one run, with what an earlier one left in it; a context manager that closes it.
 
     `settings` are those that the rows depend on. `done` is how many rows of the source are in the file, and
-    `before` the (rows, bad ones) that this run does not do again: all of them until there is a new row.
+    `before` the (rows, bad ones, ones in vain) that this run does not do again: all of them until there is a
+    new row. In vain was a row of which, as it was written, `is_in_vain` says so.
     Raises UsageError where the file was begun with other settings or by something else, LuminaError where
     another process writes it.
     """
 
-    def __init__(self, path: str | Path, settings: Row, batch: int = 1):
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Row,
+        batch: int = 1,
+        is_in_vain: Callable[[Row], bool] = lambda row: False,
+    ):
+        self.path, self._is_in_vain = Path(path), is_in_vain
         if re.match(r"[a-z][a-z0-9+]+:/", str(path)):
             raise UsageError(
                 f"--out {path} is elsewhere, where no line can be added to a file; name a local file"
@@ -55,7 +63,7 @@ class Ledger:
             written = _whole_lines(self.path)
             self._bad = self._known_bad(written)
         self.done = written + len(self._bad)
-        self.before = (self.done, len(self._bad))
+        self.before = (self.done, len(self._bad), 0)
         self._start = self.done - self.done % batch
         self._number = self._start  # of the next row that is told
 
@@ -108,17 +116,22 @@ class Ledger:
 
         LuminaError where the source is not the one that the file was begun with.
         """
-        count, again = 0, []
+        count, vain, vain_again, again = 0, 0, 0, []
         with self.path.open("rb") as file:
             for number, row in enumerate(rows):
                 count = number + 1
                 if number < self.done and number not in self._bad:
-                    self._compare(number, row, _parsed(file.readline()))
+                    written = _parsed(file.readline())
+                    self._compare(number, row, written)
+                    if self._is_in_vain(written):
+                        vain, vain_again = vain + 1, vain_again + (number >= self._start)
+                        self.before = (*self.before[:2], vain)
                 if self._start <= number < self.done:
                     again.append(row)  # the rest of a batch, needed only where the batch goes on
                 elif number >= self.done:
                     if number == self.done:
-                        self.before = (self._start, sum(row < self._start for row in self._bad))
+                        bad = sum(row < self._start for row in self._bad)
+                        self.before = (self._start, bad, vain - vain_again)
                         yield from again
                     yield row
         if count < self.done:
@@ -146,12 +159,14 @@ class Ledger:
         return new
 
     def reject(self, row: Row, reason: str) -> bool:
-        """Note a row that is left out, and why; False where that is there already."""
+        """Note a row with an "error" that is left out, and why; False where that is there already."""
         number, new = self._number, self._is_new()
         if new:
             image = row.get("image")
             told = image if isinstance(image, str) or ".tar#" in str(image) else None
-            line = dump_row({"row": number, "key": row.get("key"), "image": told, "reason": reason})
+            left_out = {"row": number, "key": row.get("key"), "image": told}
+            left_out |= {"code": row["code"]} if error_of(row) and row.get("code") else {}
+            line = dump_row(left_out | {"reason": reason})
             with disk_errors(self.rejects), self.rejects.open("ab", buffering=0) as file:
                 _append(file, line)
                 os.fsync(file.fileno())

@@ -200,6 +200,11 @@ def hint(code: str, lang: str) -> str:
     return f"\n{text}" if text else ""
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """Return the names that stand in a text with commas between them."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
     """Return `names` without repeats; raise UsageError for an unknown one, or where there is none."""
     for name in names:

@@ -24,11 +24,12 @@ class Earlier:
     """The rows of an earlier `--out` file, by the picture that they are about.
 
     A row that failed, has no captions, or is torn (the last one of a run that was killed) is as if it were
-    not there; of several about one picture the first counts. Raises LuminaError where there is no such file.
+    not there; of several about one picture the first counts. With `keep` a row's own captions stay, and only
+    those that it lacks are taken. Raises LuminaError where there is no such file.
     """
 
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
+    def __init__(self, path: str | Path, keep: bool = False):
+        self.path, self.keep = Path(path), keep
         if not self.path.is_file():
             raise LuminaError(f"--reuse {self.path}: no such file of rows")
         names, offsets = array("Q"), array("Q")
@@ -54,18 +55,23 @@ class Earlier:
     def add(self, row: Row) -> Row:
         """Return a row with the captions of its earlier one over its own, noted under TAKEN.
 
-        Of captions that the earlier row itself brought nothing is taken: the source has them, too.
+        Of captions that the earlier row itself brought nothing is taken: the source has them, too. A row
+        whose own captions have another shape stays as it is: whoever opens it says so.
         """
         if error_of(row) or not (earlier := self._find(row)):
             return row
+        try:
+            own = captions_of(row)
+        except LuminaError:
+            return row
         taken = _written(earlier)
-        added = {"captions": _over(row.get("captions"), taken)}
-        for name in ("captioned_by", "caption_scores"):
-            if found := _only(earlier.get(name), taken):
-                added[name] = _over(row.get(name), found)
-        return (
-            {**row, **added, TAKEN: {lang: list(levels) for lang, levels in taken.items()}} if taken else row
-        )
+        if self.keep:
+            taken = _lacking(own, taken)
+        if not taken:
+            return row
+        by, scores = (_only(earlier.get(name), taken) for name in ("captioned_by", "caption_scores"))
+        noted = {lang: list(levels) for lang, levels in taken.items()}
+        return {**with_captions(row, taken, by, scores), TAKEN: noted}
 
     def _find(self, row: Row) -> Row | None:
         name = _name(row)
@@ -148,9 +154,44 @@ def _only(values: Any, wanted: dict) -> dict[str, dict]:
     return {lang: levels for lang, levels in kept.items() if levels}
 
 
-def _over(old: Any, new: dict[str, dict]) -> dict[str, dict]:
-    old = old if isinstance(old, dict) else {}
-    merged = {lang: dict(levels) for lang, levels in old.items() if isinstance(levels, dict)}
+def _lacking(own: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return those captions found for which a row has no text of its own."""
+    kept = {
+        lang: {level: text for level, text in texts.items() if not own.get(lang, {}).get(level, "").strip()}
+        for lang, texts in found.items()
+    }
+    return {lang: texts for lang, texts in kept.items() if texts}
+
+
+def with_captions(row: Row, captions: dict[str, dict], by: dict[str, dict], scores: dict[str, dict]) -> Row:
+    """Return a row with new captions over its own, and who wrote them and how well they fit, where known.
+
+    Of a caption that is replaced the old writer and the old score go with it. All three dicts are {language:
+    {level: value}}. Raises LuminaError where the row's own captions have another shape.
+    """
+    row = {**row, "captions": _over(captions_of(row), captions)}
+    for name, new in (("captioned_by", by), ("caption_scores", scores)):
+        if not captions:
+            continue
+        if told := _over(_without(row.get(name), captions), new):
+            row[name] = told
+        else:
+            row.pop(name, None)
+    return row
+
+
+def _without(values: Any, gone: dict[str, dict]) -> dict[str, dict]:
+    """Return {language: {level: value}} without the languages and levels in `gone`."""
+    kept = {
+        lang: {level: value for level, value in levels.items() if level not in gone.get(lang, ())}
+        for lang, levels in (values if isinstance(values, dict) else {}).items()
+        if isinstance(levels, dict)
+    }
+    return {lang: levels for lang, levels in kept.items() if levels}
+
+
+def _over(old: dict[str, dict], new: dict[str, dict]) -> dict[str, dict]:
+    merged = {lang: dict(levels) for lang, levels in old.items()}
     for lang, levels in new.items():
         merged.setdefault(lang, {}).update(levels)
     return merged

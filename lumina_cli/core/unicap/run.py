@@ -46,9 +46,10 @@ def run_captions(
     tally = tally or Tally()
     if tally.total is not None:
         tally.total = len(range(share[0], tally.total, share[1]))
+        tally.watch()
     if reuse and out and reuse.resolve() == out.resolve():
         raise UsageError(f"--reuse {reuse} is the file to write; name another --out")
-    earlier = Earlier(reuse) if reuse else None
+    earlier = Earlier(reuse, job.keep) if reuse else None
     mine = islice(rows, share[0], None, share[1])
     settled = {"batch": batch, "tally": tally, **others}
     if out is None:
@@ -59,8 +60,8 @@ def run_captions(
         return
     about = {**vars(job), **(settings or {}), "shard": "/".join(map(str, share))}
     about |= {"reuse": str(reuse)} if reuse else {}
-    with Ledger(out, about, batch) as ledger:
-        tally.done, tally.done_bad = ledger.before
+    with Ledger(out, about, batch, job.is_in_vain) as ledger:
+        tally.resume(*ledger.before[:2])
         note = partial(_left_out, tell, ledger)
         settled |= {"on_reject": note, "before": lambda: ledger.before}
         todo = added_to(earlier, _begun(ledger, mine, tally))
@@ -74,7 +75,9 @@ def run_captions(
 def _begun(ledger: Ledger, rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
     some = False
     for row in ledger.remaining(rows):
-        some, (tally.done, tally.done_bad) = True, ledger.before
+        if not some:
+            tally.resume(*ledger.before[:2])
+        some = True
         yield row
     tally.idle = not some and ledger.done > 0
 

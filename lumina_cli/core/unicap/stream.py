@@ -11,7 +11,6 @@ from lumina_cli.core.errors import LuminaError, TooManyBad
 from lumina_cli.core.formats.rows import chunked
 from lumina_cli.core.unicap.answers import Answer, Captioner, Question
 from lumina_cli.core.unicap.describe import Job, Row, Shot, describe
-from lumina_cli.core.unicap.reuse import without_note
 from lumina_cli.core.unicap.tally import Tally
 
 __all__ = ["Answer", "Captioner", "Job", "Question", "caption_rows"]
@@ -27,7 +26,7 @@ def caption_rows(
     *,
     batch: int = 8,
     max_bad_rate: float = 1.0,
-    before: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    before: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0),
     on_reject: Callable[[Row, str], None] | None = None,
     scorer: Any = None,
     tally: Tally | None = None,
@@ -36,31 +35,40 @@ def caption_rows(
     """Yield each row with `captions[lang][level]` added to those it has; reads only some batches ahead.
 
     `captioner` may be a function that opens one, as may `scorer`: it is called once there is a row. A row
-    whose picture `open_image` cannot open is told to `on_reject(row, reason)` and left out; with `pass_bad`
-    it goes on with its reason as "error" and no new caption. Once all rows are through, TooManyBad is raised
-    where more than `max_bad_rate` of them were such, with the (rows, bad ones) that an earlier run did
-    `before`. A caption that fails its checks more than `job.retries` times is in `rejected_captions` with the
-    reason. What is written depends on the picture and `job`, not on the row's place or `batch`.
+    whose picture `open_image` cannot open gets its reason as "error", and that in one word as "code", is
+    told to `on_reject(row, reason)` and left out; with `pass_bad` it goes on. Once all rows are through,
+    TooManyBad is raised where more than `max_bad_rate` of them were such, or were opened but got none of the
+    captions that were asked for; with the (rows, unread ones, ones in vain) that an earlier run did `before`.
+    A caption that fails its checks more than `job.retries` times is in `rejected_captions` with the reason.
+    What is written depends on the picture and `job`, not on the row's place or `batch`.
     """
     tally = tally or Tally()
-    seen = bad = 0
+    seen = unread = vain = 0
     for shots, calls in _described(rows, captioner, job, open_image, batch, scorer):
         tally.add(shots, calls)
         for shot in shots:
-            seen, bad = seen + 1, bad + (shot.error is not None)
+            seen += 1
             if shot.error is None:
-                yield shot.finished_row(job.engine)
+                finished = shot.finished_row(job.engine)
+                vain += job.is_in_vain(finished)
+                yield finished
                 continue
+            unread, failed = unread + 1, shot.failed_row()
             if on_reject is not None:
-                on_reject(shot.row, shot.error)
+                on_reject(failed, shot.error)
             if pass_bad:
-                yield {**without_note(shot.row), "error": shot.error}
-    seen, bad = seen + before()[0], bad + before()[1]
-    if bad > max_bad_rate * seen:
-        raise TooManyBad(
-            f"{bad} of {seen} pictures could not be opened ({bad / seen:.0%}); "
-            f"--max-bad-rate allows {max_bad_rate:.0%}"
-        )
+                yield failed
+    _check_bad(*map(sum, zip((seen, unread, vain), before(), strict=True)), max_bad_rate)
+
+
+def _check_bad(seen: int, unread: int, vain: int, most: float) -> None:
+    """Raise TooManyBad where more than `most` of the pictures seen came to nothing; say how many of each."""
+    bad = unread + vain
+    if bad <= most * seen:
+        return
+    said = [f"{unread} of {seen} pictures could not be opened"] if unread else []
+    said += [f"{vain} of {seen} pictures got none of the captions that were asked for"] if vain else []
+    raise TooManyBad(f"{', '.join(said)} ({bad / seen:.0%}); --max-bad-rate allows {most:.0%}")
 
 
 def _described(
@@ -116,7 +124,7 @@ def open_shot(shot: Shot, open_image: Callable[[Row], Image.Image]) -> Shot:
     try:
         shot.open(open_image)
     except (LuminaError, OSError) as error:
-        shot.error = str(error)
+        shot.error, shot.code = str(error), getattr(error, "code", "unusable")
     return shot
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lumina_cli.core.formats.rows import captions_of
@@ -13,12 +13,14 @@ class Tally:
     """Counts pictures, captions, rejects by reason, questions and tokens, from the first batch on.
 
     `total` pictures are expected, None where nobody knows; `done` of them were there from an earlier run,
-    `done_bad` of these unreadable; `idle` is whether that was found to be all.
+    `done_bad` of these unreadable; `idle` is whether that was found to be all. `watch` is called whenever one
+    of these, or `seen`, has changed.
     """
 
     def __init__(self, total: int | None = None, done: int = 0):
         self.total, self.done, self.done_bad, self.idle = total, done, 0, False
         self.start = time.monotonic()
+        self.watch: Callable[[], None] = lambda: None
         self.counts: Counter = Counter()
         self.rejected: Counter = Counter()
 
@@ -35,6 +37,17 @@ class Tally:
             )
             self.counts["reused"] += sum(map(len, taken_of(shot.row).values()))
             self.rejected.update(one["code"] for one in shot.rejected)
+        self.watch()
+
+    @property
+    def seen(self) -> int:
+        """How many pictures this run is through with, unreadable ones among them."""
+        return self.counts["pictures"] + self.counts["bad_pictures"]
+
+    def resume(self, done: int, done_bad: int) -> None:
+        """Note how many pictures were there from an earlier run, and how many of them unreadable."""
+        self.done, self.done_bad = done, done_bad
+        self.watch()
 
     def row(self) -> dict[str, Any]:
         """Return the counts and rates as a row; seconds are since the start, loading included."""
@@ -63,10 +76,9 @@ class Tally:
 
     def left(self) -> float | None:
         """Return the seconds that are left at the present pace; None where nobody knows."""
-        seen = self.counts["pictures"] + self.counts["bad_pictures"]
-        if self.total is None or not seen:
+        if self.total is None or not self.seen:
             return None
-        return max(self.total - self.done - seen, 0) * (time.monotonic() - self.start) / seen
+        return max(self.total - self.done - self.seen, 0) * (time.monotonic() - self.start) / self.seen
 
     def line(self) -> str:
         """Return one line for a person."""
@@ -74,7 +86,7 @@ class Tally:
         if self.idle:
             bad = f", {self.done_bad} of them unreadable" if self.done_bad else ""
             return f"nothing was left to do: the file has all {self.done} pictures{bad}"
-        seen = self.done + row["pictures"] + row["bad_pictures"]
+        seen = self.done + self.seen
         words = [f"{seen}{f' of {self.total}' if self.total else ''} pictures", f"{row['captions']} captions"]
         if self.rejected:
             words.append(f"{sum(self.rejected.values())} rejected ({_listed(row['rejected'])})")

@@ -125,7 +125,8 @@ class Worker:
         return {"found": [json.dumps({"calls": calls, "told": told, "shots": found})]}
 
 
-_BROUGHT = ("error", "captions", "scores", "rejected", "counts")  # what a worker knows of a shot afterwards
+# What a worker knows of a shot afterwards.
+_BROUGHT = ("error", "code", "captions", "scores", "rejected", "counts")
 
 
 def _packed(shot: Shot) -> dict[str, Any]:
