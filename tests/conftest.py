@@ -1,6 +1,8 @@
 """A tiny random model folder in the layout of diffusers' Lumina2Pipeline, for every test that needs a whole model."""
 
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,19 @@ def write_scheduler(folder: Path) -> None:
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler_config(6.0)))
     (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))
+
+
+@pytest.fixture
+def lumina(capsys):
+    """Return a function that runs `lumina caption`; see `run_caption`."""
+    from tiny_captioner import run_caption
+
+    return partial(run_caption, capsys)
+
+
+@pytest.fixture(scope="module")
+def no_power_cut():
+    """A killed process loses nothing that the system has, so nobody waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: None)
+        yield

@@ -4,11 +4,9 @@ import io
 import json
 import sys
 import weakref
-from functools import partial
 
 import pytest
 from PIL import Image
-from tiny_captioner import run_caption
 
 from lumina_cli.cli import output
 from lumina_cli.cli.app import run
@@ -25,12 +23,6 @@ NEVER = (
     "--retries",
     0,
 )  # no noop caption is there
-
-
-@pytest.fixture
-def lumina(capsys):
-    """Return a function that runs `lumina caption`; see `run_caption`."""
-    return partial(run_caption, capsys)
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """How a model wants to be asked, as its folder says it; and what an endpoint says where it fails."""
 
 import json
-from functools import partial
 
 import pytest
 import test_engines
-from tiny_captioner import run_caption
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.nano.captioner import CAPTIONING
@@ -15,12 +13,6 @@ from lumina_cli.core.unicap.engines import open_engine
 
 CAPTIONER = ASSETS / "nano" / "captioner"
 server, serve = test_engines.server, test_engines.serve
-
-
-@pytest.fixture
-def lumina(capsys):
-    """Return a function that runs `lumina caption`; see `run_caption`."""
-    return partial(run_caption, capsys)
 
 
 def words_of(rows, *levels):

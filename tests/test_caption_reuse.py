@@ -4,7 +4,6 @@ import json
 import sys
 import time
 import tracemalloc
-from functools import partial
 
 import pytest
 from PIL import Image
@@ -14,12 +13,6 @@ from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.unicap.engines import noop
 from lumina_cli.core.unicap.reuse import Earlier
-
-
-@pytest.fixture
-def lumina(capsys):
-    """Return a function that runs `lumina caption`; see `run_caption`."""
-    return partial(run_caption, capsys)
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ import io
 import json
 import shutil
 import sys
-from functools import partial
 
 import pytest
 from PIL import Image
-from tiny_captioner import LEARNT, plain_picture, run_caption, save_llava, save_qwen2_vl
+from tiny_captioner import LEARNT, plain_picture, save_llava, save_qwen2_vl
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError
@@ -45,12 +44,6 @@ def photos(tmp_path):
     plain_picture("blue").save(folder / "b.jpg")
     plain_picture("red", (90, 30)).save(folder / "c.webp")
     return folder
-
-
-@pytest.fixture
-def lumina(capsys):
-    """Return a function that runs `lumina caption`; see `run_caption`."""
-    return partial(run_caption, capsys)
 
 
 def pipe(monkeypatch, text):

@@ -8,12 +8,11 @@ import sys
 import threading
 import time
 import types
-from functools import partial
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_captioner import plain_picture, run_caption, save_clip, save_florence
+from tiny_captioner import plain_picture, save_clip, save_florence
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
@@ -23,12 +22,6 @@ from lumina_cli.core.unicap.answers import Question
 from lumina_cli.core.unicap.engines import florence, open_engine
 
 CAPTIONER = ASSETS / "nano" / "captioner"
-
-
-@pytest.fixture
-def lumina(capsys):
-    """Return a function that runs `lumina caption`; see `run_caption`."""
-    return partial(run_caption, capsys)
 
 
 @pytest.fixture

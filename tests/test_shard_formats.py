@@ -33,9 +33,7 @@ def encoded(image: Image.Image, format: str = "PNG", **settings) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(autouse=True)
-def no_power_cut(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda number: None)
+pytestmark = pytest.mark.usefixtures("no_power_cut")
 
 
 @pytest.fixture

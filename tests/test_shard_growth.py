@@ -25,11 +25,7 @@ from lumina_cli.core.formats.shards import ShardReader, read_index, write_shards
 COUNT, PER_SHARD = 26, 4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_power_cut():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda number: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_power_cut")
 
 
 @pytest.fixture(scope="module")

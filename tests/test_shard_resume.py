@@ -23,12 +23,7 @@ from lumina_cli.core.formats.shards import ShardReader, write_shards
 COUNT, PER_SHARD = 36, 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def no_power_cut():
-    """A killed process loses nothing that the system has, so nobody waits for the disk here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda number: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_power_cut")
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,19 @@
 """Mention of what is not there: a detector that takes words is asked for every thing that a caption names."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.unicap.checks import Reason
+from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.unicap.mentions import mentions
-from lumina_cli.core.unicap.tally import Tally
+from lumina_cli.core.unicap.score import Scorer
 
 OWL = "google/owlv2-base-patch16-ensemble"
 BY_PHRASE = ("owlvit", "owlv2")  # models with a score of each box for each phrase
 BY_TOKEN = ("grounding-dino", "mm-grounding-dino")  # with one for each token of a text of all phrases
 
 
-class ObjectScorer:
+class ObjectScorer(Scorer):
     """The mean, over the noun phrases of a caption, of the score of each one's best box, 0 to 1.
 
     With `least`, a caption fails that names something whose best box scores less. `model` is a folder or a
@@ -27,22 +27,16 @@ class ObjectScorer:
     other.
     """
 
-    def __init__(
-        self,
-        model: str | None = None,
-        least: float | None = None,
-        device: str | None = None,
-        tally: Tally | None = None,
-    ):
+    bounded = "objects"
+
+    def open(self, model: str | None, device: str | None) -> None:
+        """Load the model."""
         import torch
 
         from lumina_cli.core.device import pick_device
         from lumina_cli.core.unicap.engines.transformers import one_line_errors, quiet
 
-        if least is not None and not 0 <= least <= 1:
-            raise UsageError(f"objects scores lie from 0 to 1, so @{least:g} is none")
-        self.name, self.least, self.tally = model or OWL, least, tally or Tally()
-        self.torch, self.device = torch, pick_device(device)
+        self.name, self.torch, self.device = model or OWL, torch, pick_device(device)
         with quiet(), one_line_errors(self.name, "--score objects:FOLDER of a detector that takes words"):
             self.kind, self.model, self.pixels, self.tokenizer = _load(self.name)
         self.model.to(self.device).eval()
@@ -62,13 +56,11 @@ class ObjectScorer:
             if not named:
                 continue
             scores = self.seen(task.shot, named)
-            worst = min(scores)
-            if self.least is not None and worst < self.least:
-                phrase = named[scores.index(worst)]
-                reason = f"names {phrase!r}, whose best box scores {worst:.4g}, less than {self.least:g}"
-                task.reason = Reason("not there", reason)
-            else:
-                task.shot.scores.setdefault(task.lang, {})[task.level] = round(sum(scores) / len(scores), 4)
+            self.settle(task, scores, partial(self._reason, scores, named))
+
+    def _reason(self, scores: list[float], named: list[str], at: int) -> str:
+        box = f"whose best box scores {scores[at]:.4g}, less than {self.least:g}"
+        return f"names {named[at]!r}, {box}"
 
     def seen(self, shot: Any, phrases: list[str]) -> list[float]:
         """Return the score of the best box for each phrase, 0 to 1."""

@@ -1,7 +1,8 @@
 """How well captions fit their picture, by a model that embeds both; and which do not fit at all."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,14 @@ def open_scorer(words: str, device: str | None = None, tally: Tally | None = Non
     return SCORERS.load(name)(model or None, least, device, tally)
 
 
-class ClipScorer:
-    """The cosine between picture and text, -1 to 1, by CLIP or any model with its two methods.
+class Scorer:
+    """What scorers have in common: a bar, and where a score goes.
 
-    `model` is a folder or a hub id. A caption of several sentences is scored by each, since CLIP reads 77
-    tokens at most: its score is their mean, and `least` is asked of the worst of them. Of a longer
-    sentence the rest is not scored; how many there were is in `tally.counts["cut_scores"]`. LuminaError where
-    the model cannot be loaded whole.
+    `judge(tasks)` puts a score of each task's text into its shot's `scores`, or a reason into the task.
+    `bounded` names a scorer whose scores lie from 0 to 1; UsageError for a `least` outside.
     """
+
+    bounded: str | None = None
 
     def __init__(
         self,
@@ -55,14 +56,42 @@ class ClipScorer:
         device: str | None = None,
         tally: Tally | None = None,
     ):
+        if self.bounded and least is not None and not 0 <= least <= 1:
+            raise UsageError(f"{self.bounded} scores lie from 0 to 1, so @{least:g} is none")
+        self.least, self.tally = least, tally or Tally()
+        self.open(model, device)
+
+    def settle(self, task: Any, scores: Sequence[float], reason: Callable[[int], str]) -> None:
+        """Keep the mean of `scores`; or reject the text, for `reason(place of the worst)`, if that is too low."""
+        worst = min(scores)
+        if self.least is not None and worst < self.least:
+            task.reason = Reason("not there", reason(scores.index(worst)))
+        else:
+            self.keep(task, sum(scores) / len(scores))
+
+    def keep(self, task: Any, score: float) -> None:
+        """Put the score of a task's text into its shot."""
+        task.shot.scores.setdefault(task.lang, {})[task.level] = round(score, 4)
+
+
+class ClipScorer(Scorer):
+    """The cosine between picture and text, -1 to 1, by CLIP or any model with its two methods.
+
+    `model` is a folder or a hub id. A caption of several sentences is scored by each, since CLIP reads 77
+    tokens at most: its score is their mean, and `least` is asked of the worst of them. Of a longer
+    sentence the rest is not scored; how many there were is in `tally.counts["cut_scores"]`. LuminaError where
+    the model cannot be loaded whole.
+    """
+
+    def open(self, model: str | None, device: str | None) -> None:
+        """Load the model."""
         import torch
         from transformers import AutoConfig, AutoModel, AutoProcessor
 
         from lumina_cli.core.device import pick_device
         from lumina_cli.core.unicap.engines.transformers import one_line_errors, quiet
 
-        self.name, self.least, self.tally = model or CLIP, least, tally or Tally()
-        self.device = pick_device(device)
+        self.name, self.device = model or CLIP, pick_device(device)
         with quiet(), one_line_errors(self.name, "--score clip:FOLDER of a CLIP model"):
             kind = AutoConfig.from_pretrained(self.name, trust_remote_code=False)
             self.model, report = AutoModel.from_pretrained(
@@ -90,13 +119,11 @@ class ClipScorer:
         texts = iter(self._texts([sentence for sentences in told for sentence in sentences]))
         for task, sentences in zip(tasks, told, strict=True):
             scores = [float(task.shot.features @ next(texts)) for _ in sentences]
-            worst = min(scores)
-            if self.least is not None and worst < self.least:
-                said = f" ({sentences[scores.index(worst)][:80]!r})" if len(sentences) > 1 else ""
-                reason = f"scores {worst:.4g} against its picture, less than {self.least:g}{said}"
-                task.reason = Reason("not there", reason)
-            else:
-                task.shot.scores.setdefault(task.lang, {})[task.level] = round(sum(scores) / len(scores), 4)
+            self.settle(task, scores, partial(self._reason, scores, sentences))
+
+    def _reason(self, scores: list[float], sentences: list[str], at: int) -> str:
+        said = f" ({sentences[at][:80]!r})" if len(sentences) > 1 else ""
+        return f"scores {scores[at]:.4g} against its picture, less than {self.least:g}{said}"
 
     def _look(self, shots: Any) -> None:
         new = [shot for shot in shots if shot.features is None]
@@ -123,7 +150,7 @@ class ClipScorer:
         return found.float() / found.float().norm(dim=-1, keepdim=True)
 
 
-class NanoScorer:
+class NanoScorer(Scorer):
     """The share of the nano kinds named by a caption that the embedded detector sees in its picture, 0 to 1.
 
     A caption that names a kind which is not seen fails, or with `least` one that scores less. A caption that
@@ -131,19 +158,13 @@ class NanoScorer:
     detector, or None for the one in the package; UsageError for a `least` outside 0 to 1.
     """
 
-    def __init__(
-        self,
-        model: str | None = None,
-        least: float | None = None,
-        device: str | None = None,
-        tally: Tally | None = None,
-    ):
+    bounded = "nano"
+
+    def open(self, model: str | None, device: str | None) -> None:
+        """Load the detector; it runs on the processor."""
         from lumina_cli.core.nano.detector import load_detector
 
-        if least is not None and not 0 <= least <= 1:
-            raise UsageError(f"nano scores lie from 0 to 1, so @{least:g} is none")
-        self.least = 1.0 if least is None else least
-        self.tally = tally or Tally()
+        self.least = 1.0 if self.least is None else self.least
         self.detector = load_detector(Path(model) if model else ASSETS / "nano" / "detector")
 
     def judge(self, tasks: Sequence[Any]) -> None:
@@ -159,7 +180,7 @@ class NanoScorer:
             if score < self.least:
                 task.reason = Reason("not there", f"names what is not seen: {', '.join(absent)}")
             elif named:
-                task.shot.scores.setdefault(task.lang, {})[task.level] = round(score, 4)
+                self.keep(task, score)
 
     def _look(self, shots: Sequence[Any]) -> None:
         new = [shot for shot in shots if shot.features is None]
