@@ -62,7 +62,7 @@ class Scorer:
         self.open(model, device)
 
     def settle(self, task: Any, scores: Sequence[float], reason: Callable[[int], str]) -> None:
-        """Keep the mean of `scores`; or reject the text, where the worst is too low, by `reason(its place)`."""
+        """Keep the mean of `scores`, or reject the text for `reason(place of the worst)` if that is low."""
         worst = min(scores)
         if self.least is not None and worst < self.least:
             task.reason = Reason("not there", reason(scores.index(worst)))
