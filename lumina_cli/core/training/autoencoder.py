@@ -27,20 +27,31 @@ UNSEEN = 900_001  # the seed of scenes that nothing is trained on
 class Settings(BaseModel):
     """What `lumina train nano-autoencoder` can set."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     part: str = "autoencoder"
+    """The part that the recipe trains."""
     scenes: Count = 12_000
+    """Number of rendered scenes to train on."""
     seed: Seed = 0
+    """Random seed of the scenes, the weights and the batches."""
     steps: Count = 4_000
+    """Optimizer steps."""
     batch: Annotated[int, Field(ge=4)] = 24
+    """Crops per step."""
     # most of a picture is backdrop: crops hold more of what is hard, at a quarter of the cost
     crop: Annotated[int, Field(ge=8, le=128, multiple_of=8)] = 64
-    whole_from: Share = 0.8  # of the run, after which batches hold whole pictures, and a quarter as many
-    small_share: Share = 0.15  # of the batches, drawn at half the size, which the first training stage uses
+    """Side of a training crop in pixels."""
+    whole_from: Share = 0.8
+    """Fraction of the run after which batches contain whole images, a quarter as many."""
+    small_share: Share = 0.15
+    """Fraction of the batches rendered at half the size, which the first training stage uses."""
     lr: Rate = 2e-3
+    """Peak learning rate; it falls to 0 along a cosine."""
     kl: Weight = 1e-3
+    """Weight of the KL term."""
     save_every: Count = 250
+    """Steps between checkpoints."""
 
     _enough = model_validator(mode="after")(enough_scenes)
 

@@ -44,22 +44,36 @@ INNER = (".self_attn.", ".mlp.", "queries_keys_values.", "projection.", "linear_
 class Settings(BaseModel):
     """What `lumina train nano-captioner` can set."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     part: str = "captioner"
+    """The part that the recipe trains."""
     scenes: Count = 24_000
+    """Number of rendered scenes to train on."""
     seed: Seed = 0
-    tokenizer: Path | None = None  # a folder; None: that of the embedded model
+    """Random seed of the weights and the batches."""
+    tokenizer: Path | None = None
+    """Tokenizer folder; null: that of the embedded model."""
     vision_layers: Count = 4
+    """Layers of the vision encoder."""
     text_layers: Count = 4
-    looking: Annotated[int, Field(ge=0)] = 1_600  # steps in which only the picture's half learns
-    steps: Count = 3_600  # in all
+    """Layers of the language model."""
+    looking: Annotated[int, Field(ge=0)] = 1_600
+    """First steps, in which only the vision encoder trains."""
+    steps: Count = 3_600
+    """Optimizer steps in total, those of `looking` included."""
     batch: Count = 32
-    captions: Annotated[int, Field(ge=1, le=len(PAIRS))] = 4  # of each picture
-    rewrite_every: Annotated[int, Field(ge=2)] = 3  # steps: such a one rewrites captions, with no picture
+    """Images per step."""
+    captions: Annotated[int, Field(ge=1, le=len(PAIRS))] = 4
+    """Captions per image."""
+    rewrite_every: Annotated[int, Field(ge=2)] = 3
+    """Every N-th step trains on rewriting captions, without images."""
     lr: Rate = 2e-3
-    workers: Count = 2  # threads, each with its share of a batch
+    """Peak learning rate; it falls to 0 along a cosine."""
+    workers: Count = 2
+    """Threads; each computes the gradients of a sub-batch."""
     save_every: Count = 100
+    """Steps between checkpoints."""
 
     _enough = model_validator(mode="after")(enough_scenes)
 

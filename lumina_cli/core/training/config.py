@@ -26,73 +26,115 @@ def enough_scenes(settings: Any) -> Any:
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class OptimizerSettings(Strict):
     """`muon` trains the matrices of attention and feed-forward with Muon, and the rest with AdamW."""
 
     name: Literal["muon", "adamw"] = "adamw"
+    """`muon` trains the matrices of attention and feed-forward with Muon and the rest with AdamW."""
     betas: tuple[Share, Share] = (0.9, 0.95)
+    """Decay rates of AdamW's moment estimates."""
     eps: float = 1e-15
+    """Added to AdamW's denominator."""
     weight_decay: float = 0.0
-    momentum: Share = 0.95  # of Muon
-    muon_ratio: float = 1.0  # Muon's rate / AdamW's rate
+    """Decoupled weight decay, of both optimizers."""
+    momentum: Share = 0.95
+    """Momentum of Muon."""
+    muon_ratio: float = 1.0
+    """Learning rate of Muon divided by that of AdamW."""
 
 
 class Stage(Strict):
     """One stretch of training at one size."""
 
-    size: Annotated[
-        int, Field(ge=64, multiple_of=64)
-    ]  # pixels; the side of a square of the area that pictures are cropped to
+    size: Annotated[int, Field(ge=64, multiple_of=64)]
+    """Image size in pixels: the side of a square; images are cropped to buckets of about its area."""
     steps: Count
+    """Optimizer steps."""
     batch: Count
+    """Images per step."""
     lr: Rate
-    warmup: Annotated[int, Field(ge=0)] = 0  # steps
-    decay: Share = 0.0  # last share of the steps, over which the rate falls to 0
-    captions: Weights = {}  # level -> weight; empty: every level, equally
-    langs: Weights = {}  # language -> weight; empty: every language, equally
-    system: str = "real"  # system prompt, by name
-    shift: Annotated[float, Field(gt=0)] | None = None  # None: from the number of image tokens
-    auxiliary_loss: Weight = 0.0  # weight of the loss on latents pooled by 4
-    keep_best: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of the pictures with the highest "score"
+    """Peak learning rate."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which the learning rate rises to `lr`."""
+    decay: Share = 0.0
+    """Last fraction of the steps, over which the learning rate falls to 0."""
+    captions: Weights = {}
+    """Caption level to sampling weight, such as `{short: 0.5, medium: 0.5}`; empty: all levels equally."""
+    langs: Weights = {}
+    """Language to sampling weight; empty: all languages equally."""
+    system: str = "real"
+    """System prompt, by name."""
+    shift: Annotated[float, Field(gt=0)] | None = None
+    """Time shift of the training times; null: computed from the number of image tokens."""
+    auxiliary_loss: Weight = 0.0
+    """Weight of the loss on latents average-pooled by 4."""
+    keep_best: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Fraction of the images to train on: those with the highest `score`."""
 
 
 class Validation(Strict):
     """The loss of the averaged weights on pictures held back from training, at fixed times and noise."""
 
-    samples: Annotated[int, Field(ge=0)] = 256  # 0: none
-    every: Count = 500  # steps
+    samples: Annotated[int, Field(ge=0)] = 256
+    """Images held back from training; 0 disables validation."""
+    every: Count = 500
+    """Steps between validations."""
 
 
 class Recipe(Strict):
     """What `lumina train` does for the part `transformer`."""
 
     part: Literal["transformer"] = "transformer"
-    model: str  # a named size, to train from random weights; or a model folder to start from
-    frozen: str = "nano"  # where vae, text_encoder, tokenizer and scheduler come from: a model name or folder
-    data: str  # SOURCE
-    out: Path | None = None  # None: runs/<name of the recipe>
-    cache: Path | None = None  # latents and tokens; None: <out>/cache
+    """The part that the recipe trains."""
+    model: str
+    """A named size to train from random weights, or a model folder to start from."""
+    frozen: str = "nano"
+    """Model name or folder that provides vae, text_encoder, tokenizer and scheduler."""
+    data: str
+    """Training data: any SOURCE, such as a folder of shards."""
+    out: Path | None = None
+    """Run folder; null: `runs/` and the name of the recipe."""
+    cache: Path | None = None
+    """Folder for cached latents and tokens; null: `cache` in the run folder."""
     seed: int = 0
+    """Random seed of the weights, the order of the data and the noise."""
     precision: Literal["bf16", "fp32"] = "bf16"
+    """Compute precision; the weights are always trained in float32."""
     compile: bool = False
-    checkpointing: bool = False  # compute each layer again on the way back: less memory, a third more time
-    max_bad_rate: Share = 0.05  # share of the pictures of `data` that may be unreadable
-    exact_lengths: bool = False  # batches of one caption length, which need no mask
-    max_lengths: Count = 24  # how many lengths get batches of their own
-    caption_dropout: Share = 0.1  # share trained with the empty caption
+    """Compile the network with `torch.compile`."""
+    checkpointing: bool = False
+    """Gradient checkpointing: less memory, about a third more time per step."""
+    max_bad_rate: Share = 0.05
+    """Fraction of the images of `data` that may be unreadable."""
+    exact_lengths: bool = False
+    """Form batches of one caption length, which need no mask."""
+    max_lengths: Count = 24
+    """Number of caption lengths that get batches of their own under `exact_lengths`."""
+    caption_dropout: Share = 0.1
+    """Fraction of the samples that are trained with the empty caption."""
     optimizer: OptimizerSettings = OptimizerSettings()
-    clip: Annotated[float, Field(gt=0)] = 2.0  # largest norm of the gradient
+    """Optimizer settings."""
+    clip: Annotated[float, Field(gt=0)] = 2.0
+    """Maximum gradient norm."""
     ema: Share = 0.999
+    """Decay of the exponential moving average of the weights."""
     log_every: Count = 10
+    """Steps between rows of metrics."""
     checkpoint_every: Count = 1000
-    keep: Count = 2  # checkpoints
-    export: Literal["fp32", "bf16"] = "fp32"  # precision of the weights in <out>/model
-    plan: dict[str, Setting] = {}  # of <out>/model/plan.json, with which it is drawn; {}: that of `frozen`
+    """Steps between checkpoints."""
+    keep: Count = 2
+    """Number of checkpoints to keep."""
+    export: Literal["fp32", "bf16"] = "fp32"
+    """Precision of the exported weights in the run's `model` folder."""
+    plan: dict[str, Setting] = {}
+    """Sampling plan of the exported model (its `plan.json`); empty: that of `frozen`."""
     validation: Validation = Validation()
+    """Validation settings."""
     stages: dict[str, Stage]
+    """Training stages, by name: low, high, hq. They run in this order."""
 
     @field_validator("stages", mode="before")
     @classmethod

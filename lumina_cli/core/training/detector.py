@@ -28,15 +28,22 @@ SEED, UNSEEN = 500_001, 600_001  # scenes that no other part is trained on
 class Settings(BaseModel):
     """What `lumina train nano-detector` can set."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     part: str = "detector"
+    """The part that the recipe trains."""
     scenes: Count = 8_000
+    """Number of rendered scenes to train on."""
     steps: Count = 1_500
+    """Optimizer steps."""
     batch: Count = 32
-    width: Annotated[int, Field(ge=8, multiple_of=8)] = 112  # channels, in 8 groups
+    """Images per step."""
+    width: Annotated[int, Field(ge=8, multiple_of=8)] = 112
+    """Channels of the network, in 8 groups."""
     lr: Rate = 2e-3
+    """Peak learning rate; it falls to 0 along a cosine."""
     save_every: Count = 500
+    """Steps between checkpoints."""
 
     _enough = model_validator(mode="after")(enough_scenes)
 

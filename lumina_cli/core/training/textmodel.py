@@ -43,17 +43,26 @@ WORD = (
 class Settings(BaseModel):
     """What `lumina train nano-text` can set."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
     part: str = "text_encoder"
-    vocabulary: Annotated[int, Field(ge=len(SPECIAL) + 256)] = 2_000  # holds a token for every byte
+    """The part that the recipe trains."""
+    vocabulary: Annotated[int, Field(ge=len(SPECIAL) + 256)] = 2_000
+    """Tokens of the byte-pair vocabulary; it includes a token for every byte."""
     seed: Seed = 0
+    """Random seed of the scenes, the weights and the batches."""
     steps: Count = 1_500
+    """Optimizer steps."""
     batch: Count = 32
+    """Scenes per step."""
     lr: Rate = 2e-3
+    """Peak learning rate; it falls to 0 along a cosine."""
     translations: Annotated[int, Field(ge=1, le=len(LANGUAGES))] = 2
+    """Languages per training text: parallel captions of one scene."""
     language_loss: Weight = 0.5
+    """Weight of the next-token loss, added to the loss on the facts of the scene."""
     save_every: Count = 200
+    """Steps between checkpoints."""
 
 
 SCHEMA = Settings
