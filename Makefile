@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench docs site clean
 
 demo: .venv/installed
 	$(BIN)/lumina sample "a red car left of a blue ball" --model nano --out pictures
@@ -20,7 +20,10 @@ bench: .venv/installed
 	$(BIN)/lumina eval geneval --model nano --out runs/geneval
 
 docs: .venv/dev
-	$(BIN)/python docs/make_cli.py > docs/cli.md
+	$(BIN)/python docs/make_reference
+
+site: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,5 +38,9 @@ docs: .venv/dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
+.venv/docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site
