@@ -1,6 +1,7 @@
 """Markdown tables and escaped prose, shared by the generators of reference pages."""
 
 import re
+from html import escape
 
 CODE = re.compile(r"(`+[^`]+`+)")
 SPECIAL = re.compile(r"[<*\[\\]|(?<!\w)_|_(?!\w)")
@@ -31,5 +32,15 @@ def table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Return a Markdown table; columns that are empty in every row are left out."""
     kept = [i for i in range(len(headers)) if any(row[i] for row in rows)]
     lines = [[headers[i] for i in kept], ["---"] * len(kept)]
-    lines += [[row[i].replace("|", "\\|") for i in kept] for row in rows]
+    lines += [[without_pipes(row[i]) for i in kept] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def without_pipes(cell: str) -> str:
+    """Escape pipes in a table cell; dialects disagree on pipes in code spans, so those become HTML."""
+    parts = CODE.split(cell)
+    for i, part in enumerate(parts):
+        if "|" in part:
+            text = escape(part.strip("`"), quote=False) if i % 2 else part
+            parts[i] = f"<code>{text}</code>".replace("|", "&#124;") if i % 2 else part.replace("|", "&#124;")
+    return "".join(parts)

@@ -33,7 +33,7 @@ class OptimizerSettings(Strict):
     """`muon` trains the matrices of attention and feed-forward with Muon, and the rest with AdamW."""
 
     name: Literal["muon", "adamw"] = "adamw"
-    """`muon` trains the matrices of attention and feed-forward with Muon and the rest with AdamW."""
+    """The optimizer."""
     betas: tuple[Share, Share] = (0.9, 0.95)
     """Decay rates of AdamW's moment estimates."""
     eps: float = 1e-15
