@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
+from lumina_cli.core.nano.renderer import render
 from lumina_cli.core.nano.scene import draw_scene
-from lumina_cli.core.nano.world import render
 from lumina_cli.core.sampling import load_pipeline
 
 SEED, SCENES, GROUP = 4242, 240, 24

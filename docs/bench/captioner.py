@@ -7,11 +7,11 @@ table: precision / recall and F1, in brackets precision / recall of the prior, t
 import argparse
 import time
 
-from lumina_cli.core.data.scenes import nano_rows
-from lumina_cli.core.data.sources import open_row_image
-from lumina_cli.core.evals.caption_truth import ASPECTS, score_captions
-from lumina_cli.core.nano.language import LANGUAGES
-from lumina_cli.core.unicap.describe import Job
+from lumina_cli.core.evals.captions.truth import ASPECTS, score_captions
+from lumina_cli.core.nano.captions import LANGUAGES
+from lumina_cli.core.sources.nano import nano_rows
+from lumina_cli.core.sources.source import open_row_image
+from lumina_cli.core.unicap.batch import Job
 from lumina_cli.core.unicap.engines.nano import Captioner
 from lumina_cli.core.unicap.stream import caption_rows
 

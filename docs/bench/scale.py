@@ -32,15 +32,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lumina_cli.core.data.sampler import Sampler
-from lumina_cli.core.data.select import Choice, select_samples
-from lumina_cli.core.data.table import Samples
-from lumina_cli.core.formats import manifest, places, shardplan
-from lumina_cli.core.formats.journal import Journal
-from lumina_cli.core.formats.manifest import schema
-from lumina_cli.core.formats.shardreader import index_of
-from lumina_cli.core.formats.shardwriter import Job, digests, with_files
-from lumina_cli.core.formats.sizes import best_size
+from lumina_cli.core.curation.sample_table import Samples
+from lumina_cli.core.curation.select import Choice, select_samples
+from lumina_cli.core.dataset.sampler import Sampler
+from lumina_cli.core.images.buckets import best_size
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.shards import manifest, pack
+from lumina_cli.core.shards.journal import Journal
+from lumina_cli.core.shards.manifest import schema
+from lumina_cli.core.shards.reader import index_of
+from lumina_cli.core.shards.writer import Job, digests, with_files
 
 CHUNK, PER_SHARD, BATCH = 50_000, 1000, 512
 TAR, INDEX = 100 << 20, 500 << 10  # bytes of a shard and of its index
@@ -135,7 +136,7 @@ def no_index(rows: int):
     made = lru_cache(maxsize=1)(lambda start: chunk(start, min(CHUNK, rows - start)))
 
     def part(job: tuple[str, tuple[str, ...]]) -> pa.Table:
-        first = int(places.name_of(job[0]).removesuffix(".tar")) * PER_SHARD
+        first = int(filesystem.name_of(job[0]).removesuffix(".tar")) * PER_SHARD
         return made(first // CHUNK * CHUNK).slice(first % CHUNK, PER_SHARD)
 
     return part
@@ -143,8 +144,8 @@ def no_index(rows: int):
 
 def plan(folder: Path, rows: int) -> dict:
     """Plan the shards of the pool."""
-    shardplan.run_job, manifest._part = no_shard, no_index(rows)
-    shards = sum(1 for _ in shardplan.write_shards(rows_of(rows), folder / "pool", PER_SHARD))
+    pack.run_job, manifest._part = no_shard, no_index(rows)
+    shards = sum(1 for _ in pack.write_shards(rows_of(rows), folder / "pool", PER_SHARD))
     size = (folder / "pool" / manifest.NAME).stat().st_size
     return {"shards": shards, "manifest_gb": round(size / 1e9, 2)}
 

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from lumina_cli.core.data.timing import CAPTION, write_pictures
+from lumina_cli.core.bench.writers import CAPTION, write_pictures
 
 PICTURES = 1000
 

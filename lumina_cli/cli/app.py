@@ -89,16 +89,12 @@ def options(
     """Options before the verb; `run` takes --debug out before it gets here."""
 
 
-MORE = ("shard_select", "shard_tools", "shard_pages", "eval_captions")  # further sub-verbs
-
 for _name in VERBS:
     _module = import_module(f"lumina_cli.cli.{_name}")
     if hasattr(_module, "app"):
         app.add_typer(_module.app, name=_name)
     else:
         app.command(_name)(getattr(_module, _name))
-for _name in MORE:
-    import_module(f"lumina_cli.cli.{_name}")
 
 
 def run(args: list[str]) -> int:

@@ -50,9 +50,9 @@ def _convert(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> 
     """Read, check against the network's shapes, translate and write; return a row that says what was done."""
     import torch
 
-    from lumina_cli.core.formats.weights import read_json
     from lumina_cli.core.nextdit import NextDiT, convert
-    from lumina_cli.core.nextdit.lora_names import is_adapter
+    from lumina_cli.core.nextdit.lora.formats import is_adapter
+    from lumina_cli.core.weights.files import read_json
 
     folder = source / "transformer" if (source / "transformer").is_dir() else source
     weights = convert.read_weights(folder)
@@ -90,7 +90,7 @@ def _convert(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> 
 
 def _convert_lora(source: Path, dest: Path, to: Dialect, kind: object) -> dict:
     """The same for a LoRA, in `kind`, a torch.dtype or None; says on stderr what cannot be carried over."""
-    from lumina_cli.core.nextdit.lora import convert_lora
+    from lumina_cli.core.nextdit.lora.merge import convert_lora
 
     if dest.suffix != ".safetensors":
         raise UsageError(f"{dest} must end in .safetensors: {source} is a LoRA")

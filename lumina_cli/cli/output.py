@@ -11,7 +11,7 @@ import typer
 
 from lumina_cli.cli.tables import fit, grid, listing, one_line, words
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.formats import rows as jsonl
+from lumina_cli.core.io import jsonl as jsonl
 
 ROW_FILES = (".jsonl", ".ndjson", ".csv", ".txt")
 TABLE_ROWS = 40  # of a longer table only the first ones are shown

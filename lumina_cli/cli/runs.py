@@ -66,7 +66,7 @@ def plan(settings: Any, out: Path, resume: bool, stage: str) -> list[dict]:
 
 def _check_data(source: str) -> None:
     """Read the first row of files; what is rendered or fetched only has its settings read."""
-    from lumina_cli.core.data.sources import read_source
+    from lumina_cli.core.sources.source import read_source
 
     rows = read_source(source)
     if Path(source).exists():

@@ -68,14 +68,14 @@ def train(
 def _handed(part: str, stage: str) -> dict:
     """Return what the trainer of a part is given of other stages."""
     if part == "transformer":
-        from lumina_cli.core.data.loader import TrainingData
+        from lumina_cli.core.dataset.training_data import TrainingData
 
         return {"stage": stage, "open_data": TrainingData}
     if part == "captioner":
-        from lumina_cli.core.training.captionrows import Asking
-        from lumina_cli.core.unicap.checks import check
-        from lumina_cli.core.unicap.forms import rewriting
+        from lumina_cli.core.training.nano.caption_batches import Asking
+        from lumina_cli.core.unicap.checks.rules import check
         from lumina_cli.core.unicap.prompts import instruction
+        from lumina_cli.core.unicap.structured import rewriting
 
         return {"asking": Asking(instruction, rewriting, lambda *caption: check(*caption) is None)}
     return {}

@@ -65,22 +65,22 @@ CAPTIONERS = Registry(
 SCORES = Registry(
     "score",
     {
-        "sharpness": f"{CORE}.data.filters:Sharpness",
-        "entropy": f"{CORE}.data.filters:Entropy",
-        "phash": f"{CORE}.data.filters:PerceptualHash",
-        "text_area": f"{CORE}.data.filters:TextArea",
-        "aesthetic": f"{CORE}.data.picturemodels:Aesthetic",
-        "nsfw": f"{CORE}.data.picturemodels:Nsfw",
+        "sharpness": f"{CORE}.curation.metrics:Sharpness",
+        "entropy": f"{CORE}.curation.metrics:Entropy",
+        "phash": f"{CORE}.curation.metrics:PerceptualHash",
+        "text_area": f"{CORE}.curation.metrics:TextArea",
+        "aesthetic": f"{CORE}.curation.classifiers:Aesthetic",
+        "nsfw": f"{CORE}.curation.classifiers:Nsfw",
     },
 )
-BENCHMARKS = Registry("benchmark", {"geneval": f"{CORE}.evals.geneval:GenEval"})
+BENCHMARKS = Registry("benchmark", {"geneval": f"{CORE}.evals.geneval.rules:GenEval"})
 JUDGES = Registry("judge", {"nano": f"{CORE}.evals.judges.nano:NanoJudge"})
 KERNELS = Registry("kernel", {"attention": f"{CORE}.kernels.attention:OP"})
 MODELS = Registry(
     "model",
     {
-        "nano": f"{CORE}.sampling.models:find_nano",
-        "lumina-image-2": f"{CORE}.sampling.models:find_lumina_image_2",
+        "nano": f"{CORE}.models.locate:find_nano",
+        "lumina-image-2": f"{CORE}.models.locate:find_lumina_image_2",
     },
 )
 # What `lumina train` can build: the transformer of a pipeline, or one of the small frozen parts of nano.
@@ -88,9 +88,9 @@ PARTS = Registry(
     "part",
     {
         "transformer": f"{CORE}.training.loop:train_transformer",
-        "autoencoder": f"{CORE}.training.autoencoder:train_autoencoder",
-        "text_encoder": f"{CORE}.training.textmodel:train_text_encoder",
-        "detector": f"{CORE}.training.detector:train_detector",
-        "captioner": f"{CORE}.training.captioner:train_captioner",
+        "autoencoder": f"{CORE}.training.nano.autoencoder:train_autoencoder",
+        "text_encoder": f"{CORE}.training.nano.text_encoder:train_text_encoder",
+        "detector": f"{CORE}.training.nano.detector:train_detector",
+        "captioner": f"{CORE}.training.nano.captioner:train_captioner",
     },
 )

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 from transformers.utils import logging
 
-from lumina_cli.core.encoders.tokens import MAX_TOKENS, Tokens
-from lumina_cli.core.formats.weights import raise_misfit
+from lumina_cli.core.encoders.tokenizer import MAX_TOKENS, Tokens
+from lumina_cli.core.weights.files import raise_misfit
 
 
 class TextEncoder:

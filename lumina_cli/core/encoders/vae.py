@@ -9,7 +9,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.utils import logging
 from torch import Tensor
 
-from lumina_cli.core.formats.weights import raise_misfit
+from lumina_cli.core.weights.files import raise_misfit
 
 
 class Autoencoder:

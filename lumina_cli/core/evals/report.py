@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from lumina_cli.core.errors import GateFailed, LuminaError, UsageError
-from lumina_cli.core.evals import stats
-from lumina_cli.core.evals.geneval import by_prompt
-from lumina_cli.core.formats.atomic import atomic_write, disk_errors
-from lumina_cli.core.formats.rows import read_rows, write_rows
+from lumina_cli.core.evals import bootstrap
+from lumina_cli.core.evals.geneval.rules import by_prompt
+from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.io.jsonl import read_rows, write_rows
 from lumina_cli.core.registry import did_you_mean
 
 OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -126,8 +126,8 @@ def compare(first: Path, second: Path, seed: int = 0) -> list[dict]:
         [np.stack([table[tag][key] for key in keys]) for tag, keys in common.items()]
         for table in (table_a, table_b)
     )
-    means = np.stack([stats.task_scores(a), stats.task_scores(b)])  # (2, S)
-    samples = stats.paired_difference(a, b, seed)
+    means = np.stack([bootstrap.task_scores(a), bootstrap.task_scores(b)])  # (2, S)
+    samples = bootstrap.paired_difference(a, b, seed)
     names = [*common, "overall"]
     means = np.concatenate([means, means.mean(axis=1, keepdims=True)], axis=1)
     samples = np.concatenate([samples, samples.mean(axis=1, keepdims=True)], axis=1)
@@ -139,7 +139,7 @@ def compare(first: Path, second: Path, seed: int = 0) -> list[dict]:
             "first": round(float(means[0, i]), 5),
             "second": round(float(means[1, i]), 5),
             "difference": round(float(means[1, i] - means[0, i]), 5),
-            "ci95": stats.interval(samples[:, i]),
+            "ci95": bootstrap.interval(samples[:, i]),
             "prompts": prompts[i],
             "differs": differs,
         }

@@ -7,10 +7,10 @@ from typing import Any
 from PIL.Image import Image
 
 from lumina_cli.core.evals import report
-from lumina_cli.core.evals.geneval import GenEval
+from lumina_cli.core.evals.geneval.ground_truth import true_drawer
+from lumina_cli.core.evals.geneval.layout import Drawer, draw_pictures, scan_pictures
+from lumina_cli.core.evals.geneval.rules import GenEval
 from lumina_cli.core.evals.judges import Judge
-from lumina_cli.core.evals.layout import Drawer, draw_pictures, scan_pictures
-from lumina_cli.core.evals.truth import true_drawer
 
 __all__ = ["Evaluation", "pipeline_drawer", "true_drawer"]
 

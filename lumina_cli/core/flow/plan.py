@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.flow.cache import read_setting
+from lumina_cli.core.flow.cache_spec import read_setting
 from lumina_cli.core.flow.guidance import NORMS, Combine, apg, cfg, guide, zero_star
 from lumina_cli.core.flow.solvers import Velocity, even_grid
 from lumina_cli.core.registry import SOLVERS, did_you_mean

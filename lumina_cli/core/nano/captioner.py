@@ -20,8 +20,8 @@ from transformers import (
     LlavaProcessor,
 )
 
-from lumina_cli.core.nano.frames import FRAMES
-from lumina_cli.core.nano.language import LANGUAGES
+from lumina_cli.core.nano.captions import LANGUAGES
+from lumina_cli.core.nano.templates import FRAMES
 
 SIZE, PATCH = 128, 16  # pixels
 GRID = SIZE // PATCH

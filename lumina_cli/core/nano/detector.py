@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.weights import check_fits, read_weights
 from lumina_cli.core.nano.scene import KINDS, TINTS
+from lumina_cli.core.weights.files import check_fits, read_weights
 
 SIZE, STRIDE = 128, 8
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.weights import check_fits, read_json, read_weights, write_json, write_weights
 from lumina_cli.core.nextdit.config import (
     NextDiTConfig,
     config_from_diffusers,
@@ -21,6 +20,7 @@ from lumina_cli.core.nextdit.config import (
     infer_config,
 )
 from lumina_cli.core.nextdit.model import NextDiT
+from lumina_cli.core.weights.files import check_fits, read_json, read_weights, write_json, write_weights
 
 __all__ = [
     "check_fits",

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lumina_cli.core.kernels.choice import choose_kernel
+from lumina_cli.core.kernels.dispatch import choose_kernel
 from lumina_cli.core.nextdit.blocks import Block, FinalLayer, RMSNorm, TimeEmbedding
 from lumina_cli.core.nextdit.config import NextDiTConfig
-from lumina_cli.core.nextdit.packed import Pack, Scratch, pack_up, run_block, to_patches
+from lumina_cli.core.nextdit.packed.forward import Pack, Scratch, pack_up, run_block, to_patches
+from lumina_cli.core.nextdit.packed.layer_stack import MainStage
 from lumina_cli.core.nextdit.sequence import (
     EncodedText,
     UnfitInput,
@@ -23,7 +24,6 @@ from lumina_cli.core.nextdit.sequence import (
     text_rotation,
     unpatchify,
 )
-from lumina_cli.core.nextdit.stage import MainStage
 
 Through = Callable[[MainStage], list[Tensor]]
 

@@ -7,7 +7,6 @@ __all__ = [
     "Opening",
     "Pipeline",
     "Wish",
-    "choose_model",
     "draw",
     "draw_again_opened",
     "draw_latents",
@@ -19,18 +18,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Opening": "opening",
+    "Opening": "model_options",
     "Pipeline": "pipeline",
-    "Wish": "jobs",
-    "choose_model": "models",
-    "draw": "opened",
-    "draw_again_opened": "opened",
+    "Wish": "request",
+    "draw": "loading",
+    "draw_again_opened": "loading",
     "draw_latents": "latents",
-    "draw_rows": "rows",
+    "draw_rows": "runner",
     "explain_rows": "explain",
     "load_pipeline": "pipeline",
-    "read_split": "schedule",
-    "write_gallery": "gallery",
+    "read_split": "batching",
+    "write_gallery": "output.gallery",
 }
 
 

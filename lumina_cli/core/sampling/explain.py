@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lumina_cli.core.encoders.tokens import Tokens
+from lumina_cli.core.encoders.tokenizer import Tokens
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.path import to_sigma
 from lumina_cli.core.flow.presets import find_preset
-from lumina_cli.core.sampling.folder import ModelFolder
-from lumina_cli.core.sampling.jobs import Job, Setup, Wish, checked
-from lumina_cli.core.sampling.models import Choice, choose_model
+from lumina_cli.core.models.folder import ModelFolder
+from lumina_cli.core.models.locate import Choice, choose_model
+from lumina_cli.core.sampling.request import Job, Setup, Wish, checked
 
 if TYPE_CHECKING:  # what reads weights takes seconds to import
-    from lumina_cli.core.sampling.edit import Edit
-    from lumina_cli.core.sampling.opened import Opening
+    from lumina_cli.core.sampling.editing.img2img import Edit
+    from lumina_cli.core.sampling.loading import Opening
 
 
 def explain_rows(
@@ -38,12 +38,12 @@ def explain_rows(
     edit = _edit_of(opening) if opening else None
     folder = ModelFolder(model if isinstance(model, Choice) else choose_model(model))
     if opening and opening.loras:
-        from lumina_cli.core.nextdit.lora import LoraStack
+        from lumina_cli.core.nextdit.lora.merge import LoraStack
 
         LoraStack(folder.config, opening.loras)
     setup = wish.resolve(folder)
     if edit:
-        from lumina_cli.core.sampling.edit import size_of_picture
+        from lumina_cli.core.sampling.editing.img2img import size_of_picture
 
         setup = replace(setup, plan=edit.plan(setup.plan, torch.zeros(1, 1)))
         usual = size_of_picture(edit.picture.size, folder.default_size, folder.token_side)
@@ -66,7 +66,7 @@ def _edit_of(opening: "Opening") -> "Edit | None":
     """The picture that drawing starts from, read and checked."""
     if opening.init is None:
         return None
-    from lumina_cli.core.sampling.edit import read_edit
+    from lumina_cli.core.sampling.editing.img2img import read_edit
 
     return read_edit(opening.init, opening.mask, opening.strength)
 
@@ -126,7 +126,7 @@ def explain_row(
     """
     job = Job(row["prompt"], row.get("seed", wish.seed), 0, row.get("negative", wish.negative) or "")
     for word in words:
-        from lumina_cli.core.sampling.attention import word_tokens
+        from lumina_cli.core.sampling.editing.attention_maps import word_tokens
 
         text = setup.prompt(job)
         word_tokens(tokens, text, word, len(text) - len(job.prompt))

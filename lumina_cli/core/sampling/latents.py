@@ -10,7 +10,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.solvers import Velocity
 from lumina_cli.core.nextdit.sequence import EncodedText
-from lumina_cli.core.sampling.cached import Cached, Through
+from lumina_cli.core.sampling.teacache.layer_cache import Cached, Through
 
 Network = Callable[..., Tensor]
 

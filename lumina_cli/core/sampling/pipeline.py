@@ -13,18 +13,18 @@ from lumina_cli.core.encoders.text import MAX_TOKENS, TextEncoder
 from lumina_cli.core.encoders.vae import Autoencoder, vae_dtype
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan, draw_noise
-from lumina_cli.core.kernels.choice import choose_kernel
+from lumina_cli.core.images.sizes import Size, parse_size
+from lumina_cli.core.kernels.dispatch import choose_kernel
+from lumina_cli.core.models.folder import ModelFolder, PlanLike, default_plan, reading
+from lumina_cli.core.models.locate import Choice, choose_model
 from lumina_cli.core.nextdit import NextDiT
 from lumina_cli.core.nextdit.convert import load_transformer
-from lumina_cli.core.sampling.cached import Cached, cache_for, fit_digest, needs_fit
-from lumina_cli.core.sampling.features import Features
-from lumina_cli.core.sampling.folder import ModelFolder, PlanLike, default_plan, reading
-from lumina_cli.core.sampling.jobs import Job, Setup, Wish
+from lumina_cli.core.sampling.batching import fitting
 from lumina_cli.core.sampling.latents import NotNumbers, draw_latents
-from lumina_cli.core.sampling.metadata import Lora
-from lumina_cli.core.sampling.models import Choice, choose_model
-from lumina_cli.core.sampling.schedule import fitting
-from lumina_cli.core.sampling.sizes import Size, parse_size
+from lumina_cli.core.sampling.output.metadata import Lora
+from lumina_cli.core.sampling.request import Job, Setup, Wish
+from lumina_cli.core.sampling.teacache.layer_cache import Cached, cache_for, fit_digest, needs_fit
+from lumina_cli.core.sampling.text_cache import Features
 
 __all__ = ["Job", "Pipeline", "PlanLike", "default_plan", "load_pipeline", "parse_size"]
 

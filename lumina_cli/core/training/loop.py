@@ -16,15 +16,15 @@ from lumina_cli.core.encoders.vae import Autoencoder
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow.path import scheduler_config
 from lumina_cli.core.flow.plan import Plan
-from lumina_cli.core.formats.checkpoint import RunFolder
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.config import NAMED
 from lumina_cli.core.nextdit.convert import save_transformer
 from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
 from lumina_cli.core.training.config import Recipe
-from lumina_cli.core.training.events import event_file
 from lumina_cli.core.training.optim import learning_rate
+from lumina_cli.core.training.tensorboard import event_file
 from lumina_cli.core.training.trainer import PIXELS_A_TOKEN, Trainer, find_transformer, stage_shift
+from lumina_cli.core.weights.run_folder import RunFolder
 
 SCHEMA = Recipe
 EVERY = 1024  # pictures between two rows while latents are cached

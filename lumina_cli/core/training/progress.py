@@ -10,8 +10,8 @@ import yaml
 from pydantic import BaseModel
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.atomic import atomic_write, disk_errors
-from lumina_cli.core.formats.checkpoint import first_line, write_text
+from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.weights.run_folder import first_line, write_text
 
 
 def check_state(path: Path) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.unicap.languages import LANGS, NAMES, check_languages
+from lumina_cli.core.io.jsonl import LEVELS
+from lumina_cli.core.unicap.checks.languages import LANGS, NAMES, check_languages
 
 __all__ = [
     "DOMAINS",
@@ -16,7 +17,6 @@ __all__ = [
     "instruction",
 ]
 
-LEVELS = ("detailed", "medium", "short", "tags")
 # What kind of picture it is said to be: a photo, a rendering, a page with text, several pictures in one.
 DOMAINS = ("auto", "natural", "synthetic", "document", "panels")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.formats.rows import captions_of, error_of, in_memory
+from lumina_cli.core.io.jsonl import captions_of, error_of, in_memory
 
 Row = dict[str, Any]
 TAKEN = "_taken_captions"  # of a row on its way: {language: [level]} that came from the earlier file

@@ -11,11 +11,11 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.unicap.describe import Job, Row
-from lumina_cli.core.unicap.ledger import Ledger
+from lumina_cli.core.unicap.batch import Job, Row
+from lumina_cli.core.unicap.resumable_file import Ledger
 from lumina_cli.core.unicap.reuse import Earlier, added_to
+from lumina_cli.core.unicap.stats import Tally
 from lumina_cli.core.unicap.stream import caption_rows
-from lumina_cli.core.unicap.tally import Tally
 
 PACE = 60.0  # seconds between two lines about how far a run is
 

@@ -8,10 +8,10 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, TooManyBad
-from lumina_cli.core.formats.rows import chunked
-from lumina_cli.core.unicap.answers import Answer, Captioner, Question
-from lumina_cli.core.unicap.describe import Job, Row, Shot, describe
-from lumina_cli.core.unicap.tally import Tally
+from lumina_cli.core.io.jsonl import chunked
+from lumina_cli.core.unicap.batch import Job, Row, Shot, describe
+from lumina_cli.core.unicap.protocol import Answer, Captioner, Question
+from lumina_cli.core.unicap.stats import Tally
 
 __all__ = ["Answer", "Captioner", "Job", "Question", "caption_rows"]
 

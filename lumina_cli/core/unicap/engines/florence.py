@@ -2,7 +2,7 @@
 
 import re
 
-from lumina_cli.core.unicap.phrases import BOILERPLATE
+from lumina_cli.core.unicap.checks.phrases import BOILERPLATE
 
 TASKS = {
     "detailed": "<MORE_DETAILED_CAPTION>",

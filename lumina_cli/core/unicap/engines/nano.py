@@ -11,9 +11,9 @@ from typing import Any
 from torch.nn.functional import pad
 
 from lumina_cli.core.registry import ASSETS
-from lumina_cli.core.unicap.answers import Answer, Question
+from lumina_cli.core.unicap.checks.languages import LANGS
 from lumina_cli.core.unicap.engines import transformers
-from lumina_cli.core.unicap.languages import LANGS
+from lumina_cli.core.unicap.protocol import Answer, Question
 
 FOLDER = ASSETS / "nano" / "captioner"
 BLOCK = 8  # prompts

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lumina_cli.core.unicap.answers import Answer, Engine, Question
+from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
 TEXTS = {
     "en": "a red car stands to the left of a blue ball on a plain grey floor in the light",

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
-from lumina_cli.core.unicap.answers import Answer, Engine, Question
+from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
 TEMPERATURE, TOP_P, BOLDER = 0.2, 0.8, 0.3  # as in engines/transformers.py
 RETRIES = 5  # of one request, by the client: 0.5 s after the first failure, then twice as long, up to 8 s

@@ -17,13 +17,13 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
-from lumina_cli.core.formats.images import png_bytes
-from lumina_cli.core.formats.rows import dump_row, in_memory
+from lumina_cli.core.images.io import png_bytes
+from lumina_cli.core.io.jsonl import dump_row, in_memory
 from lumina_cli.core.registry import CAPTIONERS
-from lumina_cli.core.unicap.answers import Engine
-from lumina_cli.core.unicap.describe import Job, Shot, describe
+from lumina_cli.core.unicap.batch import Job, Shot, describe
 from lumina_cli.core.unicap.engines import open_engine
-from lumina_cli.core.unicap.engines.rayquiet import quiet
+from lumina_cli.core.unicap.engines.ray_logging import quiet
+from lumina_cli.core.unicap.protocol import Engine
 
 # Batches that one execution of Ray Data takes for each worker: the models are loaded once for so many, and so
 # many wait in memory.
@@ -102,7 +102,7 @@ class Worker:
     """What runs in an actor: an engine of its own, and batches of rows described by it."""
 
     def __init__(self, settings: dict[str, Any], job: Job, open_image: Callable[[dict], Image.Image]):
-        from lumina_cli.core.unicap.score import open_scorer
+        from lumina_cli.core.unicap.scoring.clip import open_scorer
 
         self.engine, self.job, self.open_image = open_engine(**settings), job, open_image
         job.suits(self.engine)

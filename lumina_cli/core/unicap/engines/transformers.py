@@ -29,8 +29,8 @@ from transformers.utils import logging as transformers_logging
 
 from lumina_cli.core.device import pick_device
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.unicap.answers import Answer, Engine, Question
 from lumina_cli.core.unicap.engines import florence
+from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
 DEFAULT = "U4R/OmniCaptioner"
 # OmniCaptioner's published settings: nearly greedy. A retry is drawn more freely, or it would say the same.

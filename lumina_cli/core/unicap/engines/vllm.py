@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
-from lumina_cli.core.unicap.answers import Answer, Engine, Question
+from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
 DEFAULT = "U4R/OmniCaptioner"
 TEMPERATURE, TOP_K, TOP_P, BOLDER = 0.2, 10, 0.8, 0.3  # as in engines/transformers.py

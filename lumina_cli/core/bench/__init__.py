@@ -1,0 +1,1 @@
+"""Measurements: kernels, network calls, whole pipelines and shard writers."""

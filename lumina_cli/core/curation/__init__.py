@@ -1,0 +1,1 @@
+"""Curation: scores, duplicates, filters and selections of samples."""

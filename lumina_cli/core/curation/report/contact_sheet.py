@@ -1,0 +1,88 @@
+"""A page of samples of shards, small pictures with their captions and scores: a look before a threshold."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lumina_cli.core.curation.filter_expr import column
+from lumina_cli.core.curation.sample_table import samples_of
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.html import evenly, figure, thumbnail, write_page
+from lumina_cli.core.io.jsonl import captions_of
+from lumina_cli.core.shards.overlays.reader import Joiner, find_overlays, split_source
+from lumina_cli.core.shards.reader import read_entry, read_index
+from lumina_cli.core.sources.source import open_row_image
+
+LEVELS = ("short", "medium", "detailed", "tags")  # in the order in which a person wants to choose among them
+
+
+def write_preview(source: str, path: str | Path, samples: int = 48, by: str | None = None) -> dict:
+    """Write a page of some samples of a SOURCE of shards; return page and samples.
+
+    They are spread evenly over the shards or, with `by`, over the values of a score, the highest first.
+    """
+    folder, table = samples_of(source)
+    chosen, values = _chosen(table, samples, by)
+    rows = _rows(source, folder, table, chosen)
+    cards = [_card(rows[int(at)], values.get(int(at)), by) for at in chosen]
+    kinds = Counter((lang, level) for card in cards for lang, level, _ in card["captions"])
+    langs = sorted({lang for lang, _ in kinds}, key=lambda lang: (lang != "en", lang))
+    levels = sorted({level for _, level in kinds}, key=lambda level: (*LEVELS, level).index(level))
+    told = f"{len(cards)} of {len(table):,} samples of {source}" + (f", by {by}" if by else "")
+    page = write_page(
+        path, "preview.html", title="Shard preview", subtitle=told, cards=cards, langs=langs, levels=levels
+    )
+    return {"page": str(page), "samples": len(cards)}
+
+
+def _chosen(table: Any, samples: int, by: str | None) -> tuple[np.ndarray, dict[int, float]]:
+    """Numbers of the samples to show, in order, and their values."""
+    if by is None:
+        return np.array(evenly(range(len(table)), samples), np.int64), {}
+    values = column(table, by)
+    known = values.is_valid().to_numpy(zero_copy_only=False)
+    if not known.any():
+        raise LuminaError(f"no sample has a {by!r}; `lumina shard score` measures some")
+    numbers = np.flatnonzero(known)
+    numbers = numbers[np.argsort(-values.filter(known).to_numpy(), kind="stable")]
+    chosen = evenly(numbers.tolist(), samples)
+    return np.array(chosen, np.int64), {at: values[at].as_py() for at in chosen}
+
+
+def _rows(source: str, folder: str, table: Any, chosen: np.ndarray) -> dict[int, dict]:
+    """The rows of these samples by number, with overlays; each shard's index is read once."""
+    joiner = Joiner(find_overlays(folder, split_source(source)[1]))
+    wanted: dict[str, dict[str, int]] = {}
+    for at in chosen.tolist():
+        wanted.setdefault(table["shard"][at].as_py(), {})[table["key"][at].as_py()] = at
+    rows = {}
+    for shard, numbers in wanted.items():
+        tar = filesystem.join(folder, shard)
+        entries = read_index(tar)
+        add = joiner.open(tar, entries)
+        for entry in entries:
+            if entry["key"] in numbers:
+                row = add(entry, read_entry(tar, entry))
+                rows[numbers[entry["key"]]] = row | {"notes": entry.get("notes") or []}
+    return rows
+
+
+def _card(row: dict, value: float | None, by: str | None) -> dict:
+    card: dict[str, Any] = {"key": str(row["key"]), "picture": None, "problem": None}
+    try:
+        card["picture"] = thumbnail(open_row_image(row))
+    except LuminaError as error:
+        card["problem"] = str(error)
+    captions = captions_of(row)
+    order = sorted(captions, key=lambda lang: (lang != "en", lang))
+    card["captions"] = [(lang, level, text) for lang in order for level, text in captions[lang].items()]
+    scores = row.get("scores") if isinstance(row.get("scores"), dict) else {}
+    facts = {by: value} if by else {}
+    facts |= {name: score for name, score in scores.items() if isinstance(score, int | float)}
+    size = [f"{row['width']} × {row['height']}"] if row.get("width") and row.get("height") else []
+    card["notes"] = row["notes"]
+    card["facts"] = size + [f"{name} {figure(score)}" for name, score in facts.items()]
+    return card

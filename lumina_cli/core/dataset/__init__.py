@@ -1,0 +1,1 @@
+"""Training data: from shards or other sources to batches."""

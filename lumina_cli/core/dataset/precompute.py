@@ -1,0 +1,260 @@
+"""Latents and text features of shards, computed once and kept as overlays; training takes them from there.
+
+    overlay latents-SIZE   {key}.latents.npy   float16 (C, H, W), of the picture cropped for SIZE (buckets.py)
+    overlay text-SYSTEM    {key}.text.npy      float16 (M, T), the features of all captions one after another;
+                                               the index says of each [language, level, hash, tokens]
+
+They are known by content: by the picture's sha256 and each caption's, and by a digest of the encoder. What
+has changed is encoded again, everything else stays; another encoder makes another version.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from lumina_cli.core.dataset.latent_cache import CHUNK, encode_pictures
+from lumina_cli.core.device import cpu_count, pick_device
+from lumina_cli.core.encoders.prompts import full_prompt
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import captions_of
+from lumina_cli.core.registry import did_you_mean
+from lumina_cli.core.shards.overlays.reader import Joiner, find_overlays
+from lumina_cli.core.shards.overlays.writer import Part, Version, begin
+from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
+from lumina_cli.core.shards.selection import base_of, selected_keys
+from lumina_cli.core.sources.bad_images import Unreadable, open_entry
+from lumina_cli.core.weights.fingerprint import fingerprint
+
+WHAT = ("latents", "text")
+LATENTS, TEXT = "latents.npy", "text.npy"
+RECIPE = 1  # of how pictures are cropped and texts are made up: another one is another version
+TEXTS = 32  # captions encoded together
+
+
+def encode_shards(
+    shards: str,
+    model: Path,
+    what: Sequence[str],
+    sizes: Sequence[int],
+    system: str = "real",
+    max_bad_rate: float = 1.0,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Iterator[dict]:
+    """Encode shards with the encoders of a model folder; yield a row per overlay and shard.
+
+    The rows say overlay, shard, samples, encoded, reused, unreadable. `sizes` are pixels (buckets.py),
+    `system` names the system prompt before each caption. Of a selection only its samples are encoded. A
+    picture that cannot be read has no latents, its line of the overlay's index says why under "unreadable",
+    and `tell` hears of the first; TooManyBad at the end where they are a larger share than `max_bad_rate`.
+    """
+    for word in what:
+        if word not in WHAT:
+            raise UsageError(
+                f"unknown --what {word!r}{did_you_mean(word, WHAT) or '; choose from latents, text'}"
+            )
+    chosen, shards = selected_keys(shards), base_of(shards)
+    tars, seen, place = open_shards(shards), Unreadable(max_bad_rate, tell), ""
+    if "latents" in what:
+        from lumina_cli.core.encoders.vae import Autoencoder
+
+        vae = Autoencoder(model, pick_device())
+        for size in dict.fromkeys(sizes):
+            settings = {"encoder": vae_digest(model), "size": size}
+            version = begin(shards, f"latents-{size}", settings)
+            kind = _Latents(version, vae.encode, size)
+            yield from _encode(version, tars, chosen, kind, None if place else seen)  # the same at each size
+            place = place or version.folder
+    if "text" in what:
+        from lumina_cli.core.encoders.text import TextEncoder
+
+        settings = {"encoder": text_digest(model), "prompt": full_prompt("", system)}
+        encoder = TextEncoder(model, pick_device())
+        version = begin(shards, text_overlay(system), settings)
+        joiner = Joiner(find_overlays(shards))
+        yield from _encode(version, tars, chosen, _Features(version, encoder.encode, system, joiner), None)
+    seen.end(place)
+
+
+def text_overlay(system: str) -> str:
+    """Return the name of the overlay with the features of captions behind a system prompt."""
+    return f"text-{system if ' ' not in system else digest_of(system)[:8]}"
+
+
+def digest_of(text: str) -> str:
+    """Return 16 hex digits that tell a caption from others."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
+def vae_digest(model: Path) -> str:
+    """Return what tells the autoencoder of a model folder from others."""
+    return _digest(model / "vae")
+
+
+def text_digest(model: Path) -> str:
+    """Return what tells the text encoder and the tokenizer of a model folder from others."""
+    return _digest(model / "text_encoder", *sorted((model / "tokenizer").glob("tokenizer*")))
+
+
+def _digest(part: Path, *files: Path) -> str:
+    digest = hashlib.sha256(f"{RECIPE} {fingerprint(part)}".encode())
+    for file in (part / "config.json", *files):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _encode(
+    version: Version,
+    tars: list[str],
+    chosen: dict[str, frozenset[str]] | None,
+    kind: "_Latents | _Features",
+    seen: Unreadable | None,
+) -> Iterator[dict]:
+    """Write one overlay, a shard at a time; what is known of the same content is taken over."""
+    for tar in tars:
+        entries = read_index(tar)
+        keys = {entry["key"] for entry in entries}
+        wanted = keys if chosen is None else keys & chosen.get(filesystem.name_of(tar), frozenset())
+        row = {"overlay": version.name, "shard": tar, "samples": len(entries)}
+        count = {"encoded": 0, "reused": 0, "unreadable": 0}
+        current = kind.is_current(tar, entries, wanted)
+        if not current:
+            version.write(tar, entries, kind.parts(tar, entries, wanted, count))
+        known = version.lines(tar, entries)
+        bad = {key: known[key].get("unreadable", "") for key in wanted & known.keys() if is_bad(known[key])}
+        count |= {"unreadable": len(bad)} | ({"reused": len(wanted) - len(bad)} if current else {})
+        if seen:
+            seen.add(tar, {key: bad[key] for key in sorted(bad)}, len(wanted))
+        yield row | count
+    version.finish(tars)
+
+
+def is_bad(line: dict) -> bool:
+    """Whether a line of an index of latents is of a picture that could not be read: it has none."""
+    return not line["members"]
+
+
+class _Latents:
+    """Pictures to latents of one size."""
+
+    def __init__(self, version: Version, encode: Callable[[Tensor], Tensor], size: int):
+        self.version, self.encode, self.size = version, encode, size
+
+    def is_current(self, tar: str, entries: list[dict], wanted: set[str]) -> bool:
+        """Whether the overlay of a tar is written for the wanted pictures that it holds now."""
+        return self.version.has(tar, entries) and wanted <= self.version.lines(tar, entries).keys()
+
+    def parts(self, tar: str, entries: list[dict], wanted: set[str], count: dict) -> Iterator[Part]:
+        """Yield each wanted or known sample with its latents, encoded unless known; counts what was done."""
+        known = self.version.lines(tar, entries)
+        for start in range(0, len(entries), CHUNK):
+            group = entries[start : start + CHUNK]
+            todo = [entry for entry in group if entry["key"] in wanted and entry["key"] not in known]
+            with ThreadPoolExecutor(cpu_count()) as pool:  # decoding lets go of the interpreter's lock
+                found = pool.map(partial(open_entry, tar), todo)
+                opened = {entry["key"]: each for entry, each in zip(todo, found, strict=True)}
+            pictures = {key: picture for key, picture in opened.items() if not isinstance(picture, str)}
+            latents = encode_pictures(list(pictures.values()), self.size, self.encode)
+            encoded = dict(zip(pictures, latents, strict=True))
+            for entry in group:
+                key = entry["key"]
+                if key in known:
+                    count["reused"] += not is_bad(known[key])
+                    line, members = known[key], known[key]["members"]
+                    more = {"unreadable": line["unreadable"]} if "unreadable" in line else {}
+                    yield entry, {name: self.version.read(tar, line, name) for name in members}, more
+                elif key in encoded:
+                    count["encoded"] += 1
+                    yield entry, {LATENTS: npy(encoded[key].numpy())}, {}
+                elif key in wanted:
+                    yield entry, {}, {"unreadable": opened[key]}
+
+
+class _Features:
+    """Captions to the features of a text encoder."""
+
+    def __init__(self, version: Version, encode: Callable, system: str, joiner: Joiner):
+        self.version, self.encode, self.system, self.joiner = version, encode, system, joiner
+
+    def is_current(self, tar: str, entries: list[dict], wanted: set[str]) -> bool:
+        """Whether the overlay of a tar is written for the captions that its wanted samples have now."""
+        if not self.version.has(tar, entries):
+            return False
+        known = self.version.lines(tar, entries)
+        texts = self._texts(tar, entries, wanted)
+        return texts.keys() <= known.keys() and all(
+            [tuple(each[:3]) for each in known[key]["captions"]] == [each[:3] for each in texts[key]]
+            for key in texts
+        )
+
+    def parts(self, tar: str, entries: list[dict], wanted: set[str], count: dict) -> Iterator[Part]:
+        """Yield each wanted or known sample with the features of its captions; counts captions."""
+        known = self.version.lines(tar, entries)
+        texts = self._texts(tar, entries, wanted | known.keys())
+        old = {key: self._old(tar, known[key]) for key in known if key in texts}
+        todo = [
+            (key, digest, text)
+            for key, each in texts.items()
+            for _, _, digest, text in each
+            if digest not in old.get(key, {})
+        ]
+        todo.sort(key=lambda item: len(item[2]))  # texts of about one length share a batch
+        for start in range(0, len(todo), TEXTS):
+            group = todo[start : start + TEXTS]
+            features, mask = self.encode([full_prompt(text, self.system) for _, _, text in group])
+            for (key, digest, _), one, real in zip(group, features.cpu(), mask.cpu(), strict=True):
+                old.setdefault(key, {})[digest] = one[real].numpy().astype(np.float16)
+        count["encoded"] = len(todo)
+        count["reused"] = sum(map(len, texts.values())) - len(todo)
+        for entry in entries:
+            if each := texts.get(entry["key"]):
+                arrays = [old[entry["key"]][digest] for _, _, digest, _ in each]
+                told = [[*kind, len(array)] for (*kind, _), array in zip(each, arrays, strict=True)]
+                known = {"captions": told, "width": arrays[0].shape[1]}
+                yield entry, {TEXT: npy(np.concatenate(arrays))}, known
+
+    def _texts(
+        self, tar: str, entries: list[dict], wanted: set[str]
+    ) -> dict[str, list[tuple[str, str, str, str]]]:
+        """(language, level, hash, text) of the captions of each sample that has any, with overlays."""
+        add, found = self.joiner.open(tar, entries), {}
+        for entry in (entry for entry in entries if entry["key"] in wanted):
+            captions = captions_of(add(entry, read_entry(tar, entry)), f"{tar}#{entry['key']}.json")
+            kinds = [
+                (lang, level, text) for lang, levels in captions.items() for level, text in levels.items()
+            ]
+            if kinds:
+                found[entry["key"]] = [(lang, level, digest_of(text), text) for lang, level, text in kinds]
+        return found
+
+    def _old(self, tar: str, line: dict) -> dict[str, np.ndarray]:
+        return split_features(array_of(self.version.read(tar, line, TEXT)), line)
+
+
+def split_features(values: np.ndarray, line: dict) -> dict[str, np.ndarray]:
+    """Return the features (M, T) of each caption of a sample by its hash; `line` is that of the index."""
+    ends = np.cumsum([tokens for *_, tokens in line["captions"]])[:-1]
+    return {kind[2]: array for kind, array in zip(line["captions"], np.split(values, ends), strict=True)}
+
+
+def npy(values: np.ndarray) -> bytes:
+    """Return an array as the bytes of a float16 .npy file."""
+    file = BytesIO()
+    np.save(file, values.astype(np.float16), allow_pickle=False)
+    return file.getvalue()
+
+
+def array_of(data: bytes) -> np.ndarray:
+    """Return the array in the bytes of a .npy file."""
+    try:
+        return np.load(BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise LuminaError(
+            f"an overlay holds an array that is none ({error}); encode the shards again"
+        ) from error

@@ -1,0 +1,1 @@
+"""GenEval: prompts, layout, rules and ground truth."""

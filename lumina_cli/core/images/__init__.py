@@ -1,0 +1,1 @@
+"""Image files: validated decoding, headers, color profiles, metadata, sizes and crops."""

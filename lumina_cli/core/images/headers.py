@@ -1,0 +1,153 @@
+"""What the parts of a JPEG, PNG or WebP file say, and whether all of them are there, without decoding it.
+
+Sources: ITU-T T.81 (JPEG), W3C PNG third edition, RFC 9649 (WebP).
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+
+_FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # JPEG frames that Pillow decodes: baseline, extended, progressive
+_BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_PNG_SPACES = {0: "GRAY", 4: "GRAY"}  # of a colour type; others are RGB
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_SHORT, _MOST = 1 << 10, 1 << 20  # bytes of a packed text; of anything unpacked, where Pillow refuses a PNG
+
+
+@dataclass
+class Head:
+    """format is Pillow's word; width and height as stored; `turned` where something may say how it is turned.
+
+    `notes` are words of images/ingest.py, `profile` the ICC profile and `space` the colours it must be of.
+    """
+
+    format: str
+    width: int = 0
+    height: int = 0
+    space: str = "RGB "
+    profile: bytes | None = None
+    turned: bool = False
+    notes: set[str] = field(default_factory=set)
+
+
+def look(data: bytes) -> Head | None:
+    """Return the head of a whole JPEG, PNG or WebP; None for any other file, and for one that is not whole.
+
+    Whole means: a JPEG's scan is followed by its end marker, every chunk of a PNG has its checksum up to
+    IEND, every chunk of a WebP has its length. Damage that leaves these in place is not found out: bytes of
+    a JPEG's scan that changed, or are gone before an end marker that somebody added, show when it is decoded
+    strictly (images/jpeg_check.py); those of a lossy WebP show to nobody but the eye.
+    """
+    try:
+        if data[:2] == b"\xff\xd8":
+            head = _jpeg(data)
+        elif data[:8] == _SIGNATURE:
+            head = _png(data)
+        elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+            head = _webp(data)
+        else:
+            return None
+    except (struct.error, IndexError, zlib.error):
+        return None
+    return head if head and head.width and head.height else None
+
+
+def _jpeg(data: bytes) -> Head | None:
+    head, at, profile = Head("JPEG"), 2, {}
+    while True:
+        if data[at] != 0xFF:
+            return None
+        kind = data[at + 1]
+        if kind == 0xFF:  # padding
+            at += 1
+            continue
+        if kind in _BARE:
+            at += 2
+            continue
+        length = data[at + 2] << 8 | data[at + 3]
+        if length < 2 or kind == 0xD9:
+            return None
+        if kind in _FRAMES:
+            bits, head.height, head.width, parts = struct.unpack_from(">BHHB", data, at + 4)
+            if bits != 8 or parts not in (1, 3, 4):
+                return None
+            head.space = {1: "GRAY", 3: "RGB ", 4: "CMYK"}[parts]
+            if parts == 4:
+                head.notes.add("cmyk")
+        elif kind == 0xE1:
+            start = data[at + 4 : at + 33]
+            head.turned |= start.startswith((b"Exif\0", b"http://ns.adobe.com/xap/1.0/"))
+        elif kind == 0xE2 and data[at + 4 : at + 16] == b"ICC_PROFILE\0":
+            profile[data[at + 16]] = data[at + 18 : at + 2 + length]
+        elif kind == 0xDA:
+            break
+        at += 2 + length
+    if profile:
+        head.profile = b"".join(profile[number] for number in sorted(profile))
+    return head if data.rfind(b"\xff\xd9", at) > at else None
+
+
+def _png(data: bytes) -> Head | None:
+    head, at, view = Head("PNG"), 8, memoryview(data)
+    while True:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if zlib.crc32(view[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            return None
+        if kind == b"IHDR":
+            head.width, head.height, bits, colours = struct.unpack_from(">IIBB", data, at + 8)
+            head.space = _PNG_SPACES.get(colours, "RGB ")
+            head.notes |= ({"16_bit"} if bits == 16 else set()) | ({"alpha"} if colours in (4, 6) else set())
+        elif kind == b"IEND":
+            return head
+        elif kind != b"IDAT":
+            _png_extra(head, kind, data[at + 8 : end])
+        at = end + 4
+
+
+def _png_extra(head: Head, kind: bytes, body: bytes) -> None:
+    if kind == b"tRNS":
+        head.notes.add("alpha")
+    elif kind == b"acTL" and struct.unpack_from(">I", body)[0] > 1:
+        head.notes.add("animated")
+    elif kind == b"iCCP":
+        packed = body.partition(b"\0")[2][1:]
+        head.profile = zlib.decompressobj().decompress(packed, _MOST + 1)
+        if len(head.profile) > _MOST:
+            raise zlib.error("a profile that is no profile")
+    elif kind in _TEXTS[1:] and len(body) > _SHORT:
+        raise zlib.error("a long text, which only Pillow can judge")
+    elif kind == b"eXIf" or (kind in _TEXTS and body.startswith((b"Raw profile type", b"XML:com.adobe.xmp"))):
+        head.turned = True
+
+
+def _webp(data: bytes) -> Head | None:
+    whole = 8 + struct.unpack_from("<I", data, 4)[0]
+    if whole > len(data):
+        return None
+    head, at = Head("WEBP"), 12
+    while at + 8 <= whole:
+        kind, length = struct.unpack_from("<4sI", data, at)
+        body = at + 8
+        if body + length > whole:
+            return None
+        if kind == b"VP8X":
+            flags = data[body]
+            head.notes |= ({"alpha"} if flags & 0x10 else set()) | ({"animated"} if flags & 0x02 else set())
+            head.turned = bool(flags & 0x0C)
+            head.width = 1 + int.from_bytes(data[body + 4 : body + 7], "little")
+            head.height = 1 + int.from_bytes(data[body + 7 : body + 10], "little")
+        elif kind == b"VP8 " and not head.width:
+            if data[body + 3 : body + 6] != b"\x9d\x01\x2a":
+                return None
+            width, height = struct.unpack_from("<HH", data, body + 6)
+            head.width, head.height = width & 0x3FFF, height & 0x3FFF
+        elif kind == b"VP8L" and not head.width:
+            packed = struct.unpack_from("<I", data, body + 1)[0]
+            head.width, head.height = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
+            head.notes |= {"alpha"} if packed >> 28 & 1 else set()
+        elif kind == b"ICCP":
+            head.profile = data[body : body + length]
+        at = body + length + (length & 1)
+    return head

@@ -1,0 +1,60 @@
+"""Sizes as people say them: 1024x768, 512, 16:9, portrait@512."""
+
+import re
+
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.images.buckets import best_size
+
+SHAPES = {"square": (1, 1), "landscape": (4, 3), "portrait": (3, 4), "wide": (16, 9), "tall": (9, 16)}
+RATIO = re.compile(r"(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)")
+HINT = f"WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of {', '.join(SHAPES)}"
+
+Size = str | int | tuple[int, int] | None
+
+
+def ratio_of(size: Size) -> tuple[float, float, int | None] | None:
+    """Return (width, height, resolution or None) of a ratio or the word for one; None for other sizes.
+
+    "16:9@512" is that ratio with the area of a square of 512.
+    """
+    if not isinstance(size, str):
+        return None
+    shape, _, resolution = size.strip().lower().partition("@")
+    found = RATIO.fullmatch(shape)
+    sides = SHAPES.get(shape) or (found and (float(found[1]), float(found[2])))
+    if not sides:
+        return None
+    if min(sides) == 0 or (resolution and not resolution.isdecimal()) or size.endswith("@"):
+        raise UsageError(f"size {size!r} is not {HINT}")
+    return (*sides, int(resolution) if resolution else None)
+
+
+def fit_ratio(ratio: tuple[float, float, int | None], resolution: int) -> tuple[int, int]:
+    """Return the training size nearest to a ratio, with about the area of a square of `resolution` pixels."""
+    return best_size(ratio[0], ratio[1], ratio[2] or resolution)
+
+
+def parse_size(size: Size, step: int = 16, widest: int = 8192, highest: int = 8192) -> tuple[int, int]:
+    """Return (width, height) of "WIDTHxHEIGHT", one number or a pair; UsageError names the sizes nearby.
+
+    `step` is what a side must be a multiple of.
+    """
+    if isinstance(size, str):
+        words = size.lower().replace("×", "x").split("x")
+        if len(words) > 2 or not all(word.strip().isdecimal() for word in words):
+            raise UsageError(f"size {size!r} is not {HINT}")
+        sides = [int(word) for word in words]
+    else:
+        sides = list(size) if isinstance(size, list | tuple) else [size]
+        if len(sides) not in (1, 2) or not all(type(side) is int for side in sides):
+            raise UsageError(f"size {size!r} is not {HINT}")
+    width, height = sides * 2 if len(sides) == 1 else sides
+    for name, side, most in (("width", width, widest), ("height", height, highest)):
+        if side % step or not 0 < side <= most:
+            below = min(max(side // step * step, step), most)
+            near = [below] if side < below or side > most else [below, below + step]
+            raise UsageError(
+                f"size {width}x{height}: {name} {side} is not a multiple of {step} up to {most}; "
+                f"nearest: {' or '.join(map(str, near))}"
+            )
+    return width, height

@@ -1,0 +1,1 @@
+"""Models by name: where a model folder is and what it contains."""

@@ -1,0 +1,1 @@
+"""LoRA: file dialects, factors, and merging into the network."""

@@ -1,0 +1,267 @@
+"""LoRAs in the dialects of diffusers (peft), ComfyUI and kohya: from names in files to pairs, and back.
+
+Reading takes every prefix with every naming, because tools mix them; writing says what each tool reads.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.nextdit.convert import STACKS
+from lumina_cli.core.nextdit.lora.factors import PARTS, QKV, Pair, Pairs, Site, joined, split
+from lumina_cli.core.weights.files import count_names
+from lumina_cli.core.weights.lora_files import AdapterFile
+
+INNER = {
+    "attention.out": "attn.to_out.0",
+    "feed_forward.w1": "feed_forward.linear_1",
+    "feed_forward.w2": "feed_forward.linear_2",
+    "feed_forward.w3": "feed_forward.linear_3",
+    "adaLN_modulation.1": "norm1.linear",
+}
+WHOLE = {
+    "x_embedder": "x_embedder",
+    "t_embedder.mlp.0": "time_caption_embed.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "time_caption_embed.timestep_embedder.linear_2",
+    "cap_embedder.1": "time_caption_embed.caption_embedder.1",
+    "final_layer.linear": "norm_out.linear_2",
+    "final_layer.adaLN_modulation.1": "norm_out.linear_1",
+}
+INNER_SITES: dict[str, Site] = {
+    QKV: (QKV, None),
+    **{f"attn.to_{part}": (QKV, part) for part in PARTS},
+    **{f"attention.to_{part}": (QKV, part) for part in PARTS},
+    **{name: (pair[0], None) for pair in INNER.items() for name in pair},
+}
+WHOLE_SITES: dict[str, Site] = {name: (pair[0], None) for pair in WHOLE.items() for name in pair}
+TABLES = {
+    dot: [
+        {name.replace(".", dot): site for name, site in table.items()} for table in (WHOLE_SITES, INNER_SITES)
+    ]
+    for dot in "._"
+}
+
+PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
+FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
+TEXT_ENCODER = re.compile(r"(lora_te|text_encoder|te\d?_|te\.|conditioner)")
+LEAVES = {
+    "lora_A": "down", "lora_down": "down", "lora.down": "down",
+    "lora_B": "up", "lora_up": "up", "lora.up": "up",
+    "alpha": "alpha", "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude",
+}  # fmt: skip
+LEAF = re.compile(rf"^(.+?)\.({'|'.join(map(re.escape, LEAVES))})(?:\.(?!bias$|weight$)\w+)?(?:\.weight)?$")
+BLOCK = re.compile(rf"^({'|'.join(STACKS)})[._](\d+)[._](.+)$")
+
+
+def find_site(module: str) -> Site | None:
+    """Which of our layers a name in a file means, whatever its prefix and naming; None for none of them."""
+    flat = next((prefix for prefix in FLAT_PREFIXES if module.startswith(prefix)), None)
+    if flat is not None:
+        return _site(module.removeprefix(flat), "_")
+    while prefix := next((prefix for prefix in PREFIXES if module.startswith(prefix)), None):
+        module = module.removeprefix(prefix)
+    return _site(module, ".")
+
+
+def _site(module: str, dot: str) -> Site | None:
+    """The site of a name without prefix, whose words `dot` joins."""
+    whole, inner = TABLES[dot]
+    if module in whole:
+        return whole[module]
+    found = BLOCK.match(module)
+    if found is None or found[3] not in inner:
+        return None
+    name, part = inner[found[3]]
+    return f"{found[1]}.{int(found[2])}.{name}", part
+
+
+def is_adapter(names: Iterable[str]) -> bool:
+    """Whether the names in a file are those of a LoRA rather than of a whole network."""
+    return any((found := LEAF.match(name)) and found[2] != "alpha" for name in names)
+
+
+def read_pairs(file: AdapterFile) -> tuple[Pairs, list[str]]:
+    """The pairs in a LoRA file, and the names of what is not used; LuminaError where a pair is not whole."""
+    found: dict[Site, dict[str, Tensor]] = {}
+    spoken: dict[Site, str] = {}
+    unused = []
+    for name, tensor in file.tensors.items():
+        leaf = LEAF.match(name)
+        site = None if leaf is None or TEXT_ENCODER.match(name) else find_site(leaf[1])
+        if leaf is None or site is None:
+            unused.append(name)
+            continue
+        kind = LEAVES[leaf[2]]
+        if kind in found.setdefault(site, {}):
+            raise LuminaError(f"{file.path} says {kind} of {_words(site)} twice; one LoRA a file is needed")
+        found[site][kind], spoken[site] = tensor, leaf[1]
+    pairs = {site: _pair(parts, spoken[site], file) for site, parts in found.items()}
+    both = [name for name, part in pairs if part and (name, None) in pairs]
+    if both:
+        raise LuminaError(f"{file.path} changes {both[0]} both whole and in parts")
+    if not pairs:
+        raise LuminaError(f"{file.path} is not a LoRA for this kind of model: {_not_known(file.tensors)}")
+    return pairs, unused
+
+
+def _not_known(names: Mapping[str, Tensor]) -> str:
+    if not names:
+        return "it holds no tensors"
+    return f"none of its {count_names(list(names))} belongs to a layer of a Next-DiT"
+
+
+def _pair(parts: dict[str, Tensor], module: str, file: AdapterFile) -> Pair:
+    """Make a pair of what a file says of one layer."""
+    if lost := [kind for kind in ("down", "up") if kind not in parts]:
+        raise LuminaError(f"{file.path} has no {lost[0]} matrix for {module}, only {', '.join(parts)}")
+    if broken := [kind for kind, tensor in parts.items() if not torch.isfinite(tensor.float()).all()]:
+        raise LuminaError(f"{file.path} holds NaN or inf in the {broken[0]} of {module}")
+    down, up = (_matrix(parts[kind], kind, module, file) for kind in ("down", "up"))
+    if len(down) != up.shape[1]:
+        raise LuminaError(f"{file.path}: {module} has rank {len(down)} going down and {up.shape[1]} going up")
+    magnitude = parts.get("magnitude")
+    if magnitude is not None:
+        if magnitude.ndim != 2 or 1 not in magnitude.shape:
+            magnitude = magnitude.reshape(-1, 1)
+        if tuple(magnitude.shape) not in ((len(up), 1), (1, down.shape[1])):
+            raise LuminaError(
+                f"{file.path}: the magnitudes of {module} are {tuple(magnitude.shape)}, not one a row"
+            )
+    alpha = (
+        float(parts["alpha"].reshape(-1)[0]) if "alpha" in parts else _alpha(module, len(down), file.config)
+    )
+    return Pair(down, up, None if alpha == len(down) else alpha, magnitude)
+
+
+def _matrix(tensor: Tensor, kind: str, module: str, file: AdapterFile) -> Tensor:
+    """A matrix, which some tools write as a convolution of one pixel."""
+    if tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+        tensor = tensor.flatten(1)
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise LuminaError(
+            f"{file.path}: the {kind} of {module} is {tuple(tensor.shape)}, but must be a matrix"
+        )
+    return tensor
+
+
+def _alpha(module: str, rank: int, config: dict) -> float | None:
+    """The alpha that peft's settings give a layer; with rank stabilisation the one of the same effect."""
+    if "lora_alpha" not in config:
+        return None
+    name = module
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    patterns = config.get("alpha_pattern") or {}
+    own = [value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)]
+    alpha = float(own[0] if own else config["lora_alpha"])
+    return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
+
+
+def _words(site: Site) -> str:
+    return f"{site[0]} ({site[1]})" if site[1] else site[0]
+
+
+def to_diffusers(pairs: Pairs) -> tuple[dict[str, Tensor], dict]:
+    """Tensors, and peft's settings where an alpha is not the rank; LuminaError for a LoRA half DoRA."""
+    pairs = split(pairs)
+    doras = [pair.magnitude is not None for pair in pairs.values()]
+    if any(doras) and not all(doras):
+        raise LuminaError("some layers are DoRA and some are not, which diffusers cannot say")
+    if any(doras) and any(pair.magnitude.shape[1] != 1 for pair in pairs.values()):
+        raise LuminaError("a DoRA with sizes of columns is not one that diffusers knows")
+    tensors, names = {}, {}
+    for site, pair in pairs.items():
+        names[site] = name = _diffusers_name(site)
+        tensors[f"transformer.{name}.lora_A.weight"] = pair.down
+        tensors[f"transformer.{name}.lora_B.weight"] = pair.up
+        if pair.magnitude is not None:
+            tensors[f"transformer.{name}.lora_magnitude_vector"] = pair.magnitude.flatten()
+    if all(pair.alpha is None for pair in pairs.values()):
+        return tensors, {}
+    ranks = {names[site]: pair.rank for site, pair in pairs.items()}
+    alphas = {names[site]: pair.own_alpha for site, pair in pairs.items()}
+    rank, alpha = _usual(ranks.values()), _usual(alphas.values())
+    return tensors, {
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {_pattern(name): own for name, own in sorted(ranks.items()) if own != rank},
+        "alpha_pattern": {_pattern(name): own for name, own in sorted(alphas.items()) if own != alpha},
+        "target_modules": sorted(names.values()),
+        "use_dora": any(doras),
+    }
+
+
+def _usual(numbers: Collection[float]) -> float:
+    """The most frequent of some numbers; of equally frequent ones the smallest."""
+    return Counter(sorted(numbers)).most_common(1)[0][0]
+
+
+def _pattern(name: str) -> str:
+    """A pattern of peft's for exactly one layer."""
+    return "^" + name.replace(".", r"\.")
+
+
+def _diffusers_name(site: Site) -> str:
+    name, part = site
+    if name in WHOLE:
+        return WHOLE[name]
+    stack, index, inner = name.split(".", 2)
+    return f"{stack}.{index}.{f'attn.to_{part}' if part else INNER[inner]}"
+
+
+def to_comfyui(pairs: Pairs) -> tuple[dict[str, Tensor], dict]:
+    """Official names after `diffusion_model.`; an alpha is written only where it is not the rank."""
+    tensors = {}
+    for (name, _), pair in joined(pairs).items():
+        start = f"diffusion_model.{name}"
+        tensors |= {f"{start}.lora_A.weight": pair.down, f"{start}.lora_B.weight": pair.up}
+        if pair.alpha is not None:
+            tensors[f"{start}.alpha"] = number(pair.alpha, pair.down.dtype)
+        if pair.magnitude is not None:
+            tensors[f"{start}.dora_scale"] = pair.magnitude
+    return tensors, {}
+
+
+def to_kohya(pairs: Pairs) -> tuple[dict[str, Tensor], dict]:
+    """Official names with underscores after `lora_unet_`; every layer has its alpha, for strict readers."""
+    tensors = {}
+    for (name, _), pair in joined(pairs).items():
+        start = f"lora_unet_{name.replace('.', '_')}"
+        tensors[f"{start}.alpha"] = number(pair.own_alpha, pair.down.dtype)
+        tensors |= {f"{start}.lora_down.weight": pair.down, f"{start}.lora_up.weight": pair.up}
+        if pair.magnitude is not None:
+            tensors[f"{start}.dora_scale"] = pair.magnitude
+    return tensors, {}
+
+
+def number(value: float, dtype: torch.dtype) -> Tensor:
+    """A number as a tensor, in `dtype` if that holds it exactly, else in a wider one."""
+    tensors = [torch.tensor(value, dtype=kind) for kind in (dtype, torch.float32, torch.float64)]
+    return next(tensor for tensor in tensors if float(tensor) == value)
+
+
+WRITERS: dict[str, Callable[[Pairs], tuple[dict[str, Tensor], dict]]] = {
+    "diffusers": to_diffusers,
+    "comfyui": to_comfyui,
+    "kohya": to_kohya,
+}
+
+
+def detect_dialect(names: Iterable[str]) -> str:
+    """Whose naming a LoRA has, for a row: a key of WRITERS, or "peft"."""
+    known = [found[1] for name in names if (found := LEAF.match(name)) and find_site(found[1])]
+    if any(name.startswith(FLAT_PREFIXES) for name in known):
+        return "kohya"
+    if any(name.startswith("base_model.") for name in known):
+        return "peft"
+    inner = [found[3] for name in known if (found := re.search(r"(\w+)\.(\d+)\.(.+)$", name))]
+    return (
+        "comfyui"
+        if any(part.startswith(("attention.", "adaLN", "feed_forward.w")) for part in inner)
+        else "diffusers"
+    )

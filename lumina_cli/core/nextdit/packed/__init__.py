@@ -1,0 +1,1 @@
+"""The inference path: sequences of all lengths packed without padding."""

@@ -1,0 +1,1 @@
+"""Sampling within a memory budget: planning, offloading and streaming weights."""

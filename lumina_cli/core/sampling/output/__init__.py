@@ -1,0 +1,1 @@
+"""What sampling writes: file names, metadata, grids, sheets and galleries."""

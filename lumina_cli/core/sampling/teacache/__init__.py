@@ -1,0 +1,1 @@
+"""TeaCache: reusing the residual of the main layers across calls."""

@@ -1,0 +1,1 @@
+"""Shards: plain webdataset tars with an index, a manifest and selections."""

@@ -1,0 +1,123 @@
+"""A finished folder of shards meets rows again: the same ones, more that begin with them, or others.
+
+Whole shards stay. The folder becomes one that was killed after them: their notes go back to the journal, then
+shards.json goes. From there on any run over the same rows ends as a single one over all of them would have.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import code_of, dump_row, parse_row
+from lumina_cli.core.shards import manifest
+from lumina_cli.core.shards.changed_files import check_files
+from lumina_cli.core.shards.journal import Journal
+from lumina_cli.core.shards.reader import open_shards
+from lumina_cli.core.shards.writer import digests, with_files
+
+REJECTS = "rejects.jsonl"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What of the rows a finished folder has: two digests (`digests`) of each shard that stays, and the rest.
+
+    `rest` are the groups of rows that are to be written, from shard len(shards) on; None: there are none.
+    """
+
+    shards: list[list[str]]
+    rest: Iterator[list[dict]] | None
+
+
+def compare(groups: Iterator[list[dict]], totals: dict, journal: Journal) -> Known:
+    """Read as many rows as the folder was made from; UsageError where they are not these, in this order.
+
+    UsageError, too, where a file of theirs has changed since. LuminaError where the folder is not whole.
+    `groups` are the rows of one shard each, `totals` what shards.json says.
+    """
+    per_shard, left = totals["settings"]["per_shard"], rows_in(totals)
+    said, shards, longer, changed = hashlib.sha256(), [], None, None
+    open_shards(journal.dest)
+    rejects, encode = _rejects(journal, totals), totals["settings"]["encode"]
+    while left > 0:
+        group = with_files(next(groups, []))
+        if len(group) < min(left, per_shard):
+            raise journal.taken("already holds shards of more rows")
+        if len(group) > left:
+            longer = group
+        else:
+            number = len(shards)
+            job = number, number * per_shard, group, rejects.get(number, []), encode
+            changed = changed or _change(journal.dest, *job)
+            shards.append(digests(group))
+        said.update(digests(group[:left])[0].encode())
+        left -= per_shard
+    if said.hexdigest() != totals["input"]:
+        raise journal.taken("already holds shards of other rows")
+    if changed:
+        raise changed
+    longer = longer or next(groups, None)
+    return Known(shards, None if longer is None else chain([longer], groups))
+
+
+def _change(dest: str, *shard: Any) -> UsageError | None:
+    """Return the error of `check_files`: it is told where all rows are the same, and not before."""
+    try:
+        check_files(dest, *shard)
+    except UsageError as error:
+        return error
+    return None
+
+
+def rows_in(totals: dict) -> int:
+    """Return how many rows a folder was made from, without those that were left out before they came here."""
+    return totals["rows"] - totals.get("upstream", [0])[0]
+
+
+def reopen(journal: Journal, totals: dict, shards: list[list[str]]) -> list[dict]:
+    """Make a finished folder one that goes on behind its first shards; return their notes, with "kept"."""
+    tars = {name: numbers for name, *numbers in totals["tars"]}
+    rejects = _rejects(journal, totals)
+    scores = manifest.score_names(journal.dest) if tars else []
+    notes = []
+    for number, (said, files) in enumerate(shards):
+        samples, size, *index = tars.get(f"{number:06d}.tar", (0, 0, None))
+        note = {"shard": number, "samples": samples, "bytes": size, "index": index if samples else None}
+        note |= {"scores": scores if samples else [], "rows": said, "files": files}
+        notes.append(note | {"rejects": rejects.get(number, [])})
+        journal.write(notes[-1])
+    journal.settle(totals["settings"])
+    return [note | {"kept": True} for note in notes]
+
+
+def _rejects(journal: Journal, totals: dict) -> dict[int, list[dict]]:
+    """Return the rejects of each shard, without those from before."""
+    found: dict[int, list[dict]] = {}
+    place = filesystem.join(journal.dest, REJECTS)
+    lines = filesystem.read_file(place).decode().split("\n") if totals["rejects"] else []
+    rows = [parse_row(line, place) for line in lines if line]
+    if len(rows) != totals["rejects"]:
+        raise LuminaError(f"{place} is not the one that was written; --force writes all anew")
+    for row in rows:
+        if row["row"] < rows_in(totals):
+            found.setdefault(row["row"] // totals["settings"]["per_shard"], []).append(row)
+    return found
+
+
+def upstream_rejects(left_out: list[dict], first: int) -> list[dict]:
+    """Return lines of rejects for rows that were left out before they came here; the first is row `first`."""
+    rejects = []
+    for number, row in enumerate(left_out, start=first):
+        named = {"row": number, "key": row.get("key"), "image": row.get("image")}
+        rejects.append(named | {"code": code_of(row), "reason": str(row.get("reason")), "upstream": True})
+    return rejects
+
+
+def digest_of(left_out: list[dict]) -> list:
+    """Return [how many, a digest] of rows that were left out before; [0] where there are none."""
+    text = "".join(dump_row(row) + "\n" for row in upstream_rejects(left_out, 0))
+    return [len(left_out), hashlib.sha256(text.encode()).hexdigest()[:16]] if left_out else [0]

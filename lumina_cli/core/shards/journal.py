@@ -1,0 +1,113 @@
+"""The journal of a folder of shards that is being written: which shards are whole, and of which rows.
+
+    journal/settings.json    what the shards depend on beside their rows
+    journal/000000.json      one a shard, written last: digest of its rows, samples, bytes, rejects...
+
+A shard whose note is there is whole. The folder goes when shards.json is there, and comes back where a
+finished folder grows (shardgrowth.py). Notes are files of their own
+because stores of objects cannot append to one, and because workers then need no lock. Nothing here waits for
+the disk: after a power cut a file may be shorter than its note says, and such a shard is written again.
+"""
+
+import json
+from collections.abc import Iterator
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import parse_row
+from lumina_cli.core.shards.reader import TOTALS, index_of, is_ours, read_totals
+
+_SETTINGS = "settings.json"
+VERSION = 1  # of what is written; another one never goes on with a folder
+
+
+class Journal:
+    """The journal of the folder `dest`."""
+
+    def __init__(self, dest: str):
+        self.dest, self.folder = dest, filesystem.join(dest, "journal")
+
+    def clear(self) -> None:
+        """Remove all shards of the folder, what makes it look finished first."""
+        ours = [name for name in filesystem.listing(self.dest) if is_ours(name)]
+        filesystem.remove(self.dest, [TOTALS] if TOTALS in ours else [])
+        self.remove()
+        filesystem.remove(self.dest, [name for name in ours if name != TOTALS])
+
+    def begin(self, settings: dict) -> dict | None:
+        """Return what shards.json says where the folder is finished, else None and the journal is open.
+
+        UsageError where the folder holds shards that this run cannot go on with.
+        """
+        totals = read_totals(self.dest)
+        if totals is not None:
+            if "input" not in totals or totals.get("settings") != settings:
+                raise self.taken("already holds shards")
+            return totals
+        place = filesystem.join(self.folder, _SETTINGS)
+        if filesystem.is_file(place):
+            known = parse_row(filesystem.read_file(place).decode(errors="replace").strip(), place)
+            for name in sorted(known.keys() | settings.keys()):
+                if known.get(name) != settings.get(name):
+                    was, asked = known.get(name), settings.get(name)
+                    raise self.taken(f"holds an unfinished run with {name} {was}, not {asked}")
+        elif any(is_ours(name) for name in filesystem.listing(self.dest)):
+            raise self.taken("already holds shards of an unfinished run")
+        else:
+            self._write_settings(settings)
+        filesystem.clean_up(self.dest)
+        filesystem.clean_up(self.folder)
+        return None
+
+    def settle(self, settings: dict) -> None:
+        """Make a finished folder, whose shards are noted here, one that is gone on with."""
+        self._write_settings(settings)
+        filesystem.remove(self.dest, [TOTALS])
+
+    def _write_settings(self, settings: dict) -> None:
+        place = filesystem.join(self.folder, _SETTINGS)
+        filesystem.write_file(place, json.dumps(settings, ensure_ascii=False).encode() + b"\n", False)
+
+    def taken(self, why: str) -> UsageError:
+        """Return the error for a folder that cannot be gone on with."""
+        return UsageError(f"{self.dest} {why}; --force replaces them")
+
+    def numbers(self) -> list[int]:
+        """Return the shards that are whole, in order."""
+        names = (name.removesuffix(".json") for name in filesystem.listing(self.folder) if name != _SETTINGS)
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def read(self, number: int) -> dict:
+        """Return the note of a shard; {} where it, or one of the files it tells of, is not whole."""
+        place = filesystem.join(self.folder, f"{number:06d}.json")
+        try:
+            note = parse_row(filesystem.read_file(place).decode(errors="replace").strip(), place)
+            tar = filesystem.join(self.dest, f"{number:06d}.tar")
+            sizes = {tar: note["bytes"], index_of(tar): note["index"][1]} if note["samples"] else {}
+            whole = all(filesystem.size_of(name) == size for name, size in sizes.items())
+        except (LuminaError, OSError, LookupError, TypeError):  # a power cut, or somebody removed something
+            return {}
+        return note if whole else {}
+
+    def write(self, note: dict) -> None:
+        """Note that a shard is whole."""
+        data = json.dumps(note, ensure_ascii=True).encode() + b"\n"
+        filesystem.write_file(filesystem.join(self.folder, f"{note['shard']:06d}.json"), data, durable=False)
+
+    def rejects(self, numbers: list[int]) -> Iterator[dict]:
+        """Yield the rows that were not taken, in order."""
+        for number in numbers:
+            yield from self.read(number)["rejects"]
+
+    def remove(self) -> None:
+        """Remove the journal, its settings last."""
+        names = [name for name in filesystem.listing(self.folder) if name != _SETTINGS]
+        filesystem.remove(self.folder, [*names, _SETTINGS] if filesystem.listing(self.folder) else [])
+        filesystem.remove_folder(self.folder)
+        filesystem.clean_up(self.dest)
+
+
+def check_number(number: int) -> None:
+    """Raise LuminaError for more shards than names of six digits."""
+    if number > 999_999:
+        raise LuminaError("more than a million shards; put more samples in each with --per-shard")

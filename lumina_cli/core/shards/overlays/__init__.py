@@ -1,0 +1,1 @@
+"""Overlays: captions, scores and other fields added to shards without rewriting them."""

@@ -1,0 +1,242 @@
+"""Which sample of shards a row is for, and rows set aside by shard on disk.
+
+A row is for the sample that its "image" names: "SHARDS/000000.tar#key.png", or the file that the sample was
+made of. Or else for the one with its "key", or whose file has the key for a name ("cats/tom", "tom.png" or
+"tom"), where there is one only.
+
+Of rows that name tars memory holds a few thousand at a time, and one shard's when they are read again. For
+other rows it holds the names of all samples, too: their keys, their files, and, once a key is no sample's,
+the ends of their files' names.
+"""
+
+import hashlib
+import json
+import math
+import os
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import LEVELS, captions_of, dump_row, error_of, placed_rows, with_captions
+from lumina_cli.core.shards.reader import read_index
+
+OTHER_NAMES = ("caption", "text")  # under which other tools have their one caption
+HELD = 4096  # rows in memory before they are set aside
+NAMED = 3  # rows without a sample that are named
+EXACT = 1 << 53  # up to here floats hold whole numbers to the last digit
+
+
+def rows_of(word: str) -> Iterator[dict]:
+    """Yield the rows of a file, or of stdin for "-"; LuminaError names the line of one that is malformed."""
+    stdin = getattr(sys.stdin, "buffer", sys.stdin)
+    return (checked(row, where) for where, row in placed_rows(stdin if word == "-" else word))
+
+
+def checked(row: dict, where: str) -> dict:
+    """Return a row as it is laid over a sample; LuminaError, with the key, where readers would refuse it.
+
+    One caption under "caption" or "text" is put where captions are. A number that a table of floats cannot
+    hold to the last digit becomes the float next to it.
+    """
+    where = f"{where} (key {row['key']})" if "key" in row else where
+    if "captions" not in row and any(isinstance(row.get(name), str) for name in OTHER_NAMES):
+        row = {name: value for name, value in with_captions(row).items() if name not in OTHER_NAMES}
+    captions_of(row, where)
+    for name, (shape, fits) in SHAPES.items():
+        if row.get(name) is not None and not fits(row[name]):
+            raise LuminaError(f"{name!r} of {where} is not {shape}")
+    if "score" in row:
+        row = row | {"score": _float(row["score"])}
+    if row.get("scores") is not None:
+        row = row | {"scores": {name: _float(value) for name, value in row["scores"].items()}}
+    return row
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return value is None
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
+
+
+def _is_text(value: Any) -> bool:
+    try:
+        return value is None or bool(isinstance(value, str) and [value.encode()])
+    except UnicodeEncodeError:  # half of a surrogate pair, which no table can hold
+        return False
+
+
+def _float(value: int | float | None) -> int | float | None:
+    return float(value) if isinstance(value, int) and abs(value) > EXACT else value
+
+
+def _holds(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value)) and all(map(fits, value.values()))
+
+
+SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "captions": ("{language: {level: text}}", lambda value: isinstance(value, dict)),
+    "scores": ("{name: number}", lambda value: _holds(value, _is_number)),
+    "hashes": ("{name: text}", lambda value: _holds(value, _is_text)),
+    "score": ("a number", _is_number),
+}
+
+
+class RowSorter:
+    """Sets rows aside in a file for each shard, and counts those that name a sample.
+
+    count, matched, failed    rows; of them those that name a sample; those with an error, which are left out
+    digest                    of the rows that were set aside
+    levels                    of captions, those that nothing knows, and how often
+    """
+
+    def __init__(self, shards: str, tars: list[str], aside: Path):
+        self.folder, self.aside, self.tars = _real(shards), aside, tars
+        self.digest, self.count, self.matched, self.failed = hashlib.sha256(), 0, 0, 0
+        self.first_error = ""
+        self.members: dict[str, dict[str, str]] = {}  # shard: member -> key
+        # key -> (shard, file) and file -> (shard, key); None where there are several
+        self.keys: dict[str, tuple[str, str] | None] | None = None
+        self.origins: dict[str, tuple[str, str] | None] = {}
+        # by the number of parts: the last parts of a file's name -> (shard, key, file); None for several
+        self.files: dict[int, dict[str, tuple[str, str, str] | None]] = {}
+        self.deepest = 0  # parts of the longest name of a file
+        self.held: dict[str, list[str]] = {}
+        self.missed: list[str] = []  # the first rows without a sample
+        self.levels: Counter[str] = Counter()
+
+    def take(self, row: dict) -> None:
+        """Set a row aside, if it names a sample and has no error."""
+        self.count += 1
+        if error := error_of(row):
+            self.failed += 1
+            self.first_error = self.first_error or f"{_name_of(row)}: {error}"
+            return
+        line = dump_row({name: value for name, value in row.items() if name != "image"})
+        shard, key = self._sample(row)
+        if shard is None:
+            if len(self.missed) < NAMED:
+                self.missed.append(_name_of(row))
+            return
+        kinds = (level for texts in captions_of(row).values() for level in texts)
+        self.levels.update(level for level in kinds if level not in LEVELS)
+        self.matched += 1
+        self.digest.update(f"{shard} {key} {line}\n".encode(errors="surrogatepass"))
+        self.held.setdefault(shard, []).append(json.dumps([key, line]))
+        if self.matched % HELD == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write to disk what is still in memory."""
+        for shard, lines in self.held.items():
+            with (self.aside / f"{shard}.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(line + "\n" for line in lines)
+        self.held = {}
+
+    def rows(self, tar: str) -> dict[str, dict]:
+        """Return the rows of a shard by key; of several for one sample, the last."""
+        path = self.aside / f"{filesystem.name_of(tar)}.jsonl"
+        if not path.exists():
+            return {}
+        with path.open(encoding="utf-8") as file:
+            return {key: json.loads(line) for key, line in map(json.loads, file)}
+
+    def _sample(self, row: dict) -> tuple[str | None, str | None]:
+        image, key = row.get("image"), row.get("key")
+        tar, sign, member = image.rpartition("#") if isinstance(image, str) else ("", "", "")
+        if sign and tar.endswith(".tar") and self._is_here(tar):  # the tar of another folder may be an origin
+            found = self._members(filesystem.name_of(tar)).get(member)
+            return (filesystem.name_of(tar), found) if found else (None, None)
+        if self.keys is None:
+            self._read_names()
+        for place in (image, row.get("origin")):  # shards of shards keep where the picture was first
+            if isinstance(place, str) and place and (origin := _real(place)) in self.origins:
+                return self.origins[origin] or (None, None)
+        in_tar = sign and tar.endswith(".tar")  # of other shards, where the same key is another picture's
+        if in_tar or not isinstance(key, str):
+            return None, None
+        origin = _real(image) if isinstance(image, str) and image else ""
+        if key in self.keys:
+            shard, file = self.keys[key] or (None, "")
+        else:
+            shard, key, file = self._by_file(key)
+        # a key alone may be that of another picture: a.jpg and a.png of one folder
+        other = origin and file and filesystem.name_of(origin) != filesystem.name_of(file)
+        return (shard, key) if shard and not other else (None, None)
+
+    def _by_file(self, name: str) -> tuple[str | None, str | None, str]:
+        """Return (shard, key, file) of the one sample whose file has this name, its ending or not."""
+        name = unicodedata.normalize("NFC", name)
+        parts = name.count("/") + 1
+        if parts > self.deepest:
+            return None, None, ""
+        if parts not in self.files:
+            self.files[parts] = self._files_by(parts)
+        return self.files[parts].get(name) or (None, None, "")
+
+    def _files_by(self, parts: int) -> dict[str, tuple[str, str, str] | None]:
+        """Return the samples by so many last parts of their files' names, with the ending and without."""
+        found: dict[str, tuple[str, str, str] | None] = {}
+        for tar in self.tars:
+            for entry in read_index(tar):
+                if file := entry.get("origin"):
+                    path = _path(file)
+                    for name in {_tail(path, parts), _tail(os.path.splitext(path)[0], parts)} - {None}:
+                        found[name] = None if name in found else (filesystem.name_of(tar), entry["key"], path)
+        return found
+
+    def unmatched(self) -> str:
+        """Return how to go on with the rows that have no sample, the first ones named."""
+        return (
+            f": {', '.join(self.missed)}; 'image' or 'key' must be one that `lumina shard cat` shows, or "
+            "'key' the name of the one file that the sample is from"
+        )
+
+    def _is_here(self, tar: str) -> bool:
+        return _real(filesystem.folder_of(tar)) == self.folder
+
+    def _members(self, shard: str) -> dict[str, str]:
+        if shard not in self.members:
+            if len(self.members) > 64:  # rows mostly come in the order of shards
+                self.members.clear()
+            tar = next((tar for tar in self.tars if filesystem.name_of(tar) == shard), None)
+            self.members[shard] = {entry["image"]: entry["key"] for entry in read_index(tar)} if tar else {}
+        return self.members[shard]
+
+    def _read_names(self) -> None:
+        self.keys = {}
+        for tar in self.tars:
+            shard = filesystem.name_of(tar)
+            for entry in read_index(tar):
+                key, origin = entry["key"], _real(entry["origin"]) if entry.get("origin") else ""
+                self.keys[key] = None if key in self.keys else (shard, origin)
+                if origin:
+                    self.deepest = max(self.deepest, _path(entry["origin"]).count("/") + 1)
+                    self.origins[origin] = None if origin in self.origins else (shard, key)
+
+
+def _name_of(row: dict) -> str:
+    return str(row.get("key") or row.get("image") or "a row without a key")
+
+
+def _path(file: str) -> str:
+    """The name of a file as keys are compared with it; one in a tar is in the folder of the tar's name."""
+    return unicodedata.normalize("NFC", file.replace(".tar#", ".tar/"))
+
+
+def _tail(path: str, parts: int) -> str | None:
+    """The last so many parts of a path, None where it has fewer."""
+    found = path.rsplit("/", parts)
+    return "/".join(found[-parts:]) if len(found) >= parts else None
+
+
+def _real(folder: str) -> str:
+    folder = filesystem.text_of(folder)
+    return folder if filesystem.is_url(folder) else os.path.realpath(folder)

@@ -1,0 +1,96 @@
+"""Whether overlays are as they were written, and still of the pictures that the shards hold."""
+
+from collections.abc import Iterator
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import parse_row
+from lumina_cli.core.shards.overlays.reader import (
+    DONE,
+    Overlay,
+    index_place,
+    newest_of,
+    open_version,
+    overlay_names,
+    read_shard_index,
+    versions_of,
+)
+from lumina_cli.core.shards.overlays.writer import VALUES, hash_of, indexes_digest
+from lumina_cli.core.shards.reader import read_index
+from lumina_cli.core.shards.tar import BLOCK, header, read_span
+
+_ARRAY = b"\x93NUMPY"  # how a .npy file begins
+
+
+def verify_overlays(shards: str, tars: list[str]) -> Iterator[dict]:
+    """Yield a row per whole version of each overlay: overlay, samples, ok, and under "problem" what is wrong.
+
+    Tars, indexes and values are compared with the hashes that were written with them; of a version that has
+    none, every member must be in its place and readable. The newest version must be of the pictures that
+    `tars` hold: older ones nobody reads unless asked to.
+    """
+    for name in overlay_names(shards):
+        newest = newest_of(shards, name)
+        for overlay in (open_version(shards, name, version) for version in versions_of(shards, name)):
+            if overlay is None:  # unfinished
+                continue
+            problem = None
+            try:
+                _verify(overlay, tars, overlay == newest)
+            except LuminaError as error:
+                problem = str(error)
+            row = {"overlay": f"{name}@{overlay.version}", "samples": overlay.info.get("samples")}
+            yield row | {"ok": problem is None, "problem": problem}
+
+
+def _verify(overlay: Overlay, tars: list[str], newest: bool) -> None:
+    for tar in tars:
+        if newest:
+            overlay.open(tar, read_index(tar))  # or it is stale
+        lines = read_shard_index(overlay.folder, tar)
+        if lines:
+            _verify_tar(filesystem.join(overlay.folder, filesystem.name_of(tar)), lines)
+    digests = overlay.info.get("digests", {})
+    wholes = [tar for tar in tars if filesystem.is_file(index_place(overlay.folder, tar))]
+    if digests and len(wholes) == overlay.info["shards"]:
+        _compare(
+            filesystem.join(overlay.folder, DONE),
+            "the indexes",
+            digests["indexes"],
+            indexes_digest(overlay.folder, wholes),
+        )
+    if digests.get("values"):
+        place = filesystem.join(overlay.folder, VALUES)
+        _compare(place, "its bytes", digests["values"], hash_of(place))
+
+
+def _verify_tar(tar: str, lines: list[dict]) -> None:
+    if lines[0].get("sha256"):
+        _compare(tar, "its bytes", lines[0]["sha256"], hash_of(tar))
+    size = filesystem.size_of(tar) if filesystem.is_file(tar) else 0
+    for line in lines[1:]:
+        for member, (offset, length) in line["members"].items():
+            name = f"{line['key']}.{member}"
+            if offset < BLOCK or offset + length > size:
+                raise LuminaError(f"{tar}: truncated, {name} is not whole; {_anew(tar)}")
+            if not lines[0].get("sha256"):
+                _verify_member(tar, name, offset, length)
+
+
+def _verify_member(tar: str, name: str, offset: int, length: int) -> None:
+    data = read_span(tar, offset - BLOCK, BLOCK + length, name)
+    if data[:BLOCK] != header(name, length):
+        raise LuminaError(f"{tar}: {name} is not where the index says; {_anew(tar)}")
+    if name.endswith(".json"):
+        parse_row(data[BLOCK:].decode(errors="replace"), f"{tar}#{name}")
+    elif name.endswith(".npy") and data[BLOCK : BLOCK + len(_ARRAY)] != _ARRAY:
+        raise LuminaError(f"{tar}#{name} is no array; {_anew(tar)}")
+
+
+def _compare(place: str, what: str, wanted: str, found: str) -> None:
+    if wanted != found:
+        raise LuminaError(f"{place}: {what} are not those that were written; {_anew(place)}")
+
+
+def _anew(place: str) -> str:
+    return f"delete {filesystem.folder_of(place)} and make the overlay again"

@@ -1,0 +1,193 @@
+"""From rows to a folder of shards: which rows each shard holds, who writes it, and going on after a kill.
+
+Shard k holds the rows from k * per_shard on, so no shard depends on another; rows that cannot be used leave
+theirs short. The journal (journal.py) notes each shard once it is whole.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+
+from lumina_cli.core.errors import LuminaError, TooManyBad, UsageError
+from lumina_cli.core.images.ingest import ENCODINGS
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.atomic import written_alone
+from lumina_cli.core.io.jsonl import chunked, dump_row
+from lumina_cli.core.io.process_pool import in_order
+from lumina_cli.core.shards import manifest
+from lumina_cli.core.shards.append import (
+    REJECTS,
+    Known,
+    compare,
+    digest_of,
+    reopen,
+    rows_in,
+    upstream_rejects,
+)
+from lumina_cli.core.shards.journal import VERSION, Journal, check_number
+from lumina_cli.core.shards.overlays.reader import overlay_names
+from lumina_cli.core.shards.reader import SELECTED, TOTALS, dump_totals
+from lumina_cli.core.shards.writer import Count, Job, Making, run_job
+
+CHECKS = ("quick", "full")
+
+
+def write_shards(
+    rows: Iterable[dict],
+    dest: str | Path,
+    per_shard: int = 1000,
+    max_bad_rate: float = 0.05,
+    force: bool = False,
+    *,
+    workers: int = 0,
+    check: str = "quick",
+    encode: str | None = None,
+    count: Count | None = None,
+    source: str | None = None,
+    upstream: Iterable[dict] = (),
+    tell: Callable[[str], None] = lambda line: None,
+) -> Iterator[dict]:
+    """Write rows with pictures as shards; yield a row per finished shard: shard, samples, bytes, rejects.
+
+    `rows` need an "image": a path, a URL, a PIL picture, the bytes of a picture file or a TarImage. "depth"
+    and "masks", bytes of a PNG or a TarImage, become members of their own. Rows that cannot be used go to
+    rejects.jsonl; after the last shard TooManyBad is raised if more than `max_bad_rate` of all did.
+
+    The folder is the same, byte for byte, for any number of `workers` (0 and 1: this process), and however
+    often the run was killed before: a run over the same rows with the same settings goes on where the last
+    one ended ("kept": True in a row of a shard that was there). A finished folder grows where the rows begin
+    with all those that it was made from; `tell` hears of it. UsageError where `dest` holds other shards,
+    which `force` removes; LuminaError where another process writes there.
+
+    `check`: "quick" looks at the parts of each file, "full" decodes it; `encode` writes all pictures as png,
+    webp, jpg or avif; `count` gives the tokens of texts for the index. `upstream` are rows {key, image,
+    reason} that were left out before they came here: they are rejects, too.
+    """
+    dest = _checked(filesystem.text_of(dest), per_shard, workers, check, encode)
+    settings = {"version": VERSION, "per_shard": per_shard, "check": check, "encode": encode}
+    settings |= {"tokenizer": getattr(count, "digest", None), "source": source}
+    filesystem.make_folder(dest)
+    with written_alone(dest):
+        journal, left_out = Journal(dest), list(upstream)
+        if force:
+            journal.clear()
+        groups, kept = chunked(rows, per_shard), []
+        finished = journal.begin(settings)
+        if finished is not None:
+            known = compare(groups, finished, journal)
+            if known.rest is None and finished.get("upstream", [0]) == digest_of(left_out):
+                yield from _there(finished, journal)
+            else:
+                _tell_growth(finished, known, dest, tell)
+                kept, finished = reopen(journal, finished, known.shards), None
+                groups = known.rest or iter(())
+        if finished is None:
+            making = Making(check == "full", encode, count, source)
+            jobs = _jobs(groups, making, journal, per_shard, len(kept))
+            notes = _watched(chain(kept, _run(jobs, workers)), journal)
+            finished = yield from _finish(notes, journal, settings, workers, left_out)
+    bad, samples = finished["rejects"], finished["samples"]
+    if bad > max_bad_rate * (bad + samples):
+        where = filesystem.join(dest, REJECTS)
+        share = f"{bad} of {bad + samples} pictures cannot be used"
+        raise TooManyBad(f"{share}, more than --max-bad-rate allows; {where} says why")
+
+
+def _tell_growth(finished: dict, known: Known, dest: str, tell: Callable[[str], None]) -> None:
+    if known.rest is None:
+        return
+    kept, count = len(known.shards), rows_in(finished)
+    line = f"{dest} grows: its {count} rows are the first of these; shards kept: {kept}"
+    line += ", the last one is written anew" if count > kept * finished["settings"]["per_shard"] else ""
+    tell(line + ("; its overlays are to be made again" if overlay_names(dest) else ""))
+
+
+def _checked(dest: str, per_shard: int, workers: int, check: str, encode: str | None) -> str:
+    if per_shard < 1:
+        raise UsageError(f"a shard holds at least 1 sample, not {per_shard}")
+    if workers > 1 and filesystem.in_this_process(dest):
+        raise UsageError(f"{dest} is in the memory of this process; other workers cannot write there")
+    if filesystem.is_file(filesystem.join(dest, SELECTED)):
+        raise UsageError(f"{dest} holds a selection; give the shards a folder of their own")
+    for name, word, words in (("check", check, CHECKS), ("encode", encode, (None, *ENCODINGS))):
+        if word not in words:
+            raise UsageError(f"unknown --{name} {word!r}; choose from {', '.join(filter(None, words))}")
+    return dest
+
+
+def _jobs(
+    groups: Iterator[list[dict]], making: Making, journal: Journal, per_shard: int, start: int
+) -> Iterator[Job]:
+    """Yield the jobs of shards from number `start` on."""
+    done, first, number = set(journal.numbers()), start * per_shard, start - 1
+    for number, group in enumerate(groups, start=start):
+        check_number(number)
+        yield Job(journal.dest, number, first, group, making, number in done)
+        first += len(group)
+    if any(beyond > number for beyond in done):
+        raise journal.taken("holds an unfinished run over more rows")
+
+
+def _run(jobs: Iterator[Job], workers: int) -> Iterator[dict]:
+    """Yield the notes of jobs in order; a single shard is not worth another process."""
+    if workers < 2:
+        return map(run_job, jobs)
+    ahead = list(islice(jobs, 2))
+    jobs = chain(ahead, jobs)
+    return map(run_job, jobs) if len(ahead) < 2 else in_order(run_job, jobs, workers)
+
+
+def _watched(notes: Iterator[dict], journal: Journal) -> Iterator[dict]:
+    count = 0
+    for note in notes:
+        count += 1
+        yield note
+    if not count:
+        journal.remove()
+        raise LuminaError("nothing to shard: the source has no rows")
+
+
+def _finish(
+    notes: Iterator[dict], journal: Journal, settings: dict, workers: int, left_out: list[dict]
+) -> Iterator[dict]:
+    """Yield a row per shard; then write what is about all of them, shards.json last; return what it says."""
+    dest, tars, scores, numbers = journal.dest, [], set(), []
+    totals = {"samples": 0, "shards": 0, "rejects": 0, "bytes": 0, "rows": 0}
+    rows_seen = hashlib.sha256()
+    for note in notes:
+        name = f"{note['shard']:06d}.tar"
+        rejects = len(note["rejects"])
+        rows_seen.update(note["rows"].encode())
+        numbers += [note["shard"]] if rejects else []
+        scores |= set(note["scores"])
+        if note["samples"]:
+            tars.append([name, note["samples"], note["bytes"], *note["index"]])
+            row = {"shard": filesystem.join(dest, name), "samples": note["samples"], "bytes": note["bytes"]}
+            yield row | {"rejects": rejects} | ({"kept": True} if note.get("kept") else {})
+        for key, more in (("samples", note["samples"]), ("bytes", note["bytes"]), ("rejects", rejects)):
+            totals[key] += more
+        totals["rows"] += note["samples"] + rejects
+    totals |= {"shards": len(tars), "input": rows_seen.hexdigest(), "settings": settings, "tars": tars}
+    before = upstream_rejects(left_out, totals["rows"])
+    if before:
+        totals |= {name: totals[name] + len(before) for name in ("rows", "rejects")}
+        totals["upstream"] = digest_of(left_out)
+    if totals["rejects"]:
+        lines = "".join(dump_row(row) + "\n" for row in chain(journal.rejects(numbers), before))
+        filesystem.write_file(filesystem.join(dest, REJECTS), lines.encode())
+    else:
+        filesystem.remove(dest, [REJECTS])
+    if tars:
+        wholes = [filesystem.join(dest, name) for name, *_ in tars]
+        manifest.write_manifest(filesystem.join(dest, manifest.NAME), wholes, sorted(scores), workers)
+    filesystem.write_file(filesystem.join(dest, TOTALS), dump_totals(totals))
+    journal.remove()
+    return totals
+
+
+def _there(totals: dict, journal: Journal) -> Iterator[dict]:
+    """Yield the shards of a finished folder."""
+    journal.remove()
+    for name, samples, size, *_ in totals["tars"]:
+        yield {"shard": filesystem.join(journal.dest, name), "samples": samples, "bytes": size, "kept": True}

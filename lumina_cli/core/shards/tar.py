@@ -1,0 +1,193 @@
+"""Members of tars: written with nothing that differs between machines, read one by one and never unpacked.
+
+Nothing inside a tar is trusted: paths and links in it mean nothing, because no name in it is ever opened.
+"""
+
+import re
+import tarfile
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import IO
+
+from PIL import Image
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.images.io import SUFFIXES, BadPicture, open_image
+from lumina_cli.core.io import filesystem
+
+LONGEST_KEY = 80
+TRUTH = ("depth", "masks")  # {key}.depth.png and {key}.masks.png: what `nano:N?truth=1` knows of a picture
+BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True)
+class TarImage:
+    """A picture inside a tar, read when it is needed; as text "DIR/000000.tar#key.png"."""
+
+    tar: str
+    member: str
+    offset: int
+    length: int
+
+    def read(self) -> bytes:
+        """Return the bytes of the picture's file."""
+        return read_span(self.tar, self.offset, self.length, self.member)
+
+    def open(self) -> Image.Image:
+        """Return the picture as 8-bit RGB."""
+        return open_image(self.read(), name=str(self))
+
+    def __str__(self) -> str:
+        return f"{self.tar}#{self.member}"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """In place of a row's "image": one that is not to be read, with the code and the reason."""
+
+    image: str
+    code: str
+    reason: str
+
+    def read(self) -> bytes:
+        """Raise BadPicture."""
+        raise BadPicture(f"{self.image}: {self.reason}" if self.image else self.reason, self.code)
+
+    def __str__(self) -> str:
+        return self.image
+
+
+def read_span(tar: str, offset: int, length: int, member: str) -> bytes:
+    """Return the bytes of a member; LuminaError where the tar ends before they do."""
+    data = filesystem.read_part(tar, offset, length)
+    if len(data) != length:
+        raise BadPicture(f"{tar}: truncated, {member} is not whole", "truncated")
+    return data
+
+
+_MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"
+_DATE = b"00000000000\0"  # 1970
+_KIND = b"0" + bytes(100) + b"ustar\00000" + bytes(32 + 32 + 16 + 155 + 12)
+_PLAIN = sum(_MODE_AND_OWNER) + sum(_DATE) + sum(_KIND) + 8 * ord(" ")
+
+
+def header(name: str, size: int) -> bytes:
+    """Return the USTAR header of a plain file: dates and owners are zero, the mode is 0644.
+
+    The bytes are those of tarfile.TarInfo(name).tobuf(USTAR_FORMAT), ten times sooner.
+    """
+    coded = name.encode()
+    if len(coded) > 100 or size >= 8**11:
+        raise LuminaError(f"{name}: no room in a tar for such a name, or for {size} bytes")
+    size_field = b"%011o\0" % size
+    check = b"%06o\0" % (_PLAIN + sum(coded) + sum(size_field))
+    return coded.ljust(100, b"\0") + _MODE_AND_OWNER + size_field + _DATE + check + b" " + _KIND
+
+
+def add_member(file: IO[bytes], at: int, name: str, data: bytes) -> int:
+    """Write one member where the file is, at byte `at`; return where the next one begins."""
+    file.write(header(name, len(data)))
+    file.write(data)
+    padding = -len(data) % BLOCK
+    if padding:
+        file.write(bytes(padding))
+    return at + BLOCK + len(data) + padding
+
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_UNICODE = unicodedata.ucd_3_2_0  # of which the table is the same in every Python, and so are the keys
+
+
+def safe_key(name: str, taken: dict[str, int]) -> str:
+    """Return `name` as a key that tars and webdataset accept, unlike every key in `taken`, and add it there.
+
+    Letters and digits of all alphabets (as Unicode 3.2 knows them, composed: NFC), "-" and "_" stay; the rest
+    becomes "_": spaces, and dots and slashes, which mean something to webdataset. At most LONGEST_KEY bytes.
+    """
+    text = name if name.isascii() else _letters(name)
+    key = _UNSAFE.sub("_", text) if text.isascii() else text
+    key = key.lstrip("_-").encode()[:LONGEST_KEY].decode(errors="ignore") or "picture"
+    unique = key
+    while unique in taken:
+        taken[key] += 1
+        unique = f"{key}-{taken[key]}"
+    taken[unique] = 1
+    return unique
+
+
+def _letters(name: str) -> str:
+    """A name with "_" for each run of what is no letter, mark behind one, digit, "-" or "_"."""
+    found = ""
+    for sign in _UNICODE.normalize("NFC", name):
+        kind = _UNICODE.category(sign)[0] if sign not in "-_" else "L"
+        kept = kind in "LN" or (kind == "M" and found[-1:] not in ("", "_", "-", "\0"))
+        if kept or not found.endswith("\0"):
+            found += sign if kept else "\0"
+    return found.replace("\0", "_")
+
+
+def find_tars(path: str | Path) -> list[str]:
+    """Return the tars that `path` (a tar, or a folder of them; paths or URLs) stands for, in order."""
+    path = filesystem.text_of(path)
+    if path.endswith(".tar") and not filesystem.is_folder(path):
+        tars = [path] if filesystem.is_file(path) else []
+    else:
+        names = (
+            name for name in filesystem.listing(path) if name.endswith(".tar") and not name.startswith(".")
+        )
+        tars = [filesystem.join(path, name) for name in names]
+    if not tars and not filesystem.is_folder(path):
+        raise LuminaError(f"{path}: no such folder of shards; `lumina shard SOURCE {path}` writes one")
+    if not tars:
+        raise LuminaError(f"{path} holds no shards (*.tar); `lumina shard SOURCE {path}` writes some")
+    return tars
+
+
+def scan(tar: str) -> Iterator[dict]:
+    """Yield index entries of a tar without index: members with one name up to the first dot are a sample.
+
+    "row" is the span of its JSON, "text" of its .txt. Links, devices and sparse files are no members. What
+    was read before a tar breaks off is yielded before LuminaError says so.
+    """
+    with filesystem.open_file(tar) as file:
+        for key, members in groupby(_members(tar, file), key=lambda member: _stem(member[0])):
+            parts = {name[len(key) + 1 :].lower(): (name, offset, size) for name, offset, size in members}
+            picture = next((part for suffix, part in parts.items() if f".{suffix}" in SUFFIXES), None)
+            if picture:
+                row = list(parts["json"][1:]) if "json" in parts else None
+                others = {name: list(parts[f"{name}.png"][1:]) for name in TRUTH if f"{name}.png" in parts}
+                if "txt" in parts:
+                    others["text"] = list(parts["txt"][1:])
+                yield {
+                    "key": key,
+                    "image": picture[0],
+                    "offset": picture[1],
+                    "length": picture[2],
+                    "row": row,
+                } | others
+
+
+def _members(tar: str, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, offset, size) of the plain files of a tar."""
+    whole = file.seek(0, 2)
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                archive.members = []  # or every header is kept until the end
+                if member.size < 0 or member.offset_data + member.size > whole:
+                    yield member.name, 0, 0  # so that the sample before it is known to be whole
+                    raise EOFError(f"{member.name!r} ends after the tar does")
+                if member.isreg() and not member.issparse():
+                    yield member.name, member.offset_data, member.size
+    except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+        raise LuminaError(f"{tar}: truncated or not a tar ({error})") from error
+
+
+def _stem(name: str) -> str:
+    """Return the name of a member up to the first dot of its last part."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.partition('.')[0]}"

@@ -1,0 +1,40 @@
+"""How many rows a SOURCE has, where that can be told without reading it."""
+
+import os
+from pathlib import Path
+
+from lumina_cli.core.images.io import SUFFIXES
+from lumina_cli.core.io.jsonl import read_rows
+
+LARGEST = 256 << 20  # bytes of a file of rows that is counted line by line
+
+
+def count_source(source: str) -> int | None:
+    """Return how many rows a SOURCE (see sources.py) has; None where only reading it would tell."""
+    path, (kind, _, rest) = Path(source), source.partition(":")
+    if kind == "nano" and not path.exists():
+        number = rest.partition("?")[0]
+        return int(number) if number.isdecimal() else None
+    if path.is_dir():
+        if any(path.glob("*.tar")):
+            totals = path / "shards.json"
+            found = next(read_rows(totals), {}).get("samples") if totals.is_file() else None
+            return found if isinstance(found, int) else None
+        return _pictures(path)
+    if not path.is_file() or path.suffix == ".tar":
+        return None
+    if path.suffix.lower() in SUFFIXES:
+        return 1
+    if path.stat().st_size > LARGEST:
+        return None
+    with path.open("rb") as file:
+        return sum(bool(line.strip()) for line in file)
+
+
+def _pictures(path: Path) -> int:
+    """How many pictures a folder has; like those who read it (folders.py), hidden files and folders aside."""
+    count = 0
+    for _, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        count += sum(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in files)
+    return count

@@ -1,0 +1,59 @@
+"""Nano scenes as rows: rendered a chunk at a time, here or in worker processes, always in the same order."""
+
+from collections.abc import Iterator
+
+from lumina_cli.core.images.io import encode_depth, encode_masks, png_bytes
+from lumina_cli.core.io.process_pool import in_order
+from lumina_cli.core.nano.captions import all_captions
+from lumina_cli.core.nano.scene import draw_scene
+
+CHUNK = 48  # scenes rendered together; smaller chunks cost more a scene
+# seed, first index, index after the last, size in pixels, held out, with depth and masks
+Job = tuple[int, int, int, int, bool, bool]
+
+
+def nano_rows(
+    count: int, seed: int, size: int, held_out: bool = False, workers: int = 0, truth: bool = False
+) -> Iterator[dict]:
+    """Yield scenes with key, image, captions and scene; with workers "image" is PNG bytes, else a picture.
+
+    With `truth` also "depth" and "masks", always the bytes of PNG files.
+    """
+    jobs = [(seed, i, min(i + CHUNK, count), size, held_out, truth) for i in range(0, count, CHUNK)]
+    if workers > 0 and len(jobs) > 4 * workers:
+        yield from in_workers(jobs, workers)
+    else:
+        for job in jobs:
+            yield from chunk_rows(job)
+
+
+def chunk_rows(job: Job, encode: bool = False) -> list[dict]:
+    """Return the rows of one chunk; with `encode` their pictures are the bytes of PNG files."""
+    from lumina_cli.core.nano.renderer import render
+
+    seed, start, stop, size, held_out, truth = job
+    scenes = [draw_scene(seed, index, held_out) for index in range(start, stop)]
+    rows = []
+    for index, scene, picture in zip(range(start, stop), scenes, render(scenes, size), strict=True):
+        name = f"nano-{seed}-held-out" if held_out else f"nano-{seed}"
+        image = png_bytes(picture.image) if encode else picture.image
+        captions = all_captions(scene, index)
+        row = {"key": f"{name}-{index:06d}", "image": image, "captions": captions, "scene": scene.to_json()}
+        known = {"depth": encode_depth(picture.depth), "masks": encode_masks(picture.masks)} if truth else {}
+        rows.append(row | known)
+    return rows
+
+
+def _render_encoded(job: Job) -> list[dict]:
+    return chunk_rows(job, encode=True)
+
+
+def _start_worker() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def in_workers(jobs: list[Job], workers: int) -> Iterator[dict]:
+    for rows in in_order(_render_encoded, jobs, workers, _start_worker):
+        yield from rows

@@ -1,0 +1,225 @@
+"""SOURCE: where rows with pictures come from, told by one word.
+
+    photos/                  a folder of pictures, with captions beside them (cat.jpg: cat.txt or cat.json)
+    rows.jsonl, -            rows from a file or stdin
+    shards/, 000000.tar      shards; "?overlay=NAME" behind them joins overlays (shards/overlays/reader.py)
+    nano:2000?seed=7         rendered scenes; also size= in pixels, held_out=1 for what is kept from training,
+                             truth=1 for the true depth and masks beside each picture
+    hf:NAME?split=train      a data set of the hub; also config=, image=, text= (its columns) and limit=
+
+Folders, files and shards may be URLs (s3://bucket/photos, gs://..., memory://...). A row's "image" is a path,
+a URL, a picture in memory, the bytes of a picture file, or a TarImage; `open_row_image` opens any. With
+truth=1 a nano row also has "depth" and "masks", PNG files of the picture's size: depth is 16-bit grey,
+thousandths of a world unit along the ray; masks is 8-bit grey, 0 where there is no thing and i + 1 on
+things[i] of "scene". Shards keep them as {key}.depth.png and {key}.masks.png; `decode_depth` and
+`decode_masks` of images/io.py read them.
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import parse_qsl
+
+from PIL import Image
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.images.io import SUFFIXES, open_image
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import as_captions, check_row, error_of, parse_row, read_rows, with_captions
+from lumina_cli.core.registry import did_you_mean
+from lumina_cli.core.shards.inspect import read_image_bytes, read_shards
+from lumina_cli.core.shards.overlays.reader import split_source
+from lumina_cli.core.shards.selection import is_selection, read_selection
+from lumina_cli.core.shards.tar import Refused, TarImage
+from lumina_cli.core.sources.image_folder import picture_row, read_folder
+
+NANO = {"seed": 0, "size": 128, "held_out": 0, "truth": 0}
+LEFT_OUT = ".rejects.jsonl"  # behind the name of a file of rows
+HUB = {"split": "train", "config": "", "image": "image", "text": "text", "limit": 0}
+
+
+def read_source(
+    source: str | Path,
+    workers: int = 0,
+    lenient: bool = False,
+    links: bool = False,
+    need: str | None = "image",
+) -> Iterator[dict]:
+    """Return the rows of a SOURCE, in an order that does not change.
+
+    `workers` processes render nano scenes; with any, "image" is the bytes of a PNG in place of a picture.
+    With `lenient` what is broken of the source becomes rows whose "image" is Refused; `links` is that of
+    `read_folder`; `need` the key that rows of a file must have, None for none.
+    Raises LuminaError for a source that is missing or empty, UsageError for one that means nothing.
+    """
+    word = str(source)
+    kind, _, rest = word.partition(":")
+    if kind in ("nano", "hf") and not filesystem.is_url(word) and not Path(word).exists():
+        return _nano(rest, word, workers) if kind == "nano" else _hub(rest, word)
+    if word == "-":
+        return _images_of(_rows_of(getattr(sys.stdin, "buffer", sys.stdin), lenient, need), ".")
+    word = filesystem.text_of(source)
+    place = split_source(word)[0]
+    if filesystem.is_folder(place):
+        if is_selection(word):
+            return map(with_captions, read_selection(word))
+        if any(name.endswith(".tar") for name in filesystem.names_in(place)):
+            return map(with_captions, read_shards(word, lenient))
+        return read_folder(place, lenient, links)
+    if not filesystem.is_file(place):
+        raise LuminaError(
+            f"{word}: no such source; give a folder, a file of rows, -, shards, nano:N or hf:NAME"
+        )
+    if place.endswith(".tar"):
+        return map(with_captions, read_shards(word, lenient))
+    if place.lower().endswith(SUFFIXES):
+        return iter(
+            [
+                {"key": Path(place).stem, "image": place}
+                if filesystem.is_url(place)
+                else picture_row(Path(place))
+            ]
+        )
+    return _images_of(_rows_of(place, lenient, need), filesystem.folder_of(place))
+
+
+def left_out_of(source: str) -> list[dict]:
+    """Return the rows that `lumina caption --out` left out of a file of rows; [] for any other SOURCE.
+
+    They stand beside it in FILE.rejects.jsonl, each with key, image and reason.
+    """
+    place = filesystem.text_of(source)
+    beside = place + LEFT_OUT
+    if source == "-" or not filesystem.is_file(place) or not filesystem.is_file(beside):
+        return []
+    lines = (
+        filesystem.read_file(beside).decode(errors="replace").split("\n")[:-1]
+    )  # a torn last one is none yet
+    rows = (parse_row(line, f"{beside} line {number}") for number, line in enumerate(lines, 1) if line)
+    return list(rows)
+
+
+def open_row_image(row: dict) -> Image.Image:
+    """Return the picture of a row as 8-bit RGB; LuminaError where there is none or not all of it is there."""
+    check_row(row, "image", "the row")
+    image = row["image"]
+    if isinstance(image, Image.Image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if isinstance(image, bytes):
+        return open_image(image, str(row.get("key") or "picture"), whole=True)
+    if not isinstance(image, str | Path | TarImage | Refused):
+        raise LuminaError(f"the row's 'image' is no path but {type(image).__name__}")
+    return open_image(read_image_bytes(image), str(image), whole=True)
+
+
+def _rows_of(source: str | IO, lenient: bool, need: str | None = "image") -> Iterator[dict]:
+    """Yield the rows of a file, a URL or a stream; with `lenient` a broken line is a row that is Refused."""
+    if not isinstance(source, str):
+        yield from _lenient_rows(source, "") if lenient else read_rows(source, key=need)
+    elif source.endswith(".csv") or not (lenient or filesystem.is_url(source)):
+        yield from read_rows(source, key=need)
+    else:
+        with filesystem.open_file(source) as file:
+            yield from _lenient_rows(file, f"{source} ") if lenient else read_rows(file, key=need)
+
+
+def _lenient_rows(lines: Iterable[bytes | str], place: str) -> Iterator[dict]:
+    for number, line in enumerate(lines, start=1):
+        where = f"{place}line {number}"
+        try:
+            text = (line.decode("utf-8-sig") if isinstance(line, bytes) else line).strip()
+            if text:
+                row = parse_row(text, where, "image", plain=not place)
+                if not error_of(row):
+                    check_row(row, "image", where)
+                yield row
+        except (LuminaError, UnicodeDecodeError) as error:
+            reason = str(error) if isinstance(error, LuminaError) else f"{where} is not UTF-8 text"
+            yield {"key": f"line-{number}", "image": Refused("", "bad_row", reason)}
+
+
+def _images_of(rows: Iterable[dict], folder: str) -> Iterator[dict]:
+    """A relative path of a picture is looked for beside the file of rows first, then from here."""
+    remote = filesystem.is_url(folder)
+    for row in rows:
+        image = row.get("image")
+        if isinstance(image, str) and not os.path.isabs(image) and not filesystem.is_url(image):
+            beside = filesystem.join(folder, image)
+            if remote or os.path.exists(beside):
+                row = row | {"image": beside}
+        yield with_captions(row)
+
+
+def _settings(words: str, known: dict[str, Any], source: str) -> dict[str, Any]:
+    """Return the settings after "?", as the types of their defaults."""
+    found = dict(known)
+    for name, value in parse_qsl(words, keep_blank_values=True):
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; choose from {', '.join(known)}"
+            raise UsageError(f"{source}: no setting {name!r}{hint}")
+        found[name] = _whole(value, f"{source}: {name}") if isinstance(known[name], int) else value
+    return found
+
+
+def _whole(text: str, where: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{where}: {text!r} is not a whole number") from None
+
+
+def _nano(rest: str, source: str, workers: int) -> Iterator[dict]:
+    from lumina_cli.core.sources.nano import nano_rows
+
+    count, _, words = rest.partition("?")
+    settings = _settings(words, NANO, source)
+    number = _whole(count, f"{source}: the number of scenes")
+    if number < 1:
+        raise UsageError(f"{source}: at least 1 scene")
+    held_out, truth = bool(settings["held_out"]), bool(settings["truth"])
+    return nano_rows(number, settings["seed"], settings["size"], held_out, workers, truth)
+
+
+def _hub(rest: str, source: str) -> Iterator[dict]:
+    name, _, words = rest.partition("?")
+    settings = _settings(words, HUB, source)
+    if not name:
+        raise UsageError(f"{source}: hf: needs the name of a data set, as hf:OWNER/NAME")
+    return _hub_rows(name, settings)
+
+
+def _hub_rows(name: str, settings: dict) -> Iterator[dict]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(
+            name, settings["config"] or None, split=settings["split"], streaming=True
+        )
+        columns = rows.column_names or []
+        if settings["image"] not in columns:
+            raise UsageError(
+                f"hf:{name} has no column {settings['image']!r}; image= names one of {', '.join(columns)}"
+            )
+        rows = rows.cast_column(settings["image"], datasets.Image(decode=False))
+        rows = rows.take(settings["limit"]) if settings["limit"] else rows
+        for number, row in enumerate(rows):
+            yield _hub_row(row, f"{name.replace('/', '_')}-{number:08d}", settings)
+    except LuminaError:
+        raise
+    except Exception as error:  # the hub's client raises its transport's errors, and data sets their own
+        raise LuminaError(
+            f"hf:{name} cannot be read ({_reason(error)}); is the name right and the hub in reach?"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 200 else text[:199] + "…"
+
+
+def _hub_row(row: dict, key: str, settings: dict) -> dict:
+    image, text = row.pop(settings["image"]), row.pop(settings["text"], None)
+    row = {"key": key, **row, "image": image.get("bytes") or image.get("path")}
+    return row | as_captions(text)

@@ -1,0 +1,81 @@
+"""Questions of other forms: a caption rewritten from a detailed one, and all captions in one JSON answer."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from lumina_cli.core.unicap.checks.languages import NAMES
+from lumina_cli.core.unicap.prompts import MAX_TOKENS, instruction
+
+Pair = tuple[str, str]  # language and level
+
+_KINDS = {
+    "detailed": "a detailed caption, one flowing paragraph that keeps every detail",
+    "medium": "a caption of two or three sentences: style, main objects, their attributes, arrangement",
+    "short": "a caption of one short sentence",
+    "tags": "tags separated by commas: style, objects, attributes, relations",
+}
+_FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
+
+
+def rewriting(text: str, level: str, lang: str) -> str:
+    """Return what to ask for a caption of a level and language that says what the caption `text` says."""
+    return (
+        f"Here is a caption of a picture:\n\n{text}\n\nWrite from it, in {NAMES[lang]}, {_KINDS[level]}. "
+        "Add nothing that it does not say. Answer with the caption alone."
+    )
+
+
+def together(pairs: Sequence[Pair], domain: str, text: str | None = None) -> str:
+    """Return what to ask for several captions as one JSON object, of the picture or from `text`."""
+    wanted = "\n".join(
+        f"- {json.dumps([lang, level])}: {_KINDS[level]}, in {NAMES[lang]}" for lang, level in pairs
+    )
+    source = f"Here is a caption of a picture:\n\n{text}\n\nWrite from it, adding nothing:" if text else (
+        f"{instruction('detailed', 'en', domain)} Then say the same at other lengths and in other languages:"
+    )  # fmt: skip
+    shape = json.dumps({lang: {level: "..." for one, level in pairs if one == lang} for lang, _ in pairs})
+    return f"{source}\n{wanted}\nAnswer with one JSON object of this shape and nothing else: {shape}"
+
+
+def schema(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """Return the JSON schema of an answer to `together`."""
+    langs = {lang: [level for one, level in pairs if one == lang] for lang, _ in pairs}
+    return _object(
+        {lang: _object({level: {"type": "string"} for level in levels}) for lang, levels in langs.items()}
+    )
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+def room(pairs: Sequence[Pair]) -> int:
+    """Return how many tokens an answer to `together` may take."""
+    return 32 + sum(MAX_TOKENS[level] + 16 for _, level in pairs)
+
+
+def take_apart(text: str, pairs: Sequence[Pair]) -> dict[Pair, str]:
+    """Return the captions that an answer to `together` holds; what is missing or no text is left out."""
+    fenced = _FENCED.search(text)
+    text = fenced[1] if fenced else text[text.find("{") : text.rfind("}") + 1]
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    found = found if isinstance(found, dict) else {}
+    captions = {}
+    for lang, level in pairs:
+        levels = found.get(lang)
+        caption = levels.get(level) if isinstance(levels, dict) else None
+        if isinstance(caption, list) and all(isinstance(one, str) for one in caption):
+            caption = ", ".join(caption)  # tags, which models like to write as a list
+        if isinstance(caption, str):
+            captions[lang, level] = caption
+    return captions

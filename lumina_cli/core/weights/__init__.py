@@ -1,0 +1,1 @@
+"""Weights on disk: safetensors files, lazy reading, LoRA files, fingerprints and run folders."""

@@ -1,0 +1,97 @@
+"""LoRA files: tensors by name, the words in the file's header, and peft's config where it lies beside."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.weights.files import one_line, read_json, read_weights
+
+FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in a folder of diffusers, of peft
+CONFIG = (
+    "lora_adapter_metadata"  # where diffusers keeps peft's config in a header, each key after "transformer."
+)
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """What a LoRA file holds.
+
+    tensors   by the names in the file
+    header    its other words: what a trainer wrote about itself
+    config    peft's settings of the transformer (r, lora_alpha, use_rslora...); empty: none said
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    header: dict[str, str] = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+
+
+def read_adapter(path: str | Path) -> AdapterFile:
+    """Read a LoRA: a .safetensors or .pt (opened with weights_only), or a folder of diffusers or peft.
+
+    LuminaError, one line, where it is missing, broken or no file of tensors.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _only_file(path)
+    tensors = read_weights(path)
+    if path.suffix != ".safetensors":
+        return AdapterFile(path, tensors)
+    header = read_header(path)
+    packed = header.pop(CONFIG, None)
+    beside = path.with_name("adapter_config.json")
+    if packed is not None:
+        return AdapterFile(path, tensors, header, _unpack(packed, path))
+    if path.name == "adapter_model.safetensors" and beside.is_file():
+        return AdapterFile(path, tensors, header, read_json(beside))
+    return AdapterFile(path, tensors, header)
+
+
+def _only_file(folder: Path) -> Path:
+    """The LoRA in a folder: by the names that diffusers and peft give it, or the one .safetensors file."""
+    files = sorted(folder.glob("*.safetensors"))
+    files = [folder / name for name in FILES if folder / name in files][:1] or files
+    if len(files) != 1:
+        raise LuminaError(f"{folder} holds {len(files)} .safetensors files; name the one that is the LoRA")
+    return files[0]
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The words in the header of a .safetensors file, without the note that torch wrote it."""
+    try:
+        with safe_open(path, "pt") as file:
+            words = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LuminaError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
+    words.pop("format", None)
+    return words
+
+
+def write_adapter(adapter: AdapterFile) -> None:
+    """Write a .safetensors file, complete or not at all; LuminaError where the disk refuses."""
+    header = {"format": "pt", **adapter.header}
+    if adapter.config:
+        packed = {f"transformer.{name}": value for name, value in adapter.config.items()}
+        header[CONFIG] = json.dumps(packed, sort_keys=True)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in adapter.tensors.items()}
+    with disk_errors(adapter.path), atomic_write(adapter.path) as aside:
+        save_file(tensors, aside, metadata=header)
+
+
+def _unpack(packed: str, path: Path) -> dict:
+    """The transformer's settings out of diffusers' header, which may hold those of other parts too."""
+    try:
+        words = json.loads(packed)
+    except ValueError as error:
+        raise LuminaError(f"{path}: the {CONFIG} in its header is not JSON") from error
+    if not isinstance(words, dict):
+        raise LuminaError(f"{path}: the {CONFIG} in its header is no JSON object")
+    start = "transformer."
+    return {name.removeprefix(start): value for name, value in words.items() if name.startswith(start)}

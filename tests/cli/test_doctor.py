@@ -1,0 +1,137 @@
+"""`lumina doctor` and what it looks at."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lumina_cli.cli.app import run
+from lumina_cli.core import device, doctor
+from lumina_cli.core.errors import MissingPart, UsageError
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_doctor_tells_every_part(capsys):
+    assert run(["doctor"]) == 0
+    found = {row["part"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert list(found) == ["python", *doctor.NEEDED, *doctor.CHECKS, "lumina-image-2"]
+    assert all(found[part]["ok"] for part in ("python", *doctor.NEEDED, "processor", "disk"))
+    assert all(set(row) == {"part", "ok", "found", "fix"} for row in found.values())
+
+
+def test_a_broken_part_is_told_with_its_reason(monkeypatch):
+    def broken():
+        raise ImportError("libfoo.so:\n cannot open")
+
+    row = doctor._row("flash-attn", broken)
+    assert row == {
+        "part": "flash-attn",
+        "ok": False,
+        "found": "ImportError: libfoo.so: cannot open",
+        "fix": "reinstall or repair flash-attn",
+    }
+
+
+def test_an_extra_that_is_not_installed_is_named():
+    found = doctor._optional("no-such-package", "flash", lambda: None)
+    assert found == (None, "not installed", "pip install 'lumina-cli[flash]'")
+    assert doctor._extra("no-such-package", "s3") == (None, "not installed", "pip install 'lumina-cli[s3]'")
+    assert doctor._extra("pytest", "dev", "json")[0] is True
+    row = doctor._row("x", lambda: doctor._extra("pytest", "dev", "no_such_module"))
+    assert (row["ok"], row["fix"]) == (False, "reinstall or repair x")
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    def refused(**settings):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(doctor.tempfile, "NamedTemporaryFile", refused)
+    assert doctor._row("disk", doctor.CHECKS["disk"])["ok"] is False
+
+
+def test_devices_by_name():
+    assert device.pick_device("cpu") == torch.device("cpu")
+    assert device.pick_device().type in ("cpu", "cuda")
+    with pytest.raises(UsageError, match="unknown device 'gpu'; choose from cpu, cuda"):
+        device.pick_device("gpu")
+    with pytest.raises(MissingPart, match="device 'cuda:99' needs a CUDA device; this machine has"):
+        device.pick_device("cuda:99")
+
+
+@pytest.mark.parametrize(
+    ("features", "dtype"),
+    [
+        ({"avx512f"}, torch.float32),
+        ({"avx512_bf16"}, torch.bfloat16),
+        ({"amx_bf16"}, torch.bfloat16),
+        ({"bf16"}, torch.bfloat16),
+    ],
+)
+def test_bf16_where_the_processor_has_it(features, dtype, monkeypatch):
+    monkeypatch.setattr(device, "cpu_features", lambda: frozenset(features))
+    assert device.compute_dtype("cpu") == dtype
+
+
+def test_the_machine_is_described():
+    found = device.describe_machine()
+    assert found["cores"] >= 1
+    assert found["torch"] == torch.__version__
+    json.dumps(found)
+
+
+def hub_cache(folder, *files):
+    """A hub cache as huggingface_hub lays it out, with these files of Lumina-Image 2.0 in it."""
+    repo = folder / "models--Alpha-VLLM--Lumina-Image-2.0"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    for name in files:
+        path = repo / "snapshots" / "abc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+
+WEIGHTS = [
+    f"{part}/{name}"
+    for part in ("transformer", "vae", "text_encoder")
+    for name in ("config.json", "m.safetensors")
+]
+
+
+@pytest.mark.parametrize(
+    ("files", "ok", "found"),
+    [
+        ([], None, "not in the hub cache"),
+        (["model_index.json"], None, "not whole in the hub cache"),
+        (["model_index.json", "tokenizer/tokenizer.json", *WEIGHTS], True, "snapshots/abc"),
+    ],
+)
+def test_a_hub_model_is_ok_only_when_it_is_whole(files, ok, found, tmp_path):
+    hub_cache(tmp_path, *files)
+    code = "import json; from lumina_cli.core import doctor; from lumina_cli.core.sampling.models import cached\n"
+    code += "print(json.dumps(doctor._row('lumina-image-2', lambda: doctor._hub_model(cached))))"
+    env = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    row = json.loads(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).stdout)
+    assert (row["ok"], row["found"].endswith(found)) == (ok, True)
+    assert ok or "about 20 GB" in row["fix"]
+
+
+def test_doctor_and_training_look_for_the_same_compiler(monkeypatch, tmp_path):
+    (tmp_path / "c++").touch(mode=0o755)  # which torch does not call
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert device.find_compiler() is None
+    assert doctor._compiler()[0] is None
+    monkeypatch.setenv("CXX", "c++")
+    assert doctor._compiler()[1] == device.find_compiler() == str(tmp_path / "c++")
+
+
+def test_a_model_that_is_not_whole_is_told_by_what_it_lacks(monkeypatch, tmp_path):
+    monkeypatch.setattr("lumina_cli.core.models.locate.ASSETS", tmp_path)
+    (tmp_path / "nano" / "vae").mkdir(parents=True)
+    row = doctor._row("nano", doctor._nano)
+    assert row["ok"] is False
+    assert "transformer/" in row["found"]
+    assert row["fix"] == "reinstall lumina-cli"

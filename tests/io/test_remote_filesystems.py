@@ -1,0 +1,168 @@
+"""Shards and pictures that are elsewhere: in memory and on a real S3 server, read and written like files."""
+
+import io
+import json
+import os
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import dump_row
+from lumina_cli.core.shards.inspect import ShardReader, read_shards, verify_shards, write_shards
+from lumina_cli.core.shards.manifest import read_manifest
+from lumina_cli.core.sources.source import open_row_image, read_source
+
+COUNT = 7
+
+
+def noise(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (16, 24, 3), np.uint8))
+
+
+def put_photos(url: str) -> None:
+    """Write pictures with captions beside them in two folders, and one that is none."""
+    system, path = fsspec.core.url_to_fs(url)
+    system.makedirs(f"{path}/sub", exist_ok=True)
+    for i in range(COUNT):
+        buffer = io.BytesIO()
+        noise(i).save(buffer, "PNG")
+        folder = path if i < 4 else f"{path}/sub"
+        system.pipe_file(f"{folder}/{i}.png", buffer.getvalue())
+        system.pipe_file(f"{folder}/{i}.txt", f"noise {i}".encode())
+    system.pipe_file(f"{path}/broken.jpg", b"\xff\xd8")
+
+
+def check_everything(source: str, dest: str, local: str) -> None:
+    """Shard `source` to `dest`, resume it, read it by every reader; the files are those of a local run."""
+    words = {"per_shard": 3, "max_bad_rate": 1.0}
+
+    def stopped():
+        yield from list(read_source(source, lenient=True))[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(write_shards(stopped(), dest, **words))
+    assert set(filesystem.listing(dest)) == {"000000.tar", "000000.index.jsonl"}
+    written = list(write_shards(read_source(source, lenient=True), dest, **words))
+    assert [row.get("kept", False) for row in written] == [True, False, False]
+    list(write_shards(read_source(source, lenient=True), local, **words))
+    names = filesystem.listing(local)
+    assert len(names) == 9  # three tars, their indexes, manifest, totals, rejects
+    assert filesystem.listing(dest) == names
+    assert all(
+        filesystem.read_file(filesystem.join(dest, n)) == filesystem.read_file(filesystem.join(local, n))
+        for n in names
+    )
+    assert all(row["ok"] for row in verify_shards(dest))
+    rows = list(read_shards(dest))
+    assert [row["key"] for row in rows] == ["0", "1", "2", "3", *(f"sub_{i}" for i in range(4, 7))]
+    assert rows[5]["captions"] == {"en": {"short": "noise 5"}}
+    assert ShardReader(dest)[5]["image"].open().tobytes() == noise(5).tobytes()
+    assert open_row_image(json.loads(dump_row(rows[2]))).tobytes() == noise(2).tobytes()  # by its text
+    assert sum(batch.num_rows for batch in read_manifest(dest)) == COUNT
+    again = list(write_shards(read_source(dest), f"{dest}-again", per_shard=4))
+    assert [row["samples"] for row in again] == [4, 3]
+
+
+def test_memory(tmp_path):
+    put_photos("memory://m/photos")
+    check_everything("memory://m/photos", "memory://m/shards", str(tmp_path / "local"))
+
+
+def test_rows_of_a_file_elsewhere_name_pictures_beside_it():
+    put_photos("memory://rows/photos")
+    lines = '{"image": "photos/1.png"}\n{"image": "memory://rows/photos/sub/5.png", "text": "five"}\n'
+    fsspec.filesystem("memory").pipe_file("/rows/all.jsonl", lines.encode())
+    rows = list(read_source("memory://rows/all.jsonl"))
+    assert [open_row_image(row).tobytes() for row in rows] == [noise(1).tobytes(), noise(5).tobytes()]
+    assert rows[1]["captions"] == {"en": {"short": "five"}}
+
+
+def test_memory_has_no_room_for_workers():
+    with pytest.raises(UsageError, match="memory://x is in the memory of this process"):
+        list(write_shards([], "memory://x", workers=2))
+
+
+def test_a_file_url_is_a_path(tmp_path):
+    put_photos(str(tmp_path / "photos"))
+    words = ["shard", f"file://{tmp_path}/photos", f"file://{tmp_path}/s", "--max-bad-rate", "1"]
+    assert run(words) == 0
+    assert len(ShardReader(tmp_path / "s")) == COUNT
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """A bucket on a real S3 server of this machine; its address comes from the environment, as anybody's."""
+    server_module = pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
+    with pytest.MonkeyPatch.context() as patch:
+        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        address = "http://{}:{}".format(*server.get_host_and_port())
+        for name, value in {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
+            patch.setenv(f"AWS_{name}", value)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3").mkdir("pictures")
+        yield "s3://pictures"
+        server.stop()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_s3(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    os.mkdir(tmp_path / "scratch")
+    put_photos(f"{bucket}/photos")
+    check_everything(f"{bucket}/photos", f"{bucket}/shards", str(tmp_path / "local"))
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_s3_by_the_command_line(bucket, capsys):
+    put_photos(f"{bucket}/more")
+    words = ["shard", f"{bucket}/more", f"{bucket}/made", "--per-shard", "3", "--workers", "2"]
+    assert run(words) == 3
+    assert "1 of 8 pictures cannot be used" in capsys.readouterr().err
+    assert run(["shard", "verify", f"{bucket}/made"]) == 0
+    assert [json.loads(line)["ok"] for line in capsys.readouterr().out.splitlines()] == [True] * 3
+    assert run(["shard", "cat", f"{bucket}/made"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["image"] == f"{bucket}/made/000000.tar#0.png"
+    assert run(["shard", f"{bucket}/nothing", f"{bucket}/x"]) == 1
+    assert "no such source" in capsys.readouterr().err
+
+
+def test_a_client_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
+    with pytest.raises(MissingPart, match=r"gs://bucket/x .*: `pip install 'lumina-cli\[gs\]'`"):
+        read_source("gs://bucket/x")
+
+
+@pytest.mark.parametrize(
+    ("word", "kind", "message"),
+    [
+        ("zip://a::memory://b.zip", UsageError, "one file system at a time"),
+        ("nosuch://a", UsageError, "no such kind of place"),
+        ("memory://not/there", LuminaError, "no such source"),
+    ],
+)
+def test_other_words_are_refused(word, kind, message):
+    with pytest.raises(kind, match=message):
+        read_source(word)
+
+
+@pytest.mark.parametrize(
+    ("place", "parts"),
+    [
+        ("s3://b/x/", ("s3://b/x", "s3://b", "x")),
+        ("file:///tmp/x", ("/tmp/x", "/tmp", "x")),
+        ("a/b", ("a/b", "a", "b")),
+        ("b", ("b", ".", "b")),
+        ("/", ("/", "/", "")),
+    ],
+)
+def test_places_are_taken_apart(place, parts):
+    assert (filesystem.text_of(place), filesystem.folder_of(place), filesystem.name_of(place)) == parts

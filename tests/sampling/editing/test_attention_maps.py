@@ -1,0 +1,218 @@
+"""Attention maps: which tokens a word is, what its share is, and that nano looks where the thing stands."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lumina_cli.core.encoders.prompts import full_prompt
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.flow import Plan
+from lumina_cli.core.images.io import open_image, read_metadata
+from lumina_cli.core.nextdit.rope import rotate
+from lumina_cli.core.nextdit.sequence import lay_out
+from lumina_cli.core.sampling import draw_rows, load_pipeline
+from lumina_cli.core.sampling.editing.attention_maps import (
+    AttentivePipeline,
+    Watching,
+    overlay,
+    with_overlays,
+    word_shares,
+    word_tokens,
+)
+from lumina_cli.core.sampling.editing.img2img import Edit, EditingPipeline
+from lumina_cli.core.sampling.request import Job, Setup
+
+FAST = {"solver": "euler", "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folder):
+    return load_pipeline(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    return load_pipeline("nano")
+
+
+def spelled(tokens, text, places) -> str:
+    ids = tokens.tokenizer([text])["input_ids"][0]
+    return tokens.tokenizer.decode([ids[place] for place in places])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "word", "expected"),
+    [
+        ("a red car left of a blue ball", "car", "car"),
+        ("a Red car, a red ball", "red", "Red red"),
+        ("a carpet and a car", "car", "car"),
+        ("a blue ball left of a ball", "blue ball", "blue ball"),
+        ("一辆红色的汽车在球的左边", "汽车", "汽车"),
+        ("ein Würfel", "würfel", "Würfel"),
+    ],
+)
+def test_a_word_is_its_tokens(nano, prompt, word, expected):
+    text = full_prompt(prompt)
+    places = word_tokens(nano.text.tokens, text, word, len(text) - len(prompt))
+    assert spelled(nano.text.tokens, text, places).split() == expected.split()
+
+
+def test_a_word_of_the_system_prompt_does_not_count(nano):
+    prompt = "a red car"
+    text = full_prompt(prompt)
+    with pytest.raises(UsageError, match="'images' is not in the prompt 'a red car'"):
+        word_tokens(nano.text.tokens, text, "images", len(text) - len(prompt))
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("bicycle", "'bicycle' is not in the prompt"),
+        ("ca", "'ca' is not in the prompt"),
+        (" ", "the word whose attention is asked for is empty"),
+        ("end", "'end' is not read: it stands behind the 256 tokens that are"),
+    ],
+)
+def test_a_word_that_cannot_be_looked_at_is_one_line(word, message, nano):
+    with pytest.raises(UsageError, match=message):
+        word_tokens(nano.text.tokens, "red cars " * 300 + "end", word)
+
+
+def test_shares_of_all_tokens_add_up_to_one():
+    queries, keys = torch.randn(4, 5, 8), torch.randn(2, 9, 8)
+    shares = word_shares(queries, keys, [range(9), [3], [4, 5]])
+    torch.testing.assert_close(shares[0], torch.ones(5))
+    weights = (queries @ keys.repeat_interleave(2, 0).mT / 8**0.5).softmax(-1).mean(0)
+    torch.testing.assert_close(shares[1], weights[:, 3])
+    torch.testing.assert_close(shares[2], weights[:, 4:6].sum(-1))
+
+
+def reference(network, latents, t, features, lengths, places, layers):
+    """Shares of `places` from the plain forward pass, with the attention written out."""
+    found = []
+
+    def read(attention, inputs):
+        x, mask, cos, sin = inputs
+        q, k, _ = (
+            part.unflatten(-1, (-1, attention.head_dim))
+            for part in attention.qkv(x).split(attention.widths, -1)
+        )
+        q, k = rotate(attention.q_norm(q), cos, sin), rotate(attention.k_norm(k), cos, sin)
+        k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
+        weights = torch.einsum("blhd,bmhd->bhlm", q, k) / q.shape[-1] ** 0.5
+        if mask is not None:
+            weights = weights.masked_fill(~mask[:, None, None], -torch.inf)
+        found.append(weights.softmax(-1).mean(1)[:, max(lengths) :])
+
+    hooks = [layer.attention.register_forward_pre_hook(read) for layer in layers]
+    sizes = [tuple(latents.shape[2:])] * len(latents)
+    with torch.no_grad():
+        text = network.encode_text(
+            features, torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+        )
+        network.velocity_tokens(latents, sizes, t, text)
+    for hook in hooks:
+        hook.remove()
+    return [torch.stack(found).mean(0)[row][:, own].sum(-1) for row, own in enumerate(places)], text
+
+
+def test_the_watched_shares_are_those_of_the_plain_network(pipe):
+    torch.manual_seed(0)
+    network, lengths = pipe.transformer, (7, 4)
+    latents, features, t = torch.randn(2, 16, 8, 6), torch.randn(2, 7, 32), torch.tensor([0.3, 0.3])
+    watching = Watching(network, [[[2, 3]], [[1]]])
+    expected, text = reference(network, latents, t, features, lengths, [[2, 3], [1]], watching.layers)
+    with torch.no_grad():
+        velocity = watching(latents, t, text)
+        torch.testing.assert_close(velocity, network(latents, t, text))
+    for row in range(2):
+        torch.testing.assert_close(watching.mean(row)[0], expected[row], atol=1e-5, rtol=1e-4)
+    assert lay_out(network.config, lengths, ((4, 3),) * 2, latents.device).joint_mask is not None
+
+
+def test_watching_changes_no_picture_and_leaves_no_hook(pipe, tmp_path):
+    jobs, setup = [Job("two cups", 1), Job("two blue cups and a ball", 2)], Setup(pipe.plan_for(FAST))
+    attentive = AttentivePipeline(pipe, ["cups"])
+    watched, plain = attentive.draw_setup(jobs, setup), pipe.draw_setup(jobs, setup)
+    assert [one.tobytes() for one in watched] == [one.tobytes() for one in plain]
+    assert not any(layer.attention.qkv._forward_hooks for layer in pipe.transformer.layers)
+    assert {job for job, _ in attentive.maps} == set(jobs)
+    for (maps,) in attentive.maps.values():
+        assert maps["cups"].shape == (4, 4)
+        assert 0 < maps["cups"].mean() < 1
+
+
+def test_overlays_stand_beside_their_pictures(pipe, tmp_path):
+    attentive = AttentivePipeline(pipe, ["cups", "two"])
+    rows = [{"prompt": "two cups"}, {"prompt": "two blue cups", "size": "64x48", "seed": 4}]
+    drawn = draw_rows(rows, attentive, tmp_path, plan=FAST, force=True, seed=3)
+    done = list(with_overlays(drawn, attentive))
+    assert [row["attention"]["cups"].rpartition("/")[2] for row in done] == [
+        "00000-two-cups-s3-attention-cups.png", "00001-two-blue-cups-s4-attention-cups.png",
+    ]  # fmt: skip
+    for row in done:
+        for word, path in row["attention"].items():
+            assert "{}x{}".format(*open_image(path).size) == row["size"]
+            assert read_metadata(path)["attention"] == word
+    assert attentive.maps == {}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_rows_that_are_the_same_have_their_maps_each(pipe, tmp_path, batch):
+    attentive = AttentivePipeline(pipe, ["cups"])
+    rows = [{"prompt": "two cups", "n": number} for number in range(3)]
+    done = list(with_overlays(draw_rows(rows, attentive, tmp_path, plan=FAST, batch=batch), attentive))
+    assert [row["n"] for row in done] == [0, 1, 2]
+    assert len({row["attention"]["cups"] for row in done}) == 3
+    assert attentive.maps == {}
+
+
+def test_a_picture_to_start_from_says_the_size(pipe, tmp_path):
+    editing = EditingPipeline(pipe, Edit(Image.new("RGB", (96, 48), "red"), 0.6))
+    attentive = AttentivePipeline(editing, ["cups"])
+    drawn = draw_rows([{"prompt": "two cups"}], attentive, tmp_path, plan=FAST)
+    (row,) = with_overlays(drawn, attentive)
+    assert row["size"] == "96x48"
+    assert open_image(row["attention"]["cups"]).size == (96, 48)
+
+
+def test_without_a_call_there_is_nothing_to_watch(pipe):
+    attentive = AttentivePipeline(EditingPipeline(pipe, Edit(Image.new("RGB", (64, 64)), 0.0)), ["cups"])
+    with pytest.raises(UsageError, match="at strength 0 the network is not called, and so looks at no word"):
+        attentive.draw_setup([Job("two cups")], Setup(pipe.plan_for(FAST)))
+
+
+def test_a_cache_and_a_missing_word_are_refused(pipe):
+    attentive = AttentivePipeline(pipe, ["horse"])
+    with pytest.raises(UsageError, match="'horse' is not in the prompt 'two cups'"):
+        attentive.draw_setup([Job("two cups")], Setup(pipe.plan_for(FAST)))
+    with pytest.raises(
+        UsageError, match="attention is read in every call of the network; draw without a cache"
+    ):
+        attentive.draw_setup([Job("two cups")], Setup(Plan(cache="first:0.1")))
+
+
+def test_an_overlay_is_hot_where_the_share_is_high():
+    share = torch.zeros(4, 4)
+    share[1, 2] = 1
+    heat = np.asarray(overlay(Image.new("RGB", (64, 64), "green"), share), int)
+    warm = heat[..., 0] - heat[..., 2]
+    assert np.unravel_index(warm.argmax(), warm.shape)[0] in range(16, 32)
+    assert np.unravel_index(warm.argmax(), warm.shape)[1] in range(32, 48)
+    assert np.asarray(overlay(Image.new("RGB", (64, 64)), torch.ones(4, 4))).shape == (64, 64, 3)
+
+
+def test_nano_looks_at_the_thing_that_a_word_names(nano):
+    attentive = AttentivePipeline(nano, ["car", "ball"])
+    jobs = [Job("a red car left of a blue ball", seed) for seed in (2, 3)]
+    pictures = attentive.draw_setup(jobs, Setup(nano.plan_for({"solver": "euler", "steps": 6})))
+    for job, picture in zip(jobs, pictures, strict=True):
+        pixels = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), float)
+        strength = {"car": pixels[..., 0] - pixels[..., 2], "ball": pixels[..., 2] - pixels[..., 0]}
+        places = {}
+        for word, share in attentive.maps[job, (128, 128)][0].items():
+            row, column = divmod(int(share.argmax()), 8)
+            places[word] = column
+            assert strength[word][row, column] > strength[word].mean(), (word, job)
+        assert places["car"] < 4 <= places["ball"], job

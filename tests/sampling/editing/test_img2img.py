@@ -1,0 +1,256 @@
+"""Pictures from pictures: where an edit starts, what a mask keeps, and what is wrong in one line."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.flow import Plan
+from lumina_cli.core.flow.plan import GUIDES
+from lumina_cli.core.images.io import read_metadata
+from lumina_cli.core.registry import SOLVERS
+from lumina_cli.core.sampling import draw_rows, load_pipeline
+from lumina_cli.core.sampling.editing.img2img import (
+    Edit,
+    EditedPlan,
+    EditingPipeline,
+    pixel_hash,
+    put_back,
+    read_edit,
+    size_of_picture,
+    to_pixels,
+)
+from lumina_cli.core.sampling.pipeline import to_pictures
+from lumina_cli.core.sampling.request import Job
+
+SHAPE = (2, 16, 8, 8)
+JOBS = [Job("two cups", 3), Job("a ball", 4)]
+
+
+def noise_picture(size=(64, 64), seed=0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def box_mask(size=(64, 64), box=(16, 16, 48, 48)) -> Image.Image:
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    return mask
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_folder):
+    return load_pipeline(tiny_folder)
+
+
+def velocity(x, t):
+    return torch.sin(3 * x) - t * x
+
+
+def paired(x, t):
+    captioned, free = x.chunk(2)
+    return torch.cat([velocity(captioned, t), torch.cos(free)])
+
+
+def states(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(SHAPE, generator=generator), torch.randn(1, *SHAPE[1:], generator=generator)
+
+
+def last(plan, noise):
+    *_, x = plan.solve(velocity, paired, noise)
+    return x
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_from_pure_noise_it_is_the_plan_itself(solver, guide):
+    plan = Plan(solver, 5, guide=guide, guide_until=0.7, guide_unit="steps")
+    noise, init = states()
+    edited = EditedPlan(**plan.to_json(), start=0.0, init=init)
+    assert edited.times() == plan.times()
+    assert edited.calls() == plan.calls()
+    assert torch.equal(last(edited, noise), last(plan, noise))
+    everywhere = EditedPlan(**plan.to_json(), init=init, anew=torch.ones(1, 1, 8, 8, dtype=torch.bool))
+    assert torch.equal(last(everywhere, noise), last(plan, noise))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_an_edit_takes_the_times_behind_its_start(solver):
+    plan = Plan(solver, 6, shift=3.0, guide_until=1.0)
+    noise, init = states()
+    edited = EditedPlan(**plan.to_json(), start=0.4, init=init)
+    assert edited.times() == [0.4, *(t for t in plan.times() if t > 0.4)]
+    assert len(edited.calls()) == plan.calls_per_step * (len(edited.times()) - 1)
+    seen = []
+
+    def watched(x, t):
+        seen.append((t, x[: len(noise)]))
+        return paired(x, t)
+
+    list(edited.solve(velocity, watched, noise))
+    assert seen[0][0] == 0.4
+    torch.testing.assert_close(seen[0][1], 0.4 * init + 0.6 * noise)
+
+
+def test_a_time_of_the_grid_is_not_taken_twice():
+    plan = Plan("euler", 4, shift=1.0)
+    assert EditedPlan(**plan.to_json(), start=1 - 0.5).times() == [0.5, 0.75, 1.0]
+    assert EditedPlan(**plan.to_json(), start=1 - (0.5 - 1e-9)).times() == [pytest.approx(0.5), 0.75, 1.0]
+
+
+def test_guidance_by_steps_counts_from_the_noise():
+    plan = Plan("euler", 10, shift=1.0, guide_unit="steps", guide_until=0.5)
+    edited = EditedPlan(**plan.to_json(), start=0.3, init=states()[1])
+    assert [call.rows for call in edited.calls()] == [2, 2, 1, 1, 1, 1, 1]
+    assert edited.to_json() == plan.to_json()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("start", [0.0, 0.35])
+def test_outside_a_mask_the_state_is_the_noised_picture(solver, start):
+    plan = Plan(solver, 8, guidance=5.0, guide_until=0.6)
+    noise, init = states()
+    anew = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    anew[..., 2:5, 3:7] = True
+    edited = EditedPlan(**plan.to_json(), start=start, init=init, anew=anew)
+    first, *times = edited.times()
+    outside = ~anew.expand(SHAPE)
+    near = 1e-5 if start or not first else 2e-3  # to dpm and unipc the noise is already their first time
+    for t, x in zip(times, edited.solve(velocity, paired, noise), strict=True):
+        torch.testing.assert_close(x[outside], (t * init + (1 - t) * noise)[outside], atol=near, rtol=0)
+    assert t == 1.0
+    assert (x - init)[~outside].abs().mean() > 0.1
+
+
+def test_strength_1_draws_what_no_picture_would(pipe):
+    edit = EditingPipeline(pipe, Edit(noise_picture(), 1.0))
+    assert [one.tobytes() for one in edit.draw(JOBS)] == [one.tobytes() for one in pipe.draw(JOBS)]
+
+
+def test_strength_0_is_the_picture_through_the_autoencoder(pipe):
+    picture = noise_picture()
+    expected = to_pictures(pipe.vae.decode(pipe.vae.encode(to_pixels(picture))))[0]
+    for one in EditingPipeline(pipe, Edit(picture, 0.0)).draw(JOBS):
+        assert np.abs(np.asarray(one, int) - np.asarray(expected, int)).max() <= 1
+
+
+def test_the_less_strength_the_nearer_to_the_picture(pipe):
+    picture = noise_picture()
+    through = EditingPipeline(pipe, Edit(picture, 0.0)).draw(JOBS)[0]
+    gaps = []
+    for strength in (0.1, 0.4, 0.7, 1.0):
+        drawn = EditingPipeline(pipe, Edit(picture, strength)).draw(JOBS)[0]
+        gaps.append(np.abs(np.asarray(drawn, float) - np.asarray(through, float)).mean())
+    assert gaps == sorted(gaps)
+    assert gaps[0] > 0
+
+
+def test_a_batch_of_edits_is_its_pictures_one_by_one(pipe):
+    edit = EditingPipeline(pipe, Edit(noise_picture(), 0.7, box_mask()))
+    together, alone = edit.draw(JOBS), [edit.draw([job])[0] for job in JOBS]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+
+def test_outside_a_mask_every_byte_is_the_pictures(pipe):
+    picture, mask = noise_picture(), box_mask(box=(10, 3, 41, 60))
+    drawn = EditingPipeline(pipe, Edit(picture, 1.0, mask)).draw(JOBS)
+    outside = np.asarray(mask) == 0
+    for one in drawn:
+        assert (np.asarray(one)[outside] == np.asarray(picture)[outside]).all()
+        assert (np.asarray(one)[~outside] != np.asarray(picture)[~outside]).mean() > 0.9
+
+
+@pytest.mark.parametrize("width", [1, 2, 5, 30])
+def test_the_seam_is_soft_and_the_middle_is_new(width):
+    old, new = Image.new("RGB", (64, 64), "black"), Image.new("RGB", (64, 64), "white")
+    mask = box_mask(box=(10, 10, 10 + width, 50))
+    row = np.asarray(put_back(new, old, mask, 8))[30, :, 0].astype(int)
+    assert row[:10].max() == row[10 + width :].max() == 0
+    assert row.max() == 255
+    assert np.abs(np.diff(row)).max() <= (30 if width == 30 else 255)
+
+
+def test_steps_are_counted_as_those_of_the_plan(pipe):
+    seen = []
+    edit = EditingPipeline(pipe, Edit(noise_picture(), 0.5))
+    plan = Plan("euler", 6, shift=1.0)
+    edit.draw(JOBS, plan, on_step=lambda done, latents: seen.append(done))
+    assert seen == [4, 5, 6]
+
+
+def test_rows_of_edits_tell_what_they_were_drawn_over(pipe, tmp_path):
+    noise_picture().save(tmp_path / "p.png")
+    drawn = []
+    for strength in (0.5, 0.5, 0.8):
+        edit = EditingPipeline(pipe, read_edit(tmp_path / "p.png", strength=strength))
+        drawn += draw_rows([{"prompt": "two cups"}], edit, tmp_path / "out", plan={"steps": 2})
+    assert [row.get("resumed", False) for row in drawn] == [False, True, False]
+    assert read_metadata(drawn[1]["image"])["edit"]["strength"] == 0.5
+    assert drawn[0]["image"] == drawn[1]["image"] != drawn[2]["image"]
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    noise_picture((64, 48)).save(tmp_path / "p.jpg", exif=exif)
+    box_mask((48, 64)).save(tmp_path / "m.png")
+    edit = read_edit(tmp_path / "p.jpg", tmp_path / "m.png")
+    assert edit.picture.size == edit.mask.size == (48, 64)
+    assert (edit.strength, read_edit(tmp_path / "p.jpg").strength) == (1.0, 0.6)
+
+
+def test_a_mask_of_another_size_is_one_line(tmp_path):
+    noise_picture().save(tmp_path / "p.png")
+    box_mask((32, 64)).save(tmp_path / "m.png")
+    with pytest.raises(
+        UsageError, match=r"the mask .*m.png is 32x64, but .*p.png is 64x64: make them one size"
+    ):
+        read_edit(tmp_path / "p.png", tmp_path / "m.png")
+
+
+def test_a_black_mask_is_one_line(tmp_path):
+    noise_picture().save(tmp_path / "p.png")
+    Image.new("L", (64, 64)).save(tmp_path / "m.png")
+    with pytest.raises(LuminaError, match=r"the mask .*m.png is black all over; white is what is drawn anew"):
+        read_edit(tmp_path / "p.png", tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), "much", True])
+def test_a_strength_that_cannot_be(strength, tmp_path):
+    with pytest.raises(UsageError, match=r"strength is .*, but must be from 0, the picture, to 1"):
+        read_edit(tmp_path / "p.png", strength=strength)
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ((128, 128), (128, 128)),
+        ((192, 96), (192, 96)),  # whole tokens, a little larger than usual
+        ((129, 128), (128, 128)),
+        ((640, 640), (128, 128)),
+        ((1600, 900), (192, 80)),
+        ((16, 16), (128, 128)),
+    ],
+)
+def test_pictures_are_drawn_at_a_size_of_the_model(own, expected):
+    assert size_of_picture(own, (128, 128), 16) == expected
+
+
+def test_scaling_and_cutting_are_told_once(pipe):
+    told = []
+    edit = EditingPipeline(pipe, Edit(noise_picture((200, 160)), 0.3, name="p.png"), told.append)
+    assert edit.default_size == (64, 64)
+    assert edit.draw(JOBS)[0].size == edit.draw(JOBS)[0].size == (64, 64)
+    assert told == ["p.png: 200x160 drawn at 64x64, 16 pixels of its width cut off"]
+
+
+def test_the_settings_name_what_was_edited(tmp_path):
+    noise_picture().save(tmp_path / "p.png")
+    box_mask().save(tmp_path / "m.png")
+    settings = read_edit(tmp_path / "p.png", tmp_path / "m.png", 0.5).settings()
+    assert settings["strength"] == 0.5
+    assert settings["pixels"] == pixel_hash(noise_picture())
+    assert settings["mask_pixels"] != pixel_hash(box_mask(box=(0, 0, 5, 5)))

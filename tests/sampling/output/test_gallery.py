@@ -1,0 +1,127 @@
+"""The gallery: what it tells of each picture, whoever wrote it, and that nobody's text becomes part of the page."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.flow import Plan
+from lumina_cli.core.images.io import save_picture
+from lumina_cli.core.sampling.output.gallery import write_gallery
+from lumina_cli.core.sampling.output.metadata import Origin, to_metadata
+
+GREEN = Image.new("RGB", (32, 32), "green")
+HOSTILE = """</p><script>alert(1)</script><img src=x onerror="alert(1)"> ' " {{ 7*7 }} {% raw %} 红色"""
+
+
+class Page(HTMLParser):
+    """The tags, links, attributes and text of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.texts, self.attributes = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    def values(self, tag, name):
+        return [value for own, key, value in self.attributes if (own, key) == (tag, name)]
+
+
+def origin(prompt="two cups", **changes) -> dict:
+    return to_metadata(Origin(prompt, 7, 0, "nano", (32, 32), "real", Plan("dpm", 9))) | changes
+
+
+def page(folder) -> Page:
+    return Page(write_gallery(folder).read_text(encoding="utf-8"))
+
+
+def test_pictures_are_linked_in_their_order_and_tell_their_plan(tmp_path):
+    for number in (10, 9, 1):
+        save_picture(GREEN, tmp_path / f"p {number}.png", origin(f"cup {number}"))
+    found = page(tmp_path)
+    assert found.values("img", "src")[:3] == ["./p%201.png", "./p%209.png", "./p%2010.png"]
+    assert found.values("img", "alt")[:3] == ["cup 1", "cup 9", "cup 10"]
+    assert found.texts.count("dpm") == found.texts.count("nano") == 3
+    assert "nano, 32x32, seed 7, dpm 9" in found.texts
+    assert f"lumina sample --from '{tmp_path}/p 1.png'" in found.texts
+    assert "solver dpm" in found.values("figure", "data-words")[0]
+
+
+def test_hostile_text_stays_text(tmp_path):
+    save_picture(
+        GREEN, tmp_path / "a'\"<b>&.png", origin(HOSTILE, model=HOSTILE, negative=HOSTILE, system=HOSTILE)
+    )
+    found = page(tmp_path)
+    assert found.tags.count("script") == 1
+    assert found.tags.count("img") == 2  # the picture, and the large one
+    assert not [key for _, key, _ in found.attributes if key.startswith("on")]
+    assert found.texts.count(HOSTILE) == 5
+    assert found.values("img", "src")[0] == "./a%27%22%3Cb%3E%26.png"
+    assert "lumina sample --from" in "".join(found.texts)
+
+
+def test_only_the_pages_own_script_may_run(tmp_path):
+    save_picture(GREEN, tmp_path / "a.png", origin())
+    text = write_gallery(tmp_path).read_text(encoding="utf-8")
+    policy = re.search(r'Security-Policy" content="([^"]*)"', text)[1]
+    assert "default-src 'none'" in policy
+    assert "script-src 'sha256-" in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+    assert not re.search(r"https?://", text)
+
+
+def test_pictures_of_others_and_without_words_are_shown(tmp_path):
+    save_picture(GREEN, tmp_path / "plain.jpg")
+    save_picture(GREEN, tmp_path / "sheet.png", {"grid": {"guidance": [1, None]}, "of": "two cups"})
+    save_picture(
+        GREEN, tmp_path / "edit.avif", origin(edit={"init": "photo.jpg", "strength": 0.5, "pixels": "f"})
+    )
+    save_picture(
+        GREEN, tmp_path / "strange.webp", {"prompt": 3, "plan": [], "size": {}, "grid": "no", "edit": 1}
+    )
+    found = page(tmp_path)
+    assert found.values("img", "src")[:4] == ["./sheet.png", "./strange.webp", "./edit.avif", "./plain.jpg"]
+    assert {"1, off", "photo.jpg", "0.5", "plain.jpg"} <= set(found.texts)
+
+
+def test_broken_files_are_told_and_left_out(tmp_path):
+    save_picture(GREEN, tmp_path / "a.png", origin())
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "c.txt").write_text("no picture")
+    told = []
+    text = write_gallery(tmp_path, note=told.append).read_text()
+    assert [line.split(":")[0] for line in told] == ["not in the gallery"]
+    assert "1 picture<" in text
+    assert "b.png" not in text
+
+
+def test_a_gallery_is_the_same_every_time(tmp_path):
+    save_picture(GREEN, tmp_path / "a.png", origin())
+    first = write_gallery(tmp_path).read_bytes()
+    assert write_gallery(tmp_path).read_bytes() == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "gallery.html"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gone", "is no folder of pictures"), (".", "has no pictures for a")]
+)
+def test_nothing_to_show_is_one_line(name, message, tmp_path):
+    with pytest.raises(LuminaError, match=message):
+        write_gallery(tmp_path / name)
+
+
+@pytest.mark.skipif(not shutil.which("node"), reason="node is not on this machine")
+def test_the_script_is_javascript(tmp_path):
+    from lumina_cli.core.registry import ASSETS
+
+    assert subprocess.run(["node", "--check", ASSETS / "gallery.js"], capture_output=True).returncode == 0

@@ -1,0 +1,114 @@
+"""Which process draws which rows, which pictures go together, and the sizes that ratios stand for."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.images.buckets import crop_sizes
+from lumina_cli.core.images.sizes import fit_ratio, ratio_of
+from lumina_cli.core.sampling.batching import Split, fitting, in_batches, in_windows, own_device, read_split
+
+
+@dataclass
+class Task:
+    place: int
+    size: tuple = (64, 64)
+    tokens: int = 10
+
+
+@pytest.mark.parametrize("count", [1, 3, 7])
+def test_shares_are_whole_and_apart(count):
+    shares = [Split(index, count) for index in range(count)]
+    for row in range(20):
+        assert sum(share.has(row) for share in shares) == 1
+    for share in shares:
+        assert share.size(20) == sum(share.has(row) for row in range(20))
+
+
+def test_shards_are_split_again_among_the_processes_of_torchrun(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    rows = set()
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        split = read_split("1/3")
+        rows |= {row for row in range(30) if split.has(row)}
+        assert split.size(30) == 5
+    assert rows == {row for row in range(30) if Split(1, 3).has(row)}
+    monkeypatch.setenv("RANK", "2")
+    with pytest.raises(UsageError, match="RANK '2' of WORLD_SIZE '2' in the environment are not torchrun's"):
+        read_split(None)
+
+
+def test_each_process_of_torchrun_has_a_device_of_its_own(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert own_device() is None
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    devices = []
+    for rank in range(4):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("LOCAL_RANK", str(rank))
+        devices.append(own_device())
+    assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize("text", ["", "3", "-1/2", "2/2", "0/0", "a/b"])
+def test_what_is_no_shard(text):
+    with pytest.raises(UsageError, match="must be I/N"):
+        read_split(text or "x")
+
+
+def test_batches_have_one_size_like_lengths_and_earlier_rows_first():
+    tasks = [Task(n, ((64, 64), (128, 64))[n % 2], (n * 37) % 100) for n in range(40)]
+    batches = in_batches(tasks, 4, 16)
+    assert sorted(task.place for batch in batches for task in batch) == list(range(40))
+    assert all(len({task.size for task in batch}) == 1 and len(batch) <= 4 for batch in batches)
+    assert [batch[0].place for batch in batches] == sorted(batch[0].place for batch in batches)
+    spread = [max(task.tokens for task in batch) - min(task.tokens for task in batch) for batch in batches]
+    assert max(spread) < 30
+
+
+def test_a_batch_holds_as_many_as_its_tokens_allow():
+    assert fitting((64, 64), 10, 16) == 16
+    assert fitting((1024, 1024), 256, 16) == 2
+    assert fitting((2048, 2048), 256, 16) == 1
+    sizes = [len(batch) for batch in in_batches([Task(n, (512, 512), 256) for n in range(16)], None, 16)]
+    assert sizes == [7, 7, 2]
+
+
+def test_only_a_few_batches_are_read_ahead():
+    read = []
+
+    def tasks():
+        for place in range(100):
+            read.append(place)
+            yield Task(place)
+
+    windows = in_windows(tasks(), 2, 16)
+    assert [task.place for task in next(windows)] == list(range(8))
+    assert len(read) == 8
+    assert [task.place for window in windows for task in window] == list(range(8, 100))
+
+
+@pytest.mark.parametrize(
+    ("size", "resolution", "found"),
+    [
+        ("16:9", 1024, (1360, 768)),
+        ("9:16", 1024, (768, 1360)),
+        ("square", 1024, (1024, 1024)),
+        ("landscape", 1024, (1168, 896)),
+        ("Portrait", 1024, (896, 1168)),
+        ("wide@256", 1024, (336, 192)),
+        ("2.39:1@512", 1024, (768, 320)),
+        ("10:1", 1024, (2048, 512)),
+    ],
+)
+def test_ratios_are_sizes_of_training(size, resolution, found):
+    ratio = ratio_of(size)
+    assert fit_ratio(ratio, resolution) == found
+    assert found in crop_sizes(ratio[2] or resolution)
+
+
+def test_other_sizes_are_no_ratios():
+    assert [ratio_of(size) for size in ("1024x768", "512", 512, (64, 64), None)] == [None] * 5

@@ -1,0 +1,333 @@
+"""Caching: decisions by hand, the curve, draws that reuse what the main layers did, and the fitted file."""
+
+import json
+
+import pytest
+import torch
+
+from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.flow import Plan
+from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
+from lumina_cli.core.sampling import draw_latents, load_pipeline
+from lumina_cli.core.sampling.teacache.calibrate import Recorder, fit_teacache, scene_prompts
+from lumina_cli.core.sampling.teacache.layer_cache import (
+    Cached,
+    Fit,
+    Measure,
+    Through,
+    cache_for,
+    fit_digest,
+    read_fit,
+    write_fit,
+)
+from lumina_cli.core.sampling.teacache.policy import (
+    Curve,
+    FirstBlock,
+    Progress,
+    Tea,
+    change,
+    decide,
+    fit_curve,
+)
+
+LINE = Curve((0.0, 1.0), 1.0)  # the signal's change itself
+
+
+def run_through(rule, progress, *calls):
+    """Decide call after call; each gives a signal for every branch. Residuals are there once computed."""
+    runs = []
+    for signals in calls:
+        runs.append(decide(rule, progress, [torch.tensor([value]) for value in signals]))
+        if runs[-1]:
+            for memory, _ in zip(progress.branches, signals, strict=False):
+                memory.residual = torch.zeros(1)
+    return runs
+
+
+def test_tea_adds_up_changes_from_call_to_call_until_the_threshold():
+    # changes 0.1, 0.1, 0.1 | 0.1: three add up to 0.3 > 0.25, and the sum starts again from 0
+    signals = [1.0, 1.1, 1.21, 1.331, 1.4641, 9.0]
+    progress = Progress(total=7)
+    runs = run_through(Tea(0.25, LINE), progress, *([value] for value in signals))
+    assert runs == [True, False, False, True, False, True]
+    assert (progress.rows, progress.skipped) == (6, 3)
+
+
+def test_tea_sends_changes_through_its_curve():
+    runs = run_through(Tea(0.25, Curve((0.0, 3.0), 1.0)), Progress(9), [1.0], [1.05], [1.1025], [1.1576])
+    assert runs == [True, False, True, False]  # 0.15, then 0.3
+
+
+def test_first_block_compares_with_the_last_call_that_ran():
+    signals = [1.0, 1.1, 1.2, 1.3, 1.4, 1.2, 1.0]  # from 1.0: 0.1, 0.2, 0.3 | from 1.3: 0.08, 0.08, 0.23
+    runs = run_through(FirstBlock(0.25), Progress(9), *([value] for value in signals))
+    assert runs == [True, False, False, True, False, False, False]
+
+
+def test_first_and_last_call_always_run():
+    runs = run_through(Tea(9.0, LINE), Progress(4), [1.0], [1.0], [1.0], [1.0])
+    assert runs == [True, False, False, True]
+
+
+def test_branches_run_together_and_a_new_one_first_of_all():
+    calls = [[1.0], [1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 2.0], [1.0], [1.0]]
+    progress = Progress(9)
+    assert run_through(Tea(0.5, LINE), progress, *calls) == [True, False, True, False, True, False, False]
+    assert (progress.rows, progress.skipped) == (10, 5)
+
+
+@pytest.mark.parametrize("rule", [Tea(0.0, LINE), FirstBlock(0.0)])
+def test_threshold_zero_always_runs(rule):
+    assert all(run_through(rule, Progress(9), *([1.0] for _ in range(5))))
+
+
+def test_what_is_not_a_number_is_never_skipped():
+    assert run_through(Tea(9.0, LINE), Progress(9), [1.0], [float("nan")], [1.0]) == [True] * 3
+
+
+def test_change_is_relative_to_before():
+    assert change(torch.tensor([1.0, -3.0]), torch.tensor([2.0, -2.0])) == pytest.approx(0.5)
+
+
+def test_curve_never_falls_nor_is_negative_and_finds_a_cubic():
+    x = torch.linspace(0, 0.4, 50, dtype=torch.float64)
+    curve, r2 = fit_curve(x.tolist(), (0.1 + x + 5 * x**3).tolist())
+    assert curve(0.2) == pytest.approx(0.1 + 0.2 + 0.04, abs=1e-6)
+    assert r2 == pytest.approx(1.0)
+    torch.manual_seed(0)
+    wild = (torch.sin(20 * x) - 0.3 + 0.2 * torch.randn(50)).tolist()
+    curve, _ = fit_curve(x.tolist(), wild)
+    values = [curve(place / 100) for place in range(80)]
+    assert values == sorted(values)
+    assert values[0] >= 0
+
+
+def test_curve_is_the_best_of_its_kind():
+    """No small step that keeps the heights in order comes nearer to the points."""
+    x = [place / 30 for place in range(1, 31)]
+    y = [value**2 - 0.2 + 0.3 * ((7 * n) % 5 - 2) / 5 for n, value in enumerate(x)]
+    curve, _ = fit_curve(x, y)
+    missed = lambda one: sum((one(a) - b) ** 2 for a, b in zip(x, y, strict=True))  # noqa: E731
+    for height in range(5):
+        for step in (-1e-3, 1e-3):
+            heights = [h + step * (place >= height) for place, h in enumerate(curve.heights)]
+            if heights == sorted(heights) and heights[0] >= 0:
+                assert missed(Curve(tuple(heights), curve.until)) >= missed(curve)
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(1)
+    config = NextDiTConfig(
+        dim=24, num_layers=3, num_refiner_layers=1, num_heads=2, num_kv_heads=1, multiple_of=16, text_dim=16,
+        axes_dim=(4, 4, 4), axes_len=(300, 64, 64), sample_size=8,
+    )  # fmt: skip
+    model = NextDiT(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    generator = torch.Generator().manual_seed(2)
+    noise, text = (torch.randn(*size, generator=generator) for size in ((3, 16, 8, 8), (3, 7, 16)))
+    mask = torch.arange(7) < torch.tensor([7, 4, 5])[:, None]
+    return noise, text, mask, torch.randn(1, 2, 16, generator=generator), None
+
+
+CACHES = {"tea": "tea:0.15", "first": "first:0.3"}
+FIT = Fit("w", LINE, 1.0, 9, (Measure("euler", 8, 0.1, 0.02, 0.3), Measure("euler", 8, 0.2, 0.06, 0.5)))
+
+
+def draw(network, inputs, cache, **settings):
+    """Return the latents and what the cache reports."""
+    plan = Plan(**{"solver": "euler", "steps": 8, "shift": 3.0} | settings, cache=cache)
+    cached = Cached(plan, FIT)
+    return draw_latents(network, *inputs, plan, cache=cached), cached
+
+
+def plain(network, inputs, **settings):
+    return draw_latents(network, *inputs, Plan(**{"solver": "euler", "steps": 8, "shift": 3.0} | settings))
+
+
+@pytest.mark.parametrize("kind", ["tea", "first"])
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4", "dpm", "unipc"])
+def test_threshold_zero_is_no_cache_bit_by_bit(network, inputs, kind, solver):
+    latents, cached = draw(network, inputs, f"{kind}:0", solver=solver, steps=3)
+    assert torch.equal(latents, plain(network, inputs, solver=solver, steps=3))
+    assert cached.report()["skipped"] == 0
+
+
+@pytest.mark.parametrize("kind", ["tea", "first"])
+@pytest.mark.parametrize("solver", ["euler", "midpoint", "rk4"])
+@pytest.mark.parametrize(
+    "guidance", [{"guide_until": 1.0}, {"guide_until": 0.25}, {"guide_from": 0.1, "guide_until": 0.5}, {"guidance": 1.0}]
+)  # fmt: skip
+def test_a_picture_is_the_same_alone_and_in_a_batch(network, inputs, kind, solver, guidance):
+    settings = {"solver": solver, "steps": 4, **guidance}
+    together, cached = draw(network, inputs, CACHES[kind], **settings)
+    assert 0 < cached.report()["skipped"] < cached.report()["rows"]
+    noise, text, mask, *null = inputs
+    for row in range(3):
+        own = slice(row, row + 1)
+        alone, single = draw(network, (noise[own], text[own], mask[own], *null), CACHES[kind], **settings)
+        assert (alone - together[own]).abs().max() < 1e-4
+        assert single.report() == cached.report(row)
+
+
+def test_rows_are_those_of_the_plan(network, inputs):
+    _, cached = draw(network, inputs, "tea:0.15", solver="midpoint", guide_until=0.25)
+    calls = cached.plan.calls()
+    assert cached.report(0)["rows"] == sum(call.rows for call in calls)
+    assert [one.made for one in cached.pictures] == [len(calls)] * 3
+
+
+@pytest.mark.parametrize("kind", ["tea", "first"])
+def test_error_and_savings_grow_with_the_threshold(network, inputs, kind):
+    exact, errors, skipped = plain(network, inputs, steps=16), [0.0], [0]
+    for threshold in (0.1, 0.2, 0.6):
+        latents, cached = draw(network, inputs, f"{kind}:{threshold}", steps=16)
+        errors.append(((latents - exact).norm() / exact.norm()).item())
+        skipped.append(cached.report()["skipped"])
+    assert skipped == sorted(set(skipped))
+    assert errors == sorted(set(errors))
+
+
+def test_skipped_rows_cost_no_main_layer(network, inputs):
+    """Layers 1 and on see just the rows that the report counts as computed."""
+    seen = []
+    cached = Cached(Plan("euler", 8, cache="first:0.15")).start(3)
+
+    def through(stage):
+        run = stage.run
+        stage.run = lambda rows: seen.append(len(rows)) or run(rows)
+        return cached(stage)
+
+    draw_latents(Through(network, through), *inputs, Plan("euler", 8))
+    report = cached.report()
+    assert sum(seen) == report["rows"] - report["skipped"] < report["rows"]
+
+
+def test_recorded_changes_are_those_of_signal_and_residual():
+    class Stage:
+        rows = 1
+
+        def __init__(self, value):
+            self.value = value
+
+        def signal(self, row):
+            return torch.tensor([[self.value]])
+
+        def image(self, row):
+            return torch.tensor([[1.0]])
+
+        def run(self, rows):
+            return [torch.tensor([[1.0 + self.value**2]])]
+
+    recorder = Recorder()
+    for value in (1.0, 2.0, 4.0):
+        recorder(Stage(value))
+    assert recorder.changes == [(1.0, 3.0), (1.0, 3.0), (3.0, 15.0)]
+
+
+def test_a_budget_takes_the_largest_threshold_within_it(network, inputs):
+    latents, cached = draw(network, inputs, "error:0.05")
+    assert torch.equal(latents, draw(network, inputs, "tea:0.1")[0])
+    assert cached.report()["measured"] == "euler, 8 calls"
+    assert Cached(Plan("euler", 8, cache="error:0.06"), FIT).rule.threshold == 0.2
+    assert Cached(Plan("euler", 8, cache="error:0.01"), FIT).rule.threshold == 0.0
+
+
+def test_a_budget_goes_by_the_plan_nearest_in_calls():
+    fit = Fit(
+        "w",
+        LINE,
+        1.0,
+        9,
+        (*FIT.measures, Measure("dpm", 30, 0.4, 0.04, 0.6), Measure("dpm", 8, 0.3, 0.05, 0.1)),
+    )
+    threshold = lambda solver, steps: Cached(Plan(solver, steps, cache="error:0.05"), fit).rule.threshold  # noqa: E731
+    assert [threshold("midpoint", 17), threshold("euler", 10), threshold("dpm", 10)] == [0.4, 0.1, 0.3]
+
+
+def test_a_cache_without_its_fit(network, inputs):
+    with pytest.raises(
+        LuminaError, match=r"cache tea:0\.2 needs a teacache\.json; `lumina bench teacache` fits one"
+    ):
+        draw_latents(network, *inputs, Plan(steps=2, cache="tea:0.2"))
+
+
+def test_the_file_is_read_as_written(tmp_path):
+    write_fit(FIT, tmp_path / "teacache.json")
+    assert read_fit(tmp_path, "w") == FIT
+    assert cache_for(Plan(cache="tea:0.1"), tmp_path, "w").rule == Tea(0.1, LINE)
+    assert cache_for(Plan(), tmp_path / "nowhere", "w") is None
+    assert cache_for(Plan(cache="first:0.1"), tmp_path / "nowhere", "w").rule == FirstBlock(0.1)
+
+
+def test_a_cache_of_other_weights_is_refused(tmp_path):
+    write_fit(FIT, tmp_path / "teacache.json")
+    with pytest.raises(LuminaError) as caught:
+        cache_for(Plan(cache="error:0.1"), tmp_path, "other")
+    again = f"`lumina bench teacache --model {tmp_path}` fits one"
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'teacache.json'} was fitted to other weights (w, not other); {again}"
+    )
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"curve": {"heights": [2, 1], "until": 1}}', None])
+def test_a_damaged_or_missing_file(tmp_path, text):
+    if text is not None:
+        known = {"weights": "w", "r2": 1, "points": 3, "measures": []}
+        text = json.dumps(known | json.loads(text)) if "heights" in text else text
+        (tmp_path / "teacache.json").write_text(text)
+    with pytest.raises(LuminaError, match="`lumina bench teacache --model") as caught:
+        read_fit(tmp_path, "w")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["tee:0.1", "tea", "tea:", "tea:-1", "tea:nan", "first:inf", "0.3", 3])
+def test_settings_that_are_none(text):
+    with pytest.raises(UsageError, match="cache is"):
+        Plan(cache=text)
+
+
+def test_what_is_dropped_leaves_the_counts(network, inputs):
+    _, cached = draw(network, inputs, "first:0.3")
+    before = cached.report()
+    assert before["skipped"] > 0
+    assert all(memory.residual is not None for one in cached.pictures for memory in one.branches)
+    cached.drop()
+    assert cached.report() == before
+    assert not any(memory.residual is not None or memory.signal is not None
+                   for one in cached.pictures for memory in one.branches)  # fmt: skip
+
+
+def test_a_fit_is_named_by_its_content_where_a_plan_goes_by_it(tmp_path):
+    tea = Plan(cache="tea:0.1")
+    assert fit_digest(tea, tmp_path) is None
+    found = set()
+    for points in (9, 10):
+        write_fit(Fit("w", LINE, 1.0, points), tmp_path / "teacache.json")
+        found |= {fit_digest(tea, tmp_path), fit_digest(Plan(cache="error:0.2"), tmp_path)}
+        assert fit_digest(Plan(cache="first:0.1"), tmp_path) is fit_digest(Plan(), tmp_path) is None
+    assert len(found) == 2
+    assert all(len(digest) == 12 for digest in found)
+
+
+def test_fitting_a_whole_model(tiny_folder, tmp_path):
+    pipeline = load_pipeline(tiny_folder)
+    plan = Plan("euler", 5, guidance=2.0, guide_until=1.0)
+    rows = list(
+        fit_teacache(pipeline, scene_prompts(2), [plan], tmp_path, thresholds=(0.0, 0.05, 5.0), batch=2)
+    )
+    fit = read_fit(tmp_path, pipeline.weights)
+    assert [row["step"] for row in rows] == ["fit", "measure", "measure", "measure", "write"]
+    assert fit.points == 2 * 2 * (4 + 3 + 1)  # prompts, branches, pairs of calls 1, 2 and 4 apart
+    assert rows[1]["error"] == rows[1]["skipped"] == 0
+    assert rows[3]["skipped"] == pytest.approx(3 / 5)
+    assert rows[3]["error"] > 0
+    assert [one.error for one in fit.measures] == [row["error"] for row in rows[1:4]]

@@ -1,0 +1,298 @@
+"""`lumina sample`: exact words on stdout and stderr, exit codes, and what is left on the disk."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.flow import Plan
+from lumina_cli.core.images.io import read_metadata
+from lumina_cli.core.models.locate import Choice
+
+
+@pytest.fixture
+def sample(tiny_folder, tmp_path, capfd, monkeypatch):
+    """Run the verb on the tiny model; returns (exit code, rows, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words, model=tiny_folder, plan="solver=euler", steps=2):
+        fast = ["--plan", plan, *(["--steps", str(steps)] if steps else [])]
+        code = run(["sample", *words, "--model", str(model), "--out", "out", *fast])
+        done = capfd.readouterr()
+        return code, [json.loads(line) for line in done.out.splitlines()], done.err
+
+    return call
+
+
+def test_prompts_are_words(sample, tmp_path, tiny_folder):
+    code, rows, talk = sample("two cups", "a ball", "--seed", "3", "--count", "2", "--size", "64x48")
+    assert (code, talk) == (0, "")
+    assert [row["image"] for row in rows] == [
+        "out/00000-two-cups-s3-0.png", "out/00000-two-cups-s3-1.png",
+        "out/00001-a-ball-s3-0.png", "out/00001-a-ball-s3-1.png",
+    ]  # fmt: skip
+    assert rows[0] == {
+        "prompt": "two cups", "image": "out/00000-two-cups-s3-0.png", "seed": 3, "number": 0,
+        "model": str(tiny_folder), "size": "64x48", "kernel": "sdpa",
+    }  # fmt: skip
+    assert len(list((tmp_path / "out").iterdir())) == 4
+
+
+def test_prompts_come_from_a_file_and_rows_keep_their_keys(sample, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "two cups", "tag": 1, "seed": 8}\n\n{"prompt": "a ball"}\n')
+    code, rows, _ = sample("p.jsonl")
+    assert code == 0
+    assert [(row["prompt"], row.get("tag"), row["seed"]) for row in rows] == [
+        ("two cups", 1, 8),
+        ("a ball", None, 0),
+    ]
+
+
+def test_prompts_come_from_stdin(sample, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("two cups\na ball\n"))
+    code, rows, _ = sample("-")
+    assert code == 0
+    assert [row["prompt"] for row in rows] == ["two cups", "a ball"]
+
+
+def test_the_plan_is_in_the_picture(sample):
+    code, rows, _ = sample(
+        "two cups",
+        "--guidance",
+        "2",
+        "--system",
+        "base",
+        plan="shift=3,guide_until=1,renorm=off,solver=euler",
+    )
+    assert code == 0
+    metadata = read_metadata(rows[0]["image"])
+    assert Plan.from_json(metadata["plan"]) == Plan("euler", 2, 3.0, 2.0, 1.0, None)
+    assert (metadata["prompt"], metadata["system"]) == ("two cups", "base")
+
+
+def test_a_preset_says_what_the_negative_prompt_stands_behind(sample):
+    for preset, prepended in (("official", True), ("diffusers", False)):
+        code, rows, _ = sample("two cups", "--preset", preset, "--negative", "a ball")
+        assert (code, rows[0]["negative"]) == (0, "a ball")
+        metadata = read_metadata(rows[0]["image"])
+        assert (metadata["negative"], metadata["negative_system"]) == ("a ball", prepended)
+    code, rows, _ = sample("two cups", "--negative", "a ball", "--no-negative-system", plan="steps=1")
+    assert (code, read_metadata(rows[0]["image"])["negative_system"]) == (0, False)
+    code, rows, _ = sample("--from", rows[0]["image"], "--negative-system", steps=None)
+    assert (code, read_metadata(rows[0]["image"])["negative_system"]) == (0, True)
+
+
+def test_a_budget_of_calls_takes_the_place_of_steps(sample):
+    code, rows, _ = sample("two cups", "--calls", "5", steps=None, plan="solver=midpoint")
+    assert code == 0
+    assert Plan.from_json(read_metadata(rows[0]["image"])["plan"]).steps == 2
+
+
+def test_prompts_come_from_a_table_with_their_own_sizes_seeds_and_negatives(sample, tmp_path):
+    (tmp_path / "p.csv").write_text('prompt,seed,size,negative\ntwo cups,3,64x48,\n"a ball, red",,,cups\n')
+    code, rows, _ = sample("p.csv")
+    assert code == 0
+    assert [(row["prompt"], row["seed"], row["size"], row.get("negative")) for row in rows] == [
+        ("two cups", 3, "64x48", None),
+        ("a ball, red", 0, "64x64", "cups"),
+    ]
+
+
+def test_a_ratio_is_snapped_and_said_once(sample):
+    code, rows, talk = sample("two cups", "a ball", "--size", "16:9@128")
+    assert (code, {row["size"] for row in rows}) == (0, {"192x80"})
+    assert talk == "size 16:9@128: 192x80, the nearest size of training\n"
+
+
+def test_what_is_there_is_not_drawn_again_unless_forced(sample):
+    first = sample("two cups", "a ball")
+    again, forced = sample("two cups", "a ball"), sample("two cups", "a ball", "--force")
+    assert [row.pop("resumed") for row in again[1]] == [True, True]
+    assert first == again == forced
+
+
+def test_shards_draw_the_names_of_the_whole(sample, tmp_path):
+    (tmp_path / "p.jsonl").write_text(
+        "".join(f'{{"prompt": "{word}", "key": "same"}}\n' for word in ("cups", "balls", "cars"))
+    )
+    parts = [sample("p.jsonl", "--shard", f"{part}/2")[1] for part in range(2)]
+    assert [[row["prompt"] for row in part] for part in parts] == [["cups", "cars"], ["balls"]]
+    _, whole, _ = sample("p.jsonl")
+    assert [row["resumed"] for row in whole] == [True] * 3
+    assert [row["image"] for row in whole] == [parts[n % 2][n // 2]["image"] for n in range(3)]
+
+
+def test_grids_and_pictures_drawn_again_are_shared_too(sample, tmp_path):
+    prompts, axes = ("two cups", "a ball", "a car"), ("--grid", "guidance=1,2")
+    parts = [sample(*prompts, *axes, "--shard", f"{part}/2")[1] for part in range(2)]
+    assert [[row["prompt"] for row in part] for part in parts] == [
+        ["two cups"] * 2 + ["a car"] * 2, ["a ball"] * 2
+    ]  # fmt: skip
+    assert all(row["resumed"] for row in sample(*prompts, *axes)[1])
+    again = [word for row in parts[0][:3] for word in ("--from", row["image"])]
+    shares = [sample(*again, "--shard", f"{part}/2", steps=None)[1] for part in range(2)]
+    assert [row["from"] for part in shares for row in part] == [again[1], again[5], again[3]]
+
+
+def test_processes_of_torchrun_share_the_rows(sample, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, rows, _ = sample("two cups", "a ball", "a car")
+    assert (code, [row["image"] for row in rows]) == (0, ["out/00001-a-ball-s0.png"])
+    _, rows, _ = sample("two cups", "a ball", "--grid", "seed=1,2")
+    assert [row["prompt"] for row in rows] == ["a ball"] * 2
+    assert sample("--from", rows[0]["image"], steps=None)[:2] == (0, [])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("two cups\n"))
+    assert sample("-") == (
+        2, [], "lumina sample: 2 processes cannot share one stdin; name a file of rows\n"
+    )  # fmt: skip
+
+
+def test_a_cut_prompt_is_noted(sample):
+    code, rows, talk = sample("two cups " * 60)
+    assert code == 0
+    lost = rows[0]["truncated"]
+    assert talk == f"row 1: the prompt is too long; its last {lost} tokens were not read\n"
+
+
+def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
+    choice = Choice("nano", tiny_folder, "model auto: nano, because it is here")
+    monkeypatch.setattr("lumina_cli.core.sampling.runner.choose_model", lambda name: choice)
+    code, rows, talk = sample("a", model="auto")
+    assert (code, talk) == (0, "model auto: nano, because it is here\n")
+    assert (rows[0]["model"], rows[0]["model_reason"]) == ("nano", choice.reason)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["a", "--plan", "solver=eular"], 2, "unknown solver 'eular'; did you mean 'euler'?"),
+        (["a", "--steps", "0"], 2, "steps is 0, but must be a whole number from 1"),
+        (["a", "--plan", "renorm=of"], 2, "renorm is 'of', but must be a number above 0, row, or off"),
+        (["a", "--calls", "0"], 2, "calls is 0, but must be 1 or more"),
+        (["a", "--calls", "4", "--steps", "4", "--preset", "diffusers"], 2, "steps and calls both say how long to draw; give one of them"),
+        (["a", "--preset", "offical"], 2, "unknown preset 'offical'; did you mean 'official'?"),
+        (["a", "--shard", "2/2"], 2, "shard is '2/2', but must be I/N, such as 0/4, with I from 0 to N - 1"),
+        (["a", "--size", "0:9"], 2, "size '0:9' is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of square, landscape, portrait, wide, tall"),
+        (["p.csv"], 1, "p.csv line 3 has not as many cells as the first line"),
+        (["a", "--size", "100x64"], 2, "size 100x64: width 100 is not a multiple of 16 up to 8192; nearest: 96 or 112"),
+        (["a", "--system", "reel"], 2, "unknown system prompt 'reel'; did you mean 'real'?"),
+        (["a", "--model", "nanoo"], 2, "unknown model 'nanoo'; did you mean 'nano'?"),
+        (["a", "--model", "."], 1, ". is not a model folder; it would hold transformer/, vae/, text_encoder/, tokenizer/"),
+        ([""], 1, "the prompt is empty"),
+        (["none.jsonl"], 1, "none.jsonl: no such file of rows"),
+        (["promts.txt"], 1, "promts.txt: no such file of rows"),
+        (["two cups", "sub/promts.csv"], 1, "sub/promts.csv: no such file of rows"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_one_line(words, code, message, tiny_folder, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.csv").write_text("prompt,seed\na,1\nb,2,3\n")
+    model = [] if "--model" in words else ["--model", str(tiny_folder)]
+    assert run(["sample", *words, *model]) == code
+    done = capfd.readouterr()
+    assert (done.out, done.err) == ("", f"lumina sample: {message}\n")
+
+
+def test_an_empty_prompt_ends_with_1_wherever_it_stands(sample, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": ""}\n')
+    for words, line in ((["p.jsonl"], "p.jsonl line 1: 'prompt' is empty"), ([" "], "the prompt is empty")):
+        assert sample(*words) == (1, [], f"lumina sample: {line}\n")
+
+
+@pytest.mark.parametrize("rows", [None, "", '{"text": "a ball"}\n'])
+def test_a_bad_first_row_costs_no_model_and_leaves_no_folder(rows, sample, tmp_path):
+    if rows is not None:
+        (tmp_path / "p.jsonl").write_text(rows)
+    code, _, talk = sample("p.jsonl", model="nobody/nothing")
+    assert code == 1
+    assert "p.jsonl" in talk
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_row_the_line_names_every_source(sample, tmp_path, monkeypatch):
+    (tmp_path / "a-b.jsonl").write_text("")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert sample("a-b.jsonl", "-") == (
+        1, [], "lumina sample: nothing to do: no prompt in a-b.jsonl stdin\n"
+    )  # fmt: skip
+
+
+def test_a_row_without_a_prompt_names_its_line(sample, tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "two cups"}\n{"text": "a ball"}\n')
+    code, _, talk = sample("p.jsonl")
+    assert (code, talk) == (1, "lumina sample: p.jsonl line 2 has no 'prompt', only text\n")
+
+
+def test_a_run_without_a_checkpoint_says_how_to_write_one(sample, tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "recipe.yaml").write_text("model: nano\n")
+    code, _, talk = sample("a", model="first")
+    assert (code, talk) == (
+        1,
+        "lumina sample: first has no checkpoint yet; `lumina train ... out=first` writes one\n",
+    )
+
+
+class Bar:
+    """A progress bar that remembers how it was moved."""
+
+    def __init__(self):
+        self.moves = []
+
+    def add_task(self, label, total):
+        self.moves.append((label, total))
+        return 0
+
+    def update(self, task, completed, total):
+        self.moves.append((completed, total))
+
+    def remove_task(self, task):
+        self.moves.append("end")
+
+
+def test_the_bar_moves_with_every_step_and_counts_only_what_is_drawn(sample, monkeypatch):
+    sample("a ball", "--count", "2")
+    bar = Bar()
+    monkeypatch.setattr("lumina_cli.cli.output._bar", lambda: contextlib.nullcontext(bar))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    sample("a ball", "--count", "3", "--force")
+    assert bar.moves == [("pictures", 3), (0, 3), (1.5, 3), (3.0, 3), "end"]
+    bar.moves.clear()
+    sample("a ball", "two cups", "--count", "3")
+    assert bar.moves == [("pictures", 6), (0, 3), (1.5, 3), (3.0, 3), "end"]
+    bar.moves.clear()
+    sample("a ball", "two cups", "a car", "--shard", "0/2", "--grid", "seed=1,2")
+    assert bar.moves[0] == ("pictures", 4)
+    assert bar.moves[-2:] == [(4.0, 4), "end"]
+
+
+ENDED = """
+import os, signal, sys
+import PIL.Image
+from lumina_cli.cli import app
+
+save, saved = PIL.Image.Image.save, []
+
+def slow(self, aside, **settings):
+    save(self, aside, **settings)
+    saved.append(aside)
+    if len(saved) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+PIL.Image.Image.save = slow
+app.main()
+"""
+
+
+def test_sigterm_keeps_what_is_done_and_leaves_nothing_half(tmp_path, tiny_folder):
+    words = ["sample", "two cups", "a ball", "a car", "--model", str(tiny_folder), "--out", "out"]
+    command = [sys.executable, "-c", ENDED, *words, "--batch", "1", "--calls", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert (done.returncode, done.stderr) == (143, "lumina sample: terminated; the same line goes on\n")
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == ["out/00000-two-cups-s0.png"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000-two-cups-s0.png"]

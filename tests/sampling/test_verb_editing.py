@@ -1,0 +1,124 @@
+"""`lumina sample` with pictures, LoRAs and other weights: drawn again, in grids, over others, watched."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.images.io import open_image, read_metadata
+
+FEW = ("--plan", "solver=euler", "--steps", "2")
+
+
+@pytest.fixture
+def sample(tiny_folder, tmp_path, capfd, monkeypatch):
+    """Run the verb on the tiny model; returns (exit code, rows, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        code = run(["sample", *words, "--model", str(tiny_folder)])
+        done = capfd.readouterr()
+        return code, [json.loads(line) for line in done.out.splitlines()], done.err
+
+    return call
+
+
+def test_a_picture_is_drawn_again(sample):
+    first = sample("two cups", "--seed", "9", "--out", "out", *FEW)[1][0]["image"]
+    code, rows, _ = sample("--from", first, "--out", "again")
+    assert (code, rows[0]["apart"], rows[0]["seed"]) == (0, 0, 9)
+    code, rows, _ = sample("--from", first, "--out", "again", "--seed", "10")
+    assert (code, rows[0]["seed"], "apart" in rows[0]) == (0, 10, False)  # another picture was asked for
+    assert Image.open(rows[0]["image"]).tobytes() != Image.open(first).tobytes()
+
+
+def test_a_grid_and_a_gallery(sample, tmp_path):
+    code, rows, talk = sample(
+        "two cups",
+        "--grid",
+        "steps=1,2 x guidance=1,4",
+        "--gallery",
+        "--plan",
+        "solver=euler",
+        "--out",
+        "out",
+    )
+    assert code == 0
+    assert [row["cell"] for row in rows] == [{"steps": s, "guidance": g} for s in (1, 2) for g in (1, 4)]
+    assert open_image(rows[-1]["sheet"]).width > 2 * 64
+    assert talk.splitlines()[-1] == "gallery: out/gallery.html"
+    page = (tmp_path / "out" / "gallery.html").read_text()
+    assert all(row["image"].removeprefix("out/") in page for row in rows)
+
+
+def test_a_picture_starts_from_another(sample, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    mask = Image.new("L", (64, 64), "black")
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    code, rows, _ = sample("two cups", "--init", "red.png", "--mask", "mask.png", "--out", "out", *FEW)
+    assert code == 0
+    picture = open_image(rows[0]["image"])
+    assert picture.getpixel((63, 5)) == (255, 0, 0)  # outside the mask nothing changes
+    assert picture.getpixel((5, 5)) != (255, 0, 0)
+    assert read_metadata(rows[0]["image"])["edit"]["init"] == "red.png"
+
+
+def test_words_are_watched(sample):
+    code, rows, _ = sample("two cups", "--attention", "cups", "--out", "out", *FEW)
+    assert code == 0
+    assert open_image(rows[0]["attention"]["cups"]).size == (64, 64)
+
+
+def test_loras_and_8_bits_are_other_weights(sample, tmp_path, tiny_folder):
+    width = json.loads((tiny_folder / "transformer" / "config.json").read_text())["hidden_size"]
+    random = torch.Generator().manual_seed(0)
+    name = "transformer.layers.0.attn.to_q"
+    pair = {f"{name}.lora_A.weight": (2, width), f"{name}.lora_B.weight": (width, 2)}
+    save_file({key: torch.randn(shape, generator=random) for key, shape in pair.items()}, "a.safetensors")
+    found = {}
+    for words in ((), ("--lora", "a.safetensors:0.5"), ("--lora", "a.safetensors"), ("--quantize", "int8")):
+        code, rows, _ = sample("two cups", *words, "--out", "out", *FEW)
+        assert code == 0
+        found[rows[0]["image"]] = read_metadata(rows[0]["image"])["weights"]
+    assert len(found) == len(set(found.values())) == 4  # each has a file and a fingerprint of its own
+    code, rows, _ = sample("two cups", "--lora", "a.safetensors", "--out", "out", *FEW)
+    assert rows[0]["resumed"] is True
+
+
+def test_a_budget_of_memory_draws_the_same_picture(sample):
+    plain = sample("two cups", "--out", "out", *FEW)[1][0]["image"]
+    code, rows, talk = sample("two cups", "--memory", "2G", "--out", "tight", *FEW)
+    assert code == 0
+    assert talk.startswith("memory 2")
+    assert open_image(rows[0]["image"]).tobytes() == open_image(plain).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "line"),
+    [
+        (["x", "--mask", "m.png"], 2, "--mask and --strength need --init, the picture to start from"),
+        (["x", "--init", "m.png"], 1, "m.png"),
+        (["x", "--grid", "gidance=1,2"], 2, "guidance"),
+        (["--from", "m.png", "--grid", "steps=1,2"], 2, "--from brings prompt and plan of its own"),
+        (["--from", "m.png"], 1, "m.png"),
+        (["--from", "plain.png"], 1, "does not say how it was drawn"),
+        (["x", "--attention", "cup", *FEW], 2, "cup"),
+        (["x", "--lora", "m.safetensors", *FEW], 1, "m.safetensors"),
+        (["x", "--quantize", "int9"], 2, "unknown quantisation 'int9'"),
+        (["x", "--attention", "x", "--quantize", "int8"], 2, "leave --quantize out"),
+        (["x", "--memory", "much"], 2, "much"),
+        (["x", "--memory", "1M"], 2, "too little"),
+        (["x", "--memory", "2G", "--quantize", "int8"], 2, "leave --quantize"),
+        (["x", "--cache", "tee:0.1"], 2, "tee"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(sample, tmp_path, words, code, line):
+    Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
+    done, rows, talk = sample(*words)
+    assert (done, rows) == (code, [])
+    assert talk.count("\n") == 1
+    assert line in talk

@@ -1,0 +1,125 @@
+"""Pictures that changed after they were packed: told by name when the folder is gone on with, not kept stale."""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.shards import changed_files
+from lumina_cli.core.shards.inspect import read_shards, write_shards
+
+LATER = 10**9  # nanoseconds
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (32, 24)) -> None:
+    noise = np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Five bitmaps, all of one size in bytes, the last one broken."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(5):
+        picture(folder / f"{i}.bmp", i)
+    (folder / "4.bmp").write_bytes(b"BM no picture")
+    return folder
+
+
+def pack(photos: Path, dest: Path, capsys, *words: str) -> tuple[int, str]:
+    code = run(["shard", str(photos), str(dest), "--per-shard", "2", "--max-bad-rate", "1", *words])
+    return code, capsys.readouterr().err
+
+
+def date(path: Path, than: Path, later: int = LATER) -> None:
+    """Set the date of a file to one after, or before, that of another."""
+    at = than.stat().st_mtime_ns + later
+    os.utime(path, ns=(at, at))
+
+
+@pytest.mark.parametrize("words", [(), ("--encode", "png")], ids=["copied", "encoded"])
+def test_a_newer_picture_is_told_by_name(photos, tmp_path, capsys, words):
+    dest = tmp_path / "s"
+    assert pack(photos, dest, capsys, *words)[0] == 0
+    date(photos / "1.bmp", dest / "000000.tar")  # touched, but the same: it is read, and stays
+    assert pack(photos, dest, capsys, *words)[0] == 0
+    picture(photos / "1.bmp", 77)
+    date(photos / "1.bmp", dest / "000000.tar")
+    code, err = pack(photos, dest, capsys, *words)
+    assert code == 2
+    assert f"{photos}/1.bmp has changed since {dest} was written; --force" in err
+    assert pack(photos, dest, capsys, *words, "--force")[0] == 0
+    assert pack(photos, dest, capsys, *words)[0] == 0
+
+
+def test_another_size_tells_whatever_the_date(photos, tmp_path, capsys):
+    dest = tmp_path / "s"
+    pack(photos, dest, capsys)
+    picture(photos / "3.bmp", 3, (40, 24))
+    date(photos / "3.bmp", dest / "000001.tar", -LATER)
+    assert "3.bmp has changed since" in pack(photos, dest, capsys)[1]
+
+
+def test_a_picture_that_was_mended_is_told(photos, tmp_path, capsys):
+    dest = tmp_path / "s"
+    pack(photos, dest, capsys)
+    date(photos / "4.bmp", dest / "shards.json")
+    assert pack(photos, dest, capsys)[0] == 0  # still broken
+    picture(photos / "4.bmp", 4)
+    date(photos / "4.bmp", dest / "shards.json")
+    assert "4.bmp has changed since" in pack(photos, dest, capsys)[1]
+
+
+def test_nothing_is_read_where_nothing_tells_a_change(photos, tmp_path, capsys, monkeypatch):
+    dest = tmp_path / "s"
+    pack(photos, dest, capsys)
+    for path in photos.iterdir():
+        date(path, dest / "000000.tar", -LATER)
+    monkeypatch.setattr(changed_files, "read_image_bytes", lambda path: pytest.fail(f"{path} was read"))
+    assert pack(photos, dest, capsys)[0] == 0
+    (photos / "2.bmp").unlink()
+    rows = [{"key": str(i), "image": str(photos / f"{i}.bmp")} for i in range(5)]
+    assert len(list(write_shards(rows, dest, 2, 1.0, source=str(photos)))) == 2  # one that is gone is no news
+
+
+def test_a_folder_that_grows_or_was_left_looks_too(photos, tmp_path, capsys):
+    dest, left = tmp_path / "s", tmp_path / "left"
+    pack(photos, dest, capsys)
+    rows = [{"key": str(i), "image": str(photos / f"{i}.bmp")} for i in range(5)]
+
+    def dying():
+        yield from rows[:4]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(write_shards(dying(), left, 2, 1.0))
+    shutil.copytree(left, tmp_path / "again")
+    date(photos / "0.bmp", left / "000001.tar")
+    assert [row.get("kept") for row in write_shards(rows, tmp_path / "again", 2, 1.0)] == [True, True]
+    picture(photos / "0.bmp", 99)
+    date(photos / "0.bmp", left / "000001.tar")
+    picture(photos / "5.bmp", 5)
+    assert "0.bmp has changed since" in pack(photos, dest, capsys)[1]
+    date(photos / "0.bmp", left / "000000.tar", -LATER)  # an older one in its place: the journal tells
+    for workers in (0, 2):
+        with pytest.raises(UsageError, match=r"0\.bmp has changed since .*left was written; --force"):
+            list(write_shards(rows, left, 2, 1.0, workers=workers))
+
+
+def test_the_last_short_shard_takes_what_is_there_now(photos, tmp_path, capsys):
+    dest = tmp_path / "s"
+    (photos / "4.bmp").unlink()
+    picture(photos / "4.png", 4)
+    pack(photos, dest, capsys)
+    picture(photos / "4.png", 44)
+    picture(photos / "5.png", 5)
+    date(photos / "4.png", dest / "000002.tar")
+    assert pack(photos, dest, capsys)[0] == 0
+    held = {row["key"]: row["image"].read() for row in read_shards(dest)}
+    assert held["4"] == (photos / "4.png").read_bytes()

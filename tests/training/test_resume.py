@@ -1,0 +1,124 @@
+"""Which settings `lumina train --resume` goes on with."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from lumina_cli.cli.app import run
+from lumina_cli.core.training.nano import detector
+from lumina_cli.core.training.resume import differences
+
+
+@pytest.fixture
+def recipe(tmp_path, tiny_folder):
+    random = np.random.default_rng(0)
+    for name in ("rows", "others"):
+        with (tmp_path / f"{name}.jsonl").open("w") as file:
+            for i in range(8):
+                picture = random.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+                Image.fromarray(picture).save(tmp_path / f"{name}{i}.png")
+                file.write(
+                    json.dumps({"image": f"{name}{i}.png", "captions": {"en": {"short": "red"}}}) + "\n"
+                )
+    stage = {"size": 64, "steps": 2, "batch": 2, "lr": 1e-3, "system": "empty"}
+    values = {
+        "model": str(tiny_folder), "frozen": str(tiny_folder), "data": str(tmp_path / "rows.jsonl"),
+        "precision": "fp32", "log_every": 1, "validation": {"samples": 0}, "stages": {"low": stage, "hq": stage},
+    }  # fmt: skip
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    return str(tmp_path / "tiny.yaml")
+
+
+@pytest.fixture
+def begun(recipe, tmp_path, capsys):
+    """A run whose stage low is done, with data and steps that the recipe does not have."""
+    words = [f"out={tmp_path / 'run'}", f"data={tmp_path / 'others.jsonl'}", "stages.low.steps=3"]
+    assert run(["train", recipe, "--stage", "low", *words]) == 0
+    capsys.readouterr()
+    return tmp_path / "run"
+
+
+def saved(folder):
+    return yaml.safe_load((folder / "recipe.yaml").read_text())
+
+
+def stages_of(capsys):
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    return [(row["stage"], row["stage_step"]) for row in rows if "loss" in row]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_plain_resume_goes_on_exactly_as_it_was(named, begun, recipe, tmp_path, capsys):
+    before = saved(begun)
+    assert run(["train", *[recipe] * named, f"out={begun}", "--resume"]) == 0
+    assert saved(begun) == before
+    assert before["data"] == str(tmp_path / "others.jsonl")
+    assert stages_of(capsys) == [("hq", 1), ("hq", 2)]
+
+
+def test_what_the_run_has_otherwise_than_the_recipe_is_told(begun, recipe, capsys):
+    assert run(["train", recipe, f"out={begun}", "--resume", "--dry-run"]) == 0
+    told = f"going on with {begun}/recipe.yaml, which differs from {recipe} in data, stages.low.steps\n"
+    assert capsys.readouterr().err == told
+    assert run(["train", f"out={begun}", "--resume", "--dry-run"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_settings_given_now_change_the_run(begun, recipe, capsys):
+    assert run(["train", recipe, f"out={begun}", "--resume", "stages.low.steps=4", "stages.hq.steps=1"]) == 0
+    assert stages_of(capsys) == [("low", 4), ("hq", 1)]
+    assert [stage["steps"] for stage in saved(begun)["stages"].values()] == [4, 1]
+
+
+def test_the_next_stage_without_resume_is_the_recipes(begun, recipe, tmp_path, capsys):
+    assert run(["train", recipe, f"out={begun}", "--stage", "hq"]) == 0
+    assert stages_of(capsys) == [("hq", 1), ("hq", 2)]
+    assert saved(begun)["data"] == str(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("words", [["nano"], ["model=nano"]])
+def test_another_model_cannot_go_on(words, begun, tiny_folder, capsys):
+    before = saved(begun)
+    assert run(["train", *words, f"out={begun}", "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert f"{begun} trains the model {tiny_folder}, not nano; without RECIPE and model=" in error
+    assert error.count("\n") == 1
+    assert saved(begun) == before
+
+
+def test_another_part_has_nothing_to_go_on_with(begun, capsys):
+    assert run(["train", "nano-detector", f"out={begun}", "scenes=24", "batch=4", "--resume"]) == 1
+    assert f"{begun} has nothing to resume" in capsys.readouterr().err
+
+
+def test_a_small_part_goes_on_with_its_settings_too(tmp_path, capsys, monkeypatch):
+    draw = detector.draw_pictures
+    monkeypatch.setattr(detector, "draw_pictures", lambda s, n, out: draw(s, n, out, workers=1))
+    monkeypatch.setattr(detector, "calibrate", lambda net, out: ({}, {"n": 1}))
+    words = ["scenes=4", "batch=2", "steps=2", "width=16"]
+    assert run(["train", "nano-detector", f"out={tmp_path}", *words]) == 0
+    assert run(["train", "nano-detector", f"out={tmp_path}", "--resume", "steps=3"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["step"] for row in rows] == [2, 3]
+    settings = yaml.safe_load((tmp_path / "detector.yaml").read_text())
+    assert [settings[name] for name in ("scenes", "batch", "steps", "width")] == [4, 2, 3, 16]
+
+
+def test_differences_are_named_with_their_group():
+    one = {"a": 1, "b": {"c": 2, "d": 3}, "e": {}}
+    assert differences(one, one) == []
+    assert differences(one, {"a": 2, "b": {"c": 2, "d": 4, "f": 5}, "e": 1}) == ["a", "b.d", "b.f", "e"]
+
+
+@pytest.mark.parametrize("option", [[], ["--dry-run"]])
+def test_several_processes_are_refused(option, recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["train", recipe, f"out={tmp_path / 'run'}", *option]) == 2
+    told = "lumina train: training in several processes is not supported yet; start one, without torchrun\n"
+    assert capsys.readouterr().err == told
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run(["train", recipe, f"out={tmp_path / 'run'}", "--dry-run"]) == 0
