@@ -11,7 +11,7 @@ from lumina_cli.core.evals.captions.truth import ASPECTS, score_captions
 from lumina_cli.core.nano.captions import LANGUAGES
 from lumina_cli.core.sources.nano import nano_rows
 from lumina_cli.core.sources.source import open_row_image
-from lumina_cli.core.unicap.batch import Job
+from lumina_cli.core.unicap.batch import CaptionRequest
 from lumina_cli.core.unicap.engines.nano import Captioner
 from lumina_cli.core.unicap.stream import caption_rows
 
@@ -36,7 +36,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = nano_rows(options.scenes, SEED, 128, options.held_out)
     bare = ({name: row[name] for name in ("key", "image", "scene")} for row in rows)
-    job = Job(langs=LANGUAGES, derive=options.derive)
+    job = CaptionRequest(langs=LANGUAGES, derive=options.derive)
     start = time.monotonic()
     told = list(caption_rows(bare, Captioner(options.model), job, open_row_image))
     seconds = time.monotonic() - start

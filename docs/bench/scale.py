@@ -33,15 +33,15 @@ import numpy as np
 import pyarrow as pa
 
 from lumina_cli.core.curation.sample_table import Samples
-from lumina_cli.core.curation.select import Choice, select_samples
+from lumina_cli.core.curation.select import SelectionSettings, select_samples
 from lumina_cli.core.dataset.sampler import Sampler
 from lumina_cli.core.images.buckets import best_size
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards import manifest, pack
 from lumina_cli.core.shards.journal import Journal
 from lumina_cli.core.shards.manifest import schema
-from lumina_cli.core.shards.reader import index_of
-from lumina_cli.core.shards.writer import Job, digests, with_files
+from lumina_cli.core.shards.reader import index_path
+from lumina_cli.core.shards.writer import ShardJob, digests, with_files
 
 CHUNK, PER_SHARD, BATCH = 50_000, 1000, 512
 TAR, INDEX = 100 << 20, 500 << 10  # bytes of a shard and of its index
@@ -113,10 +113,10 @@ def rows_of(count: int) -> Iterator[dict]:
         yield {"key": f"{number:09d}", "image": f"s3://pool/{number:09d}.jpg", "source": "abc"[number % 3]}
 
 
-def no_shard(job: Job) -> dict:
+def no_shard(job: ShardJob) -> dict:
     """Stand in for a shard that is written: empty files of the right sizes, and the note of the journal."""
     tar = Path(job.dest, f"{job.number:06d}.tar")
-    for path, size in ((tar, TAR), (Path(index_of(tar)), INDEX)):
+    for path, size in ((tar, TAR), (Path(index_path(tar)), INDEX)):
         with path.open("wb") as file:
             file.truncate(size)
     note = {
@@ -136,7 +136,7 @@ def no_index(rows: int):
     made = lru_cache(maxsize=1)(lambda start: chunk(start, min(CHUNK, rows - start)))
 
     def part(job: tuple[str, tuple[str, ...]]) -> pa.Table:
-        first = int(filesystem.name_of(job[0]).removesuffix(".tar")) * PER_SHARD
+        first = int(filesystem.basename(job[0]).removesuffix(".tar")) * PER_SHARD
         return made(first // CHUNK * CHUNK).slice(first % CHUNK, PER_SHARD)
 
     return part
@@ -153,7 +153,7 @@ def plan(folder: Path, rows: int) -> dict:
 def select(folder: Path, name: str) -> dict:
     """Select one of the stages from the one before."""
     source, share = SELECTIONS[name]
-    info = select_samples(str(folder / source), str(folder / name), Choice(best=share), force=True)
+    info = select_samples(str(folder / source), str(folder / name), SelectionSettings(best=share), force=True)
     return {"of": info["steps"][0]["left"], "selected": info["samples"]}
 
 

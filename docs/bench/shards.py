@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-from lumina_cli.core.bench.writers import CAPTION, write_pictures
+from lumina_cli.core.bench.writers import CAPTION, write_images
 
 PICTURES = 1000
 
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     words = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="lumina-bench-", dir=".") as folder:
-        write_pictures(Path(folder, "pictures"), PICTURES, words.size)
+        write_images(Path(folder, "pictures"), PICTURES, words.size)
         for count in words.rows:
             rows = Path(folder, "rows.jsonl")
             with rows.open("w") as file:

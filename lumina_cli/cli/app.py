@@ -47,10 +47,10 @@ class Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except OSError as error:  # caught here because typer itself ends on a broken pipe, whichever it was
-            raise LuminaError(_refusal(error)) from error
+            raise LuminaError(_os_error_message(error)) from error
 
 
-def _refusal(error: OSError) -> str:
+def _os_error_message(error: OSError) -> str:
     """Return what the operating system refused, in one line."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -111,7 +111,7 @@ def run(args: list[str]) -> int:
         return code
     except KeyboardInterrupt:
         message, code = ("terminated", TERMINATED) if _terminated else ("interrupted", INTERRUPTED)
-        message += _goes_on(verb, words)
+        message += _resume_hint(verb, words)
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):
             raise
@@ -133,7 +133,7 @@ def run(args: list[str]) -> int:
     return code
 
 
-def _goes_on(verb: str, words: list[str]) -> str:
+def _resume_hint(verb: str, words: list[str]) -> str:
     """Return how a command that was stopped is gone on with, where that is possible."""
     if verb == "lumina train":
         out = next((word for word in words if word.startswith("out=")), "out=RUN")
@@ -168,7 +168,7 @@ def _open_closed_streams() -> None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
-def _heed_sigterm() -> None:
+def _handle_sigterm() -> None:
     """Let SIGTERM end a command as Ctrl-C does, whatever that does just then; only the exit code differs."""
     own = os.getpid()
 
@@ -190,7 +190,7 @@ def _heed_sigterm() -> None:
         signal.signal(signal.SIGTERM, end)
 
 
-def _heed_sigint() -> None:
+def _handle_sigint() -> None:
     """Let Ctrl-C end a command even where its exception is lost on the way; see `output.heed`."""
 
     def end(number: int, frame) -> None:
@@ -203,8 +203,8 @@ def _heed_sigint() -> None:
 
 def main() -> NoReturn:
     """The entry point of the console script and of `python -m lumina_cli`."""
-    _heed_sigint()
-    _heed_sigterm()
+    _handle_sigint()
+    _handle_sigterm()
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -22,7 +22,7 @@ _bars: list = []  # the rich progress on screen, if any: there can be only one
 asked: list[bool] = []  # something in it: Ctrl-C was pressed
 
 
-def heed() -> None:
+def check_interrupted() -> None:
     """Stop where Ctrl-C was pressed and its exception lost: Python drops one that meets a destructor."""
     if asked:
         raise KeyboardInterrupt
@@ -115,7 +115,7 @@ def write_rows(
     try:
         with contextlib.closing(rows), contextlib.closing(watched):  # whoever makes the rows may have to save
             for row in watched:
-                heed()
+                check_interrupted()
                 count += 1
                 if json:
                     write_line(jsonl.dump_row(row))
@@ -167,7 +167,7 @@ def progress(
     """
     if not sys.stderr.isatty():
         for item in items:
-            heed()
+            check_interrupted()
             yield item
         return
     meter = total if isinstance(total, Meter) else None
@@ -177,7 +177,7 @@ def progress(
             meter.move = partial(bar.update, task)
         try:
             for item in items:
-                heed()
+                check_interrupted()
                 if describe:
                     done, of, text = describe(item)
                     bar.update(task, completed=done, total=of, description=text and one_line(text))

@@ -34,7 +34,7 @@ def saved_recipe(out: str | None, resume: bool) -> Path:
     return saved[0]
 
 
-def resumed(settings: Any, recipes: list[str], out: Path, overrides: list[str]) -> Any:
+def resume_recipe(settings: Any, recipes: list[str], out: Path, overrides: list[str]) -> Any:
     """Return the settings to go on with, and say where they differ from those of the recipe."""
     from lumina_cli.core.training.resume import resumed_settings, settings_file
 
@@ -54,9 +54,9 @@ def plan(settings: Any, out: Path, resume: bool, stage: str) -> list[dict]:
         if resume:
             check_state(out / f"{settings.part}.pt")
         return [{**settings.model_dump(mode="json"), "out": str(out)}]
-    from lumina_cli.core.training.loop import plan_stages
+    from lumina_cli.core.training.loop import pending_stages
 
-    rows = plan_stages(settings, out, resume, stage)
+    rows = pending_stages(settings, out, resume, stage)
     if rows:
         _check_data(settings.data)
     else:

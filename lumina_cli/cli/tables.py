@@ -15,11 +15,11 @@ def one_line(text: object) -> str:
 
 def words(value: object, most: int = LONGEST) -> str:
     """Return a value in words, `most` characters at most: nested ones as "en.short: a red ball, ..."."""
-    text = one_line(_said(value))
+    text = one_line(_format_value(value))
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _said(value: object) -> str:
+def _format_value(value: object) -> str:
     if value is None or value == []:
         return "-"
     if isinstance(value, bool):
@@ -36,7 +36,9 @@ def _said(value: object) -> str:
             leaves.sort(key=lambda leaf: (groups.index(leaf[0].split(".")[0]), len(leaf[1])))
         return ", ".join(f"{name}: {text}" for name, text in leaves) or "-"
     if isinstance(value, list | tuple):
-        return ("; " if any(isinstance(each, dict) for each in value) else ", ").join(map(_said, value))
+        return ("; " if any(isinstance(each, dict) for each in value) else ", ").join(
+            map(_format_value, value)
+        )
     return "in memory" if hasattr(value, "getpixel") else str(value)
 
 
@@ -46,7 +48,7 @@ def _leaves(value: dict, before: str = "") -> Iterator[tuple[str, str]]:
         if isinstance(each, dict) and each:
             yield from _leaves(each, f"{before}{name}.")
         else:
-            yield f"{before}{name}", _said(each)
+            yield f"{before}{name}", _format_value(each)
 
 
 def fit(rows: list[dict], width: int) -> dict[str, int] | None:

@@ -51,7 +51,7 @@ def train(
     settings = load_recipe(recipe, module.SCHEMA, overrides)
     out = Path(out or getattr(settings, "out", None) or Path("runs") / Path(recipe).stem)
     if resume:
-        settings = runs.resumed(settings, recipes, out, overrides)
+        settings = runs.resume_recipe(settings, recipes, out, overrides)
     extra = _handed(part, stage)
     if stage != "all" and part != "transformer":
         raise UsageError(f"the part {part} has no stages; leave --stage out")
@@ -72,10 +72,10 @@ def _handed(part: str, stage: str) -> dict:
 
         return {"stage": stage, "open_data": TrainingData}
     if part == "captioner":
-        from lumina_cli.core.training.nano.caption_batches import Asking
-        from lumina_cli.core.unicap.checks.rules import check
+        from lumina_cli.core.training.nano.caption_batches import PromptSet
+        from lumina_cli.core.unicap.checks.rules import check_caption
         from lumina_cli.core.unicap.prompts import instruction
         from lumina_cli.core.unicap.structured import rewriting
 
-        return {"asking": Asking(instruction, rewriting, lambda *caption: check(*caption) is None)}
+        return {"asking": PromptSet(instruction, rewriting, lambda *caption: check_caption(*caption) is None)}
     return {}

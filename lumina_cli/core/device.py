@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lumina_cli.core.errors import MissingPart, UsageError
+from lumina_cli.core.errors import MissingDependency, UsageError
 
 
 def pick_device(name: str | None = None) -> Any:
@@ -24,9 +24,9 @@ def pick_device(name: str | None = None) -> Any:
         raise UsageError(f"unknown device {str(name)!r}; choose from cpu, cuda, cuda:N, mps, auto")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         found = torch.cuda.device_count() or "no"
-        raise MissingPart(f"device {str(name)!r} needs a CUDA device; this machine has {found}")
+        raise MissingDependency(f"device {str(name)!r} needs a CUDA device; this machine has {found}")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise MissingPart(f"device {str(name)!r} needs an Apple GPU; this machine has none")
+        raise MissingDependency(f"device {str(name)!r} needs an Apple GPU; this machine has none")
     return torch.device(name)
 
 

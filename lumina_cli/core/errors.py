@@ -13,13 +13,13 @@ class UsageError(LuminaError):
     exit_code = 2
 
 
-class TooManyBad(LuminaError):
+class TooManyRejects(LuminaError):
     """More bad inputs than `--max-bad-rate` allows."""
 
     exit_code = 3
 
 
-class MissingPart(LuminaError):
+class MissingDependency(LuminaError):
     """Hardware or an optional dependency is missing; the message names the extra."""
 
     exit_code = 5

@@ -46,7 +46,8 @@ SOLVERS = Registry(
         "midpoint": f"{CORE}.flow.solvers:midpoint",
         "heun": f"{CORE}.flow.solvers:heun",
         "rk4": f"{CORE}.flow.solvers:rk4",
-        "dpm": f"{CORE}.flow.solvers:dpm",
+        "dpmpp_2m": f"{CORE}.flow.solvers:dpmpp_2m",
+        "dpm": f"{CORE}.flow.solvers:dpmpp_2m",  # alias of dpmpp_2m
         "unipc": f"{CORE}.flow.solvers:unipc",
     },
 )

@@ -3,16 +3,16 @@
 import json
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.bench.pipeline import race
+from lumina_cli.core.bench.pipeline import compare_pipelines
 from lumina_cli.core.sampling import load_pipeline
-from lumina_cli.core.sampling.text_cache import Features
+from lumina_cli.core.sampling.text_cache import TextCache
 
 
 def test_both_sides_draw_and_nothing_is_remembered_between_rounds(tiny_folder, monkeypatch):
     from diffusers.pipelines.lumina2.pipeline_lumina2 import Lumina2Pipeline
 
     pipe, ours, theirs = load_pipeline(tiny_folder), [], []
-    pipe.features = Features(lambda texts: ours.extend(texts) or pipe.text.encode(texts))
+    pipe.features = TextCache(lambda texts: ours.extend(texts) or pipe.text.encode(texts))
     call = Lumina2Pipeline.__call__
 
     def counted(self, prompt, **settings):
@@ -20,7 +20,9 @@ def test_both_sides_draw_and_nothing_is_remembered_between_rounds(tiny_folder, m
         return call(self, prompt, **settings)
 
     monkeypatch.setattr(Lumina2Pipeline, "__call__", counted)
-    rows = list(race(pipe, plan={"solver": "euler", "steps": 2}, prompts=["cups"], repeats=2, pictures=2))
+    rows = list(
+        compare_pipelines(pipe, plan={"solver": "euler", "steps": 2}, prompts=["cups"], repeats=2, pictures=2)
+    )
     assert theirs == [("cups", 30, 64)] * 3
     assert len(ours) == 3 * 2  # the prompt and the empty one, three times
     first, second = rows

@@ -14,7 +14,7 @@ import lumina_cli
 from lumina_cli.cli import app as application
 from lumina_cli.cli import output
 from lumina_cli.cli.group import fallback
-from lumina_cli.core.errors import LuminaError, MissingPart, TooManyBad, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, TooManyRejects, UsageError
 
 
 def lumina(*args: str, **settings) -> subprocess.CompletedProcess:
@@ -83,8 +83,8 @@ def test_wrong_usage_is_one_line(args, message, capsys):
     [
         (LuminaError("the sky is green"), 1, "the sky is green"),
         (UsageError("no such thing"), 2, "no such thing"),
-        (TooManyBad("3 of 4"), 3, "3 of 4"),
-        (MissingPart("needs the extra [flash]"), 5, "needs the extra [flash]"),
+        (TooManyRejects("3 of 4"), 3, "3 of 4"),
+        (MissingDependency("needs the extra [flash]"), 5, "needs the extra [flash]"),
         (LuminaError("two\nlines \x1b[31m"), 1, "two lines \\x1b[31m"),
         (OSError(errno.ENOSPC, "No space left on device", "x.png"), 1, "the disk is full: x.png"),
         (PermissionError(errno.EACCES, "Permission denied", "x.png"), 1, "x.png: Permission denied"),

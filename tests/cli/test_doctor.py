@@ -10,7 +10,7 @@ import torch
 
 from lumina_cli.cli.app import run
 from lumina_cli.core import device, doctor
-from lumina_cli.core.errors import MissingPart, UsageError
+from lumina_cli.core.errors import MissingDependency, UsageError
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -57,7 +57,7 @@ def test_devices_by_name():
     assert device.pick_device().type in ("cpu", "cuda")
     with pytest.raises(UsageError, match="unknown device 'gpu'; choose from cpu, cuda"):
         device.pick_device("gpu")
-    with pytest.raises(MissingPart, match="device 'cuda:99' needs a CUDA device; this machine has"):
+    with pytest.raises(MissingDependency, match="device 'cuda:99' needs a CUDA device; this machine has"):
         device.pick_device("cuda:99")
 
 

@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from lumina_cli.core.curation import dedup
 from lumina_cli.core.curation.dedup import choose_bands, exact_groups, hashes_of, keep_best, near_groups
-from lumina_cli.core.curation.metrics import TextArea, laplacian_variance, measure, open_scorers
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.curation.metrics import TextArea, laplacian_variance, measure, open_metrics
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
@@ -50,7 +50,7 @@ def test_blur_and_enlargement_lower_sharpness_and_more_pixels_do_not():
 
 
 def test_numbers_and_hashes_are_told_apart():
-    rows = measure([photo(), Image.new("RGB", (8, 8))], open_scorers(["entropy", "phash", "sharpness"]))
+    rows = measure([photo(), Image.new("RGB", (8, 8))], open_metrics(["entropy", "phash", "sharpness"]))
     assert set(rows[0]["scores"]) == {"entropy", "sharpness"}
     assert rows[1]["scores"]["entropy"] == 0
     assert 0 < rows[0]["scores"]["entropy"] <= 8
@@ -59,7 +59,7 @@ def test_numbers_and_hashes_are_told_apart():
 
 
 def test_hashes_of_copies_are_near_and_others_far():
-    scorer = open_scorers(["phash"])["phash"]
+    scorer = open_metrics(["phash"])["phash"]
     original = photo(3, (300, 200))
     copies = [original.resize((150, 100)), original.filter(ImageFilter.GaussianBlur(1))]
     first, *near = (int(text, 16) for text in scorer([original, *copies]))
@@ -70,11 +70,11 @@ def test_hashes_of_copies_are_near_and_others_far():
 
 def test_names_models_and_missing_parts(monkeypatch):
     with pytest.raises(UsageError, match="did you mean 'sharpness'"):
-        open_scorers(["sharpnes"])
+        open_metrics(["sharpnes"])
     with pytest.raises(UsageError, match="without a model"):
-        open_scorers(["entropy"], {"entropy": "x/y"})
+        open_metrics(["entropy"], {"entropy": "x/y"})
     with pytest.raises(UsageError, match="not among the scores"):
-        open_scorers(["entropy"], {"nsfw": "x/y"})
+        open_metrics(["entropy"], {"nsfw": "x/y"})
     whole = builtins.__import__
 
     def without(name, *rest, **words):
@@ -83,8 +83,8 @@ def test_names_models_and_missing_parts(monkeypatch):
         return whole(name, *rest, **words)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MissingPart, match=r"lumina-cli\[ocr\]"):
-        open_scorers(["text_area"])
+    with pytest.raises(MissingDependency, match=r"lumina-cli\[ocr\]"):
+        open_metrics(["text_area"])
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), reason="the ocr extra is not installed")
@@ -119,16 +119,16 @@ def test_a_classifier_gives_the_share_of_a_class(classifier):
     from transformers import pipeline
 
     pictures = [photo(seed) for seed in range(3)]
-    scores = open_scorers(["nsfw"], {"nsfw": classifier})["nsfw"](pictures)
+    scores = open_metrics(["nsfw"], {"nsfw": classifier})["nsfw"](pictures)
     told = pipeline("image-classification", model=classifier)(pictures)
     wanted = [next(each["score"] for each in one if each["label"] == "nsfw") for one in told]
     assert scores == pytest.approx(wanted, abs=1e-5)
-    named = open_scorers(["aesthetic"], {"aesthetic": f"{classifier}#normal"})["aesthetic"](pictures)
+    named = open_metrics(["aesthetic"], {"aesthetic": f"{classifier}#normal"})["aesthetic"](pictures)
     assert named == pytest.approx([1 - share for share in wanted], abs=1e-5)
     with pytest.raises(UsageError, match="only normal, nsfw"):
-        open_scorers(["aesthetic"], {"aesthetic": classifier})
+        open_metrics(["aesthetic"], {"aesthetic": classifier})
     with pytest.raises(LuminaError, match="gives no score"):
-        open_scorers(["nsfw"], {"nsfw": classifier + "/gone"})
+        open_metrics(["nsfw"], {"nsfw": classifier + "/gone"})
 
 
 @pytest.mark.parametrize("bent", [False, True])
@@ -147,7 +147,7 @@ def test_clip_with_a_linear_head(tmp_path, bent):
     processor = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     processor.save_pretrained(tmp_path)
     with pytest.raises(LuminaError, match="neither an image classifier nor CLIP with a linear head"):
-        open_scorers(["aesthetic"], {"aesthetic": str(tmp_path)})
+        open_metrics(["aesthetic"], {"aesthetic": str(tmp_path)})
     first, second = torch.nn.Linear(12, 5), torch.nn.Linear(5, 1)
     head = {"layers.0.weight": first.weight, "layers.0.bias": first.bias}
     head |= {"layers.2.weight": second.weight, "layers.2.bias": second.bias}
@@ -164,7 +164,7 @@ def test_clip_with_a_linear_head(tmp_path, bent):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "predictor.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     picture = photo()
-    scores = open_scorers(["aesthetic"], {"aesthetic": str(tmp_path)})["aesthetic"]([picture])
+    scores = open_metrics(["aesthetic"], {"aesthetic": str(tmp_path)})["aesthetic"]([picture])
     assert not (tmp_path / "ran").exists()
     with torch.no_grad():
         embeds = model(**processor(images=[picture], return_tensors="pt")).image_embeds

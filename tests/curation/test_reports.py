@@ -10,9 +10,9 @@ from PIL import Image
 from lumina_cli.cli.app import run
 from lumina_cli.core.curation.report import stats
 from lumina_cli.core.curation.report.contact_sheet import write_preview
-from lumina_cli.core.curation.report.stats import describe, write_stats_page
+from lumina_cli.core.curation.report.stats import compute_stats, write_stats_page
 from lumina_cli.core.curation.scores import score_shards
-from lumina_cli.core.curation.select import Choice, select_samples
+from lumina_cli.core.curation.select import SelectionSettings, select_samples
 from lumina_cli.core.encoders.token_count import TokenCounter
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.evals.captions.compare import dice, open_files, summarize
@@ -20,7 +20,7 @@ from lumina_cli.core.evals.captions.density import count_said, length_of
 from lumina_cli.core.images.buckets import best_size
 from lumina_cli.core.io.html import evenly, histogram
 from lumina_cli.core.shards.inspect import write_shards
-from lumina_cli.core.shards.overlays.apply import lay_rows
+from lumina_cli.core.shards.overlays.apply import apply_rows
 from lumina_cli.core.sources.source import read_source
 
 EVIL = '<script>alert(1)</script> "><img src=x onerror=alert(2)> {{ 7 * 7 }}'
@@ -54,7 +54,7 @@ def shards(tmp_path_factory) -> str:
 
 
 def test_the_summary_counts_what_is_there(shards):
-    told = describe(shards, count=lambda texts: [len(text.split()) for text in texts], trained=100)
+    told = compute_stats(shards, count=lambda texts: [len(text.split()) for text in texts], trained=100)
     assert told["samples"] == 8
     assert told["yield"]["input"] == 10
     assert sum(told["yield"]["rejects"].values()) == 2
@@ -76,16 +76,16 @@ def test_the_summary_counts_what_is_there(shards):
 
 def test_tokens_are_counted_without_being_asked_for(shards, tmp_path, capsys):
     nano = TokenCounter("nano")
-    told = describe(shards)
+    told = compute_stats(shards)
     assert told["tokenizer"] == "nano"
     short = told["captions"]["en.short"]["tokens"]
     assert short["most"] == nano(["a red car"])[0] + told["system_prompt_tokens"]
-    assert told["over_256_tokens"] == describe(shards, count=nano)["over_256_tokens"] > 0
+    assert told["over_256_tokens"] == compute_stats(shards, count=nano)["over_256_tokens"] > 0
     assert run(["shard", "stats", shards]) == 0
     assert "embedded tokenizer; Gemma's counts differ" in capsys.readouterr().err
     own = str(tmp_path / "own")
     list(write_shards(rows()[:8], own, count=Words()))
-    told = describe(own)
+    told = compute_stats(own)
     assert told["tokenizer"] == "that of the shards (words)"
     assert told["captions"]["en.short"]["tokens"]["most"] == 3
 
@@ -114,28 +114,30 @@ def test_captions_that_failed_their_checks_are_counted(tmp_path, capsys, monkeyp
     assert "Captions that failed their checks" in check_page(tmp_path / "p.html")
     # with tokens counted by the writer, indexes tell all of it, of a selection, too
     list(write_shards(made, str(tmp_path / "t"), count=Words()))
-    select_samples(str(tmp_path / "t"), str(tmp_path / "u"), Choice(where=[f"key = '{made[1]['key']}'"]))
+    select_samples(
+        str(tmp_path / "t"), str(tmp_path / "u"), SelectionSettings(where=[f"key = '{made[1]['key']}'"])
+    )
     monkeypatch.setattr(stats, "read_source", None)
-    assert describe(str(tmp_path / "t"), Words())["rejected_captions"] == {"refusal": 2, EVIL: 1}
-    assert describe(str(tmp_path / "u"), Words())["rejected_captions"] == {"refusal": 1, EVIL: 1}
+    assert compute_stats(str(tmp_path / "t"), Words())["rejected_captions"] == {"refusal": 2, EVIL: 1}
+    assert compute_stats(str(tmp_path / "u"), Words())["rejected_captions"] == {"refusal": 1, EVIL: 1}
 
 
 def test_a_selection_tells_its_steps(shards, tmp_path):
-    select_samples(shards, str(tmp_path / "a"), Choice(best=0.5, by="entropy"))
-    select_samples(str(tmp_path / "a"), str(tmp_path / "b"), Choice(where=["width > 64"]))
+    select_samples(shards, str(tmp_path / "a"), SelectionSettings(best=0.5, by="entropy"))
+    select_samples(str(tmp_path / "a"), str(tmp_path / "b"), SelectionSettings(where=["width > 64"]))
     left = len(list(read_source(str(tmp_path / "b"))))
-    told = describe(str(tmp_path / "b"))
+    told = compute_stats(str(tmp_path / "b"))
     assert (told["samples"], told["yield"]["share"]) == (left, 0.8)
     assert told["selection"]["share"] == left / 8
     steps = [(step["step"], step["left"]) for step in told["selection"]["steps"]]
     assert steps == [("samples", 8), ("best by entropy", 4), ("samples", 4), ("width > 64", left)]
     page = write_stats_page(tmp_path / "p.html", told)
     assert "best by entropy" in check_page(page)
-    assert describe(shards)["selection"] is None
+    assert compute_stats(shards)["selection"] is None
 
 
 def test_crops_are_those_of_training(shards):
-    told = describe(shards)["buckets"]
+    told = compute_stats(shards)["buckets"]
     sizes = [SIZES[i % 4] if i < 7 else SIZES[0] for i in range(8)]
     for size in (256, 1024):
         boxes = [best_size(*pair, size) for pair in sizes]
@@ -152,19 +154,19 @@ def test_crops_are_those_of_training(shards):
 
 
 def test_a_mix_says_how_often_a_source_is_seen(shards):
-    sources = describe(shards, trained=600, mix={"web": 3, EVIL: 1})["sources"]
+    sources = compute_stats(shards, trained=600, mix={"web": 3, EVIL: 1})["sources"]
     assert sources["web"]["epochs"] == 600 * 0.75 / 6
     assert sources[EVIL]["epochs"] == 600 * 0.25 / 2
     with pytest.raises(UsageError, match="no sample is from there"):
-        describe(shards, trained=600, mix={"wep": 3})
+        compute_stats(shards, trained=600, mix={"wep": 3})
 
 
 def test_captions_of_overlays_are_counted(shards, tmp_path):
     import shutil
 
     copy = str(shutil.copytree(shards, tmp_path / "s"))
-    list(lay_rows(copy, [{"key": "k0", "captions": {"de": {"short": "ein Auto"}}}], "captions"))
-    told = describe(copy)
+    list(apply_rows(copy, [{"key": "k0", "captions": {"de": {"short": "ein Auto"}}}], "captions"))
+    told = compute_stats(copy)
     assert told["without_captions"] == 0
     assert told["captions"]["de.short"]["characters"]["most"] == len("ein Auto")
 

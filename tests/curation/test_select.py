@@ -8,13 +8,13 @@ from PIL import Image
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.curation.filter_expr import parse_where
-from lumina_cli.core.curation.sample_table import samples_of
+from lumina_cli.core.curation.sample_table import open_samples
 from lumina_cli.core.curation.scores import score_shards
-from lumina_cli.core.curation.select import Choice, parse_best, select_samples
+from lumina_cli.core.curation.select import SelectionSettings, parse_best, select_samples
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.inspect import write_shards
-from lumina_cli.core.shards.overlays.apply import lay_rows
+from lumina_cli.core.shards.overlays.apply import apply_rows
 from lumina_cli.core.sources.source import open_row_image, read_source
 
 
@@ -51,7 +51,7 @@ def shards(tmp_path_factory) -> str:
 
 
 def keys(shards: str, dest, **settings) -> list[str]:
-    select_samples(shards, str(dest), Choice(**settings))
+    select_samples(shards, str(dest), SelectionSettings(**settings))
     return [row["key"] for row in read_source(str(dest))]
 
 
@@ -94,7 +94,7 @@ def test_conditions(shards, tmp_path):
 )
 def test_conditions_that_mean_nothing(shards, tmp_path, text, message):
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
-        select_samples(shards, str(tmp_path / "a"), Choice(where=[text]))
+        select_samples(shards, str(tmp_path / "a"), SelectionSettings(where=[text]))
     assert not (tmp_path / "a").exists()
 
 
@@ -156,7 +156,7 @@ def test_a_later_overlay_decides(shards, tmp_path):
     import shutil
 
     copy = str(shutil.copytree(shards, tmp_path / "s"))
-    list(lay_rows(copy, [{"key": "k3", "score": 99}, {"key": "k4", "scores": {"clip": 0.3}}], "later"))
+    list(apply_rows(copy, [{"key": "k3", "score": 99}, {"key": "k4", "scores": {"clip": 0.3}}], "later"))
     assert keys(copy, tmp_path / "a", best=1.0, where=["clip > 0.2"]) == ["k4"]
     assert keys(copy, tmp_path / "b", best=2) == ["k3", "k11"]
     assert keys(f"{copy}?overlay=scores", tmp_path / "c", best=2) == ["k10", "k11"]
@@ -167,10 +167,10 @@ def test_shards_of_other_tools_and_of_other_places(shards, tmp_path):
 
     bare = tmp_path / "bare"
     bare.mkdir()
-    for tar in filesystem.listing(shards):
+    for tar in filesystem.list_sizes(shards):
         if tar.endswith(".tar"):
             shutil.copy(f"{shards}/{tar}", bare / tar)
-    _, table = samples_of(str(bare), captions=True)
+    _, table = open_samples(str(bare), captions=True)
     assert len(table) == 12
     assert table["characters"].to_pylist()[3] == [4]
     assert keys(str(bare), tmp_path / "a", where=["characters > 11"]) == ["k11"]
@@ -180,25 +180,25 @@ def test_shards_of_other_tools_and_of_other_places(shards, tmp_path):
 
 def test_what_cannot_be_selected(shards, tmp_path):
     with pytest.raises(LuminaError, match=r"nothing is left of 12 samples: width > 500 left 0"):
-        select_samples(shards, str(tmp_path / "a"), Choice(where=["width > 500"]))
+        select_samples(shards, str(tmp_path / "a"), SelectionSettings(where=["width > 500"]))
     with pytest.raises(UsageError, match=r"a share up to 1\.0, or a whole number"):
-        select_samples(shards, str(tmp_path / "a"), Choice(best=1.5))
+        select_samples(shards, str(tmp_path / "a"), SelectionSettings(best=1.5))
     with pytest.raises(UsageError, match="no 'aesthetics'"):
-        select_samples(shards, str(tmp_path / "a"), Choice(best=0.5, by="aesthetics"))
+        select_samples(shards, str(tmp_path / "a"), SelectionSettings(best=0.5, by="aesthetics"))
     with pytest.raises(UsageError, match="it is no number"):
-        select_samples(shards, str(tmp_path / "a"), Choice(best=0.5, by="key"))
+        select_samples(shards, str(tmp_path / "a"), SelectionSettings(best=0.5, by="key"))
     with pytest.raises(UsageError, match="holds shards; give the selection a folder"):
-        select_samples(shards, shards, Choice(best=0.5))
+        select_samples(shards, shards, SelectionSettings(best=0.5))
     for words, name, meant in (
         ({"where": ["widht > 5"]}, "widht", "; did you mean 'width'"),
         ({"by": "x9"}, "x9", ""),
     ):
         said = f"samples have no '{name}', only shard, .*score, .*sharpness.*, pixels, aspect.*{meant}"
         with pytest.raises(UsageError, match=said):
-            select_samples(shards, shards, Choice(**words))  # before what is wrong with the place
+            select_samples(shards, shards, SelectionSettings(**words))  # before what is wrong with the place
     keys(shards, tmp_path / "a", best=2)
     with pytest.raises(UsageError, match="a selection that is the source"):
-        select_samples(str(tmp_path / "a"), str(tmp_path / "a"), Choice(best=1), force=True)
+        select_samples(str(tmp_path / "a"), str(tmp_path / "a"), SelectionSettings(best=1), force=True)
     (tmp_path / "a" / "select.json").write_text('{"shards": "gone"}')
     with pytest.raises(LuminaError):
         list(read_source(tmp_path / "a"))
@@ -251,7 +251,7 @@ def test_a_score_that_was_not_measured_is_the_only_other_one(tmp_path, capsys):
     }  # fmt: skip
     assert "no sample has a 'score': the best by sharpness" in err
     assert [row["key"] for row in read_source(str(tmp_path / "a"))] == [best]
-    list(lay_rows(folder, [{"key": "k1", "scores": {"aesthetic": 5.0}}], "later"))
+    list(apply_rows(folder, [{"key": "k1", "scores": {"aesthetic": 5.0}}], "later"))
     assert run(["shard", "select", folder, str(tmp_path / "b"), "--best", "1"]) == 1
     assert (
         "no sample has a 'score', but aesthetic and sharpness; say which with --by" in capsys.readouterr().err
@@ -262,7 +262,7 @@ def test_entropy_is_no_measure_of_what_is_best(tmp_path):
     folder = plain(tmp_path, {}, {})
     list(score_shards(folder, ["entropy"]))
     with pytest.raises(LuminaError, match="no sample has a 'score' to choose by; they have entropy"):
-        select_samples(folder, str(tmp_path / "a"), Choice(best=1))
+        select_samples(folder, str(tmp_path / "a"), SelectionSettings(best=1))
 
 
 @pytest.mark.parametrize("by", ["score", "caption"])
@@ -270,7 +270,7 @@ def test_scores_of_captions_are_found_in_the_rows(tmp_path, by):
     means = (0.2, None, 0.9, 0.4)
     said = [{"caption_scores": {"en": {"short": m - 0.1, "tags": m + 0.1}}} if m else {} for m in means]
     folder = plain(tmp_path, *said)
-    info = select_samples(folder, str(tmp_path / "a"), Choice(best=2, by=by, where=["key != k9"]))
+    info = select_samples(folder, str(tmp_path / "a"), SelectionSettings(best=2, by=by, where=["key != k9"]))
     assert info["steps"][-1]["without_value"] == 1
     assert info["steps"][-1]["step"] == "best by caption"
     assert [row["key"] for row in read_source(str(tmp_path / "a"))] == ["k2", "k3"]

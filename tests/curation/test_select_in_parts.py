@@ -6,8 +6,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from lumina_cli.core.curation.sample_table import samples_of
-from lumina_cli.core.curation.select import Choice, select_samples
+from lumina_cli.core.curation.sample_table import open_samples
+from lumina_cli.core.curation.select import SelectionSettings, select_samples
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.manifest import read_batches, write_table
@@ -84,7 +84,7 @@ def pool(request, tmp_path, monkeypatch) -> tuple[str, list[dict]]:
     return str(folder), known
 
 
-def chosen(rows: list[dict], choice: Choice) -> tuple[list[dict], list[int]]:
+def chosen(rows: list[dict], choice: SelectionSettings) -> tuple[list[dict], list[int]]:
     """Return the rows that a choice selects, and how many each step left: all in memory, word by word."""
     left, counts = list(rows), [len(rows)]
     for text in choice.where:
@@ -117,7 +117,7 @@ def chosen(rows: list[dict], choice: Choice) -> tuple[list[dict], list[int]]:
     return left, counts
 
 
-def grouped(rows: list[dict], choice: Choice) -> dict[str, list[dict]]:
+def grouped(rows: list[dict], choice: SelectionSettings) -> dict[str, list[dict]]:
     """Return by key the rows of which one is kept, in their order."""
 
     def alike(a: dict, b: dict) -> bool:
@@ -137,18 +137,18 @@ def grouped(rows: list[dict], choice: Choice) -> dict[str, list[dict]]:
 
 
 CHOICES = [
-    Choice(best=0.1),
-    Choice(best=1),
-    Choice(best=150),
-    Choice(best=1.0, by="fine"),
-    Choice(best=0.3, by="width", where=("score < 4", "characters < 70")),
-    Choice(where=("characters >= 20", "fine >= 1")),
-    Choice(copies="exact"),
-    Choice(copies="exact", best=40, by="fine"),
-    Choice(copies="near", distance=1, best=0.5),
-    Choice(copies="near", distance=1, per_source=20, by="fine", where=("width >= 128",)),
-    Choice(per_source=7),
-    Choice(per_source=11, best=0.25, by="fine"),
+    SelectionSettings(best=0.1),
+    SelectionSettings(best=1),
+    SelectionSettings(best=150),
+    SelectionSettings(best=1.0, by="fine"),
+    SelectionSettings(best=0.3, by="width", where=("score < 4", "characters < 70")),
+    SelectionSettings(where=("characters >= 20", "fine >= 1")),
+    SelectionSettings(copies="exact"),
+    SelectionSettings(copies="exact", best=40, by="fine"),
+    SelectionSettings(copies="near", distance=1, best=0.5),
+    SelectionSettings(copies="near", distance=1, per_source=20, by="fine", where=("width >= 128",)),
+    SelectionSettings(per_source=7),
+    SelectionSettings(per_source=11, best=0.25, by="fine"),
 ]
 
 
@@ -161,12 +161,12 @@ def test_parts_select_what_all_rows_would(pool, tmp_path, choice):
     info = select_samples(folder, str(tmp_path / "a"), choice)
     assert [step["left"] for step in info["steps"]] == counts
     check(tmp_path / "a", wanted, choice.by)
-    again = Choice(best=0.4, by="width", copies="exact")
+    again = SelectionSettings(best=0.4, by="width", copies="exact")
     wanted, counts = chosen(wanted, again)
     info = select_samples(str(tmp_path / "a"), str(tmp_path / "b"), again)
     assert [step["left"] for step in info["steps"]] == counts
     check(tmp_path / "b", wanted, "width")
-    assert samples_of(str(tmp_path / "b"), captions=True)[1]["characters"].to_pylist() == [
+    assert open_samples(str(tmp_path / "b"), captions=True)[1]["characters"].to_pylist() == [
         row["characters"] for row in wanted
     ]
 
@@ -181,7 +181,7 @@ def check(folder, rows: list[dict], by: str) -> None:
 
 def test_a_selection_of_samples_that_are_gone(pool, tmp_path):
     folder, rows = pool
-    select_samples(folder, str(tmp_path / "a"), Choice(best=20))
+    select_samples(folder, str(tmp_path / "a"), SelectionSettings(best=20))
     write_table(f"{folder}/manifest.parquet", rows[:30], manifest.schema(["fine"]))
     with pytest.raises(LuminaError, match="selected samples that its shards no longer hold"):
-        select_samples(str(tmp_path / "a"), str(tmp_path / "b"), Choice(best=1))
+        select_samples(str(tmp_path / "a"), str(tmp_path / "b"), SelectionSettings(best=1))

@@ -8,8 +8,8 @@ from PIL import Image
 
 from lumina_cli.core.dataset.latent_cache import LatentStore, build_stores, check_captions, fingerprint
 from lumina_cli.core.dataset.sampler import Sampler
-from lumina_cli.core.dataset.training_data import TrainingData, caption_kinds, lacking, pad
-from lumina_cli.core.errors import LuminaError, TooManyBad
+from lumina_cli.core.dataset.training_data import TrainingData, caption_kinds, missing_captions, pad
+from lumina_cli.core.errors import LuminaError, TooManyRejects
 from lumina_cli.core.training.config import Recipe, Stage, Validation
 
 LENGTHS = np.random.default_rng(0).integers(1, 9, (100, 3))
@@ -210,7 +210,7 @@ def test_too_many_bad_pictures_end_it_until_the_rate_is_allowed(tmp_path):
         {64: tmp_path / "a"},
         r"12 of 200 pictures cannot be used, more than max_bad_rate=0\.05",
     )
-    with pytest.raises(TooManyBad, match=message):
+    with pytest.raises(TooManyRejects, match=message):
         list(build_stores(truncated(tmp_path, 12), folders, encode))
     assert list(build_stores(truncated(tmp_path, 12), folders, encode, max_bad_rate=0.1)) == []
     assert len(LatentStore(folders[64])) == 188
@@ -218,7 +218,7 @@ def test_too_many_bad_pictures_end_it_until_the_rate_is_allowed(tmp_path):
 
 def test_no_usable_picture_at_all_is_an_error(tmp_path):
     bad = [{"image": str(tmp_path / "gone.png"), "captions": {"en": {"short": "a"}}}] * 3
-    with pytest.raises(TooManyBad, match="none of 3 pictures can be used"):
+    with pytest.raises(TooManyRejects, match="none of 3 pictures can be used"):
         list(build_stores(bad, {64: tmp_path / "a"}, encode, max_bad_rate=1.0))
 
 
@@ -347,5 +347,5 @@ def test_a_stage_knows_what_it_asks_for_in_vain():
     ]
     kinds, _ = caption_kinds(captions, asked)
     assert kinds == [("en", "short")]
-    assert lacking(kinds, asked) == ["zh", "tags"]
-    assert lacking(kinds, SimpleNamespace(langs=None, captions=None)) == []
+    assert missing_captions(kinds, asked) == ["zh", "tags"]
+    assert missing_captions(kinds, SimpleNamespace(langs=None, captions=None)) == []

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from lumina_cli.core.errors import GateFailed, LuminaError, UsageError
-from lumina_cli.core.evals.geneval.ground_truth import true_drawer, true_scene
-from lumina_cli.core.evals.geneval.layout import Drawer, draw_pictures, scan_pictures
+from lumina_cli.core.evals.geneval.ground_truth import ground_truth_generator, ground_truth_scene
+from lumina_cli.core.evals.geneval.layout import ImageGenerator, generate_images, scan_images
 from lumina_cli.core.evals.geneval.prompts import POSITIONS, TAGS, nano_prompts, official_prompts
 from lumina_cli.core.evals.geneval.rules import GenEval, check, keep_things, overlap, relations
 from lumina_cli.core.evals.report import Gate, compare, summary_table, write_scores
@@ -165,7 +165,7 @@ def test_prompts_refuse_what_they_do_not_know():
 
 def test_true_scenes_show_what_their_prompts_ask_for():
     for index, row in enumerate(nano_prompts(10)):
-        scene = true_scene(row, 0, index)
+        scene = ground_truth_scene(row, 0, index)
         assert not {(thing.tint, thing.kind) for thing in scene.things} & set(held_out_pairs())
         assert Scene.from_json(json.loads(json.dumps(scene.to_json()))) == scene
         wanted = Counter({item["class"]: item["count"] for item in row["include"]})
@@ -177,7 +177,7 @@ def test_true_scenes_show_what_their_prompts_ask_for():
 
 def test_true_scenes_stand_as_asked():
     for index, row in enumerate(row for row in nano_prompts(20) if row["tag"] == "position"):
-        first, second = true_scene(row, 0, index).things
+        first, second = ground_truth_scene(row, 0, index).things
         relation = row["include"][1]["position"][0]
         assert first.kind == row["include"][1]["class"]
         apart = {"left of": second.x - first.x, "right of": first.x - second.x}
@@ -187,9 +187,9 @@ def test_true_scenes_stand_as_asked():
 
 def test_true_pictures_follow_seed_and_index():
     rows = nano_prompts(1)[:2]
-    first, again = (true_drawer(seed=3, size=32).draw(rows, [0, 1000]) for _ in range(2))
+    first, again = (ground_truth_generator(seed=3, size=32).draw(rows, [0, 1000]) for _ in range(2))
     assert [picture.tobytes() for picture in first] == [picture.tobytes() for picture in again]
-    assert true_drawer(seed=3, size=32).draw(rows[:1], [1])[0].tobytes() != first[0].tobytes()
+    assert ground_truth_generator(seed=3, size=32).draw(rows[:1], [1])[0].tobytes() != first[0].tobytes()
 
 
 def boxes_of(picture, scene):
@@ -201,7 +201,7 @@ def boxes_of(picture, scene):
 
 def test_a_judge_without_faults_finds_every_true_picture_right():
     rows = nano_prompts(4) + nano_prompts(4, split="held-out")
-    scenes = [true_scene(row, 1, index) for index, row in enumerate(rows)]
+    scenes = [ground_truth_scene(row, 1, index) for index, row in enumerate(rows)]
     for row, scene, picture in zip(rows, scenes, render(scenes, size=64), strict=True):
         assert check(keep_things(boxes_of(picture, scene), 0.9), row) == (True, ""), row["prompt"]
 
@@ -486,26 +486,26 @@ def fake_drawer(**settings):
         drawn.extend(numbers)
         return [picture(number % 256) for number in numbers]
 
-    return Drawer(draw, {"model": "fake", **settings}), drawn
+    return ImageGenerator(draw, {"model": "fake", **settings}), drawn
 
 
 def draw_all(rows, out, per_prompt=1, batch=2, **settings):
     """Draw into a folder; returns what was yielded and which noise numbers were drawn."""
     drawer, drawn = fake_drawer(**settings)
-    return list(draw_pictures(rows, drawer, out, per_prompt, batch)), drawn
+    return list(generate_images(rows, drawer, out, per_prompt, batch)), drawn
 
 
 def test_drawn_folders_are_in_the_official_layout_and_read_back(tmp_path):
     pictures, drawn = draw_all([CAR, TWO], tmp_path / "out", per_prompt=2, batch=3)
     assert drawn == [0, 1, 1000, 1001]
-    assert pictures == list(scan_pictures(tmp_path / "out"))
+    assert pictures == list(scan_images(tmp_path / "out"))
     assert pictures[3] == (tmp_path / "out" / "00001" / "samples" / "00001.png", TWO)
     assert (tmp_path / "out" / "00000" / "metadata.jsonl").read_text() == json.dumps(CAR) + "\n"
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
     drawer, _ = fake_drawer(plan={"steps": 4})
-    next(draw_pictures([CAR, TWO], drawer, tmp_path, per_prompt=2, batch=2))
+    next(generate_images([CAR, TWO], drawer, tmp_path, per_prompt=2, batch=2))
     pictures, drawn = draw_all([CAR, TWO], tmp_path, per_prompt=3, plan={"steps": 4})
     assert len(pictures) == 6
     assert drawn == [2, 1000, 1001, 1002]
@@ -534,22 +534,22 @@ def test_a_folder_of_other_prompts_is_refused(tmp_path):
 
 def test_bad_folders_say_what_is_wrong(tmp_path):
     with pytest.raises(LuminaError, match="no such folder"):
-        list(scan_pictures(tmp_path / "nothing"))
+        list(scan_images(tmp_path / "nothing"))
     with pytest.raises(LuminaError, match="no numbered folder in it"):
-        list(scan_pictures(tmp_path))
+        list(scan_images(tmp_path))
     (tmp_path / "00000" / "samples").mkdir(parents=True)
     with pytest.raises(LuminaError, match=r"metadata\.jsonl: missing"):
-        list(scan_pictures(tmp_path))
+        list(scan_images(tmp_path))
     metadata = tmp_path / "00000" / "metadata.jsonl"
     metadata.write_text("{}\n{}\n")
     with pytest.raises(LuminaError, match="not one JSON object"):
-        list(scan_pictures(tmp_path))
+        list(scan_images(tmp_path))
     metadata.write_text("[1]")
     with pytest.raises(LuminaError, match="holds list, not one JSON object"):
-        list(scan_pictures(tmp_path))
+        list(scan_images(tmp_path))
     metadata.write_text(json.dumps(CAR))
     with pytest.raises(LuminaError, match="no picture in it"):
-        list(scan_pictures(tmp_path))
+        list(scan_images(tmp_path))
 
 
 def test_an_unreadable_picture_is_named(tmp_path):

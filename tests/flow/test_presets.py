@@ -10,7 +10,7 @@ from lumina_cli import load
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan, draw_noise
 from lumina_cli.core.flow.presets import apply, find_preset
-from lumina_cli.core.sampling.request import Job, Wish
+from lumina_cli.core.sampling.request import Job, SamplingRequest
 
 
 def test_official_counts_points_and_cuts_guidance_in_time():
@@ -186,7 +186,7 @@ def test_diffusers_itself_draws_the_same_pictures(steps, ratio):
         prompt=prompts, negative_prompt=["", "a blue ball", ""], latents=noise, height=128, width=128,
         num_inference_steps=steps, guidance_scale=4.0, cfg_normalization=True, cfg_trunc_ratio=ratio,
     ).images  # fmt: skip
-    setup = Wish(preset="diffusers", plan={"steps": steps, "guide_until": ratio}).resolve(pipe)
+    setup = SamplingRequest(preset="diffusers", plan={"steps": steps, "guide_until": ratio}).resolve(pipe)
     jobs = [
         Job(prompt, 3, n, negative)
         for n, (prompt, negative) in enumerate(zip(prompts, ["", "a blue ball", ""], strict=True))

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.images.buckets import best_size, crop_picture, crop_sizes
+from lumina_cli.core.images.buckets import best_size, crop_image, crop_sizes
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "official_nextdit_tiny.json").read_text())[
     "crop_sizes"
@@ -42,6 +42,6 @@ def test_a_size_off_the_grid_is_an_error(resolution):
 def test_crop_has_the_size_asked_for_and_keeps_the_middle(size):
     picture = Image.new("RGB", size, "black")
     picture.paste("red", (size[0] // 2 - 5, size[1] // 2 - 5, size[0] // 2 + 5, size[1] // 2 + 5))
-    crop = crop_picture(picture, (64, 64))
+    crop = crop_image(picture, (64, 64))
     assert crop.size == (64, 64)
     assert crop.getpixel((32, 32))[0] > 200

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.images.a1111 import read_parameters, write_parameters
-from lumina_cli.core.images.io import MAX_PIXELS, open_image, probe, read_metadata, save_picture
+from lumina_cli.core.images.io import MAX_PIXELS, open_image, probe, read_metadata, save_image
 
 
 def encoded(image: Image.Image, format: str = "PNG", **settings) -> bytes:
@@ -137,19 +137,19 @@ KINDS = [".png", ".webp", ".jpg", ".JPEG", ".avif"]
 
 @pytest.mark.parametrize("suffix", KINDS)
 def test_metadata_comes_back(suffix, tmp_path):
-    path = save_picture(NOISE, tmp_path / "deep" / f"x{suffix}", PLAN)
+    path = save_image(NOISE, tmp_path / "deep" / f"x{suffix}", PLAN)
     assert read_metadata(path) == PLAN
     assert open_image(path).size == NOISE.size
 
 
 def test_png_keeps_every_pixel(tmp_path):
-    path = save_picture(NOISE, tmp_path / "x.png", {"a": "ü"})
+    path = save_image(NOISE, tmp_path / "x.png", {"a": "ü"})
     assert open_image(path).tobytes() == NOISE.tobytes()
     assert b"iTXt" in path.read_bytes()
 
 
 def test_pictures_without_metadata_have_none(tmp_path):
-    assert read_metadata(save_picture(NOISE, tmp_path / "x.png")) == {}
+    assert read_metadata(save_image(NOISE, tmp_path / "x.png")) == {}
     assert read_metadata(encoded(NOISE, "JPEG")) == {}
 
 
@@ -157,7 +157,7 @@ def test_an_unknown_suffix_is_refused(tmp_path):
     with pytest.raises(
         UsageError, match=r"x\.xyz: pictures are written as \.png, \.webp, \.jpg, \.jpeg, \.avif, not \.xyz"
     ):
-        save_picture(NOISE, tmp_path / "x.xyz")
+        save_image(NOISE, tmp_path / "x.xyz")
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
@@ -167,7 +167,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="No space left"):
-        save_picture(NOISE, tmp_path / "x.png")
+        save_image(NOISE, tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,16 +195,16 @@ def exif_comment(path) -> bytes | None:
 
 
 def test_other_programs_find_their_text_in_a_png(tmp_path):
-    path = save_picture(NOISE, tmp_path / "x.png", ORIGIN)
+    path = save_image(NOISE, tmp_path / "x.png", ORIGIN)
     with Image.open(path) as image:
         assert image.info["parameters"] == TEXT
-    plain = save_picture(NOISE, tmp_path / "y.png", {**ORIGIN, "prompt": "a cup", "negative": ""})
+    plain = save_image(NOISE, tmp_path / "y.png", {**ORIGIN, "prompt": "a cup", "negative": ""})
     assert b"tEXtparameters\0a cup\nSteps: 17" in plain.read_bytes()
 
 
 @pytest.mark.parametrize("suffix", KINDS[1:])
 def test_other_programs_find_their_text_in_exif(suffix, tmp_path):
-    path = save_picture(NOISE, tmp_path / f"x{suffix}", ORIGIN)
+    path = save_image(NOISE, tmp_path / f"x{suffix}", ORIGIN)
     comment = exif_comment(path)
     assert comment[:8] == b"UNICODE\0"
     assert comment[8:].decode("utf-16-be") == TEXT
@@ -259,17 +259,17 @@ def test_settings_that_make_no_sense_are_left_out():
 
 def test_a_long_prompt_finds_room_or_says_so(tmp_path):
     long = {**ORIGIN, "prompt": "red cup " * 5000}
-    path = save_picture(NOISE, tmp_path / "x.jpg", long)
+    path = save_image(NOISE, tmp_path / "x.jpg", long)
     assert read_metadata(path) == long
     assert exif_comment(path) is None
     longer = {**ORIGIN, "prompt": "red cup " * 9000}
     with pytest.raises(LuminaError, match=r"y\.jpg: a JPEG has no room for so long a prompt; write PNG"):
-        save_picture(NOISE, tmp_path / "y.jpg", longer)
-    assert read_metadata(save_picture(NOISE, tmp_path / "z.avif", longer)) == longer
+        save_image(NOISE, tmp_path / "y.jpg", longer)
+    assert read_metadata(save_image(NOISE, tmp_path / "z.avif", longer)) == longer
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.jpg", "z.avif"]
 
 
 def test_a_format_that_pillow_lacks_names_the_way(tmp_path, monkeypatch):
     monkeypatch.setattr("lumina_cli.core.images.io.features.check", lambda name: False)
-    with pytest.raises(MissingPart, match="this Pillow cannot write AVIF"):
-        save_picture(NOISE, tmp_path / "x.avif")
+    with pytest.raises(MissingDependency, match="this Pillow cannot write AVIF"):
+        save_image(NOISE, tmp_path / "x.avif")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, open_aside
-from lumina_cli.core.io.jsonl import captions_of, dump_row, read_rows, write_rows
+from lumina_cli.core.io.jsonl import dump_row, get_captions, read_rows, write_rows
 
 
 def test_round_trip(tmp_path):
@@ -76,10 +76,10 @@ def test_half_a_surrogate_pair_survives():
 
 def test_captions_are_copied_without_nulls():
     row = {"captions": {"en": {"short": "a cat", "tags": None}, "zh": None, "de": {"tags": None}}}
-    assert captions_of(row) == {"en": {"short": "a cat"}}
-    captions_of(row)["en"]["short"] = "a dog"
+    assert get_captions(row) == {"en": {"short": "a cat"}}
+    get_captions(row)["en"]["short"] = "a dog"
     assert row["captions"]["en"]["short"] == "a cat"
-    assert captions_of({}) == captions_of({"captions": None}) == {}
+    assert get_captions({}) == get_captions({"captions": None}) == {}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_captions_are_copied_without_nulls():
 )
 def test_captions_of_another_shape_are_refused(captions):
     with pytest.raises(LuminaError, match=r"^'captions' of line 2 is not \{language: \{level: text\}\}$"):
-        captions_of({"captions": captions}, "line 2")
+        get_captions({"captions": captions}, "line 2")
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left"), KeyboardInterrupt()])

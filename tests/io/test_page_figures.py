@@ -11,7 +11,7 @@ from PIL import Image
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.curation.report.contact_sheet import write_preview
-from lumina_cli.core.curation.report.stats import describe, write_stats_page
+from lumina_cli.core.curation.report.stats import compute_stats, write_stats_page
 from lumina_cli.core.evals.captions.page import headline, marked
 from lumina_cli.core.images.ingest import NOTES
 from lumina_cli.core.io.html import TEMPLATES, histogram
@@ -36,7 +36,7 @@ def shards(tmp_path_factory) -> str:
 
 
 def test_what_was_left_out_is_said_in_words_and_as_a_share_of_the_input(shards, tmp_path):
-    text = write_stats_page(tmp_path / "p.html", describe(shards)).read_text()
+    text = write_stats_page(tmp_path / "p.html", compute_stats(shards)).read_text()
     assert "left out before they came here, by lumina caption" in text
     assert "Shares are of all 10 rows that came in." in text
     assert text.count("<span>1 (10.0 %)</span>") == 2
@@ -54,7 +54,7 @@ def test_every_note_has_words():
 
 
 def test_tables_scroll_and_can_be_reached_by_key(shards, tmp_path):
-    text = write_stats_page(tmp_path / "p.html", describe(shards)).read_text()
+    text = write_stats_page(tmp_path / "p.html", compute_stats(shards)).read_text()
     before = re.findall(r"<div ([^>]*)><table>", text)
     assert len(before) == text.count("<table>") > 1
     for attributes in before:

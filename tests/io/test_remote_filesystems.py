@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import dump_row
 from lumina_cli.core.shards.inspect import ShardReader, read_shards, verify_shards, write_shards
@@ -47,13 +47,13 @@ def check_everything(source: str, dest: str, local: str) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         list(write_shards(stopped(), dest, **words))
-    assert set(filesystem.listing(dest)) == {"000000.tar", "000000.index.jsonl"}
+    assert set(filesystem.list_sizes(dest)) == {"000000.tar", "000000.index.jsonl"}
     written = list(write_shards(read_source(source, lenient=True), dest, **words))
     assert [row.get("kept", False) for row in written] == [True, False, False]
     list(write_shards(read_source(source, lenient=True), local, **words))
-    names = filesystem.listing(local)
+    names = filesystem.list_sizes(local)
     assert len(names) == 9  # three tars, their indexes, manifest, totals, rejects
-    assert filesystem.listing(dest) == names
+    assert filesystem.list_sizes(dest) == names
     assert all(
         filesystem.read_file(filesystem.join(dest, n)) == filesystem.read_file(filesystem.join(local, n))
         for n in names
@@ -137,7 +137,7 @@ def test_s3_by_the_command_line(bucket, capsys):
 
 def test_a_client_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
-    with pytest.raises(MissingPart, match=r"gs://bucket/x .*: `pip install 'lumina-cli\[gs\]'`"):
+    with pytest.raises(MissingDependency, match=r"gs://bucket/x .*: `pip install 'lumina-cli\[gs\]'`"):
         read_source("gs://bucket/x")
 
 
@@ -165,4 +165,4 @@ def test_other_words_are_refused(word, kind, message):
     ],
 )
 def test_places_are_taken_apart(place, parts):
-    assert (filesystem.text_of(place), filesystem.folder_of(place), filesystem.name_of(place)) == parts
+    assert (filesystem.to_text(place), filesystem.parent(place), filesystem.basename(place)) == parts

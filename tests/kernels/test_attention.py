@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lumina_cli.core.bench.kernels import compare
-from lumina_cli.core.errors import MissingPart, UsageError
+from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.kernels import Implementation, Op, attention
 from lumina_cli.core.kernels.attention import (
     BLOCK,
@@ -181,7 +181,7 @@ def test_asking_for_what_cannot_run_raises():
         next(compare(OP, inputs, only=["fash"]))
     out_of_reach = Implementation(naive, lambda *inputs: "naive needs luck")
     op = replace(OP, implementations={**OP.implementations, "naive": out_of_reach})
-    with pytest.raises(MissingPart, match="--backend naive needs luck"):
+    with pytest.raises(MissingDependency, match="--backend naive needs luck"):
         next(compare(op, inputs, only=["sdpa", "naive"]))
 
 
@@ -274,9 +274,9 @@ def test_auto_takes_the_quickest_kernel_that_runs_here():
     assert choose_kernel("sdpa", cpu, torch.bfloat16) == "sdpa"
     with pytest.raises(UsageError, match="did you mean 'flash'"):
         choose_kernel("flahs", cpu, torch.bfloat16)
-    with pytest.raises(MissingPart, match="direct needs --dtype bfloat16"):
+    with pytest.raises(MissingDependency, match="direct needs --dtype bfloat16"):
         choose_kernel("direct", cpu, torch.float32)
-    with pytest.raises(MissingPart, match="flash needs a CUDA device"):
+    with pytest.raises(MissingDependency, match="flash needs a CUDA device"):
         choose_kernel("flash", cpu, torch.bfloat16)
 
 

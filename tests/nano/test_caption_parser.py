@@ -6,8 +6,8 @@ import pytest
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.evals.captions.truth import ASPECTS, score_captions
-from lumina_cli.core.nano.caption_parser import facts_of, main_relations, read
-from lumina_cli.core.nano.captions import LANGUAGES, LEVELS, Style, describe
+from lumina_cli.core.nano.caption_parser import facts_of, main_relations, parse_caption
+from lumina_cli.core.nano.captions import LANGUAGES, LEVELS, Style, describe_scene
 from lumina_cli.core.nano.scene import INVERSE, Scene, Thing, draw_scene
 
 WHOLE = Style(photo=0.3, tintless=0, tintless_photo=0, stated=1, sizes=True, rendered=0.5)
@@ -17,14 +17,14 @@ KINDS = [(lang, level) for lang in LANGUAGES for level in LEVELS]
 
 
 def told(scene: Scene, lang: str, level: str, seed: int = 0) -> str:
-    return describe(scene, lang, level, seed, STYLES)
+    return describe_scene(scene, lang, level, seed, STYLES)
 
 
 @pytest.mark.parametrize(("lang", "level"), KINDS)
 def test_a_caption_reads_as_its_scene(lang, level):
     for number, scene in enumerate(SCENES):
         caption = told(scene, lang, level, number)
-        found, true = read(caption, lang), facts_of(scene)
+        found, true = parse_caption(caption, lang), facts_of(scene)
         assert (found.kinds, found.tints, found.counts) == (true.kinds, true.tints, true.counts), caption
         assert main_relations(scene, level) <= found.relations <= true.relations, caption
         assert found.backdrop == (None if level == "short" else scene.backdrop), caption
@@ -34,7 +34,7 @@ def test_a_caption_reads_as_its_scene(lang, level):
 def test_what_is_not_said_is_not_read():
     quiet = dict.fromkeys(STYLES, replace(WHOLE, tintless=1, tintless_photo=1, stated=0))
     for scene in SCENES:
-        found = read(describe(scene, "en", "short", 0, quiet), "en")
+        found = parse_caption(describe_scene(scene, "en", "short", 0, quiet), "en")
         assert found.kinds == facts_of(scene).kinds
         assert not found.tints
         assert scene.relation is None or not found.relations
@@ -62,7 +62,7 @@ PAIR = Scene(
     ],
 )
 def test_wordings_that_no_scene_has(caption, kinds, tints, relations):
-    found = read(caption, "en")
+    found = parse_caption(caption, "en")
     assert found.kinds == set(kinds.split())
     assert found.tints == {tuple(pair.split("-")) for pair in tints.split()}
     wanted = [pair.split("<") for pair in relations.split()]
@@ -70,11 +70,11 @@ def test_wordings_that_no_scene_has(caption, kinds, tints, relations):
 
 
 def test_numbers_are_read_in_words_and_digits():
-    assert read("three green trees", "en").counts == {("tree", 3)}
-    assert read("3 grüne Bäume", "de").counts == {("tree", 3)}
-    assert read("红色的球，共三个", "zh").counts == {("ball", 3)}
-    assert read("赤いボールが二個", "ja").counts == {("ball", 2)}
-    assert read("две красные лампы", "ru").counts == {("lamp", 2)}
+    assert parse_caption("three green trees", "en").counts == {("tree", 3)}
+    assert parse_caption("3 grüne Bäume", "de").counts == {("tree", 3)}
+    assert parse_caption("红色的球，共三个", "zh").counts == {("ball", 3)}
+    assert parse_caption("赤いボールが二個", "ja").counts == {("ball", 2)}
+    assert parse_caption("две красные лампы", "ru").counts == {("lamp", 2)}
 
 
 def rows_of(scenes, lang="en", level="medium", lie=lambda scene: scene):

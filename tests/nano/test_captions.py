@@ -7,10 +7,17 @@ from itertools import product
 import pytest
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.nano.captions import INVERSES, LANGUAGES, LEVELS, all_captions, describe, prompt_for
+from lumina_cli.core.nano.captions import (
+    INVERSES,
+    LANGUAGES,
+    LEVELS,
+    all_captions,
+    describe_scene,
+    prompt_for,
+)
 from lumina_cli.core.nano.lexicon import BACKDROP_WORDS, PHRASES, German, Russian
 from lumina_cli.core.nano.scene import BACKDROPS, KINDS, LIGHTS, RELATIONS, TINTS, Scene, Thing, draw_scenes
-from lumina_cli.core.nano.templates import FRAMES, RELATION_WORDS, SIDES
+from lumina_cli.core.nano.templates import RELATION_WORDS, SIDES, TEMPLATES
 
 SCENES = list(draw_scenes(11, 400))
 MANY = list(draw_scenes(12, 2500))
@@ -33,7 +40,7 @@ COUNTED = Scene(
 
 
 def shorts(language, layout, scenes=MANY):
-    return [(scene, describe(scene, language, "short")) for scene in scenes if scene.layout == layout]
+    return [(scene, describe_scene(scene, language, "short")) for scene in scenes if scene.layout == layout]
 
 
 def words(text):
@@ -46,7 +53,7 @@ def share(flags):
 
 
 def tellings(scene, language, level, number=400):
-    return {describe(scene, language, level, seed) for seed in range(number)}
+    return {describe_scene(scene, language, level, seed) for seed in range(number)}
 
 
 def test_every_caption_is_there_and_well_formed():
@@ -67,15 +74,15 @@ def test_captions_depend_on_the_arguments_alone():
     for scene in SCENES[:50]:
         again = Scene.from_json(scene.to_json())
         assert all_captions(scene, 3) == all_captions(again, 3)
-        assert describe(scene, "ru", "medium", 3) == all_captions(scene, 3)["ru"]["medium"]
+        assert describe_scene(scene, "ru", "medium", 3) == all_captions(scene, 3)["ru"]["medium"]
     assert random.getstate() == state
     assert len(tellings(RELATED, "en", "short")) > 20
 
 
 def test_a_fixed_caption_never_changes():
     """Training text must not depend on the machine, the process or the order of calls."""
-    assert describe(RELATED, "en", "short") == GOLDEN["en"]
-    assert describe(RELATED, "de", "short") == GOLDEN["de"]
+    assert describe_scene(RELATED, "en", "short") == GOLDEN["en"]
+    assert describe_scene(RELATED, "de", "short") == GOLDEN["de"]
 
 
 def test_every_word_exists_in_every_language():
@@ -90,7 +97,7 @@ def test_every_word_exists_in_every_language():
         )
         assert set(RELATION_WORDS[language]) == set(RELATIONS)
         assert set(SIDES[language]) == set(LIGHTS)
-        assert set(FRAMES[language]) == set(FRAMES["en"])
+        assert set(TEMPLATES[language]) == set(TEMPLATES["en"])
 
 
 def test_no_backdrop_is_named_like_a_tint():
@@ -102,7 +109,7 @@ def test_no_backdrop_is_named_like_a_tint():
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_photo_share_of_short_captions(language):
-    texts = [describe(scene, language, "short") for scene in MANY]
+    texts = [describe_scene(scene, language, "short") for scene in MANY]
     assert 0.35 < share(PHOTO[language] in text.replace("Фото", "фото") for text in texts) < 0.46
 
 
@@ -156,7 +163,7 @@ def test_relations_are_true_and_a_third_is_inverse():
 
 def test_sides_are_the_viewers_sides():
     for seed in range(300):
-        text = describe(RELATED, "en", "detailed", seed)
+        text = describe_scene(RELATED, "en", "detailed", seed)
         assert "car is on the right" not in text
         assert "ball is on the left" not in text
         assert "from the left" in text  # the light
@@ -214,7 +221,7 @@ def test_many_phrasings_of_one_scene(language, fewest):
         for level, least in {"short": 5, "medium": 10, "detailed": 20, "tags": 3}.items():
             assert len(tellings(scene, language, level)) >= least, (layout, level)
     assert len(tellings(RELATED, language, "short")) >= fewest
-    assert len(FRAMES[language]["relation"] + FRAMES[language]["relation photo"]) >= 8
+    assert len(TEMPLATES[language]["relation"] + TEMPLATES[language]["relation photo"]) >= 8
 
 
 def test_english_phrasings_of_a_relation():
@@ -243,21 +250,21 @@ def test_numbers_are_mostly_words():
 @pytest.mark.parametrize(("level", "most"), [("short", 17), ("medium", 25), ("detailed", 70), ("tags", 25)])
 def test_captions_are_short(level, most):
     for language in ("en", "ru", "de"):
-        assert max(len(words(describe(scene, language, level))) for scene in SCENES) <= most
+        assert max(len(words(describe_scene(scene, language, level))) for scene in SCENES) <= most
     for language in ("zh", "ja"):
-        assert max(len(describe(scene, language, level)) for scene in SCENES) <= 2.5 * most + 20
+        assert max(len(describe_scene(scene, language, level)) for scene in SCENES) <= 2.5 * most + 20
 
 
 def test_short_captions_of_one_or_two_things_are_very_short():
     scenes = [scene for scene in SCENES if scene.layout != "group"]
     for language in ("en", "ru", "de"):
-        assert max(len(words(describe(scene, language, "short"))) for scene in scenes) <= 14
+        assert max(len(words(describe_scene(scene, language, "short"))) for scene in scenes) <= 14
 
 
 def test_detailed_captions_have_two_to_four_sentences():
     for scene in SCENES:
         for language in LANGUAGES:
-            text = describe(scene, language, "detailed")
+            text = describe_scene(scene, language, "detailed")
             assert 2 <= len(re.findall(r"[.。]", text)) <= 4
 
 
@@ -346,8 +353,8 @@ def test_prompts_use_the_words_of_captions():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: describe(RELATED, "fr", "short"), "unknown language 'fr'"),
-        (lambda: describe(RELATED, "en", "long"), "unknown level 'long'"),
+        (lambda: describe_scene(RELATED, "fr", "short"), "unknown language 'fr'"),
+        (lambda: describe_scene(RELATED, "en", "long"), "unknown level 'long'"),
         (lambda: prompt_for("colour", [CAR]), "unknown task 'colour'; did you mean 'colors'?"),
         (lambda: prompt_for("position", [CAR, BALL]), "unknown relation None"),
         (lambda: prompt_for("counting", [CAR], count=5), "takes a count of 2, 3 or 4, not 5"),

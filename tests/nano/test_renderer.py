@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lumina_cli.core.nano.dataset import bounding_boxes, draw_pictures
+from lumina_cli.core.nano.dataset import bounding_boxes, render_images
 from lumina_cli.core.nano.renderer import FAR, project, render
 from lumina_cli.core.nano.scene import (
     BACKDROPS,
@@ -156,8 +156,8 @@ def test_size_changes_the_picture_alone():
 
 
 def test_bulk_pictures_are_kept_and_boxed(tmp_path):
-    pictures, boxes = draw_pictures(3, 6, tmp_path, size=64, workers=1)
-    again, _ = draw_pictures(3, 6, tmp_path, size=64, workers=1)
+    pictures, boxes = render_images(3, 6, tmp_path, size=64, workers=1)
+    again, _ = render_images(3, 6, tmp_path, size=64, workers=1)
     assert np.array_equal(pictures, again)
     assert boxes.shape == (6, 4, 4)
     assert (~np.isnan(boxes[:, 0])).all()

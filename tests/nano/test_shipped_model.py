@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lumina_cli import load
-from lumina_cli.core.evals.geneval.ground_truth import true_drawer
+from lumina_cli.core.evals.geneval.ground_truth import ground_truth_generator
 from lumina_cli.core.evals.geneval.rules import GenEval, check, keep_things
 from lumina_cli.core.evals.judges.nano import NanoJudge
 from lumina_cli.core.flow import Plan, draw_noise
@@ -70,7 +70,7 @@ def test_the_autoencoder_keeps_what_scenes_show(pipe):
 def test_the_judge_reads_true_renders():
     benchmark, judge = GenEval(), NanoJudge()
     rows = benchmark.prompts("nano", 4, ["en"], 0, "test")
-    pictures = true_drawer(seed=5).draw(rows, list(range(len(rows))))
+    pictures = ground_truth_generator(seed=5).draw(rows, list(range(len(rows))))
     least = judge.thresholds["default"]
     seen = [keep_things(things, least, max_overlap=1.0) for things in judge.detect(pictures)]
     assert np.mean([check(things, row)[0] for things, row in zip(seen, rows, strict=True)]) >= 0.95

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import config_to_diffusers, to_diffusers
-from lumina_cli.core.nextdit.lora.factors import Pair, joined, split
+from lumina_cli.core.nextdit.lora.factors import LoraFactors, joined, split
 from lumina_cli.core.nextdit.lora.formats import WRITERS, detect_dialect, find_site, read_pairs
 from lumina_cli.core.nextdit.lora.merge import apply_loras, convert_lora, parse_spec, remove_loras
 from lumina_cli.core.weights.lora_files import AdapterFile, read_adapter, write_adapter
@@ -36,7 +36,7 @@ def model():
 
 def pair(rank, out, inputs, alpha=None, dora=False):
     magnitude = 1 + torch.rand(out, 1) if dora else None
-    return Pair(torch.randn(rank, inputs) / 7, torch.randn(out, rank) / 7, alpha, magnitude)
+    return LoraFactors(torch.randn(rank, inputs) / 7, torch.randn(out, rank) / 7, alpha, magnitude)
 
 
 def apart(rank=3, alpha=None, dora=False):
@@ -190,7 +190,7 @@ def test_every_linear_layer_has_a_name_in_every_dialect(model):
 
 def cast(own, dtype):
     down, up, magnitude = (None if x is None else x.to(dtype) for x in (own.down, own.up, own.magnitude))
-    return Pair(down, up, own.alpha, magnitude)
+    return LoraFactors(down, up, own.alpha, magnitude)
 
 
 @pytest.mark.parametrize("alpha", [None, 4.0, float(torch.tensor(1 / 3))])
@@ -267,7 +267,7 @@ def test_rank_stabilised_and_patterned_alphas(tmp_path, model):
 
 
 def test_a_dora_of_columns(model):
-    own = Pair(torch.randn(2, 48), torch.randn(192, 2), None, 1 + torch.rand(1, 48))
+    own = LoraFactors(torch.randn(2, 48), torch.randn(192, 2), None, 1 + torch.rand(1, 48))
     tensors, _ = WRITERS["kohya"]({("layers.0.feed_forward.w1", None): own})
     assert read_pairs(AdapterFile("x", tensors))[0]["layers.0.feed_forward.w1", None].magnitude.shape == (
         1,

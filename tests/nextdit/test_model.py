@@ -12,7 +12,13 @@ from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.blocks import RMSNorm, time_waves
 from lumina_cli.core.nextdit.convert import config_to_diffusers, from_official, to_diffusers
 from lumina_cli.core.nextdit.rope import rotate
-from lumina_cli.core.nextdit.sequence import image_rotation, lay_out, patchify, text_rotation, unpatchify
+from lumina_cli.core.nextdit.sequence import (
+    image_rotation,
+    padded_layout,
+    patchify,
+    text_rotation,
+    unpatchify,
+)
 
 GOLDEN = "tests/golden/official_nextdit_tiny.safetensors"
 TINY = NextDiTConfig(
@@ -248,14 +254,17 @@ def test_no_mask_means_that_all_tokens_are_real(model, inputs):
     x, t, text, mask = inputs
     with torch.no_grad():
         assert torch.equal(model(x, t, text), model(x, t, text, torch.ones_like(mask)))
-    assert lay_out(TINY, (9, 9), ((2, 3), (2, 3)), CPU).joint_mask is None
-    assert lay_out(TINY, (9, 9), ((2, 3), (2, 3)), CPU).joint.cos.shape == (1, 15, 8)
-    assert lay_out(TINY, (9, 4), ((2, 3), (2, 3)), CPU).joint_mask.sum(-1).flatten().tolist() == [15, 10]
+    assert padded_layout(TINY, (9, 9), ((2, 3), (2, 3)), CPU).joint_mask is None
+    assert padded_layout(TINY, (9, 9), ((2, 3), (2, 3)), CPU).joint.cos.shape == (1, 15, 8)
+    assert padded_layout(TINY, (9, 4), ((2, 3), (2, 3)), CPU).joint_mask.sum(-1).flatten().tolist() == [
+        15,
+        10,
+    ]
 
 
 def test_tables_made_while_sampling_serve_training(model, inputs):
     x, t, text, _ = inputs
-    lay_out.cache_clear()
+    padded_layout.cache_clear()
     text_rotation.cache_clear()
     with torch.inference_mode():
         model(x, t, text)
@@ -295,7 +304,7 @@ def test_norms_take_their_statistics_in_float32():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_block_compiles_whole_and_computes_the_same(model, autocast):
     block = model.layers[0]
-    layout = lay_out(TINY, (6, 3), ((2, 3), (2, 3)), CPU)
+    layout = padded_layout(TINY, (6, 3), ((2, 3), (2, 3)), CPU)
     x, c = torch.randn(2, 12, 48, requires_grad=True), torch.randn(2, 48)
     compiled = torch.compile(block, backend="eager", fullgraph=True)
     for mask in (None, layout.joint_mask):

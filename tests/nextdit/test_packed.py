@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.kernels import attention
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.packed import fused
-from lumina_cli.core.nextdit.packed.quantize import KINDS, Linear8, quantize
+from lumina_cli.core.nextdit.packed.quantize import KINDS, LinearInt8, quantize
 from lumina_cli.core.sampling.latents import draw_latents
 
 TINY = NextDiTConfig(
@@ -127,7 +127,7 @@ def test_compiled_loops_compute_the_same(dtype):
 
 def test_compiling_without_a_compiler_says_what_to_install(monkeypatch):
     monkeypatch.setattr(fused, "find_compiler", lambda: None)
-    with pytest.raises(MissingPart, match="needs a C"):
+    with pytest.raises(MissingDependency, match="needs a C"):
         fused.check_compiler()
 
 
@@ -270,7 +270,7 @@ def test_an_8_bit_layer_is_the_rounded_product(dtype):
     tops = x.double().abs().amax(-1, keepdim=True) / 127
     rounded = (x.double() / tops.clamp(min=1e-300)).round() * tops
     with torch.inference_mode():
-        found = Linear8(layer)(x)
+        found = LinearInt8(layer)(x)
     assert (found.shape, found.dtype) == ((2, 65, 33), dtype)
     assert (found[0, 0] == 0).all()
     for one, two in zip(found.flatten(0, 1)[1:], (rounded @ levels.T).flatten(0, 1)[1:], strict=True):
@@ -279,7 +279,7 @@ def test_an_8_bit_layer_is_the_rounded_product(dtype):
 
 def test_only_the_large_layers_of_blocks_change():
     model = quantize(randomised(), "int8")
-    kinds = {name for name, layer in model.named_modules() if isinstance(layer, Linear8)}
+    kinds = {name for name, layer in model.named_modules() if isinstance(layer, LinearInt8)}
     assert len(kinds) == 5 * (3 + 2 + 2)
     assert {name.rpartition(".")[2] for name in kinds} == {"qkv", "out", "w1", "w2", "w3"}
     assert all(isinstance(layer, torch.nn.Linear) for layer in (model.x_embedder, model.final_layer.linear))

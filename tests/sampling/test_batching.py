@@ -7,7 +7,14 @@ import pytest
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.images.buckets import crop_sizes
 from lumina_cli.core.images.sizes import fit_ratio, ratio_of
-from lumina_cli.core.sampling.batching import Split, fitting, in_batches, in_windows, own_device, read_split
+from lumina_cli.core.sampling.batching import (
+    Split,
+    fitting_batch,
+    in_batches,
+    in_windows,
+    own_device,
+    read_split,
+)
 
 
 @dataclass
@@ -70,9 +77,9 @@ def test_batches_have_one_size_like_lengths_and_earlier_rows_first():
 
 
 def test_a_batch_holds_as_many_as_its_tokens_allow():
-    assert fitting((64, 64), 10, 16) == 16
-    assert fitting((1024, 1024), 256, 16) == 2
-    assert fitting((2048, 2048), 256, 16) == 1
+    assert fitting_batch((64, 64), 10, 16) == 16
+    assert fitting_batch((1024, 1024), 256, 16) == 2
+    assert fitting_batch((2048, 2048), 256, 16) == 1
     sizes = [len(batch) for batch in in_batches([Task(n, (512, 512), 256) for n in range(16)], None, 16)]
     assert sizes == [7, 7, 2]
 

@@ -13,8 +13,8 @@ from lumina_cli.core.flow import Plan
 from lumina_cli.core.sampling import explain_rows, load_pipeline
 from lumina_cli.core.sampling.editing.img2img import EditingPipeline, read_edit
 from lumina_cli.core.sampling.latents import draw_latents
-from lumina_cli.core.sampling.loading import Opening
-from lumina_cli.core.sampling.request import Job, Wish
+from lumina_cli.core.sampling.loading import ModelOptions
+from lumina_cli.core.sampling.request import Job, SamplingRequest
 
 SYSTEM = (
     "You are an assistant designed to generate high-quality images based on user prompts. <Prompt Start> "
@@ -45,7 +45,7 @@ def explain(folder, *rows, **wishes):
 def test_the_calls_are_those_that_drawing_makes(hollow, tiny_folder):
     plan, calls, _ = explain(hollow, "two cups", preset="official", plan={"steps": 6})
     pipe, made = load_pipeline(tiny_folder), []
-    setup = Wish(preset="official", plan={"steps": 6}).resolve(pipe)
+    setup = SamplingRequest(preset="official", plan={"steps": 6}).resolve(pipe)
 
     def network(latents, t, *_):
         made.append((round(t[0].item(), 5), len(latents)))
@@ -112,13 +112,13 @@ def wide(tmp_path):
 @pytest.mark.parametrize(("masked", "strength"), [(False, None), (True, None), (True, 0.3), (False, 0.0)])
 def test_an_edit_is_explained_as_it_is_drawn(hollow, tiny_folder, wide, monkeypatch, masked, strength):
     init, mask = wide[0], wide[1] if masked else None
-    opening = Opening(init=init, mask=mask, strength=strength)
+    opening = ModelOptions(init=init, mask=mask, strength=strength)
     told, calls, texts = explain(hollow, "two cups", plan={"steps": 6}, opening=opening)
     pipe, made = EditingPipeline(load_pipeline(tiny_folder), read_edit(init, mask, strength)), []
     network = pipe.transformer.forward
     watched = lambda x, t, *rest, **more: made.append((t[0].item(), len(x))) or network(x, t, *rest, **more)  # noqa: E731
     monkeypatch.setattr(pipe.transformer, "forward", watched)
-    (picture,) = pipe.draw_setup([Job("two cups")], Wish(plan={"steps": 6}).resolve(pipe))
+    (picture,) = pipe.draw_setup([Job("two cups")], SamplingRequest(plan={"steps": 6}).resolve(pipe))
     assert [call["t"] for call in calls] == pytest.approx([t for t, _ in made])
     assert told["calls"] == len(made)
     assert told["size"] == texts[0]["size"] == "{}x{}".format(*picture.size) == "96x48"
@@ -129,7 +129,7 @@ def test_an_edit_is_explained_as_it_is_drawn(hollow, tiny_folder, wide, monkeypa
 
 def test_a_size_that_is_asked_for_goes_before_the_pictures(hollow, wide):
     rows = [{"prompt": "two cups", "size": "48x64"}, {"prompt": "a ball"}]
-    told, _, texts = explain(hollow, *rows, size="64x48", opening=Opening(init=wide[0]))
+    told, _, texts = explain(hollow, *rows, size="64x48", opening=ModelOptions(init=wide[0]))
     assert told["size"] == "64x48"
     assert [text["size"] for text in texts[::2]] == ["48x64", "64x48"]
 

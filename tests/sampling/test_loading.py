@@ -13,10 +13,10 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import open_image, read_metadata
 from lumina_cli.core.nextdit.lora.merge import remove_loras
-from lumina_cli.core.sampling import Opening, load_pipeline
+from lumina_cli.core.sampling import ModelOptions, load_pipeline
 from lumina_cli.core.sampling.loading import open_pipeline
-from lumina_cli.core.sampling.request import Job, Setup
-from lumina_cli.core.sampling.teacache.layer_cache import Fit, write_fit
+from lumina_cli.core.sampling.request import Job, ResolvedRequest
+from lumina_cli.core.sampling.teacache.layer_cache import CacheFit, write_cache_fit
 from lumina_cli.core.sampling.teacache.policy import Curve
 from lumina_cli.core.weights.fingerprint import MOST, adapter_digest, fingerprint, places
 
@@ -56,7 +56,7 @@ def fitted(tiny_folder, tmp_path):
     folder.mkdir()
     for part in tiny_folder.iterdir():
         (folder / part.name).symlink_to(part)
-    write_fit(Fit(fingerprint(folder), Curve((0.0, 1.0), 1.0), 1.0, 9), folder / "teacache.json")
+    write_cache_fit(CacheFit(fingerprint(folder), Curve((0.0, 1.0), 1.0), 1.0, 9), folder / "teacache.json")
     return folder
 
 
@@ -90,7 +90,7 @@ def test_off_is_no_cache(sample, tmp_path):
 
 def test_three_in_a_batch_are_three_singles_with_a_cache(tiny_folder):
     pipe = load_pipeline(tiny_folder)
-    setup = Setup(Plan("euler", 6, guide_until=1.0, cache="first:0.2"))
+    setup = ResolvedRequest(Plan("euler", 6, guide_until=1.0, cache="first:0.2"))
     jobs = [Job("two cups", 1), Job("a red car left of a blue ball", 2), Job("a ball", 3, 2)]
     together = pipe.draw_setup(jobs, setup)
     skipped = [pipe.cache.report(number)["skipped"] for number in range(3)]
@@ -110,7 +110,7 @@ def test_a_cache_lets_go_of_its_tensors_before_pictures_are_decoded(tiny_folder,
         return decode(latents)
 
     monkeypatch.setattr(pipe.vae, "decode", watched)
-    pipe.draw_setup([Job("two cups")], Setup(Plan("euler", 3, cache="first:0.2")))
+    pipe.draw_setup([Job("two cups")], ResolvedRequest(Plan("euler", 3, cache="first:0.2")))
     assert seen == [None, None]
     assert pipe.cache.report(0)["rows"] > 0
 
@@ -170,7 +170,7 @@ def test_the_loras_of_a_run_stand_before_those_of_a_picture(sample, lora):
 
 def test_loras_of_a_run_leave_no_weights_of_before(tiny_folder, lora, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    network = open_pipeline(Opening(loras=(lora,)), tiny_folder, print).transformer
+    network = open_pipeline(ModelOptions(loras=(lora,)), tiny_folder, print).transformer
     merged = network.layers[0].attention.qkv.weight.clone()
     remove_loras(network)
     assert torch.equal(network.layers[0].attention.qkv.weight, merged)
@@ -210,7 +210,7 @@ def test_the_config_beside_a_lora_of_pefts_counts(tmp_path):
 
 def test_a_fit_of_another_model_is_refused_with_loras_too(fitted, lora, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    write_fit(Fit("other", Curve((0.0, 1.0), 1.0), 1.0, 9), fitted / "teacache.json")
-    pipe = Opening(loras=(lora,)).open(fitted, print)
+    write_cache_fit(CacheFit("other", Curve((0.0, 1.0), 1.0), 1.0, 9), fitted / "teacache.json")
+    pipe = ModelOptions(loras=(lora,)).open(fitted, print)
     with pytest.raises(LuminaError, match="was fitted to other weights"):
         pipe.draw([Job("two cups")], Plan("euler", 2, cache="tea:0.1"))

@@ -15,26 +15,26 @@ from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.encoders.vae import Autoencoder
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
-from lumina_cli.core.models.locate import Choice, find_nano
+from lumina_cli.core.models.locate import ModelChoice, find_nano
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig, load_transformer, save_transformer
 from lumina_cli.core.nextdit.convert import to_dialect
 from lumina_cli.core.nextdit.lora.merge import LoraStack, apply_loras
-from lumina_cli.core.sampling import Opening, draw, draw_latents, draw_rows
+from lumina_cli.core.sampling import ModelOptions, draw_latents, generate, generate_rows
 from lumina_cli.core.sampling.loading import open_pipeline
 from lumina_cli.core.sampling.memory import offload
 from lumina_cli.core.sampling.memory.budget import (
     MemoryPlan,
+    format_bytes,
     parse_memory,
     plan_memory,
-    say_bytes,
     watch_peak,
 )
-from lumina_cli.core.sampling.memory.offload import Residence, Room, load_parts
+from lumina_cli.core.sampling.memory.offload import MemoryManager, PartPool, load_parts
 from lumina_cli.core.sampling.memory.streaming import StreamedLinear, read_transformer, streamable
 from lumina_cli.core.sampling.pipeline import Pipeline
-from lumina_cli.core.sampling.request import Job, Setup
+from lumina_cli.core.sampling.request import Job, ResolvedRequest
 from lumina_cli.core.weights.files import read_weights, write_weights
-from lumina_cli.core.weights.lazy import StoredWeights
+from lumina_cli.core.weights.lazy import LazyWeights
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -82,7 +82,7 @@ def test_words_that_are_no_size(text):
 
 
 def test_sizes_in_words():
-    assert [say_bytes(size) for size in (310 * MIB, 310 * MIB + 1, 5 * 2**29, 2**30 + 1)] == [
+    assert [format_bytes(size) for size in (310 * MIB, 310 * MIB + 1, 5 * 2**29, 2**30 + 1)] == [
         "310M",
         "311M",
         "2.5G",
@@ -216,7 +216,7 @@ def test_what_is_known_needs_no_loading(tiny_folder, streamed):
 
 def test_one_part_at_a_time():
     for in_turn, left in [(True, ["b"]), (False, ["a", "b"])]:
-        residence = Residence({"a": list, "b": dict}, MemoryPlan(1, in_turn), CPU)
+        residence = PartPool({"a": list, "b": dict}, MemoryPlan(1, in_turn), CPU)
         assert residence.part("a") is residence.part("a")
         residence.part("b")
         assert list(residence.parts) == left
@@ -227,11 +227,11 @@ def test_texts_of_a_window_are_read_before_the_network_comes(tiny_folder, tmp_pa
     residence, came = parts[0]._residence, []
     for name, load in list(residence.loaders.items()):
         residence.loaders[name] = lambda name=name, load=load: came.append(name) or load()
-    pipeline = Pipeline(Choice("tiny", tiny_folder), *parts)
+    pipeline = Pipeline(ModelChoice("tiny", tiny_folder), *parts)
     assert not came  # above all not the text encoder, which a bound method would keep in memory
-    pipeline.room = Room(parts, lambda *wanted: streamed, 1, print)
+    pipeline.room = MemoryManager(parts, lambda *wanted: streamed, 1, print)
     rows = [{"prompt": prompt} for prompt in ("a red car", "two cups", "a red car", "a ball")]
-    drawn = list(draw_rows(rows, pipeline, tmp_path, batch=1, plan={"solver": "euler", "steps": 1}))
+    drawn = list(generate_rows(rows, pipeline, tmp_path, batch=1, plan={"solver": "euler", "steps": 1}))
     assert len(drawn) == 4
     assert came == ["text", *["transformer", "vae"] * 4]
 
@@ -246,7 +246,9 @@ PLANS = {
 def test_a_larger_size_plans_anew_and_a_smaller_one_keeps_what_that_took(tiny_folder):
     parts = load_parts(tiny_folder, MemoryPlan(9), CPU, torch.float32)
     residence, asked, told = parts[0]._residence, [], []
-    room = Room(parts, lambda size, *more: asked.append((size, *more)) or PLANS[size[0]], 2, told.append)
+    room = MemoryManager(
+        parts, lambda size, *more: asked.append((size, *more)) or PLANS[size[0]], 2, told.append
+    )
     found = []
     for side in (64, 96, 64, 128, 64):
         room.make((side, side), 1, side == 96)
@@ -272,7 +274,7 @@ def test_parts_that_a_plan_wants_otherwise_are_dropped(monkeypatch):
         (MemoryPlan(1, tile=32), ["text", "transformer"]),
         (MemoryPlan(1, in_turn=True), []),
     ):
-        residence = Residence(made, MemoryPlan(1), CPU)
+        residence = PartPool(made, MemoryPlan(1), CPU)
         for name in made:
             residence.part(name)
         residence.adopt(plan)
@@ -284,9 +286,9 @@ def tight(large_folder, tmp_path):
     """Draw rows from the larger model in 150 MB; returns (rows, notes, peaks of what was planned)."""
 
     def call(rows, **settings):
-        told, opening = [], Opening(memory="150M")
+        told, opening = [], ModelOptions(memory="150M")
         wishes = {"size": "64", "plan": {"solver": "euler", "steps": 1}} | settings
-        drawn = draw(rows, large_folder, tmp_path / "out", opening, note=told.append, **wishes)
+        drawn = generate(rows, large_folder, tmp_path / "out", opening, note=told.append, **wishes)
         return list(drawn), told
 
     return call
@@ -317,21 +319,23 @@ def test_a_default_size_that_nobody_draws_need_not_fit(large_folder):
     budget, told = 110 * MIB, []
     with pytest.raises(UsageError):
         plan_memory(large_folder, budget, (512, 512))
-    pipeline = Opening(memory=str(budget)).open(large_folder, told.append)
+    pipeline = ModelOptions(memory=str(budget)).open(large_folder, told.append)
     assert told == []
     with pytest.raises(UsageError, match="for 1 of 512x512 at once"):
-        pipeline.draw_setup([Job("a")], Setup(PLAN))
-    (picture,) = pipeline.draw_setup([Job("a")], Setup(PLAN), (64, 64))
+        pipeline.draw_setup([Job("a")], ResolvedRequest(PLAN))
+    (picture,) = pipeline.draw_setup([Job("a")], ResolvedRequest(PLAN), (64, 64))
     assert picture.size == (64, 64)
     with pytest.raises(UsageError, match=r"memory 9M is too little: .* for 1 of 512x512 at once"):
-        open_pipeline(Opening(memory="9M"), large_folder, told.append)
+        open_pipeline(ModelOptions(memory="9M"), large_folder, told.append)
 
 
 def test_a_picture_to_start_from_is_planned_for(large_folder, tmp_path):
     Image.new("RGB", (256, 256), "red").save(tmp_path / "red.png")
     told = []
-    pipeline = open_pipeline(Opening(memory="150M", init=tmp_path / "red.png"), large_folder, told.append)
-    pipeline.draw_setup([Job("a")], Setup(PLAN))
+    pipeline = open_pipeline(
+        ModelOptions(memory="150M", init=tmp_path / "red.png"), large_folder, told.append
+    )
+    pipeline.draw_setup([Job("a")], ResolvedRequest(PLAN))
     peak = plan_memory(large_folder, 150 * MIB, (256, 256))
     assert pipeline.room.residence.plan == peak
     assert told == [peak.words()]
@@ -378,10 +382,10 @@ def test_only_one_block_is_kept(tiny_folder):
 
 def test_damaged_parts(tiny_folder, tmp_path):
     with pytest.raises(LuminaError, match=r"holds 0 .safetensors files; one, or an index, is needed"):
-        StoredWeights(tmp_path)
+        LazyWeights(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not this")
     with pytest.raises(LuminaError, match="is not a readable safetensors file"):
-        StoredWeights(tmp_path)
+        LazyWeights(tmp_path)
     weights = read_weights(tiny_folder / "transformer")
     weights.pop("layers.1.attn.to_k.weight")
     write_weights(weights, tmp_path / "model.safetensors")

@@ -20,12 +20,12 @@ from lumina_cli.core.models.locate import choose_model, find_model
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import from_official
 from lumina_cli.core.registry import MODELS
-from lumina_cli.core.sampling import Pipeline, draw_latents, draw_rows, load_pipeline
+from lumina_cli.core.sampling import Pipeline, draw_latents, generate_rows, load_pipeline
 from lumina_cli.core.sampling.output.filenames import slug
 from lumina_cli.core.sampling.output.metadata import from_metadata
 from lumina_cli.core.sampling.pipeline import parse_size
 from lumina_cli.core.sampling.request import Job, check_size
-from lumina_cli.core.sampling.text_cache import Features
+from lumina_cli.core.sampling.text_cache import TextCache
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = json.loads((GOLDEN / "official_nextdit_tiny.json").read_text())["sampling"]
@@ -205,7 +205,7 @@ def test_a_model_folder_may_hold_its_own_plan(tiny_folder, tmp_path, pipe):
 
 
 def fast(rows, pipe, out, **settings):
-    return list(draw_rows(rows, pipe, out, plan={"solver": "euler", "steps": 2}, **settings))
+    return list(generate_rows(rows, pipe, out, plan={"solver": "euler", "steps": 2}, **settings))
 
 
 def test_rows_pass_through_with_an_image(pipe, tmp_path):
@@ -261,7 +261,7 @@ class Encoder:
 
 def test_a_string_is_encoded_once_and_its_features_know_no_company():
     encoder = Encoder()
-    features = Features(encoder.encode)
+    features = TextCache(encoder.encode)
     first, mask = features.of(["ab", "", "ab"])
     assert encoder.asked == ["ab", ""]
     assert mask.tolist() == [[True] * 3, [True, False, False], [True] * 3]
@@ -274,7 +274,7 @@ def test_a_string_is_encoded_once_and_its_features_know_no_company():
 
 def test_count_encodes_a_prompt_once_whatever_the_batch(tiny_folder, tmp_path):
     pipe, asked = load_pipeline(tiny_folder), []
-    pipe.features = Features(lambda texts: asked.extend(texts) or pipe.text.encode(texts))
+    pipe.features = TextCache(lambda texts: asked.extend(texts) or pipe.text.encode(texts))
     fast([{"prompt": "two cups"}, {"prompt": "a ball"}], pipe, tmp_path, count=3, batch=2, system="empty")
     assert sorted(asked) == ["", "a ball", "two cups"]
 
@@ -300,12 +300,12 @@ def test_a_negative_prompt_moves_the_picture_and_the_empty_one_does_not(pipe, tm
     rows = [{"prompt": "two cups", "negative": text} for text in ("", None, "a ball", "a red car")]
     rows.append({"prompt": "two cups"})
     plan = {"solver": "euler", "steps": 2, "guidance": 40.0, "renorm": None}
-    pictures = [pixels(open_image(row["image"])) for row in draw_rows(rows, pipe, tmp_path, plan=plan)]
+    pictures = [pixels(open_image(row["image"])) for row in generate_rows(rows, pipe, tmp_path, plan=plan)]
     assert np.abs(pictures[0] - pictures[1]).max() <= 1
     assert np.abs(pictures[0] - pictures[4]).max() <= 1
     assert np.abs(pictures[0] - pictures[2]).max() > 1
     assert np.abs(pictures[2] - pictures[3]).max() > 1
-    (alone,) = draw_rows([{"prompt": "two cups"}], pipe, tmp_path / "b", negative="a ball", plan=plan)
+    (alone,) = generate_rows([{"prompt": "two cups"}], pipe, tmp_path / "b", negative="a ball", plan=plan)
     assert np.abs(pixels(open_image(alone["image"])) - pictures[2]).max() <= 1
 
 
@@ -368,7 +368,7 @@ def test_latents_that_stop_being_numbers_stop_the_run_and_keep_what_is_done(
 
     broken.on, pipe.transformer.forward = False, broken
     settings = {"plan": {"solver": solver, "steps": 3, "shift": 1.0}, "batch": 1}
-    drawing = draw_rows([{"prompt": "two cups"}, {"prompt": "a ball"}], pipe, tmp_path, **settings)
+    drawing = generate_rows([{"prompt": "two cups"}, {"prompt": "a ball"}], pipe, tmp_path, **settings)
     next(drawing)
     broken.on = True
     with pytest.raises(LuminaError, match=rf"^NaN or infinity in the latents of 'a ball', seed 0, .*{call}"):
@@ -492,7 +492,7 @@ def test_another_model_or_plan_and_a_strange_file_keep_their_names(pipe, tiny_fo
     rows, names = [{"prompt": "a", "key": "x"}], []
     for model in (pipe, tmp_path / "other", pipe):
         for steps in (1, 2):
-            (row,) = draw_rows(rows, model, tmp_path / "out", plan={"solver": "euler", "steps": steps})
+            (row,) = generate_rows(rows, model, tmp_path / "out", plan={"solver": "euler", "steps": steps})
             names.append(Path(row["image"]).stem)
     assert names == ["x-s0-2", "x-s0-3", "x-s0-4", "x-s0-5", "x-s0-2", "x-s0-3"]
     assert (tmp_path / "out" / "x-s0.png").read_text() == "somebody's own"

@@ -11,23 +11,23 @@ from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.sampling import draw_latents, load_pipeline
 from lumina_cli.core.sampling.teacache.calibrate import Recorder, fit_teacache, scene_prompts
 from lumina_cli.core.sampling.teacache.layer_cache import (
-    Cached,
-    Fit,
-    Measure,
+    CacheFit,
+    LayerCache,
+    Measurement,
     Through,
     cache_for,
     fit_digest,
-    read_fit,
-    write_fit,
+    read_cache_fit,
+    write_cache_fit,
 )
 from lumina_cli.core.sampling.teacache.policy import (
     Curve,
-    FirstBlock,
-    Progress,
-    Tea,
-    change,
-    decide,
+    FirstBlockCache,
+    GenerationState,
+    TeaCache,
     fit_curve,
+    relative_change,
+    should_run,
 )
 
 LINE = Curve((0.0, 1.0), 1.0)  # the signal's change itself
@@ -37,7 +37,7 @@ def run_through(rule, progress, *calls):
     """Decide call after call; each gives a signal for every branch. Residuals are there once computed."""
     runs = []
     for signals in calls:
-        runs.append(decide(rule, progress, [torch.tensor([value]) for value in signals]))
+        runs.append(should_run(rule, progress, [torch.tensor([value]) for value in signals]))
         if runs[-1]:
             for memory, _ in zip(progress.branches, signals, strict=False):
                 memory.residual = torch.zeros(1)
@@ -47,46 +47,56 @@ def run_through(rule, progress, *calls):
 def test_tea_adds_up_changes_from_call_to_call_until_the_threshold():
     # changes 0.1, 0.1, 0.1 | 0.1: three add up to 0.3 > 0.25, and the sum starts again from 0
     signals = [1.0, 1.1, 1.21, 1.331, 1.4641, 9.0]
-    progress = Progress(total=7)
-    runs = run_through(Tea(0.25, LINE), progress, *([value] for value in signals))
+    progress = GenerationState(total=7)
+    runs = run_through(TeaCache(0.25, LINE), progress, *([value] for value in signals))
     assert runs == [True, False, False, True, False, True]
     assert (progress.rows, progress.skipped) == (6, 3)
 
 
 def test_tea_sends_changes_through_its_curve():
-    runs = run_through(Tea(0.25, Curve((0.0, 3.0), 1.0)), Progress(9), [1.0], [1.05], [1.1025], [1.1576])
+    runs = run_through(
+        TeaCache(0.25, Curve((0.0, 3.0), 1.0)), GenerationState(9), [1.0], [1.05], [1.1025], [1.1576]
+    )
     assert runs == [True, False, True, False]  # 0.15, then 0.3
 
 
 def test_first_block_compares_with_the_last_call_that_ran():
     signals = [1.0, 1.1, 1.2, 1.3, 1.4, 1.2, 1.0]  # from 1.0: 0.1, 0.2, 0.3 | from 1.3: 0.08, 0.08, 0.23
-    runs = run_through(FirstBlock(0.25), Progress(9), *([value] for value in signals))
+    runs = run_through(FirstBlockCache(0.25), GenerationState(9), *([value] for value in signals))
     assert runs == [True, False, False, True, False, False, False]
 
 
 def test_first_and_last_call_always_run():
-    runs = run_through(Tea(9.0, LINE), Progress(4), [1.0], [1.0], [1.0], [1.0])
+    runs = run_through(TeaCache(9.0, LINE), GenerationState(4), [1.0], [1.0], [1.0], [1.0])
     assert runs == [True, False, False, True]
 
 
 def test_branches_run_together_and_a_new_one_first_of_all():
     calls = [[1.0], [1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 2.0], [1.0], [1.0]]
-    progress = Progress(9)
-    assert run_through(Tea(0.5, LINE), progress, *calls) == [True, False, True, False, True, False, False]
+    progress = GenerationState(9)
+    assert run_through(TeaCache(0.5, LINE), progress, *calls) == [
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert (progress.rows, progress.skipped) == (10, 5)
 
 
-@pytest.mark.parametrize("rule", [Tea(0.0, LINE), FirstBlock(0.0)])
+@pytest.mark.parametrize("rule", [TeaCache(0.0, LINE), FirstBlockCache(0.0)])
 def test_threshold_zero_always_runs(rule):
-    assert all(run_through(rule, Progress(9), *([1.0] for _ in range(5))))
+    assert all(run_through(rule, GenerationState(9), *([1.0] for _ in range(5))))
 
 
 def test_what_is_not_a_number_is_never_skipped():
-    assert run_through(Tea(9.0, LINE), Progress(9), [1.0], [float("nan")], [1.0]) == [True] * 3
+    assert run_through(TeaCache(9.0, LINE), GenerationState(9), [1.0], [float("nan")], [1.0]) == [True] * 3
 
 
 def test_change_is_relative_to_before():
-    assert change(torch.tensor([1.0, -3.0]), torch.tensor([2.0, -2.0])) == pytest.approx(0.5)
+    assert relative_change(torch.tensor([1.0, -3.0]), torch.tensor([2.0, -2.0])) == pytest.approx(0.5)
 
 
 def test_curve_never_falls_nor_is_negative_and_finds_a_cubic():
@@ -138,13 +148,15 @@ def inputs():
 
 
 CACHES = {"tea": "tea:0.15", "first": "first:0.3"}
-FIT = Fit("w", LINE, 1.0, 9, (Measure("euler", 8, 0.1, 0.02, 0.3), Measure("euler", 8, 0.2, 0.06, 0.5)))
+FIT = CacheFit(
+    "w", LINE, 1.0, 9, (Measurement("euler", 8, 0.1, 0.02, 0.3), Measurement("euler", 8, 0.2, 0.06, 0.5))
+)
 
 
 def draw(network, inputs, cache, **settings):
     """Return the latents and what the cache reports."""
     plan = Plan(**{"solver": "euler", "steps": 8, "shift": 3.0} | settings, cache=cache)
-    cached = Cached(plan, FIT)
+    cached = LayerCache(plan, FIT)
     return draw_latents(network, *inputs, plan, cache=cached), cached
 
 
@@ -198,7 +210,7 @@ def test_error_and_savings_grow_with_the_threshold(network, inputs, kind):
 def test_skipped_rows_cost_no_main_layer(network, inputs):
     """Layers 1 and on see just the rows that the report counts as computed."""
     seen = []
-    cached = Cached(Plan("euler", 8, cache="first:0.15")).start(3)
+    cached = LayerCache(Plan("euler", 8, cache="first:0.15")).start(3)
 
     def through(stage):
         run = stage.run
@@ -236,19 +248,19 @@ def test_a_budget_takes_the_largest_threshold_within_it(network, inputs):
     latents, cached = draw(network, inputs, "error:0.05")
     assert torch.equal(latents, draw(network, inputs, "tea:0.1")[0])
     assert cached.report()["measured"] == "euler, 8 calls"
-    assert Cached(Plan("euler", 8, cache="error:0.06"), FIT).rule.threshold == 0.2
-    assert Cached(Plan("euler", 8, cache="error:0.01"), FIT).rule.threshold == 0.0
+    assert LayerCache(Plan("euler", 8, cache="error:0.06"), FIT).rule.threshold == 0.2
+    assert LayerCache(Plan("euler", 8, cache="error:0.01"), FIT).rule.threshold == 0.0
 
 
 def test_a_budget_goes_by_the_plan_nearest_in_calls():
-    fit = Fit(
+    fit = CacheFit(
         "w",
         LINE,
         1.0,
         9,
-        (*FIT.measures, Measure("dpm", 30, 0.4, 0.04, 0.6), Measure("dpm", 8, 0.3, 0.05, 0.1)),
+        (*FIT.measures, Measurement("dpm", 30, 0.4, 0.04, 0.6), Measurement("dpm", 8, 0.3, 0.05, 0.1)),
     )
-    threshold = lambda solver, steps: Cached(Plan(solver, steps, cache="error:0.05"), fit).rule.threshold  # noqa: E731
+    threshold = lambda solver, steps: LayerCache(Plan(solver, steps, cache="error:0.05"), fit).rule.threshold  # noqa: E731
     assert [threshold("midpoint", 17), threshold("euler", 10), threshold("dpm", 10)] == [0.4, 0.1, 0.3]
 
 
@@ -260,15 +272,15 @@ def test_a_cache_without_its_fit(network, inputs):
 
 
 def test_the_file_is_read_as_written(tmp_path):
-    write_fit(FIT, tmp_path / "teacache.json")
-    assert read_fit(tmp_path, "w") == FIT
-    assert cache_for(Plan(cache="tea:0.1"), tmp_path, "w").rule == Tea(0.1, LINE)
+    write_cache_fit(FIT, tmp_path / "teacache.json")
+    assert read_cache_fit(tmp_path, "w") == FIT
+    assert cache_for(Plan(cache="tea:0.1"), tmp_path, "w").rule == TeaCache(0.1, LINE)
     assert cache_for(Plan(), tmp_path / "nowhere", "w") is None
-    assert cache_for(Plan(cache="first:0.1"), tmp_path / "nowhere", "w").rule == FirstBlock(0.1)
+    assert cache_for(Plan(cache="first:0.1"), tmp_path / "nowhere", "w").rule == FirstBlockCache(0.1)
 
 
 def test_a_cache_of_other_weights_is_refused(tmp_path):
-    write_fit(FIT, tmp_path / "teacache.json")
+    write_cache_fit(FIT, tmp_path / "teacache.json")
     with pytest.raises(LuminaError) as caught:
         cache_for(Plan(cache="error:0.1"), tmp_path, "other")
     again = f"`lumina bench teacache --model {tmp_path}` fits one"
@@ -285,7 +297,7 @@ def test_a_damaged_or_missing_file(tmp_path, text):
         text = json.dumps(known | json.loads(text)) if "heights" in text else text
         (tmp_path / "teacache.json").write_text(text)
     with pytest.raises(LuminaError, match="`lumina bench teacache --model") as caught:
-        read_fit(tmp_path, "w")
+        read_cache_fit(tmp_path, "w")
     assert "\n" not in str(caught.value)
 
 
@@ -311,7 +323,7 @@ def test_a_fit_is_named_by_its_content_where_a_plan_goes_by_it(tmp_path):
     assert fit_digest(tea, tmp_path) is None
     found = set()
     for points in (9, 10):
-        write_fit(Fit("w", LINE, 1.0, points), tmp_path / "teacache.json")
+        write_cache_fit(CacheFit("w", LINE, 1.0, points), tmp_path / "teacache.json")
         found |= {fit_digest(tea, tmp_path), fit_digest(Plan(cache="error:0.2"), tmp_path)}
         assert fit_digest(Plan(cache="first:0.1"), tmp_path) is fit_digest(Plan(), tmp_path) is None
     assert len(found) == 2
@@ -324,7 +336,7 @@ def test_fitting_a_whole_model(tiny_folder, tmp_path):
     rows = list(
         fit_teacache(pipeline, scene_prompts(2), [plan], tmp_path, thresholds=(0.0, 0.05, 5.0), batch=2)
     )
-    fit = read_fit(tmp_path, pipeline.weights)
+    fit = read_cache_fit(tmp_path, pipeline.weights)
     assert [row["step"] for row in rows] == ["fit", "measure", "measure", "measure", "write"]
     assert fit.points == 2 * 2 * (4 + 3 + 1)  # prompts, branches, pairs of calls 1, 2 and 4 apart
     assert rows[1]["error"] == rows[1]["skipped"] == 0

@@ -11,7 +11,7 @@ import pytest
 from lumina_cli.cli.app import run
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import read_metadata
-from lumina_cli.core.models.locate import Choice
+from lumina_cli.core.models.locate import ModelChoice
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_a_cut_prompt_is_noted(sample):
 
 
 def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
-    choice = Choice("nano", tiny_folder, "model auto: nano, because it is here")
+    choice = ModelChoice("nano", tiny_folder, "model auto: nano, because it is here")
     monkeypatch.setattr("lumina_cli.core.sampling.runner.choose_model", lambda name: choice)
     code, rows, talk = sample("a", model="auto")
     assert (code, talk) == (0, "model auto: nano, because it is here\n")

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.curation.report.stats import describe
+from lumina_cli.core.curation.report.stats import compute_stats
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.atomic import held_folder
+from lumina_cli.core.io.atomic import lock_folder
 from lumina_cli.core.shards.inspect import ShardReader, read_index, write_shards
 from lumina_cli.core.sources.source import read_source
 
@@ -47,7 +47,7 @@ def tree(folder) -> dict[str, bytes]:
     place = str(folder)
     if filesystem.is_url(place):
         return {
-            name: filesystem.read_file(filesystem.join(place, name)) for name in filesystem.listing(place)
+            name: filesystem.read_file(filesystem.join(place, name)) for name in filesystem.list_sizes(place)
         }
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
 
@@ -222,7 +222,7 @@ def test_rows_with_an_error_are_rejects(rows, tmp_path, monkeypatch, capsys):
         },
         {"row": 4, "key": None, "image": None, "code": "upstream", "reason": "no picture", "upstream": True},
     ]
-    told = describe(str(tmp_path / "s"))["yield"]
+    told = compute_stats(str(tmp_path / "s"))["yield"]
     assert (told["rejects"], told["left_out_before"]) == ({"missing": 1, "upstream": 1}, 2)
     assert [row["key"] for row in ShardReader(tmp_path / "s")] == ["k0", "k1", "k2", "k4"]
 
@@ -301,7 +301,7 @@ def test_two_writers_of_a_folder(rows, tmp_path):
     assert second.stderr.decode() == message
     first.kill()
     first.communicate()
-    number = held_folder(str(tmp_path / "s"))  # free again
+    number = lock_folder(str(tmp_path / "s"))  # free again
     with pytest.raises(LuminaError, match="is being written by another process"):
         write(rows, tmp_path / "s", force=True)
     os.close(number)

@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.images.ingest import NOTES, examine
+from lumina_cli.core.images.ingest import NOTES, ingest
 from lumina_cli.core.images.io import open_image
 from lumina_cli.core.shards.inspect import ShardReader, read_index, read_shards, verify_shards, write_shards
 from lumina_cli.core.shards.manifest import manifest_row, read_manifest, score_names
@@ -288,18 +288,18 @@ def swapped_profile() -> bytes:
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_a_profile_is_heeded_by_whoever_reads(format):
     data = encoded(Image.new("RGB", (16, 16), (250, 10, 10)), format, icc_profile=swapped_profile())
-    assert examine(data, "x").notes == ("icc",)
+    assert ingest(data, "x").notes == ("icc",)
     red, _, blue = open_image(data).getpixel((8, 8))
     assert blue > 200 > 60 > red  # red is blue there
     plain = encoded(Image.new("RGB", (16, 16), (250, 10, 10)), format, icc_profile=profile_of("sRGB"))
-    assert examine(plain, "x").notes == ()
+    assert ingest(plain, "x").notes == ()
     assert open_image(plain).getpixel((8, 8))[0] > 240
 
 
 def test_transparency_stays_where_a_profile_is_heeded():
     glass = Image.new("RGBA", (4, 4), (250, 10, 10, 0))
     data = encoded(glass, icc_profile=swapped_profile())
-    assert examine(data, "x").notes == ("icc", "alpha")
+    assert ingest(data, "x").notes == ("icc", "alpha")
     assert open_image(data).getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -337,7 +337,7 @@ VARIETIES = {
 @pytest.mark.parametrize("name", VARIETIES)
 def test_what_the_parts_say_is_what_decoding_says(name):
     """A quick check knows the size, and every note, that Pillow finds out by decoding."""
-    quick, full = (examine(VARIETIES[name], "x", full=full) for full in (False, True))
+    quick, full = (ingest(VARIETIES[name], "x", full=full) for full in (False, True))
     with Image.open(io.BytesIO(VARIETIES[name])) as image:
         transparent = image.has_transparency_data
         image.load()
@@ -349,11 +349,11 @@ def test_what_the_parts_say_is_what_decoding_says(name):
 
 def test_a_quick_check_decodes_nothing_of_the_usual_formats(monkeypatch):
     monkeypatch.setattr("lumina_cli.core.images.ingest.inspect", None)
-    assert [examine(VARIETIES[name], "x").suffix for name in list(VARIETIES)[:16]] == (
+    assert [ingest(VARIETIES[name], "x").suffix for name in list(VARIETIES)[:16]] == (
         ["jpg"] * 6 + ["webp"] * 5 + ["png"] * 5
     )
     with pytest.raises(TypeError):
-        examine(VARIETIES["bmp"], "x")
+        ingest(VARIETIES["bmp"], "x")
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg", "avif"])

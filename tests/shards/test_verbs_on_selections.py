@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.curation.select import Choice, select_samples
+from lumina_cli.core.curation.select import SelectionSettings, select_samples
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.inspect import open_shards, write_shards
@@ -26,7 +26,7 @@ def places_of(tmp_path) -> tuple[str, str]:
         rows.append({"key": f"k{i}", "image": Image.fromarray(noise), "score": i})
     shards, best = str(tmp_path / "data"), str(tmp_path / "best")
     list(write_shards(rows, shards, per_shard=2))
-    select_samples(shards, best, Choice(best=3))
+    select_samples(shards, best, SelectionSettings(best=3))
     return shards, best
 
 
@@ -92,8 +92,8 @@ def test_an_error_in_the_middle_leaves_the_earlier_selection(places_of, tmp_path
     shards, best = places_of
     if how == "memory":
         best = f"memory://selection-verbs/{tmp_path.name}"
-        select_samples(shards, best, Choice(best=3))
-    before = {name: filesystem.read_file(f"{best}/{name}") for name in filesystem.listing(best)}
+        select_samples(shards, best, SelectionSettings(best=3))
+    before = {name: filesystem.read_file(f"{best}/{name}") for name in filesystem.list_sizes(best)}
     assert len(before) == 2
     part = read_types(f"{best}/selection.parquet", "selection").empty_table()
 
@@ -103,7 +103,7 @@ def test_an_error_in_the_middle_leaves_the_earlier_selection(places_of, tmp_path
 
     with pytest.raises(LuminaError, match="it broke off"):
         write_selection(best, shards, shards, parts(), {})
-    assert {name: filesystem.read_file(f"{best}/{name}") for name in filesystem.listing(best)} == before
+    assert {name: filesystem.read_file(f"{best}/{name}") for name in filesystem.list_sizes(best)} == before
     write_selection(best, shards, shards, [part], {})
     assert list(read_samples(best)) == []
 

@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.errors import LuminaError, TooManyBad, UsageError
+from lumina_cli.core.errors import LuminaError, TooManyRejects, UsageError
 from lumina_cli.core.images.io import decode_depth, decode_masks
 from lumina_cli.core.io.jsonl import dump_row
 from lumina_cli.core.shards.inspect import (
     ShardReader,
     describe_shards,
     read_shards,
-    safe_key,
+    sanitize_key,
     verify_shards,
     write_shards,
 )
@@ -121,7 +121,7 @@ def test_bad_pictures_are_counted_and_named(tmp_path):
         {"key": "z"},
     ]
     with pytest.raises(
-        TooManyBad, match=r"3 of 6 pictures cannot be used, more than --max-bad-rate allows; .*rejects"
+        TooManyRejects, match=r"3 of 6 pictures cannot be used, more than --max-bad-rate allows; .*rejects"
     ):
         write(broken, tmp_path / "s")
     reasons = [
@@ -230,12 +230,12 @@ def test_no_rows_is_an_error(tmp_path):
 )
 def test_keys_are_safe(name, key):
     taken = {}
-    assert [safe_key(name, taken) for _ in range(3)] == [key, f"{key}-2", f"{key}-3"]
+    assert [sanitize_key(name, taken) for _ in range(3)] == [key, f"{key}-2", f"{key}-3"]
 
 
 def test_keys_stay_different_from_numbered_ones():
     taken = {}
-    assert [safe_key(name, taken) for name in ("a", "a-2", "a", "a-2")] == ["a", "a-2", "a-3", "a-2-2"]
+    assert [sanitize_key(name, taken) for name in ("a", "a-2", "a", "a-2")] == ["a", "a-2", "a-3", "a-2-2"]
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")

@@ -9,11 +9,11 @@ from PIL import Image
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.curation.scores import score_shards
-from lumina_cli.core.dataset.precomputed import ReadyLatents
-from lumina_cli.core.errors import LuminaError, TooManyBad
+from lumina_cli.core.dataset.precomputed import PrecomputedLatents
+from lumina_cli.core.errors import LuminaError, TooManyRejects
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.inspect import write_shards
-from lumina_cli.core.shards.overlays.reader import newest_of
+from lumina_cli.core.shards.overlays.reader import newest_version
 from lumina_cli.core.sources.source import read_source
 
 COUNT, BAD = 20, (1, 2, 5, 7, 11, 13, 17)
@@ -65,7 +65,7 @@ def test_they_are_named_kept_and_told_again(shards, tiny_folder, capsys, verb):
         assert "7 of 20 pictures cannot be read, more than --max-bad-rate allows; " in told[5]
     assert run(["shard", verb, shards, *words, "--max-bad-rate", "0.4"]) == 0
     last = capsys.readouterr().err.splitlines()[-1]
-    folder = newest_of(shards, overlay).folder
+    folder = newest_version(shards, overlay).folder
     assert last == f"7 of 20 pictures cannot be read; 'unreadable' in {folder}/*.index.jsonl names them"
     lines = b"".join(filesystem.read_file(f"{folder}/00000{i}.index.jsonl") for i in range(3)).splitlines()
     assert [
@@ -82,7 +82,7 @@ def test_another_score_tries_them_again_and_workers_tell_the_same(shards, tmp_pa
     assert len(said) == 6
     again = list(score_shards(shards, ["caption"]))  # looks at no picture, and forgets none
     assert [(row["measured"], row["unreadable"]) for row in again] == [(0, 4), (0, 2), (0, 1)]
-    with pytest.raises(TooManyBad, match="7 of 20 pictures"):
+    with pytest.raises(TooManyRejects, match="7 of 20 pictures"):
         list(score_shards(shards, ["caption"], max_bad_rate=0.3))
 
 
@@ -96,14 +96,14 @@ def test_training_does_without_them(shards, tiny_folder, tmp_path):
     from lumina_cli.core.dataset.precompute import encode_shards
 
     list(encode_shards(shards, tiny_folder, ["latents"], [64]))
-    found = ReadyLatents(tiny_folder, [64])
+    found = PrecomputedLatents(tiny_folder, [64])
     known = [bool(found(row)) for row in read_source(shards)]
     assert known == [i not in BAD for i in range(COUNT)]
 
 
 def test_a_store_that_does_not_answer_is_no_fault_of_a_picture(shards, monkeypatch):
     def refused(place, offset, length):
-        raise filesystem.CannotReach(f"{place} cannot be read (timed out)")
+        raise filesystem.Unreachable(f"{place} cannot be read (timed out)")
 
     with monkeypatch.context() as patch:
         patch.setattr(filesystem, "read_part", refused)

@@ -95,7 +95,7 @@ def test_another_part_has_nothing_to_go_on_with(begun, capsys):
 
 
 def test_a_small_part_goes_on_with_its_settings_too(tmp_path, capsys, monkeypatch):
-    draw = detector.draw_pictures
+    draw = detector.render_images
     monkeypatch.setattr(detector, "draw_pictures", lambda s, n, out: draw(s, n, out, workers=1))
     monkeypatch.setattr(detector, "calibrate", lambda net, out: ({}, {"n": 1}))
     words = ["scenes=4", "batch=2", "steps=2", "width=16"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from lumina_cli.core.dataset.training_data import TrainBatch, TrainingData
 from lumina_cli.core.encoders.text import TextEncoder
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.flow.path import shift_time, train_shift
 from lumina_cli.core.flow.plan import Plan
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
@@ -18,7 +18,7 @@ from lumina_cli.core.nextdit.convert import from_official, load_transformer
 from lumina_cli.core.sampling.pipeline import default_plan
 from lumina_cli.core.training import loop
 from lumina_cli.core.training.config import Recipe
-from lumina_cli.core.training.loop import ASSETS, describe, find_frozen, train_transformer
+from lumina_cli.core.training.loop import ASSETS, describe_run, find_frozen, train_transformer
 from lumina_cli.core.training.objective import (
     LOW,
     MAIN,
@@ -270,7 +270,7 @@ def test_another_optimiser_cannot_resume(recipe, tmp_path):
 
 
 def test_describe_counts_without_training(recipe):
-    rows = list(describe(recipe(model="nano")))
+    rows = list(describe_run(recipe(model="nano")))
     assert [row["stage"] for row in rows] == ["low", "high"]
     assert rows[0]["image_tokens"] == 16
     assert rows[0]["parameters"] > 4e6
@@ -301,7 +301,7 @@ def test_compiling_without_a_compiler_says_what_to_do(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(MissingPart, match="compile=false"):
+    with pytest.raises(MissingDependency, match="compile=false"):
         compile_blocks(build_model("nano"))
 
 

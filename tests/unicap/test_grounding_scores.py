@@ -22,10 +22,10 @@ from transformers import (
 )
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.unicap.batch import Shot, _Task
+from lumina_cli.core.unicap.batch import CaptionItem, _Task
 from lumina_cli.core.unicap.engines.noop import TEXTS
 from lumina_cli.core.unicap.scoring.clip import open_scorer
-from lumina_cli.core.unicap.scoring.noun_phrases import mentions
+from lumina_cli.core.unicap.scoring.noun_phrases import find_noun_phrases
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 NAMED = ["red car", "blue ball", "plain grey floor"]  # by the `noop` engine
@@ -151,7 +151,7 @@ def test_what_is_not_read_is_told_once(folders, tmp_path, capsys):
 
 
 def judged(scorer, text, level="short"):
-    task = _Task(Shot(0, {}, plain_picture("red")), "en", level, "", text=text)
+    task = _Task(CaptionItem(0, {}, plain_picture("red")), "en", level, "", text=text)
     scorer.judge([task])
     return task.reason, task.shot.scores.get("en", {}).get(level)
 
@@ -169,7 +169,7 @@ def test_the_thing_that_is_not_there_is_named(folders, monkeypatch):
 
 
 def test_texts_that_are_too_long_are_parted_or_told(folders):
-    shot = Shot(0, {}, plain_picture("red"))
+    shot = CaptionItem(0, {}, plain_picture("red"))
     phrases = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in ("car", "ball", "cup")]
     dino = open_scorer(f"objects:{folders['dino']}", "cpu")
     texts = dino._texts(phrases)
@@ -179,7 +179,7 @@ def test_texts_that_are_too_long_are_parted_or_told(folders):
     assert 0 < min(dino.seen(shot, phrases)) <= max(dino.seen(shot, phrases)) < 1
     assert dino.tally.counts["cut_scores"] == 0
     for name, scorer in (("dino", dino), ("owlvit", open_scorer(f"objects:{folders['owlvit']}", "cpu"))):
-        scorer.seen(Shot(0, {}, plain_picture("red")), ["red car", "elephant " * 40])
+        scorer.seen(CaptionItem(0, {}, plain_picture("red")), ["red car", "elephant " * 40])
         assert scorer.tally.counts["cut_scores"] == 1, name
 
 
@@ -215,11 +215,11 @@ def test_a_detector_that_is_none_or_not_whole_is_refused(folders, tmp_path):
     ],
 )  # fmt: skip
 def test_the_things_that_a_caption_names(caption, things):
-    assert mentions(caption) == things
+    assert find_noun_phrases(caption) == things
 
 
 def test_tags_are_things_as_they_stand():
-    assert mentions("red car, 2 blue balls, outdoor, soft light, car", tags=True) == [
+    assert find_noun_phrases("red car, 2 blue balls, outdoor, soft light, car", tags=True) == [
         "red car",
         "blue balls",
         "car",

@@ -10,7 +10,7 @@ from PIL import Image
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.unicap.resumable_file import Ledger
+from lumina_cli.core.unicap.resumable_file import ResumableFile
 
 # Forks runs of the command line, and kills each after a random time, until 20 were killed.
 KILLER = """
@@ -154,10 +154,10 @@ def test_other_settings_and_other_files_are_refused(lumina, photos, tmp_path):
 
 def test_two_processes_do_not_write_one_file(tmp_path):
     with (
-        Ledger(tmp_path / "a.jsonl", {}),
+        ResumableFile(tmp_path / "a.jsonl", {}),
         pytest.raises(LuminaError, match="is being written by another process"),
     ):
-        Ledger(tmp_path / "a.jsonl", {})
+        ResumableFile(tmp_path / "a.jsonl", {})
 
 
 def test_shares_are_disjoint_complete_and_the_same_as_the_whole(lumina, photos):

@@ -12,7 +12,7 @@ from tiny_captioner import run_caption
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.unicap.engines import noop
-from lumina_cli.core.unicap.reuse import Earlier
+from lumina_cli.core.unicap.reuse import EarlierCaptions
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_only_places_of_earlier_rows_are_held(tmp_path):
             row = {"image": f"photos/{number:06d}.jpg", "captions": {"en": {"short": f"{number} {text}"}}}
             file.write(json.dumps(row) + "\n")
     tracemalloc.start()
-    earlier = Earlier(path)
+    earlier = EarlierCaptions(path)
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert held < 20_000 * 16 + 500_000, held

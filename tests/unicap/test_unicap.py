@@ -7,12 +7,12 @@ import time
 import pytest
 from PIL import Image
 
-from lumina_cli.core.errors import LuminaError, TooManyBad, UsageError
-from lumina_cli.core.unicap.checks.rules import LENGTHS, check
+from lumina_cli.core.errors import LuminaError, TooManyRejects, UsageError
+from lumina_cli.core.unicap.checks.rules import LENGTHS, check_caption
 from lumina_cli.core.unicap.prompts import DOMAINS, LANGS, LEVELS, MAX_TOKENS, check_names, instruction
 from lumina_cli.core.unicap.protocol import Answer, Engine
-from lumina_cli.core.unicap.stats import Tally
-from lumina_cli.core.unicap.stream import Job, caption_rows
+from lumina_cli.core.unicap.stats import CaptionStats
+from lumina_cli.core.unicap.stream import CaptionRequest, caption_rows
 
 GOOD = "a red car left of a blue ball"
 DETAILED = {
@@ -55,7 +55,7 @@ def run(rows, write, levels=("short",), langs=("en",), **settings):
         if name in settings
     }
     engine = write if isinstance(write, Echo) else Echo(write)
-    return list(caption_rows(rows, engine, Job(levels, langs, **job), open_white, **settings))
+    return list(caption_rows(rows, engine, CaptionRequest(levels, langs, **job), open_white, **settings))
 
 
 def rows_of(count):
@@ -70,7 +70,7 @@ def test_every_level_has_an_instruction_in_every_language_and_limits():
 
 @pytest.mark.parametrize("lang", LANGS)
 def test_an_instruction_is_written_in_its_own_language(lang):
-    assert check(instruction("detailed", lang), "detailed", lang) is None
+    assert check_caption(instruction("detailed", lang), "detailed", lang) is None
 
 
 @pytest.mark.parametrize("word", ["style", "main object", "other object", "colour", "relation"])
@@ -93,9 +93,9 @@ def test_unknown_names_are_refused_with_the_known_ones():
 @pytest.mark.parametrize("lang", LANGS)
 def test_a_good_caption_passes_in_its_language_and_in_no_other(lang):
     text = DETAILED[lang]
-    assert check(text, "detailed", lang) is None
+    assert check_caption(text, "detailed", lang) is None
     for other in set(LANGS) - {lang}:
-        assert check(text, "detailed", other).startswith(f"not in {LANGS[other]}: ")
+        assert check_caption(text, "detailed", other).startswith(f"not in {LANGS[other]}: ")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_good_caption_passes_in_its_language_and_in_no_other(lang):
     ],
 )  # fmt: skip
 def test_a_bad_caption_is_rejected_with_the_reason(text, level, lang, reason):
-    assert check(text, level, lang) == reason
+    assert check_caption(text, level, lang) == reason
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_a_bad_caption_is_rejected_with_the_reason(text, level, lang, reason):
     ],
 )
 def test_an_unusual_caption_passes(text, level, lang):
-    assert check(text, level, lang) is None
+    assert check_caption(text, level, lang) is None
 
 
 def test_rows_come_out_in_order_with_their_own_keys():
@@ -201,12 +201,12 @@ def test_bad_pictures_are_left_out_counted_and_told():
     told = []
     rows = [{"image": name} for name in ("0.png", "bad.png", "1.png", "bad.png")]
     stream = caption_rows(
-        rows, Echo(lambda _: GOOD), Job(("short",)), open_white,
+        rows, Echo(lambda _: GOOD), CaptionRequest(("short",)), open_white,
         batch=3, max_bad_rate=0.4, on_reject=lambda row, reason: told.append(reason),
     )  # fmt: skip
     assert [next(stream)["image"] for _ in range(2)] == ["0.png", "1.png"]
     with pytest.raises(
-        TooManyBad, match=r"2 of 4 pictures could not be opened \(50%\); --max-bad-rate allows 40%"
+        TooManyRejects, match=r"2 of 4 pictures could not be opened \(50%\); --max-bad-rate allows 40%"
     ):
         next(stream)
     assert told == ["bad.png: truncated"] * 2
@@ -236,7 +236,7 @@ def test_it_reads_one_batch_ahead_and_opens_pictures_in_another_thread():
         threads.add(threading.current_thread())
         return open_white(row)
 
-    stream = caption_rows(rows(), Echo(lambda _: GOOD), Job(("short",)), open_image, batch=4)
+    stream = caption_rows(rows(), Echo(lambda _: GOOD), CaptionRequest(("short",)), open_image, batch=4)
     next(stream)
     assert len(taken) == 8
     assert threading.current_thread() not in threads
@@ -295,14 +295,14 @@ OTHERS = {
 @pytest.mark.parametrize("lang", OTHERS)
 def test_other_languages_are_told_apart(lang):
     asked = tuple(OTHERS)
-    assert check(OTHERS[lang], "short", lang, asked) is None
+    assert check_caption(OTHERS[lang], "short", lang, asked) is None
     for other in set(OTHERS) - {lang}:
-        assert check(OTHERS[lang], "short", other, asked).code == "language"
+        assert check_caption(OTHERS[lang], "short", other, asked).code == "language"
 
 
 def test_true_captions_pass_and_those_of_another_language_do_not():
     """Measured on 20,000 captions: 99.975 % pass, and 99.89 % of those asked for in another language are caught."""
-    from lumina_cli.core.nano.captions import LANGUAGES, describe
+    from lumina_cli.core.nano.captions import LANGUAGES, describe_scene
     from lumina_cli.core.nano.scene import draw_scene
 
     good = caught = total = wrong = 0
@@ -310,10 +310,10 @@ def test_true_captions_pass_and_those_of_another_language_do_not():
         scene = draw_scene(3, index)
         for lang in LANGUAGES:
             for level in LEVELS:
-                text = describe(scene, lang, level, index)
-                total, good = total + 1, good + (check(text, level, lang) is None)
+                text = describe_scene(scene, lang, level, index)
+                total, good = total + 1, good + (check_caption(text, level, lang) is None)
                 other = LANGUAGES[(LANGUAGES.index(lang) + 1 + index % 4) % 5]
-                fault = check(text, level, other)
+                fault = check_caption(text, level, other)
                 wrong, caught = wrong + 1, caught + (fault is not None and fault.code == "language")
     assert good >= 0.999 * total, (good, total)
     assert caught >= 0.99 * wrong, (caught, wrong)
@@ -334,24 +334,26 @@ def test_true_captions_pass_and_those_of_another_language_do_not():
     ],
 )
 def test_an_opening_that_says_nothing_is_a_fault(text, lang):
-    assert check(text, "short", lang).code == "boilerplate"
+    assert check_caption(text, "short", lang).code == "boilerplate"
 
 
 @pytest.mark.parametrize(
     "text", ["a photo of a red car", "An oil painting of a harbour at dusk", "The image of a saint on a flag"]
 )
 def test_an_opening_that_says_what_kind_of_picture_it_is_passes(text):
-    assert check(text, "short", "en") is None
+    assert check_caption(text, "short", "en") is None
 
 
 def test_a_text_that_ends_in_mid_sentence_is_cut_off():
-    assert check("A red car stands to the left of a blue ball and the", "medium", "en").code == "cut off"
-    assert check("Ein rotes Auto steht links von einem Ball,", "medium", "de").code == "cut off"
+    assert (
+        check_caption("A red car stands to the left of a blue ball and the", "medium", "en").code == "cut off"
+    )
+    assert check_caption("Ein rotes Auto steht links von einem Ball,", "medium", "de").code == "cut off"
 
 
 def test_what_a_picture_says_may_be_in_another_language():
     text = 'A shop sign on a street in the snow reads "营业时间上午九点到下午六点，星期日休息，欢迎光临" in red letters.'
-    assert check(text, "medium", "en") is None
+    assert check_caption(text, "medium", "en") is None
 
 
 class Writer(Echo):
@@ -417,11 +419,11 @@ def test_all_at_once_is_one_call_a_picture_and_what_fails_is_asked_for_alone():
     [("```json\n{}\n```", 2), ("Here it is: {}.", 2), ("{}", 2), ("[1, 2]", 0), ("{{broken", 0)],
 )
 def test_an_answer_of_json_is_read_with_what_models_put_around_it(wrap, kept):
-    from lumina_cli.core.unicap.structured import take_apart
+    from lumina_cli.core.unicap.structured import parse_captions
 
     pairs = [("en", "short"), ("en", "tags")]
     text = wrap.replace("{}", json.dumps({"en": {"short": GOOD, "tags": ["red", "car"]}}))
-    found = take_apart(text, pairs)
+    found = parse_captions(text, pairs)
     assert len(found) == kept
     assert not kept or found["en", "tags"] == "red, car"
 
@@ -469,7 +471,7 @@ def test_batches_in_lanes_come_out_in_order():
 
 
 def test_a_tally_counts_and_tells_the_time_left():
-    tally = Tally(total=10)
+    tally = CaptionStats(total=10)
     run(
         [*rows_of(4), {"image": "bad.png"}],
         lambda q: GOOD if q.picture.getpixel((0, 0))[0] else "",

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import disk_errors
-from lumina_cli.core.weights.run_folder import RunFolder, folder_aside
+from lumina_cli.core.weights.run_folder import RunFolder, staged_folder
 
 
 def save(run, step, value=1.0):
@@ -37,7 +37,7 @@ def test_checkpoints_come_back_and_only_the_last_stay(tmp_path):
 def test_a_folder_that_was_not_finished_is_not_seen(tmp_path):
     run = RunFolder(tmp_path)
     save(run, 5)
-    with pytest.raises(AttributeError), folder_aside(run.checkpoints / "0000010") as aside:
+    with pytest.raises(AttributeError), staged_folder(run.checkpoints / "0000010") as aside:
         (aside / "state.json").write_text(aside.no_such_thing)
     (run.checkpoints / ".0000020.partial").mkdir()
     assert run.steps() == [5]
@@ -47,7 +47,7 @@ def test_a_folder_that_was_not_finished_is_not_seen(tmp_path):
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
     with (
         pytest.raises(LuminaError, match=r"the disk is full: .*model$"),
-        folder_aside(tmp_path / "model"),
+        staged_folder(tmp_path / "model"),
     ):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
@@ -111,7 +111,7 @@ def test_the_old_folder_stays_where_the_new_one_cannot_take_its_place(tmp_path):
     (final / "a").write_text("old")
     with (
         pytest.raises(LuminaError, match=r"cannot write .*model: No such file"),
-        folder_aside(final) as aside,
+        staged_folder(final) as aside,
     ):
         shutil.rmtree(aside)
     assert (final / "a").read_text() == "old"
@@ -123,7 +123,7 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path):
     (tmp_path / ".model.old").mkdir()
     (tmp_path / ".model.old" / "a").write_text("old")
     (tmp_path / ".model.partial").mkdir()
-    with pytest.raises(KeyboardInterrupt), folder_aside(final):
+    with pytest.raises(KeyboardInterrupt), staged_folder(final):
         raise KeyboardInterrupt
     assert (final / "a").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]

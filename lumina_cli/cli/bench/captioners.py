@@ -28,17 +28,17 @@ def caption(
     from lumina_cli.core.io.jsonl import dump_row
     from lumina_cli.core.sources.source import open_row_image, read_source
     from lumina_cli.core.unicap.engines import open_engine
-    from lumina_cli.core.unicap.stats import Tally
-    from lumina_cli.core.unicap.stream import Job, caption_rows
+    from lumina_cli.core.unicap.stats import CaptionStats
+    from lumina_cli.core.unicap.stream import CaptionRequest, caption_rows
 
-    job = Job(tuple(levels.split(",")), tuple(langs.split(",")))
+    job = CaptionRequest(tuple(levels.split(",")), tuple(langs.split(",")))
     rows = list(output.progress(read_source(f"nano:{pictures}"), "scenes", pictures))
 
     def timed():
         for name in engine or ("noop", "nano"):
             one = open_engine(name, device=device)
             list(caption_rows(rows[:batch], one, job, open_row_image, batch=batch))
-            tally = Tally()
+            tally = CaptionStats()
             lines = (
                 dump_row(row)
                 for row in caption_rows(rows, one, job, open_row_image, batch=batch, tally=tally)

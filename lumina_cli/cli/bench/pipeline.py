@@ -24,9 +24,11 @@ def sample(
 
     lumina bench sample --model nano --preset official
     """
-    from lumina_cli.core.bench.pipeline import race
+    from lumina_cli.core.bench.pipeline import compare_pipelines
     from lumina_cli.core.flow.plan import read_settings
 
     settings = read_settings(plan) | ({} if calls is None else {"calls": calls})
-    rows = race(model, plan=settings, preset=preset, size=size, pictures=pictures, repeats=repeats)
+    rows = compare_pipelines(
+        model, plan=settings, preset=preset, size=size, pictures=pictures, repeats=repeats
+    )
     output.write_rows(rows, json=json or None, label="sides")

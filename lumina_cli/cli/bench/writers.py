@@ -26,11 +26,11 @@ def data(
     import tempfile
     from pathlib import Path
 
-    from lumina_cli.core.bench.writers import compare_writers, write_pictures
+    from lumina_cli.core.bench.writers import compare_writers, write_images
 
     with tempfile.TemporaryDirectory(prefix="lumina-bench-") as folder:
         if source is None:
-            write_pictures(Path(folder), rows, size)
+            write_images(Path(folder), rows, size)
         output.write_rows(
             compare_writers(source or folder, rows, per_shard, repeats, check), json, label="writers"
         )

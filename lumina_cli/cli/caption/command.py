@@ -7,7 +7,7 @@ from itertools import chain
 
 from lumina_cli.cli import output
 from lumina_cli.cli.caption import options as flags
-from lumina_cli.core.io.jsonl import in_memory, read_share
+from lumina_cli.core.io.jsonl import in_memory, parse_split
 
 
 def caption(
@@ -44,18 +44,20 @@ def caption(
     """
     from lumina_cli.core.sources.count import count_source
     from lumina_cli.core.sources.source import open_row_image, read_source
-    from lumina_cli.core.unicap.batch import Job
+    from lumina_cli.core.unicap.batch import CaptionRequest
     from lumina_cli.core.unicap.engines import open_engine
-    from lumina_cli.core.unicap.prompts import listed
+    from lumina_cli.core.unicap.prompts import format_list
     from lumina_cli.core.unicap.run import run_captions
     from lumina_cli.core.unicap.scoring.clip import open_scorer
-    from lumina_cli.core.unicap.stats import Tally
+    from lumina_cli.core.unicap.stats import CaptionStats
 
     writer = ":".join(filter(None, (engine.removeprefix("ray:"), model)))
-    job = Job(listed(levels), listed(langs), domain, derive, seed, retries, score, keep, writer)
+    job = CaptionRequest(
+        format_list(levels), format_list(langs), domain, derive, seed, retries, score, keep, writer
+    )
     rows = chain.from_iterable([_watched(one, read_source(one, lenient=True)) for one in source])
     counts = [count_source(one) for one in source]
-    tally = Tally(None if None in counts else sum(counts))
+    tally = CaptionStats(None if None in counts else sum(counts))
     meter = output.Meter(tally.total)
     tally.watch = lambda: meter(tally.seen, tally.done, tally.total)
     rows = run_captions(
@@ -63,7 +65,7 @@ def caption(
         partial(open_engine, engine, model, device, endpoint, batch),
         job,
         open_row_image,
-        share=read_share(shard),
+        share=parse_split(shard),
         out=out,
         reuse=reuse,
         settings={"sources": source, "engine": engine.removeprefix("ray:"), "model": model},

@@ -48,7 +48,7 @@ def run(
     json: Json = False,
 ) -> None:
     """Draw a benchmark's prompts, let a judge look, and score. A row per picture, and a summary."""
-    from lumina_cli.cli.eval.drawer import make_drawer
+    from lumina_cli.cli.eval.drawer import make_generator
     from lumina_cli.core.evals.run import Evaluation
 
     if (images is not None) == (ceiling or model is not None):
@@ -60,7 +60,7 @@ def run(
         scores.find(images)
     else:
         scores.ask(prompts, per_task, langs.split(","), split)
-        scores.draw(make_drawer(model, ceiling, seed, plan, preset), pictures)
+        scores.draw(make_generator(model, ceiling, seed, plan, preset), pictures)
     if json or not sys.stdout.isatty():
         output.write_rows(scores, json=True, label="pictures", total=scores.total)
     else:

@@ -65,9 +65,9 @@ def sample(
     said["negative_system"] = negative_system
     said = {name: value for name, value in said.items() if value is not None}
     wishes = {"count": count, "preset": preset, "plan": settings, **said}
-    sampling.Wish(**wishes).check()  # now, before seconds of imports
+    sampling.SamplingRequest(**wishes).check()  # now, before seconds of imports
     words = tuple(attention or ())
-    opening = sampling.Opening(
+    opening = sampling.ModelOptions(
         tuple(lora or ()), quantize, init, mask, strength, words, memory, kernel, compile
     )
     if explain:
@@ -79,7 +79,7 @@ def sample(
     if from_:
         from_ = [path for number, path in enumerate(from_) if split.has(number)]
         meter, model = len(from_), None if model == "auto" else model
-        drawn = sampling.draw_again_opened(from_, model, out, opening, settings | said, format, output.note)
+        drawn = sampling.replay(from_, model, out, opening, settings | said, format, output.note)
     else:
         cells = 1
         if grid:
@@ -87,7 +87,7 @@ def sample(
 
             cells = count_cells(grid)
         meter = output.Meter(total and split.size(total) * count * cells)
-        drawn = sampling.draw(
+        drawn = sampling.generate(
             rows, model, out, opening, grid, batch=batch, format=format, split=split, force=force,
             note=output.note, progress=meter, **wishes,
         )  # fmt: skip

@@ -23,7 +23,7 @@ def overlay(
 
     lumina caption data | lumina shard overlay data - --name captions
     """
-    from lumina_cli.core.shards.overlays.apply import lay_rows
+    from lumina_cli.core.shards.overlays.apply import apply_rows
     from lumina_cli.core.shards.overlays.match import rows_of
     from lumina_cli.core.shards.overlays.reader import describe_overlays
     from lumina_cli.core.shards.overlays.writer import remove_overlay
@@ -36,7 +36,7 @@ def overlay(
     elif rows is None:
         output.write_rows(describe_overlays(base_of(shards)), json, label="overlays")
     else:
-        output.write_rows(lay_rows(shards, rows_of(rows), name, add, output.note), json, label="shards")
+        output.write_rows(apply_rows(shards, rows_of(rows), name, add, output.note), json, label="shards")
 
 
 @app.command()

@@ -68,10 +68,10 @@ def select(
 
     lumina shard select data data-1m --where 'shorter >= 512' --no-duplicates near --best 0.1 --by aesthetic
     """
-    from lumina_cli.core.curation.select import Choice, parse_best, select_samples
+    from lumina_cli.core.curation.select import SelectionSettings, parse_best, select_samples
 
     share = parse_best(best) if best is not None else None
-    choice = Choice(share, by, tuple(where or ()), no_duplicates, distance, per_source)
+    choice = SelectionSettings(share, by, tuple(where or ()), no_duplicates, distance, per_source)
     steps = select_samples(shards, dest, choice, force)["steps"]
     for step in steps:
         if "instead_of" in step:

@@ -49,7 +49,7 @@ def pack(
     Files keep their bytes. Run it again to go on after a kill or to add what SOURCE has more. nano:N?truth=1
     adds {key}.depth.png (16-bit, thousandths) and {key}.masks.png (8-bit: 0 no thing, i + 1 on things[i]).
     """
-    from lumina_cli.core.sources.packing import Packing, pack_source
+    from lumina_cli.core.sources.packing import PackSettings, pack_source
 
     counted = {True: 0, False: 0}  # rows with captions, and without
 
@@ -58,7 +58,7 @@ def pack(
             counted[bool(row.get("captions") or row.get("error"))] += 1
             yield row
 
-    packing = Packing(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links)
+    packing = PackSettings(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links)
     shards = output.write_rows(pack_source(source, dest, packing, watched, output.note), json, label="shards")
     if shards and counted[False]:
         bare = f"{counted[False]} of {sum(counted.values())} rows have no caption"

@@ -33,11 +33,11 @@ def stats(
 
     lumina shard stats data --tokenizer nano --trained 1000000 --page stats.html | jq .duplicates
     """
-    from lumina_cli.core.curation.report.stats import describe, headline, write_stats_page
+    from lumina_cli.core.curation.report.stats import compute_stats, headline, write_stats_page
     from lumina_cli.core.encoders.token_count import TokenCounter
 
     count = TokenCounter(tokenizer) if tokenizer else None
-    summary = describe(source, count, trained, _weights(mix), distance)
+    summary = compute_stats(source, count, trained, _weights(mix), distance)
     if page:
         write_stats_page(page, summary)
         output.note(f"page: {page}")

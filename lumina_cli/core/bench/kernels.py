@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lumina_cli.core.errors import MissingPart, UsageError
+from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.kernels import Inputs, Op
 from lumina_cli.core.registry import did_you_mean
 
@@ -52,7 +52,7 @@ def choose(op: Op, inputs: Inputs, only: Sequence[str] = ()) -> dict[str, str | 
     reasons = {name: op.implementations[name].missing(*inputs) for name in only or op.implementations}
     for reason in reasons.values():
         if only and reason is not None:
-            raise MissingPart(f"--backend {reason}")
+            raise MissingDependency(f"--backend {reason}")
     return reasons
 
 

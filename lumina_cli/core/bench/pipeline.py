@@ -12,14 +12,14 @@ from lumina_cli.core.encoders.vae import quiet_diffusers
 from lumina_cli.core.images.sizes import Size
 from lumina_cli.core.models.folder import PlanLike
 from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline
-from lumina_cli.core.sampling.request import Job, Wish, check_at_least
+from lumina_cli.core.sampling.request import Job, SamplingRequest, check_at_least
 
 PROMPTS = ("a red car left of a blue ball", "two green cups and a yellow star", "a small white cube")
 PERCENTILES = (20, 50, 80)
 THEIRS = {"num_inference_steps": 30, "guidance_scale": 4.0}  # the defaults of diffusers' Lumina2Pipeline
 
 
-def race(
+def compare_pipelines(
     model: str | Path | Pipeline = "nano",
     *,
     plan: PlanLike = None,
@@ -37,7 +37,7 @@ def race(
     is not counted. "times_diffusers" is the median over rounds of diffusers' time divided by ours.
     """
     check_at_least(1, pictures=pictures, repeats=repeats)
-    wish = Wish(plan=plan, preset=preset, size=size, count=pictures)
+    wish = SamplingRequest(plan=plan, preset=preset, size=size, count=pictures)
     wish.check()
     ours = model if isinstance(model, Pipeline) else load_pipeline(model)
     sides = {"lumina": _our_side(ours, wish), "diffusers": _their_side(ours, wish)}
@@ -66,7 +66,7 @@ def race(
         }
 
 
-def _our_side(pipeline: Pipeline, wish: Wish) -> Callable[[str, int], None]:
+def _our_side(pipeline: Pipeline, wish: SamplingRequest) -> Callable[[str, int], None]:
     setup, size = wish.resolve(pipeline), pipeline.size_for(wish.size)
 
     def draw(prompt: str, seed: int) -> None:
@@ -76,7 +76,7 @@ def _our_side(pipeline: Pipeline, wish: Wish) -> Callable[[str, int], None]:
     return draw
 
 
-def _their_side(pipeline: Pipeline, wish: Wish) -> Callable[[str, int], None]:
+def _their_side(pipeline: Pipeline, wish: SamplingRequest) -> Callable[[str, int], None]:
     from diffusers.pipelines.lumina2.pipeline_lumina2 import Lumina2Pipeline
 
     network = pipeline.transformer

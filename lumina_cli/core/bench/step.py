@@ -21,9 +21,9 @@ from lumina_cli.core.device import compute_dtype
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.nextdit import EncodedText, NextDiT, NextDiTConfig, load_transformer
 from lumina_cli.core.nextdit.config import config_to_diffusers
-from lumina_cli.core.nextdit.convert import blank, to_diffusers
+from lumina_cli.core.nextdit.convert import empty_model, to_diffusers
 from lumina_cli.core.nextdit.packed.quantize import check_kind, quantize
-from lumina_cli.core.nextdit.sequence import lay_out, patchify, unpatchify
+from lumina_cli.core.nextdit.sequence import padded_layout, patchify, unpatchify
 from lumina_cli.core.registry import did_you_mean
 
 PIXELS = 8  # of a side for each number of latents
@@ -35,7 +35,7 @@ DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
-class Call:
+class NetworkInputs:
     """What one call of the network reads: a caption, and if it is `guided` the empty one of one token too."""
 
     latents: Tensor
@@ -135,7 +135,7 @@ def random_network(name: str, dtype: torch.dtype | None = None, seed: int = 0) -
 
     Matrices keep the size of what goes through them, norms are near one and biases near zero.
     """
-    model = blank(NextDiTConfig.named(name))
+    model = empty_model(NextDiTConfig.named(name))
     model = model.to(dtype or usual_dtype(model)).to_empty(device="cpu").eval().requires_grad_(False)
     random = torch.Generator().manual_seed(seed)
     for key, weight in model.named_parameters():
@@ -156,24 +156,24 @@ def _load(name: str, dtype: torch.dtype | None) -> NextDiT:
 
 def make_call(
     config: NextDiTConfig, size: int, tokens: int, guided: bool, seed: int, dtype: torch.dtype
-) -> Call:
+) -> NetworkInputs:
     """Normal numbers for one picture of `size` pixels a side and one caption."""
     random = torch.Generator().manual_seed(seed)
     side = size // PIXELS
     latents = torch.randn(1, config.in_channels, side, side, generator=random)
     lengths = (tokens, 1) if guided else (tokens,)
     texts = tuple(torch.randn(1, length, config.text_dim, generator=random).to(dtype) for length in lengths)
-    return Call(latents.to(dtype), torch.tensor([TIME]), texts)
+    return NetworkInputs(latents.to(dtype), torch.tensor([TIME]), texts)
 
 
 # --- the sides: functions of a call that return the velocity of each text
 
 
-def our_step(model: NextDiT, guided: bool) -> Callable[[Call], list[Tensor]]:
+def our_step(model: NextDiT, guided: bool) -> Callable[[NetworkInputs], list[Tensor]]:
     """Our network; a guided step packs both rows into one call, with texts encoded when first seen."""
     encoded: dict[int, EncodedText] = {}
 
-    def run(call: Call) -> list[Tensor]:
+    def run(call: NetworkInputs) -> list[Tensor]:
         if not guided:
             return [model(call.latents, call.t, call.texts[0])]
         if id(call) not in encoded:
@@ -192,7 +192,7 @@ def _encode(model: NextDiT, texts: Sequence[Tensor]) -> EncodedText:
     return EncodedText(features, lengths)
 
 
-def diffusers_step(model: NextDiT) -> Callable[[Call], list[Tensor]]:
+def diffusers_step(model: NextDiT) -> Callable[[NetworkInputs], list[Tensor]]:
     """diffusers' network on the memory of our weights; a call for each text, as its pipeline does."""
     from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer2DModel
 
@@ -208,7 +208,7 @@ def diffusers_step(model: NextDiT) -> Callable[[Call], list[Tensor]]:
     )
     theirs.eval()
 
-    def run(call: Call) -> list[Tensor]:
+    def run(call: NetworkInputs) -> list[Tensor]:
         masks = [torch.ones(text.shape[:2], dtype=torch.bool) for text in call.texts]
         inputs = zip(call.texts, masks, strict=True)
         return [theirs(call.latents, call.t, *words, return_dict=False)[0] for words in inputs]
@@ -219,7 +219,7 @@ def diffusers_step(model: NextDiT) -> Callable[[Call], list[Tensor]]:
 SIDES = {"diffusers": diffusers_step}
 
 
-def run_on(run: Callable[[Call], list[Tensor]], call: Call) -> Callable[[], list[Tensor]]:
+def run_on(run: Callable[[NetworkInputs], list[Tensor]], call: NetworkInputs) -> Callable[[], list[Tensor]]:
     """Bind a call."""
     return lambda: run(call)
 
@@ -228,7 +228,7 @@ def run_on(run: Callable[[Call], list[Tensor]], call: Call) -> Callable[[], list
 
 
 @torch.inference_mode()
-def exact_velocities(model: NextDiT, call: Call) -> list[Tensor]:
+def exact_velocities(model: NextDiT, call: NetworkInputs) -> list[Tensor]:
     """The velocity for each text in float32, by the ordinary padded blocks, widened one at a time."""
 
     def wide(module: nn.Module) -> nn.Module:
@@ -238,7 +238,7 @@ def exact_velocities(model: NextDiT, call: Call) -> list[Tensor]:
     grid, out = (height // patch, width // patch), []
     c = wide(model.t_embedder)(call.t)
     for text in call.texts:
-        layout = lay_out(model.config, (text.shape[1],), (grid,), text.device)
+        layout = padded_layout(model.config, (text.shape[1],), (grid,), text.device)
         words = wide(model.cap_embedder)(text.float())
         for block in model.context_refiner:
             words = wide(block)(words, None, *layout.text)
@@ -260,7 +260,7 @@ def _distance(found: list[Tensor], exact: list[Tensor]) -> float:
 
 @torch.inference_mode()
 def ceiling_seconds(
-    config: NextDiTConfig, call: Call, dtype: torch.dtype, repeats: int = 3
+    config: NextDiTConfig, call: NetworkInputs, dtype: torch.dtype, repeats: int = 3
 ) -> tuple[float, float]:
     """Seconds that the matrix products of the blocks take here by themselves, and their TFLOP.
 
@@ -268,11 +268,11 @@ def ceiling_seconds(
     there already, whole and in parts.
     """
     seconds, operations = 0.0, 0
-    for (many, rows, inner, columns), count in products(config, call).items():
+    for (many, rows, inner, columns), count in list_matmuls(config, call).items():
         left, right = (
             torch.randn(shape).to(dtype) for shape in ((many, rows, inner), (many, inner, columns))
         )
-        runs = _products(left, right, torch.empty(many, rows, columns, dtype=dtype))
+        runs = _time_matmuls(left, right, torch.empty(many, rows, columns, dtype=dtype))
         for run in runs:
             run()  # not counted: it finds its memory
         seconds += count * min(_seconds(run) for run in runs for _ in range(repeats))
@@ -280,7 +280,7 @@ def ceiling_seconds(
     return seconds, operations / 1e12
 
 
-def products(config: NextDiTConfig, call: Call) -> Counter:
+def list_matmuls(config: NextDiTConfig, call: NetworkInputs) -> Counter:
     """How often a call has to multiply (n, rows, inner) by (n, inner, columns).
 
     A picture is refined once for all its captions, and these share the products of their linear layers;
@@ -306,7 +306,7 @@ def products(config: NextDiTConfig, call: Call) -> Counter:
     return found
 
 
-def _products(left: Tensor, right: Tensor, out: Tensor) -> list[Callable[[], object]]:
+def _time_matmuls(left: Tensor, right: Tensor, out: Tensor) -> list[Callable[[], object]]:
     """Ways to multiply left (n, rows, inner) by right (n, inner, columns), kept as a linear layer does."""
     if len(left) > 1:
         return [lambda: torch.bmm(left, right, out=out)]

@@ -20,7 +20,7 @@ from lumina_cli.core.sources.source import read_source
 CAPTION = "a picture of number {} that is here to be written, with a caption of a usual length beside it"
 
 
-def write_pictures(folder: Path, count: int, size: int, suffix: str = "jpg") -> None:
+def write_images(folder: Path, count: int, size: int, suffix: str = "jpg") -> None:
     """Write pictures of about the detail of photographs, `size` pixels wide, with a caption beside each."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
@@ -30,7 +30,7 @@ def write_pictures(folder: Path, count: int, size: int, suffix: str = "jpg") -> 
         (folder / f"{number:07d}.txt").write_text(CAPTION.format(number))
 
 
-def write_by_webdataset(rows: list[dict], dest: Path, per_shard: int) -> None:
+def write_with_webdataset(rows: list[dict], dest: Path, per_shard: int) -> None:
     """Write rows with webdataset's ShardWriter: bytes of the picture and the row as JSON."""
     import webdataset
 
@@ -43,7 +43,7 @@ def write_by_webdataset(rows: list[dict], dest: Path, per_shard: int) -> None:
             writer.write({"__key__": row["key"], "jpg": read_image_bytes(row["image"]), "json": rest})
 
 
-def write_by_ours(check: str) -> Callable[[list[dict], Path, int], None]:
+def write_with_lumina(check: str) -> Callable[[list[dict], Path, int], None]:
     """Return what writes rows with `write_shards`, with this check of the pictures."""
 
     def write(rows: list[dict], dest: Path, per_shard: int) -> None:
@@ -61,7 +61,7 @@ def compare_writers(source: str, limit: int, per_shard: int, repeats: int, check
     """
     rows = list(islice(read_source(source), limit))
     size = sum(len(read_image_bytes(row["image"])) for row in rows)
-    writers = {"webdataset": write_by_webdataset, "lumina": write_by_ours(check)}
+    writers = {"webdataset": write_with_webdataset, "lumina": write_with_lumina(check)}
     seconds: dict[str, list[float]] = {name: [] for name in writers}
     with tempfile.TemporaryDirectory(prefix="lumina-bench-", dir=".") as folder:
         for _ in range(repeats + 1):

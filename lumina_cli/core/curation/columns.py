@@ -18,7 +18,7 @@ MOST_PIXELS = np.iinfo(np.int32).max  # that are told from fewer
 
 
 @dataclass
-class Held:
+class SelectionColumns:
     """What is held of samples.
 
     mask     (all,)  True for those that are chosen so far, S of them
@@ -59,7 +59,7 @@ class Held:
         return groups
 
 
-class Keeper:
+class ColumnBuilder:
     """Collects what is held of the parts of a table; bytearrays grow in place, where arrays are copied."""
 
     def __init__(self, by: str | None, copies: str | None, sources: bool):
@@ -105,12 +105,12 @@ class Keeper:
         self.alone += count
         return digests
 
-    def held(self) -> Held:
+    def held(self) -> SelectionColumns:
         """Return what was collected."""
         columns = {name: np.frombuffer(data, self.types[name]) for name, data in self.data.items()}
         if "digest" in columns:
             columns["digest"] = columns["digest"].reshape(-1, 2)
-        return Held(np.frombuffer(self.mask, np.bool_), columns)
+        return SelectionColumns(np.frombuffer(self.mask, np.bool_), columns)
 
 
 def numbers(part: Any, by: str | None) -> np.ndarray:

@@ -55,7 +55,7 @@ def _value(text: str) -> float | str:
         return text
 
 
-def meets(table: Any, comparison: Comparison) -> Any:
+def evaluate(table: Any, comparison: Comparison) -> Any:
     """Return a pyarrow array, True for the rows that a comparison holds for, null where there is no value."""
     import pyarrow as pa
     import pyarrow.compute as pc

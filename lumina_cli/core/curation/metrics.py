@@ -21,7 +21,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lumina_cli.core.errors import MissingPart, UsageError
+from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.registry import SCORES
 
 SHARP_SIDE = 512  # pixels of the longer side at which sharpness is measured
@@ -30,7 +30,7 @@ SURE, LETTERS = 0.8, 2  # of what counts as read
 RECIPES = {"sharpness": 2}  # of scores whose numbers once were made otherwise; of all others it is 1
 DIGITS = 6  # of a stored number: more would differ between machines
 
-Scorer = Callable[[Sequence[Image.Image]], list]
+Metric = Callable[[Sequence[Image.Image]], list]
 
 
 class Sharpness:
@@ -118,11 +118,11 @@ def _text_detector() -> Callable[[np.ndarray], Iterable]:
 
         find(np.zeros((64, 64, 3), np.uint8))
     except ImportError as error:  # of the package, or of the runtime that it looks for at its first picture
-        raise MissingPart("text_area needs RapidOCR: `pip install 'lumina-cli[ocr]'`") from error
+        raise MissingDependency("text_area needs RapidOCR: `pip install 'lumina-cli[ocr]'`") from error
     return find
 
 
-def open_scorers(names: Iterable[str], models: dict[str, str] | None = None) -> dict[str, Scorer]:
+def open_metrics(names: Iterable[str], models: dict[str, str] | None = None) -> dict[str, Metric]:
     """Return what measures each of `names`; `models` gives hub ids or folders to those that have a model.
 
     UsageError for an unknown name, or a model for what has none; MissingPart where a package is not there.
@@ -133,7 +133,7 @@ def open_scorers(names: Iterable[str], models: dict[str, str] | None = None) -> 
     return {name: SCORES.load(name)(models.get(name)) for name in names}
 
 
-def measure(pictures: Sequence[Image.Image], scorers: dict[str, Scorer]) -> list[dict]:
+def measure(pictures: Sequence[Image.Image], scorers: dict[str, Metric]) -> list[dict]:
     """Return a partial row per RGB picture: {"scores": {name: number}, "hashes": {name: text}}."""
     rows: list[dict] = [{} for _ in pictures]
     for name, scorer in scorers.items():

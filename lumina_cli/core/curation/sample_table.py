@@ -25,7 +25,7 @@ from lumina_cli.core.io.jsonl import chunked, with_captions
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.overlays.reader import Overlay, find_overlays, folder_of_shards, split_source
 from lumina_cli.core.shards.overlays.writer import COLUMNS, VALUES
-from lumina_cli.core.shards.reader import index_of, iter_index, open_shards, read_entry
+from lumina_cli.core.shards.reader import index_path, iter_index, open_shards, read_entry
 from lumina_cli.core.shards.selection import TABLE, is_selection, read_samples, selected_shards
 
 PLACE = ("shard", "key", "image", "sha256")
@@ -34,7 +34,7 @@ CAPTIONS = ("languages", "levels", "characters", "tokens")
 _OWN = (*PLACE, *SIZES, *CAPTIONS, "score")
 
 
-def samples_of(source: str, captions: bool = False) -> tuple[str, Any]:
+def open_samples(source: str, captions: bool = False) -> tuple[str, Any]:
     """Return (the folder of shards, the whole table of a SOURCE); without `captions`, none of their columns.
 
     LuminaError where an overlay is about other pictures than the shards hold now.
@@ -77,7 +77,9 @@ class Samples:
         overlays = find_overlays(self.folder, wanted)
         self.rewritten = any("captions" in overlay.info.get("fields", ()) for overlay in overlays)
         found = [
-            _Values(each) for each in overlays if filesystem.is_file(filesystem.join(each.folder, VALUES))
+            _OverlayValues(each)
+            for each in overlays
+            if filesystem.is_file(filesystem.join(each.folder, VALUES))
         ]
         names = manifest.score_names(self.shards) if self.whole else _names_in(self.tars)
         self.names = {name: name for name in _OWN}  # of a column: what the manifest calls it
@@ -107,7 +109,7 @@ class Samples:
         parts = self._base(base or ["key"])
         parts = _whole_shards(parts) if joined else parts
         place = filesystem.join(self.selection, TABLE) if self.selection else ""
-        chosen = _Along(place, ["shard", "key"], "selection") if place else None
+        chosen = _SortedJoin(place, ["shard", "key"], "selection") if place else None
         alongs = [(each, each.open(columns)) for each in values]
         again = self.rewritten and set(CAPTIONS) & set(columns)
         rows = read_samples(self.source) if again else iter(())
@@ -140,7 +142,7 @@ class Samples:
             yield pa.Table.from_pylist(group, schema=types).select(stored).rename_columns(columns)
 
 
-class _Values:
+class _OverlayValues:
     """The values of an overlay: their names as columns, and what its table calls them."""
 
     def __init__(self, overlay: Overlay):
@@ -153,10 +155,10 @@ class _Values:
             if name not in _OWN or name == field.name == "score":
                 self.names[name], self.types[name] = field.name, field.type
 
-    def open(self, columns: Sequence[str]) -> "_Along":
+    def open(self, columns: Sequence[str]) -> "_SortedJoin":
         """Return its rows, with those of these columns that it has."""
         stored = [kept for name, kept in self.names.items() if name in columns]
-        return _Along(self.place, ["shard", "key", "picture", *stored], "overlay")
+        return _SortedJoin(self.place, ["shard", "key", "picture", *stored], "overlay")
 
     def laid_over(self, table: Any, values: Any) -> Any:
         """Lay some of its rows over a table; LuminaError where they are of other pictures."""
@@ -181,7 +183,7 @@ class _Values:
         return table
 
 
-class _Along:
+class _SortedJoin:
     """A parquet file in the order of shards that is read beside their own table."""
 
     def __init__(self, place: str, columns: list[str], kind: str):
@@ -285,7 +287,7 @@ def lengths_of(row: dict) -> Iterator[tuple[str, str, int]]:
 
 def _names_in(tars: Sequence[str]) -> list[str]:
     """The names of the scores in indexes; a tar without one has none."""
-    indexed = (tar for tar in tars if filesystem.is_file(index_of(tar)))
+    indexed = (tar for tar in tars if filesystem.is_file(index_path(tar)))
     return sorted(
         {name for tar in indexed for entry in iter_index(tar) for name in entry.get("scores") or ()}
     )
@@ -301,4 +303,4 @@ def _index_rows(tars: Sequence[str], captions: bool) -> Iterator[dict]:
                 row = with_captions(read_entry(tar, entry)) if entry["row"][1] or entry.get("text") else {}
                 for lang, level, count in lengths_of(row):
                     entry["characters"].setdefault(lang, {})[level] = count
-            yield manifest.manifest_row(filesystem.name_of(tar), entry)
+            yield manifest.manifest_row(filesystem.basename(tar), entry)

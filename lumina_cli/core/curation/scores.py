@@ -12,21 +12,27 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from lumina_cli.core.curation.metrics import DIGITS, RECIPES, Scorer, measure, open_scorers
+from lumina_cli.core.curation.metrics import DIGITS, RECIPES, Metric, measure, open_metrics
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.process_pool import in_order
-from lumina_cli.core.shards.overlays.reader import MEASURED, Joiner, Overlay, find_overlays, newest_of
-from lumina_cli.core.shards.overlays.writer import Part, Version, begin, row_part, write_values
+from lumina_cli.core.io.process_pool import map_in_order
+from lumina_cli.core.shards.overlays.reader import (
+    MEASURED,
+    Overlay,
+    OverlayJoiner,
+    find_overlays,
+    newest_version,
+)
+from lumina_cli.core.shards.overlays.writer import Part, Version, begin_version, row_part, write_values
 from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
 from lumina_cli.core.shards.selection import base_of, selected_keys
-from lumina_cli.core.sources.bad_images import Unreadable, open_entry
+from lumina_cli.core.sources.bad_images import UnreadableImages, open_entry
 
 NAME, CAPTION = MEASURED, "caption"
 BATCH = 16  # pictures that a model sees together
 
 
 @dataclass(frozen=True)
-class _Job:
+class _ScoreJob:
     """One shard to score: by what, and which names of the version before still hold."""
 
     version: Version
@@ -55,8 +61,8 @@ def score_shards(
     names, models = list(dict.fromkeys(names)), models or {}
     folder, chosen = base_of(source), selected_keys(source)
     tars = open_shards(folder)
-    open_scorers([name for name in names if name != CAPTION], models)
-    before = newest_of(folder, NAME)
+    open_metrics([name for name in names if name != CAPTION], models)
+    before = newest_version(folder, NAME)
     settings = before.info["settings"] if before else {}
     known, recipes = settings.get("scores", {}), settings.get("recipes", {})
     asked = {name: models.get(name, known.get(name)) for name in names}
@@ -64,14 +70,14 @@ def score_shards(
         asked[CAPTION] = _captions_of(folder)
     wanted_by = known | asked
     now = {name: RECIPES.get(name, 1) for name in wanted_by}
-    version = begin(folder, NAME, {"scores": wanted_by, "recipes": now})
+    version = begin_version(folder, NAME, {"scores": wanted_by, "recipes": now})
     same = {name for name in known if recipes.get(name, 1) == now[name]}
     kept = frozenset(name for name in same if wanted_by[name] == known[name])
-    wanted = [None if chosen is None else chosen.get(filesystem.name_of(tar), frozenset()) for tar in tars]
-    jobs = [_Job(version, tar, before, kept, keys) for tar, keys in zip(tars, wanted, strict=True)]
+    wanted = [None if chosen is None else chosen.get(filesystem.basename(tar), frozenset()) for tar in tars]
+    jobs = [_ScoreJob(version, tar, before, kept, keys) for tar, keys in zip(tars, wanted, strict=True)]
     alone = workers <= 1 or len(jobs) < 2 or filesystem.in_this_process(folder)
-    seen = Unreadable(max_bad_rate, tell)
-    for row, bad in map(_score_shard, jobs) if alone else in_order(_score_shard, jobs, workers):
+    seen = UnreadableImages(max_bad_rate, tell)
+    for row, bad in map(_score_shard, jobs) if alone else map_in_order(_score_shard, jobs, workers):
         seen.add(row["shard"], bad, row["measured"] + row["reused"] + row["unreadable"])
         yield row
     write_values(version, tars)
@@ -95,12 +101,12 @@ def _others(folder: str) -> list[Overlay]:
 
 
 @lru_cache
-def _open(name: str, model: str | None) -> Scorer:
+def _open(name: str, model: str | None) -> Metric:
     """What measures, made once in each process."""
-    return open_scorers([name], {name: model} if model else {})[name]
+    return open_metrics([name], {name: model} if model else {})[name]
 
 
-def _score_shard(job: _Job) -> tuple[dict, dict[str, str]]:
+def _score_shard(job: _ScoreJob) -> tuple[dict, dict[str, str]]:
     """Return the row of a shard, and by key why a picture cannot be read."""
     entries, bad = read_index(job.tar), {}
     row = {"shard": job.tar, "samples": len(entries), "measured": 0, "reused": 0, "unreadable": 0}
@@ -114,11 +120,11 @@ def _score_shard(job: _Job) -> tuple[dict, dict[str, str]]:
     return row | {"unreadable": len(bad)}, bad
 
 
-def _parts(job: _Job, entries: list[dict], row: dict, bad: dict[str, str]) -> Iterator[Part]:
+def _parts(job: _ScoreJob, entries: list[dict], row: dict, bad: dict[str, str]) -> Iterator[Part]:
     """Yield the scores of each sample, counting in `row` what was done; `bad` as in `_score_shard`."""
     models = job.version.settings["scores"]
     known = job.before.open(job.tar, entries, strict=False) if job.before else {}
-    add = Joiner(_others(job.version.shards)).open(job.tar, entries) if CAPTION in models else None
+    add = OverlayJoiner(_others(job.version.shards)).open(job.tar, entries) if CAPTION in models else None
     for start in range(0, len(entries), BATCH):
         group = entries[start : start + BATCH]
         lines = [known.get(entry["key"], {}) for entry in group]

@@ -16,9 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from lumina_cli.core.curation.columns import SCORE, Held, Keeper, as_array, best_of, best_of_each, numbers
+from lumina_cli.core.curation.columns import (
+    SCORE,
+    ColumnBuilder,
+    SelectionColumns,
+    as_array,
+    best_of,
+    best_of_each,
+    numbers,
+)
 from lumina_cli.core.curation.dedup import keep_best
-from lumina_cli.core.curation.filter_expr import Comparison, column, inputs, meets, parse_where
+from lumina_cli.core.curation.filter_expr import Comparison, column, evaluate, inputs, parse_where
 from lumina_cli.core.curation.sample_table import PLACE, Samples
 from lumina_cli.core.curation.scores import CAPTION, caption_score
 from lumina_cli.core.errors import LuminaError, UsageError
@@ -32,7 +40,7 @@ FIRST = 1000  # rows that are asked whether they have scores of captions
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectionSettings:
     """What to select.
 
     best        a share up to 1.0, or (an int) a number of samples; None: all
@@ -64,7 +72,7 @@ def parse_best(text: str) -> float | int:
     raise UsageError(f"--best {text}: a share up to 1.0, or a whole number of samples")
 
 
-def select_samples(source: str, dest: str, choice: Choice, force: bool = False) -> dict:
+def select_samples(source: str, dest: str, choice: SelectionSettings, force: bool = False) -> dict:
     """Write the selection of a SOURCE of shards (or of another selection) to `dest`; return its select.json.
 
     UsageError for settings that mean nothing, and where `dest` holds another selection, without `force`;
@@ -74,7 +82,7 @@ def select_samples(source: str, dest: str, choice: Choice, force: bool = False) 
     conditions = [part for text in choice.where for part in parse_where(text)]
     samples = Samples(source)
     for condition in conditions:
-        meets(samples.empty, condition)  # or it says what is wrong with it
+        evaluate(samples.empty, condition)  # or it says what is wrong with it
     column_by = _column_of(samples, choice)
     check_dest(dest, source, asdict(choice), force)
     held, steps = _gather(samples, conditions, choice, column_by)
@@ -90,13 +98,13 @@ def select_samples(source: str, dest: str, choice: Choice, force: bool = False) 
     if choice.best is not None:
         steps.append(_best(held, choice.best, by) | ({"instead_of": choice.by} if by != choice.by else {}))
     if not len(held):
-        told = ", ".join(map(_told, steps[1:]))
+        told = ", ".join(map(_report, steps[1:]))
         raise LuminaError(f"nothing is left of {len(held.mask)} samples: {told}")
     info = {"settings": asdict(choice), "steps": steps}
     return write_selection(dest, samples.folder, source, _chosen(samples, held), info)
 
 
-def _check(choice: Choice) -> None:
+def _check(choice: SelectionSettings) -> None:
     if choice.copies not in (None, *COPIES):
         raise UsageError(f"--no-duplicates {choice.copies}: choose from {', '.join(COPIES)}")
     if not 1 <= choice.distance <= MOST_BITS:
@@ -106,8 +114,8 @@ def _check(choice: Choice) -> None:
 
 
 def _gather(
-    samples: Samples, conditions: list[Comparison], choice: Choice, by: str | None
-) -> tuple[Held, list[dict]]:
+    samples: Samples, conditions: list[Comparison], choice: SelectionSettings, by: str | None
+) -> tuple[SelectionColumns, list[dict]]:
     """Read the table once: which samples meet the conditions, and what of them is needed to choose."""
     if choice.copies == "near" and "phash" not in samples.empty.column_names:
         raise LuminaError(
@@ -120,12 +128,12 @@ def _gather(
     names += ["phash", *inputs("pixels")] if choice.copies == "near" else []
     names += ["source"] if choice.per_source is not None else []
     steps = [{"step": "samples", "left": 0}, *map(_step, conditions)]
-    keep = Keeper(by, choice.copies, choice.per_source is not None)
+    keep = ColumnBuilder(by, choice.copies, choice.per_source is not None)
     for part in samples.parts(names or ["key"]):
         kept = np.ones(len(part), bool)
         steps[0]["left"] += len(part)
         for condition, step in zip(conditions, steps[1:], strict=True):
-            true = meets(part, condition)
+            true = evaluate(part, condition)
             step["without_value"] += int(np.count_nonzero(as_array(true.is_null())[kept]))
             kept &= as_array(true.fill_null(False))
             step["left"] += int(np.count_nonzero(kept))
@@ -139,7 +147,7 @@ def _step(condition: Comparison) -> dict:
     return {"step": f"{name} {operator} {text}", "left": 0, "without_value": 0}
 
 
-def _column_of(samples: Samples, choice: Choice) -> str | None:
+def _column_of(samples: Samples, choice: SelectionSettings) -> str | None:
     """Return the column that says what is best, checked; None where only rows may know."""
     import pyarrow as pa
 
@@ -151,7 +159,7 @@ def _column_of(samples: Samples, choice: Choice) -> str | None:
     return choice.by
 
 
-def _settle_scores(samples: Samples, held: Held, choice: Choice) -> str:
+def _settle_scores(samples: Samples, held: SelectionColumns, choice: SelectionSettings) -> str:
     """See that there are scores where they are needed, from elsewhere if need be; return whose they are.
 
     Scores of captions are looked for in the rows where no column has them. Where "score" is asked for and no
@@ -176,7 +184,7 @@ def _settle_scores(samples: Samples, held: Held, choice: Choice) -> str:
     return choice.by
 
 
-def _others(samples: Samples, held: Held) -> dict[str, np.ndarray]:
+def _others(samples: Samples, held: SelectionColumns) -> dict[str, np.ndarray]:
     """The scores, better the higher, that samples have: (S,) by name."""
     found = {}
     for name in BETTER:
@@ -194,7 +202,7 @@ def _others(samples: Samples, held: Held) -> dict[str, np.ndarray]:
     return found
 
 
-def _caption_scores(samples: Samples, held: Held) -> np.ndarray:
+def _caption_scores(samples: Samples, held: SelectionColumns) -> np.ndarray:
     """(S,) the mean of the scores of each row's captions, read from the rows; nan where it has none."""
     data = bytearray()
     rows = read_samples(samples.source)
@@ -205,7 +213,7 @@ def _caption_scores(samples: Samples, held: Held) -> np.ndarray:
     return np.frombuffer(data, np.float64)
 
 
-def _measured(samples: Samples, held: Held) -> list[str]:
+def _measured(samples: Samples, held: SelectionColumns) -> list[str]:
     """The names of the scores that some sample has."""
     import pyarrow as pa
 
@@ -216,7 +224,7 @@ def _measured(samples: Samples, held: Held) -> list[str]:
     return [name for name in names if name in known]
 
 
-def _best(held: Held, best: float | int, by: str) -> dict:
+def _best(held: SelectionColumns, best: float | int, by: str) -> dict:
     """Keep the best; return the step. A share is of all that were left, and at least one."""
     known = ~np.isnan(held.scores)
     count = best if isinstance(best, int) else max(1, round(best * len(known)))
@@ -226,7 +234,7 @@ def _best(held: Held, best: float | int, by: str) -> dict:
     return {"step": f"best by {by}", "left": len(held), "without_value": without}
 
 
-def _chosen(samples: Samples, held: Held) -> Iterator[Any]:
+def _chosen(samples: Samples, held: SelectionColumns) -> Iterator[Any]:
     """Yield the table of a selection in parts."""
     import pyarrow as pa
 
@@ -244,6 +252,6 @@ def _chosen(samples: Samples, held: Held) -> Iterator[Any]:
         raise LuminaError(f"{samples.source} has changed while it was read; select again")
 
 
-def _told(step: dict) -> str:
+def _report(step: dict) -> str:
     without = f" ({step['without_value']} have no value)" if step.get("without_value") else ""
     return f"{step['step']} left {step['left']}{without}"

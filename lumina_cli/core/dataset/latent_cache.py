@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lumina_cli.core.errors import LuminaError, TooManyBad
-from lumina_cli.core.images.buckets import best_size, crop_picture
+from lumina_cli.core.errors import LuminaError, TooManyRejects
+from lumina_cli.core.images.buckets import best_size, crop_image
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
-from lumina_cli.core.io.jsonl import captions_of, dump_row
+from lumina_cli.core.io.jsonl import dump_row, get_captions
 from lumina_cli.core.shards.overlays.reader import split_source
 from lumina_cli.core.shards.selection import is_selection, selected_shards
 from lumina_cli.core.shards.tar import TarImage
@@ -34,9 +34,11 @@ NOTHING = {"rows": 0, "row_bytes": 0, "latent_bytes": 0, "rejects": 0, "reject_b
 NOTHING |= {"ready": 0}  # rows whose latents were there already
 FILES = {"rows.jsonl": "row_bytes", "latents.bin": "latent_bytes", "rejects.jsonl": "reject_bytes"}
 Encode = Callable[[Tensor], Tensor]
-Ready = dict[int, Tensor]  # latents (C, H, W) by size in pixels
-Find = Callable[[dict], Ready]
-Opened = tuple[Image.Image | None, Ready]  # a picture, and the latents that are known of it; None: all are
+LatentsBySize = dict[int, Tensor]  # latents (C, H, W) by size in pixels
+FindLatents = Callable[[dict], LatentsBySize]
+OpenedImage = tuple[
+    Image.Image | None, LatentsBySize
+]  # a picture, and the latents that are known of it; None: all are
 _ENCODED = re.compile(r"/overlays/(latents|text)-[^/]*/\d+/[^/]*$")  # what `lumina shard encode` writes
 
 
@@ -103,7 +105,7 @@ class _Writer:
             file.seek(self.progress[size])
             self.files.append(file)
 
-    def add(self, rows: list[dict], pictures: list[Opened], rejects: list[dict], encode: Encode) -> None:
+    def add(self, rows: list[dict], pictures: list[OpenedImage], rejects: list[dict], encode: Encode) -> None:
         """Write the latents of pictures at this size, those that are not known encoded first."""
         latents = [ready.get(self.size) for _, ready in pictures]
         missing = [i for i, latent in enumerate(latents) if latent is None]
@@ -111,7 +113,7 @@ class _Writer:
         for i, latent in zip(missing, encoded, strict=True):
             latents[i] = latent
         for row, latent in zip(rows, latents, strict=True):
-            kept = {"captions": captions_of(row), "score": row.get("score"), "shape": list(latent.shape)}
+            kept = {"captions": get_captions(row), "score": row.get("score"), "shape": list(latent.shape)}
             if isinstance(row["image"], TarImage):  # by which more is found beside its shard
                 kept["image"] = str(row["image"])
             self.files[0].write(dump_row(kept).encode() + b"\n")
@@ -137,7 +139,7 @@ def build_stores(
     folders: dict[int, Path],
     encode: Encode,
     max_bad_rate: float = MAX_BAD_RATE,
-    find: Find | None = None,
+    find: FindLatents | None = None,
 ) -> Iterator[int]:
     """Encode a source, in one pass, at each size of `folders` that is not cached; yields pictures done.
 
@@ -183,14 +185,14 @@ def check_rejects(rejected: int, done: int, max_bad_rate: float, folder: Path) -
     why = f"{folder / 'rejects.jsonl'} says why"
     if rejected > max_bad_rate * done:
         bad = f"{rejected} of {done} pictures cannot be used"
-        raise TooManyBad(f"{bad}, more than max_bad_rate={max_bad_rate:g} allows; {why}")
+        raise TooManyRejects(f"{bad}, more than max_bad_rate={max_bad_rate:g} allows; {why}")
     if rejected == done:
-        raise TooManyBad(f"none of {done} pictures can be used; {why}")
+        raise TooManyRejects(f"none of {done} pictures can be used; {why}")
 
 
 def open_pictures(
-    rows: list[dict], before: int, find: Find | None = None, sizes: Iterable[int] = ()
-) -> tuple[list[dict], list[Opened], list[dict]]:
+    rows: list[dict], before: int, find: FindLatents | None = None, sizes: Iterable[int] = ()
+) -> tuple[list[dict], list[OpenedImage], list[dict]]:
     """Return the rows whose pictures open, these pictures, and rejects with the reason for the others.
 
     A picture whose latents `find` knows at all sizes is not opened.
@@ -213,7 +215,7 @@ def check_captions(rows: list[dict], before: int) -> None:
     """Raise LuminaError for the first row without captions as they should be; `before` rows came earlier."""
     for number, row in enumerate(rows, before + 1):
         where = f"row {number} of the data" + (f" ({row['key']})" if row.get("key") else "")
-        if not captions_of(row, where):
+        if not get_captions(row, where):
             raise LuminaError(f"{where} has no 'captions'; `lumina caption` adds them")
 
 
@@ -224,7 +226,7 @@ def encode_pictures(pictures: list[Image.Image], size: int, encode: Encode) -> l
     order = sorted(range(len(pictures)), key=boxes.__getitem__)
     for box, group in groupby(order, key=boxes.__getitem__):
         numbers = list(group)
-        pixels = np.stack([np.asarray(crop_picture(pictures[i].convert("RGB"), box)) for i in numbers])
+        pixels = np.stack([np.asarray(crop_image(pictures[i].convert("RGB"), box)) for i in numbers])
         tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         latents |= dict(zip(numbers, encode(tensor).float().cpu(), strict=True))
     return [latents[i] for i in range(len(pictures))]
@@ -241,7 +243,7 @@ def count_rejects(folder: Path) -> int:
     return json.loads((folder / "progress.json").read_text(encoding="utf-8")).get("rejects", 0)
 
 
-def count_ready(folder: Path) -> int:
+def count_precomputed(folder: Path) -> int:
     """Return how many latents of a whole cache folder were not encoded for it, but found beside shards."""
     return json.loads((folder / "progress.json").read_text(encoding="utf-8")).get("ready", 0)
 
@@ -259,7 +261,7 @@ def fingerprint(source: str, parts: Path) -> str:
         for name, version in sorted(_files(folder)):
             if _ENCODED.search(name):
                 continue  # what can be computed from the rest is no other data
-            digest.update(f"{filesystem.name_of(name)} {version}".encode(errors="surrogateescape"))
+            digest.update(f"{filesystem.basename(name)} {version}".encode(errors="surrogateescape"))
     for file in sorted(p for p in parts.rglob("*") if p.is_file()):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
@@ -272,11 +274,11 @@ def _files(place: str) -> Iterator[tuple[str, str]]:
         files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else []
         for file in files:
             if file.is_file():
-                yield str(file), filesystem.version_of(str(file))
+                yield str(file), filesystem.file_version(str(file))
     elif filesystem.is_file(place):
-        yield place, filesystem.version_of(place)
+        yield place, filesystem.file_version(place)
     else:
-        system, path = filesystem.filesystem(place)
+        system, path = filesystem.open_filesystem(place)
         with filesystem.remote_errors(place, "read"):
             for name, info in system.find(path, detail=True).items():
                 yield name, " ".join(str(info.get(key)) for key in ("size", "ETag", "mtime", "created"))

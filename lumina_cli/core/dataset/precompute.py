@@ -23,13 +23,13 @@ from lumina_cli.core.device import cpu_count, pick_device
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import captions_of
+from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.registry import did_you_mean
-from lumina_cli.core.shards.overlays.reader import Joiner, find_overlays
-from lumina_cli.core.shards.overlays.writer import Part, Version, begin
+from lumina_cli.core.shards.overlays.reader import OverlayJoiner, find_overlays
+from lumina_cli.core.shards.overlays.writer import Part, Version, begin_version
 from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
 from lumina_cli.core.shards.selection import base_of, selected_keys
-from lumina_cli.core.sources.bad_images import Unreadable, open_entry
+from lumina_cli.core.sources.bad_images import UnreadableImages, open_entry
 from lumina_cli.core.weights.fingerprint import fingerprint
 
 WHAT = ("latents", "text")
@@ -60,14 +60,14 @@ def encode_shards(
                 f"unknown --what {word!r}{did_you_mean(word, WHAT) or '; choose from latents, text'}"
             )
     chosen, shards = selected_keys(shards), base_of(shards)
-    tars, seen, place = open_shards(shards), Unreadable(max_bad_rate, tell), ""
+    tars, seen, place = open_shards(shards), UnreadableImages(max_bad_rate, tell), ""
     if "latents" in what:
         from lumina_cli.core.encoders.vae import Autoencoder
 
         vae = Autoencoder(model, pick_device())
         for size in dict.fromkeys(sizes):
             settings = {"encoder": vae_digest(model), "size": size}
-            version = begin(shards, f"latents-{size}", settings)
+            version = begin_version(shards, f"latents-{size}", settings)
             kind = _Latents(version, vae.encode, size)
             yield from _encode(version, tars, chosen, kind, None if place else seen)  # the same at each size
             place = place or version.folder
@@ -76,8 +76,8 @@ def encode_shards(
 
         settings = {"encoder": text_digest(model), "prompt": full_prompt("", system)}
         encoder = TextEncoder(model, pick_device())
-        version = begin(shards, text_overlay(system), settings)
-        joiner = Joiner(find_overlays(shards))
+        version = begin_version(shards, text_overlay(system), settings)
+        joiner = OverlayJoiner(find_overlays(shards))
         yield from _encode(version, tars, chosen, _Features(version, encoder.encode, system, joiner), None)
     seen.end(place)
 
@@ -114,20 +114,22 @@ def _encode(
     tars: list[str],
     chosen: dict[str, frozenset[str]] | None,
     kind: "_Latents | _Features",
-    seen: Unreadable | None,
+    seen: UnreadableImages | None,
 ) -> Iterator[dict]:
     """Write one overlay, a shard at a time; what is known of the same content is taken over."""
     for tar in tars:
         entries = read_index(tar)
         keys = {entry["key"] for entry in entries}
-        wanted = keys if chosen is None else keys & chosen.get(filesystem.name_of(tar), frozenset())
+        wanted = keys if chosen is None else keys & chosen.get(filesystem.basename(tar), frozenset())
         row = {"overlay": version.name, "shard": tar, "samples": len(entries)}
         count = {"encoded": 0, "reused": 0, "unreadable": 0}
         current = kind.is_current(tar, entries, wanted)
         if not current:
             version.write(tar, entries, kind.parts(tar, entries, wanted, count))
         known = version.lines(tar, entries)
-        bad = {key: known[key].get("unreadable", "") for key in wanted & known.keys() if is_bad(known[key])}
+        bad = {
+            key: known[key].get("unreadable", "") for key in wanted & known.keys() if is_rejected(known[key])
+        }
         count |= {"unreadable": len(bad)} | ({"reused": len(wanted) - len(bad)} if current else {})
         if seen:
             seen.add(tar, {key: bad[key] for key in sorted(bad)}, len(wanted))
@@ -135,7 +137,7 @@ def _encode(
     version.finish(tars)
 
 
-def is_bad(line: dict) -> bool:
+def is_rejected(line: dict) -> bool:
     """Whether a line of an index of latents is of a picture that could not be read: it has none."""
     return not line["members"]
 
@@ -165,13 +167,13 @@ class _Latents:
             for entry in group:
                 key = entry["key"]
                 if key in known:
-                    count["reused"] += not is_bad(known[key])
+                    count["reused"] += not is_rejected(known[key])
                     line, members = known[key], known[key]["members"]
                     more = {"unreadable": line["unreadable"]} if "unreadable" in line else {}
                     yield entry, {name: self.version.read(tar, line, name) for name in members}, more
                 elif key in encoded:
                     count["encoded"] += 1
-                    yield entry, {LATENTS: npy(encoded[key].numpy())}, {}
+                    yield entry, {LATENTS: encode_npy(encoded[key].numpy())}, {}
                 elif key in wanted:
                     yield entry, {}, {"unreadable": opened[key]}
 
@@ -179,7 +181,7 @@ class _Latents:
 class _Features:
     """Captions to the features of a text encoder."""
 
-    def __init__(self, version: Version, encode: Callable, system: str, joiner: Joiner):
+    def __init__(self, version: Version, encode: Callable, system: str, joiner: OverlayJoiner):
         self.version, self.encode, self.system, self.joiner = version, encode, system, joiner
 
     def is_current(self, tar: str, entries: list[dict], wanted: set[str]) -> bool:
@@ -217,7 +219,7 @@ class _Features:
                 arrays = [old[entry["key"]][digest] for _, _, digest, _ in each]
                 told = [[*kind, len(array)] for (*kind, _), array in zip(each, arrays, strict=True)]
                 known = {"captions": told, "width": arrays[0].shape[1]}
-                yield entry, {TEXT: npy(np.concatenate(arrays))}, known
+                yield entry, {TEXT: encode_npy(np.concatenate(arrays))}, known
 
     def _texts(
         self, tar: str, entries: list[dict], wanted: set[str]
@@ -225,7 +227,7 @@ class _Features:
         """(language, level, hash, text) of the captions of each sample that has any, with overlays."""
         add, found = self.joiner.open(tar, entries), {}
         for entry in (entry for entry in entries if entry["key"] in wanted):
-            captions = captions_of(add(entry, read_entry(tar, entry)), f"{tar}#{entry['key']}.json")
+            captions = get_captions(add(entry, read_entry(tar, entry)), f"{tar}#{entry['key']}.json")
             kinds = [
                 (lang, level, text) for lang, levels in captions.items() for level, text in levels.items()
             ]
@@ -234,7 +236,7 @@ class _Features:
         return found
 
     def _old(self, tar: str, line: dict) -> dict[str, np.ndarray]:
-        return split_features(array_of(self.version.read(tar, line, TEXT)), line)
+        return split_features(decode_npy(self.version.read(tar, line, TEXT)), line)
 
 
 def split_features(values: np.ndarray, line: dict) -> dict[str, np.ndarray]:
@@ -243,14 +245,14 @@ def split_features(values: np.ndarray, line: dict) -> dict[str, np.ndarray]:
     return {kind[2]: array for kind, array in zip(line["captions"], np.split(values, ends), strict=True)}
 
 
-def npy(values: np.ndarray) -> bytes:
+def encode_npy(values: np.ndarray) -> bytes:
     """Return an array as the bytes of a float16 .npy file."""
     file = BytesIO()
     np.save(file, values.astype(np.float16), allow_pickle=False)
     return file.getvalue()
 
 
-def array_of(data: bytes) -> np.ndarray:
+def decode_npy(data: bytes) -> np.ndarray:
     """Return the array in the bytes of a .npy file."""
     try:
         return np.load(BytesIO(data), allow_pickle=False)

@@ -6,23 +6,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lumina_cli.core.dataset.latent_cache import Ready
+from lumina_cli.core.dataset.latent_cache import LatentsBySize
 from lumina_cli.core.dataset.precompute import (
     LATENTS,
     TEXT,
-    array_of,
+    decode_npy,
     digest_of,
     text_digest,
     text_overlay,
     vae_digest,
 )
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.shards.overlays.reader import Overlay, newest_of
+from lumina_cli.core.shards.overlays.reader import Overlay, newest_version
 from lumina_cli.core.shards.reader import read_index
 from lumina_cli.core.shards.tar import TarImage, read_span
 
 
-class ReadyLatents:
+class PrecomputedLatents:
     """Gives the latents of a row, by size: of its picture as it is now, by the autoencoder of a model folder.
 
     Rows that are not from shards, or whose shards were encoded otherwise or not at all, have none.
@@ -33,7 +33,7 @@ class ReadyLatents:
         self.overlays = lru_cache(self._overlays)
         self.lines = lru_cache(2)(self._lines)
 
-    def __call__(self, row: dict) -> Ready:
+    def __call__(self, row: dict) -> LatentsBySize:
         image = row.get("image")
         if not isinstance(image, TarImage):
             return {}
@@ -41,17 +41,17 @@ class ReadyLatents:
         for size, overlay, lines in self.lines(image.tar):
             line = lines.get(image.member)
             if line and LATENTS in line["members"]:  # not where the picture could not be read
-                values = array_of(overlay.read(image.tar, line, LATENTS))
+                values = decode_npy(overlay.read(image.tar, line, LATENTS))
                 found[size] = torch.from_numpy(values.astype("float32"))
         return found
 
     def _overlays(self, folder: str) -> list[tuple[int, Overlay]]:
-        newest = ((size, newest_of(folder, f"latents-{size}")) for size in self.sizes)
+        newest = ((size, newest_version(folder, f"latents-{size}")) for size in self.sizes)
         return [(size, one) for size, one in newest if one and _encoder(one) == self.digest]
 
     def _lines(self, tar: str) -> list[tuple[int, Overlay, dict]]:
         """Size, overlay, and the lines of its index by the picture's member."""
-        overlays = self.overlays(filesystem.folder_of(tar))
+        overlays = self.overlays(filesystem.parent(tar))
         entries = read_index(tar) if overlays else []
         members = {entry["key"]: entry["image"] for entry in entries}
         return [
@@ -60,7 +60,7 @@ class ReadyLatents:
         ]
 
 
-class ReadyFeatures:
+class PrecomputedFeatures:
     """Gives features of captions of samples, by the text encoder of a model folder and a system prompt."""
 
     def __init__(self, model: Path, system: str):
@@ -71,26 +71,26 @@ class ReadyFeatures:
     def read(self, image: str | None, text: str) -> np.ndarray | None:
         """Return float16 (M, T) of a caption of the sample with picture "TAR#MEMBER", None where unknown."""
         tar, sign, member = (image or "").rpartition("#")
-        overlay = self.overlay(filesystem.folder_of(tar)) if sign else None
+        overlay = self.overlay(filesystem.parent(tar)) if sign else None
         line = self.lines(tar).get(member) if overlay else None
         if line is None:
             return None
         wanted, before = digest_of(text), 0
         for _, _, digest, tokens in line["captions"]:
             if digest == wanted:
-                return _rows(filesystem.join(overlay.folder, filesystem.name_of(tar)), line, before, tokens)
+                return _rows(filesystem.join(overlay.folder, filesystem.basename(tar)), line, before, tokens)
             before += tokens
         return None
 
     def _overlay(self, folder: str) -> Overlay | None:
-        newest = newest_of(folder, text_overlay(self.system))
+        newest = newest_version(folder, text_overlay(self.system))
         known = newest is not None and _encoder(newest) == text_digest(self.model)
         return newest if known else None
 
     def _lines(self, tar: str) -> dict[str, dict]:
         """The lines of the index of the overlay of a tar by the picture's member."""
         entries = read_index(tar)
-        found = self.overlay(filesystem.folder_of(tar)).open(tar, entries, strict=False)
+        found = self.overlay(filesystem.parent(tar)).open(tar, entries, strict=False)
         return {entry["image"]: found[entry["key"]] for entry in entries if entry["key"] in found}
 
 

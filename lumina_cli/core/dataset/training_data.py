@@ -16,11 +16,11 @@ from lumina_cli.core.dataset.latent_cache import (
     Encode,
     LatentStore,
     build_stores,
-    count_ready,
+    count_precomputed,
     count_rejects,
     fingerprint,
 )
-from lumina_cli.core.dataset.precomputed import ReadyFeatures, ReadyLatents
+from lumina_cli.core.dataset.precomputed import PrecomputedFeatures, PrecomputedLatents
 from lumina_cli.core.dataset.sampler import Batch, Sampler, counted_random
 from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.prompts import full_prompt
@@ -64,7 +64,7 @@ class TrainingData:
         Latents that `lumina shard encode` left beside shards are taken from there.
         """
         rows = read_source(self.recipe.data, workers=cpu_count())
-        find = ReadyLatents(self.frozen, list(self.folders))
+        find = PrecomputedLatents(self.frozen, list(self.folders))
         return build_stores(rows, self.folders, encode, self.recipe.max_bad_rate, find)
 
     def rejects(self) -> tuple[int, Path]:
@@ -74,7 +74,7 @@ class TrainingData:
 
     def ready(self) -> dict[int, int]:
         """Return how many latents `prepare` found beside shards, by size, where it found any."""
-        counts = {size: count_ready(folder) for size, folder in self.folders.items()}
+        counts = {size: count_precomputed(folder) for size, folder in self.folders.items()}
         return {size: count for size, count in counts.items() if count}
 
     def stage(self, name: str, tokenizer) -> "StageData":
@@ -95,10 +95,10 @@ class StageData:
         self.store, self.recipe, self.settings = store, recipe, recipe.stages[name]
         self.seed = recipe.seed * 16 + list(recipe.stages).index(name)
         kinds, weights = caption_kinds(store.captions, self.settings)
-        self.kinds, self.ready = kinds, ReadyFeatures(frozen, self.settings.system) if frozen else None
-        self.lacking = lacking(kinds, self.settings)
+        self.kinds, self.ready = kinds, PrecomputedFeatures(frozen, self.settings.system) if frozen else None
+        self.lacking = missing_captions(kinds, self.settings)
         self.null = np.array(tokenizer([""])[0], np.int32)
-        self.tokens = Tokens(store, kinds, self.settings.system, tokenizer)
+        self.tokens = CaptionTokens(store, kinds, self.settings.system, tokenizer)
         lengths = np.where(self._trained()[:, None], self.tokens.lengths, 0)
         _, shapes = np.unique(store.shapes, axis=0, return_inverse=True)
         self.sampler = Sampler(
@@ -167,7 +167,7 @@ class StageData:
         return trained
 
 
-class Tokens:
+class CaptionTokens:
     """The tokens of every caption of the wanted kinds, cached beside the latents.
 
     lengths (N, K) tokens of each caption, 0 where a picture has none.
@@ -217,7 +217,7 @@ def caption_kinds(captions: list[dict], settings) -> tuple[list[tuple[str, str]]
     return kinds, [langs[lang] * levels[level] for lang, level in kinds]
 
 
-def lacking(kinds: list[tuple[str, str]], settings) -> list[str]:
+def missing_captions(kinds: list[tuple[str, str]], settings) -> list[str]:
     """Return the languages and levels that a stage asks for and that no caption of the data has."""
     asked = [*(settings.langs or {}).items(), *(settings.captions or {}).items()]
     there = {name for kind in kinds for name in kind}

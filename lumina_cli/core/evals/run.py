@@ -7,17 +7,17 @@ from typing import Any
 from PIL.Image import Image
 
 from lumina_cli.core.evals import report
-from lumina_cli.core.evals.geneval.ground_truth import true_drawer
-from lumina_cli.core.evals.geneval.layout import Drawer, draw_pictures, scan_pictures
+from lumina_cli.core.evals.geneval.ground_truth import ground_truth_generator
+from lumina_cli.core.evals.geneval.layout import ImageGenerator, generate_images, scan_images
 from lumina_cli.core.evals.geneval.rules import GenEval
 from lumina_cli.core.evals.judges import Judge
 
-__all__ = ["Evaluation", "pipeline_drawer", "true_drawer"]
+__all__ = ["Evaluation", "ground_truth_generator", "pipeline_generator"]
 
 SYSTEM = "real"  # the system prompt before each prompt
 
 
-def pipeline_drawer(pipeline: Any, job: Callable[[str, int, int], Any], seed: int = 0) -> Drawer:
+def pipeline_generator(pipeline: Any, job: Callable[[str, int, int], Any], seed: int = 0) -> ImageGenerator:
     """Return a drawer that uses a sampling pipeline with its own plan; `job` makes what the pipeline draws.
 
     A picture's settings are those that `lumina sample` writes, so that it can be drawn again from the file.
@@ -29,7 +29,7 @@ def pipeline_drawer(pipeline: Any, job: Callable[[str, int, int], Any], seed: in
 
     settings = {"model": pipeline.name, "weights": pipeline.weights_for(pipeline.plan), "seed": seed}
     settings |= {"size": list(pipeline.default_size), "system": SYSTEM, "plan": pipeline.plan.to_json()}
-    return Drawer(draw, settings)
+    return ImageGenerator(draw, settings)
 
 
 class Evaluation:
@@ -61,17 +61,17 @@ class Evaluation:
         self.benchmark.check(((repr(row["prompt"]), row) for row in self.rows), self.judge)
         self.settings |= {"prompts": prompts, "per_task": per_task, "split": split}
 
-    def draw(self, drawer: Drawer, pictures: int) -> None:
+    def draw(self, drawer: ImageGenerator, pictures: int) -> None:
         """Have `pictures` drawn for each prompt, into the folder `out`."""
         name = Path(str(drawer.settings["model"])).name
         self.out = self.out or Path("scores") / f"{self.benchmark.name}-{name}"
         self.settings |= drawer.settings | {"pictures": pictures}
         self.total = len(self.rows) * pictures
-        self.pictures = draw_pictures(self.rows, drawer, self.out, pictures, self.batch)
+        self.pictures = generate_images(self.rows, drawer, self.out, pictures, self.batch)
 
     def find(self, folder: Path) -> None:
         """Take the pictures of a folder in GenEval's layout; raises LuminaError where it is not in it."""
-        found = list(scan_pictures(folder))
+        found = list(scan_images(folder))
         places = ((str(path.parents[1] / "metadata.jsonl"), row) for path, row in found)
         self.benchmark.check(places, self.judge)
         self.settings |= {"images": str(folder)}

@@ -9,14 +9,14 @@ KINDS = ("tea", "first", "error")
 
 
 @dataclass(frozen=True)
-class Setting:
+class CacheSpec:
     """What "tea:0.2" means: a kind of KINDS, and its threshold, or of "error" the budget."""
 
     kind: str
     value: float
 
 
-def read_setting(text: str) -> Setting:
+def parse_cache_spec(text: str) -> CacheSpec:
     """Return the cache setting that `text` names; UsageError where it names none."""
     kind, _, value = str(text).partition(":")
     if kind not in KINDS:
@@ -28,4 +28,4 @@ def read_setting(text: str) -> Setting:
         number = -1.0
     if not 0 <= number < float("inf"):
         raise UsageError(f"cache is {text!r}, but a number from 0 must follow {kind}, such as {kind}:0.1")
-    return Setting(kind, number)
+    return CacheSpec(kind, number)

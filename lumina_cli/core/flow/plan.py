@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.flow.cache_spec import read_setting
+from lumina_cli.core.flow.cache_spec import parse_cache_spec
 from lumina_cli.core.flow.guidance import NORMS, Combine, apg, cfg, guide, zero_star
 from lumina_cli.core.flow.solvers import Velocity, even_grid
 from lumina_cli.core.registry import SOLVERS, did_you_mean
@@ -90,7 +90,7 @@ class Plan:
         fits = self.push_limit is None or (_is_number(self.push_limit) and self.push_limit > 0)
         _check(fits, "push_limit", self.push_limit, "a number above 0, or off")
         if self.cache is not None:
-            read_setting(self.cache)
+            parse_cache_spec(self.cache)
 
     @property
     def calls_per_step(self) -> int:

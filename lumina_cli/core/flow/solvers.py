@@ -23,7 +23,7 @@ def even_grid(steps: int, shift: float) -> list[float]:
     return [shift_time(n / steps, shift) for n in range(steps + 1)]
 
 
-def dpm_grid(steps: int, shift: float) -> list[float]:
+def dpmpp_2m_grid(steps: int, shift: float) -> list[float]:
     """Return `steps` + 1 times from just after 0 to 1, even before the shift."""
     span = 1 - FIRST_DPM_TIME
     return [shift_time(FIRST_DPM_TIME + span * n / steps, shift) for n in range(steps)] + [1.0]
@@ -65,7 +65,7 @@ def rk4(velocity: Velocity, x: Tensor, times: Sequence[float]) -> Iterator[Tenso
         yield x
 
 
-def dpm(velocity: Velocity, x: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
+def dpmpp_2m(velocity: Velocity, x: Tensor, times: Sequence[float]) -> Iterator[Tensor]:
     """Second order, one call per step: Flow-DPM-Solver++ 2M, which extrapolates the predicted data.
 
     A step is exact where the predicted data is constant. After the first step the data moves as it last did,
@@ -133,6 +133,6 @@ def _log_odds(t: float) -> float:
     return math.log(max(t, 1e-9) / (1 - t))  # finite at t = 0, too
 
 
-dpm.grid = unipc.grid = dpm_grid
+dpmpp_2m.grid = unipc.grid = dpmpp_2m_grid
 midpoint.calls = heun.calls = 2
 rk4.calls = 4

@@ -46,7 +46,7 @@ def best_size(width: float, height: float, resolution: int) -> tuple[int, int]:
     return max(crop_sizes(resolution), key=lambda size: (kept(size), size))
 
 
-def crop_picture(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def crop_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Scale a picture to cover `size` (width, height) and cut its middle: by halves, then bicubic."""
     while image.width >= 2 * size[0] and image.height >= 2 * size[1]:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

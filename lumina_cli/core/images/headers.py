@@ -16,7 +16,7 @@ _SHORT, _MOST = 1 << 10, 1 << 20  # bytes of a packed text; of anything unpacked
 
 
 @dataclass
-class Head:
+class ImageHeader:
     """format is Pillow's word; width and height as stored; `turned` where something may say how it is turned.
 
     `notes` are words of images/ingest.py, `profile` the ICC profile and `space` the colours it must be of.
@@ -31,7 +31,7 @@ class Head:
     notes: set[str] = field(default_factory=set)
 
 
-def look(data: bytes) -> Head | None:
+def read_header(data: bytes) -> ImageHeader | None:
     """Return the head of a whole JPEG, PNG or WebP; None for any other file, and for one that is not whole.
 
     Whole means: a JPEG's scan is followed by its end marker, every chunk of a PNG has its checksum up to
@@ -53,8 +53,8 @@ def look(data: bytes) -> Head | None:
     return head if head and head.width and head.height else None
 
 
-def _jpeg(data: bytes) -> Head | None:
-    head, at, profile = Head("JPEG"), 2, {}
+def _jpeg(data: bytes) -> ImageHeader | None:
+    head, at, profile = ImageHeader("JPEG"), 2, {}
     while True:
         if data[at] != 0xFF:
             return None
@@ -88,8 +88,8 @@ def _jpeg(data: bytes) -> Head | None:
     return head if data.rfind(b"\xff\xd9", at) > at else None
 
 
-def _png(data: bytes) -> Head | None:
-    head, at, view = Head("PNG"), 8, memoryview(data)
+def _png(data: bytes) -> ImageHeader | None:
+    head, at, view = ImageHeader("PNG"), 8, memoryview(data)
     while True:
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 8 + length
@@ -106,7 +106,7 @@ def _png(data: bytes) -> Head | None:
         at = end + 4
 
 
-def _png_extra(head: Head, kind: bytes, body: bytes) -> None:
+def _png_extra(head: ImageHeader, kind: bytes, body: bytes) -> None:
     if kind == b"tRNS":
         head.notes.add("alpha")
     elif kind == b"acTL" and struct.unpack_from(">I", body)[0] > 1:
@@ -122,11 +122,11 @@ def _png_extra(head: Head, kind: bytes, body: bytes) -> None:
         head.turned = True
 
 
-def _webp(data: bytes) -> Head | None:
+def _webp(data: bytes) -> ImageHeader | None:
     whole = 8 + struct.unpack_from("<I", data, 4)[0]
     if whole > len(data):
         return None
-    head, at = Head("WEBP"), 12
+    head, at = ImageHeader("WEBP"), 12
     while at + 8 <= whole:
         kind, length = struct.unpack_from("<4sI", data, at)
         body = at + 8

@@ -8,9 +8,16 @@ them a picture needs. Nothing is decoded for that where the parts of the file te
 
 from dataclasses import dataclass
 
-from lumina_cli.core.images.headers import Head, look
-from lumina_cli.core.images.icc import kind_of
-from lumina_cli.core.images.io import MAX_PIXELS, encoded, inspect, open_image, orientation_of, too_large
+from lumina_cli.core.images.headers import ImageHeader, read_header
+from lumina_cli.core.images.icc import profile_kind
+from lumina_cli.core.images.io import (
+    MAX_PIXELS,
+    encode_image,
+    inspect_image,
+    open_image,
+    orientation_of,
+    too_large,
+)
 
 NOTES = {
     "rotated": "EXIF says how to hold it: it is turned when it is read; width and height are as seen",
@@ -32,7 +39,7 @@ ENCODINGS = ("png", "webp", "jpg", "avif")
 
 
 @dataclass(frozen=True)
-class Examined:
+class IngestedImage:
     """A picture's bytes, as they go into a shard, and what is known of them; width and height as seen."""
 
     data: bytes
@@ -42,16 +49,16 @@ class Examined:
     notes: tuple[str, ...] = ()
 
 
-def examine(data: bytes, name: str, full: bool = False, encode: str | None = None) -> Examined:
+def ingest(data: bytes, name: str, full: bool = False, encode: str | None = None) -> IngestedImage:
     """Return a picture file examined; BadPicture where it cannot be used.
 
     With `full` it is decoded once; without, only where its parts do not tell that it is whole. `encode`, one
     of ENCODINGS, writes it anew unless it is of that format and needs no step of the policy.
     """
-    head = look(data)
-    seen = inspect(data, name) if head is None or full else None  # decodes, and raises what is wrong
+    head = read_header(data)
+    seen = inspect_image(data, name) if head is None or full else None  # decodes, and raises what is wrong
     if head is None:
-        head = Head(seen.format, *seen.size, seen.space, seen.profile, True, set(seen.notes))
+        head = ImageHeader(seen.format, *seen.size, seen.space, seen.profile, True, set(seen.notes))
     if head.width * head.height > MAX_PIXELS:
         raise too_large(name)
     turn = orientation_of(data) if head.turned else 1
@@ -59,12 +66,14 @@ def examine(data: bytes, name: str, full: bool = False, encode: str | None = Non
     width, height = seen.size if seen else stored
     notes = head.notes | ({"rotated"} if turn > 1 else set())
     if head.profile:
-        notes |= {kind_of(head.profile, head.space)} - {"srgb"}
+        notes |= {profile_kind(head.profile, head.space)} - {"srgb"}
     suffix = SUFFIX_OF[head.format]
     if encode and (encode != suffix or notes - {"icc_broken"}):
         picture = open_image(data, name, whole=seen is None)
-        return Examined(encoded(picture, encode), encode, *picture.size, _sorted(notes | {"encoded"}))
-    return Examined(data, suffix, width, height, _sorted(notes | _misnamed(name, suffix)))
+        return IngestedImage(
+            encode_image(picture, encode), encode, *picture.size, _sorted(notes | {"encoded"})
+        )
+    return IngestedImage(data, suffix, width, height, _sorted(notes | _misnamed(name, suffix)))
 
 
 def _misnamed(name: str, suffix: str) -> set[str]:

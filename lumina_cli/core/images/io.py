@@ -10,29 +10,29 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
 
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.images.a1111 import read_parameters, write_parameters
-from lumina_cli.core.images.icc import space_of, to_srgb
-from lumina_cli.core.images.jpeg_check import fault_of
+from lumina_cli.core.images.icc import profile_space, to_srgb
+from lumina_cli.core.images.jpeg_check import find_fault
 from lumina_cli.core.io.atomic import atomic_write
 
 __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
-    "BadPicture",
+    "InvalidImage",
     "atomic_write",
     "decode_depth",
     "decode_masks",
     "encode_depth",
+    "encode_image",
     "encode_masks",
-    "encoded",
-    "inspect",
+    "inspect_image",
     "open_image",
     "orientation_of",
     "png_bytes",
     "probe",
     "read_metadata",
-    "save_picture",
+    "save_image",
     "too_large",
 ]
 
@@ -67,10 +67,10 @@ _JPEG_EXIF = 65_000  # bytes; a JPEG has no room for more than 64 KiB
 
 _PLAIN_MODES = ("RGB", "RGBA", "L", "LA", "CMYK")  # a profile can speak of them
 
-Source = str | Path | bytes
+ImageSource = str | Path | bytes
 
 
-class BadPicture(LuminaError):
+class InvalidImage(LuminaError):
     """A picture that cannot be used; `code` is the reason in one word, one for each kind of fault."""
 
     def __init__(self, message: str, code: str = "not_an_image"):
@@ -78,7 +78,7 @@ class BadPicture(LuminaError):
         self.code = code
 
 
-def open_image(source: Source, name: str | None = None, whole: bool = False) -> Image.Image:
+def open_image(source: ImageSource, name: str | None = None, whole: bool = False) -> Image.Image:
     """Return a picture as 8-bit sRGB, turned upright by its EXIF orientation, transparency over white.
 
     Of several frames it is the first; colours go by the ICC profile (images/ingest.py names every step).
@@ -95,17 +95,17 @@ def open_image(source: Source, name: str | None = None, whole: bool = False) -> 
 
 def _check_whole(data: bytes, name: str) -> None:
     """Raise BadPicture for a JPEG of which Pillow shows a part; it is known to be within MAX_PIXELS."""
-    fault = fault_of(data)
+    fault = find_fault(data)
     if fault:
-        raise BadPicture(f"{name}: damaged ({fault})", "damaged")
+        raise InvalidImage(f"{name}: damaged ({fault})", "damaged")
 
 
-def probe(source: Source, name: str | None = None) -> tuple[str, Image.Image]:
+def probe(source: ImageSource, name: str | None = None) -> tuple[str, Image.Image]:
     """Return (format, picture as `open_image` gives it); the format is Pillow's word: "JPEG", "PNG"..."""
     return _read(source, name, lambda image: (image.format, _to_rgb(_upright(image))))
 
 
-class Seen(NamedTuple):
+class ImageInfo(NamedTuple):
     """What a decoded picture says of itself; `size` is as it is seen, `space` what its profile must be of."""
 
     format: str
@@ -115,21 +115,21 @@ class Seen(NamedTuple):
     notes: tuple[str, ...]
 
 
-def inspect(data: bytes, name: str) -> Seen:
+def inspect_image(data: bytes, name: str) -> ImageInfo:
     """Decode a picture to see whether all of it can be used; BadPicture where it cannot."""
     seen = _read(data, name, _seen)
     _check_whole(data, name)
     return seen
 
 
-def _seen(image: Image.Image) -> Seen:
+def _seen(image: Image.Image) -> ImageInfo:
     several = getattr(image, "is_animated", False) and image.format != "MPO"
     profile, mode = image.info.get("icc_profile"), image.mode
     size = _to_rgb(_upright(image)).size  # as whoever reads it will
     notes = {"animated": several, "cmyk": mode == "CMYK", "16_bit": mode.startswith("I")}
     notes["alpha"] = image.has_transparency_data
-    space = "GRAY" if mode.startswith("I") else space_of(mode)
-    return Seen(image.format, size, space, profile, tuple(note for note, true in notes.items() if true))
+    space = "GRAY" if mode.startswith("I") else profile_space(mode)
+    return ImageInfo(image.format, size, space, profile, tuple(note for note, true in notes.items() if true))
 
 
 def orientation_of(data: bytes) -> int:
@@ -142,7 +142,7 @@ def orientation_of(data: bytes) -> int:
     return turn if turn in range(1, 9) else 1
 
 
-def encoded(image: Image.Image, suffix: str) -> bytes:
+def encode_image(image: Image.Image, suffix: str) -> bytes:
     """Return a picture as the bytes of a file, of the kind that "png", "webp", "jpg" or "avif" names."""
     if suffix == "png":
         return png_bytes(image)
@@ -151,12 +151,14 @@ def encoded(image: Image.Image, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def too_large(name: str) -> BadPicture:
+def too_large(name: str) -> InvalidImage:
     """Return the error for a picture of more than MAX_PIXELS."""
-    return BadPicture(f"{name}: more than {MAX_PIXELS // 10**6} million pixels; resize it first", "too_large")
+    return InvalidImage(
+        f"{name}: more than {MAX_PIXELS // 10**6} million pixels; resize it first", "too_large"
+    )
 
 
-def read_metadata(source: Source, name: str | None = None) -> dict:
+def read_metadata(source: ImageSource, name: str | None = None) -> dict:
     """Return what `save_picture` was given as metadata, or what another program's text of parameters says.
 
     The latter by the same names as far as it goes, with "parameters" among them (see images/a1111.py).
@@ -172,7 +174,7 @@ def read_metadata(source: Source, name: str | None = None) -> dict:
     return read_parameters(parameters) if parameters else {}
 
 
-def save_picture(
+def save_image(
     image: Image.Image, path: str | Path, metadata: dict | None = None, replace: bool = True
 ) -> Path:
     """Write a PNG, WebP, JPEG or AVIF, by suffix, with `metadata` inside, whole or not; return its path.
@@ -189,7 +191,9 @@ def save_picture(
             f"{path}: pictures are written as {', '.join(_WRITERS)}, not {path.suffix or 'without suffix'}"
         )
     if settings["format"] in _OPTIONAL and not features.check(settings["format"].lower()):
-        raise MissingPart(f"{path}: this Pillow cannot write {settings['format']}; `pip install -U pillow`")
+        raise MissingDependency(
+            f"{path}: this Pillow cannot write {settings['format']}; `pip install -U pillow`"
+        )
     if metadata:
         settings = settings | _metadata_settings(metadata, settings["format"], path)
     with atomic_write(path, replace) as aside:
@@ -236,12 +240,12 @@ def _comment(data: bytes | str | None) -> str | None:
     return data[8:].decode(code, "replace") if code else data.decode("utf-8", "replace").strip("\0")
 
 
-def _read(source: Source, name: str | None, use):
+def _read(source: ImageSource, name: str | None, use):
     """Return `use(image)` of an opened picture; whatever goes wrong inside becomes one line."""
     name = name or (str(source) if isinstance(source, str | Path) else "picture")
     if isinstance(source, str | Path) and not os.path.isfile(source):
         folder = os.path.isdir(source)
-        raise BadPicture(
+        raise InvalidImage(
             f"{name}: {'is a folder, not a picture' if folder else 'no such picture'}", "missing"
         )
     file = BytesIO(source) if isinstance(source, bytes) else source
@@ -253,15 +257,15 @@ def _read(source: Source, name: str | None, use):
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise too_large(name) from error
     except PermissionError as error:
-        raise BadPicture(f"{name}: not readable by this user", "unreadable") from error
+        raise InvalidImage(f"{name}: not readable by this user", "unreadable") from error
     except UnidentifiedImageError as error:
-        raise BadPicture(
+        raise InvalidImage(
             f"{name}: truncated or not an image (jpg, png, webp, bmp, gif, tiff, ppm or avif)"
         ) from error
     except LuminaError as error:
-        raise BadPicture(f"{name}: {error}", getattr(error, "code", "not_an_image")) from error
+        raise InvalidImage(f"{name}: {error}", getattr(error, "code", "not_an_image")) from error
     except Exception as error:  # Pillow's readers raise almost anything on broken files
-        raise BadPicture(f"{name}: truncated or not an image ({_reason(error)})", "truncated") from error
+        raise InvalidImage(f"{name}: truncated or not an image ({_reason(error)})", "truncated") from error
 
 
 def _reason(error: Exception) -> str:
@@ -278,7 +282,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise BadPicture(
+        raise InvalidImage(
             "floating-point pixels have no known range; save it with 8 or 16 bits", "floating_point"
         )
     profile = image.info.get("icc_profile")

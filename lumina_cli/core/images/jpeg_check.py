@@ -14,7 +14,7 @@ _BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
 _TALK = frozenset((*range(0xE0, 0xF0), 0xFE))  # segments that say nothing about how to decode
 
 
-def fault_of(data: bytes) -> str | None:
+def find_fault(data: bytes) -> str | None:
     """Return what is wrong with the data of a JPEG file in a few words; None where nothing is.
 
     None for other files, too, and for the kinds of JPEG that simplejpeg does not read. What follows the end

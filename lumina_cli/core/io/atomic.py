@@ -91,7 +91,7 @@ def open_aside(aside: Path, path: str | Path) -> Iterator[IO[bytes]]:
             file.close()
 
 
-def hold(file: int | IO, place: str | Path, other: str) -> None:
+def lock(file: int | IO, place: str | Path, other: str) -> None:
     """Lock an open file or folder for this process until it is closed; the system unlocks it where this dies.
 
     LuminaError where another process has it; `other` says what to do then. A file system without locks
@@ -114,7 +114,7 @@ def written_alone(folder: str) -> Iterator[None]:
 
     The folder itself is locked, so no file is left in the way.
     """
-    number = held_folder(folder)
+    number = lock_folder(folder)
     try:
         yield
     finally:
@@ -122,7 +122,7 @@ def written_alone(folder: str) -> Iterator[None]:
             os.close(number)
 
 
-def held_folder(folder: str) -> int | None:
+def lock_folder(folder: str) -> int | None:
     """Return an open folder, locked until it is closed (see `hold`); None for one that cannot be opened."""
     if not os.path.isdir(folder):
         return None
@@ -131,7 +131,7 @@ def held_folder(folder: str) -> int | None:
     except OSError:  # a system that does not open folders
         return None
     try:
-        hold(number, folder, "wait for it, or name another folder")
+        lock(number, folder, "wait for it, or name another folder")
     except LuminaError:
         os.close(number)
         raise

@@ -14,29 +14,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors, open_aside
 
-Place = str | Path
+Location = str | Path
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # scheme: the extra that brings its client
 LEFT_BEHIND = re.compile(r"\.[0-9a-f]{12}\.part(\..*)?")  # what atomic_write writes to
 _URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
 _PATH_OF_URL = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)", re.IGNORECASE)  # what pathlib makes of a URL
 
 
-class NotThere(LuminaError):
+class NotFound(LuminaError):
     """A file that is missing; `code` as that of BadPicture."""
 
     code = "missing"
 
 
-class CannotReach(LuminaError):
+class Unreachable(LuminaError):
     """A place whose client, or the machine that it asks, refuses."""
 
     code = "unreadable"
 
 
-def text_of(place: Place) -> str:
+def to_text(place: Location) -> str:
     """Return a place as text without a slash at its end; file:// URLs become paths.
 
     UsageError for chains of file systems (a::b): no part of one has any use here.
@@ -51,50 +51,50 @@ def text_of(place: Place) -> str:
     return place if bare.endswith(":") or not bare else bare
 
 
-def is_url(place: Place) -> bool:
+def is_url(place: Location) -> bool:
     """Whether a place is on another file system than this machine's."""
     return scheme_of(place) not in ("", "file")
 
 
-def scheme_of(place: Place) -> str:
+def scheme_of(place: Location) -> str:
     """Return the scheme of a URL in small letters, "" for a path."""
     found = (_PATH_OF_URL if isinstance(place, Path) else _URL).match(str(place))
     return found[1].lower() if found else ""
 
 
-def in_this_process(place: Place) -> bool:
+def in_this_process(place: Location) -> bool:
     """Whether a place lives in this process alone, so that no worker can see it."""
     return scheme_of(place) == "memory"
 
 
-def join(folder: Place, name: str) -> str:
+def join(folder: Location, name: str) -> str:
     """Return the place of a file in a folder."""
-    folder = text_of(folder)
+    folder = to_text(folder)
     return folder + name if folder.endswith("/") else f"{folder}/{name}"
 
 
-def name_of(place: Place) -> str:
+def basename(place: Location) -> str:
     """Return the last part of a place."""
-    return text_of(place).rpartition("/")[2]
+    return to_text(place).rpartition("/")[2]
 
 
-def folder_of(place: Place) -> str:
+def parent(place: Location) -> str:
     """Return the folder that a place is in; "." for a bare name."""
-    folder, slash, _ = text_of(place).rpartition("/")
+    folder, slash, _ = to_text(place).rpartition("/")
     return folder or ("/" if slash else ".")
 
 
-def filesystem(url: Place) -> tuple[Any, str]:
+def open_filesystem(url: Location) -> tuple[Any, str]:
     """Return (file system of fsspec, path on it) of a URL; MissingPart names the extra that brings it."""
     import fsspec
 
-    url = text_of(url)
+    url = to_text(url)
     try:
         return fsspec.core.url_to_fs(url, use_listings_cache=False)  # other processes write there, too
     except ImportError as error:
         extra = EXTRAS.get(scheme_of(url))
         hint = f"`pip install 'lumina-cli[{extra}]'`" if extra else _reason(error)
-        raise MissingPart(f"{url} needs a client that is not installed: {hint}") from error
+        raise MissingDependency(f"{url} needs a client that is not installed: {hint}") from error
     except ValueError as error:
         raise UsageError(f"{url}: no such kind of place ({_reason(error)})") from error
 
@@ -107,9 +107,9 @@ def remote_errors(url: str, doing: str) -> Iterator[None]:
     except (LuminaError, KeyboardInterrupt):
         raise
     except FileNotFoundError as error:
-        raise NotThere(f"{url}: no such file") from error
+        raise NotFound(f"{url}: no such file") from error
     except Exception as error:  # the clients of fsspec raise their transport's errors
-        raise CannotReach(f"{url} cannot be {doing} ({_reason(error)})") from error
+        raise Unreachable(f"{url} cannot be {doing} ({_reason(error)})") from error
 
 
 def _reason(error: BaseException) -> str:
@@ -117,29 +117,29 @@ def _reason(error: BaseException) -> str:
     return text if len(text) < 200 else text[:199] + "…"
 
 
-def is_file(place: Place) -> bool:
+def is_file(place: Location) -> bool:
     """Whether there is a file."""
-    place = text_of(place)
+    place = to_text(place)
     if not is_url(place):
         return os.path.isfile(place)
-    system, path = filesystem(place)
+    system, path = open_filesystem(place)
     with remote_errors(place, "read"):
         return bool(system.isfile(path))
 
 
-def is_folder(place: Place) -> bool:
+def is_dir(place: Location) -> bool:
     """Whether there is a folder; on a store of objects: something whose name begins so."""
-    place = text_of(place)
+    place = to_text(place)
     if not is_url(place):
         return os.path.isdir(place)
-    system, path = filesystem(place)
+    system, path = open_filesystem(place)
     with remote_errors(place, "read"):
         return bool(system.isdir(path))
 
 
-def listing(folder: Place) -> dict[str, int]:
+def list_sizes(folder: Location) -> dict[str, int]:
     """Return the files right in a folder, name to bytes, sorted by name; {} where there is no folder."""
-    folder = text_of(folder)
+    folder = to_text(folder)
     if not is_url(folder):
         if not os.path.isdir(folder):
             return {}
@@ -148,9 +148,9 @@ def listing(folder: Place) -> dict[str, int]:
     return {name: size for name, size, is_dir in remote_entries(folder) if not is_dir}
 
 
-def names_in(folder: Place) -> list[str]:
+def list_names(folder: Location) -> list[str]:
     """Return the names of what is right in a folder, sorted; sooner than `listing` where there are many."""
-    folder = text_of(folder)
+    folder = to_text(folder)
     if is_url(folder):
         return [name for name, *_ in remote_entries(folder)]
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
@@ -166,7 +166,7 @@ def holds(entry: os.DirEntry, folder: bool = False) -> bool:
 
 def remote_entries(folder: str) -> list[tuple[str, int, bool]]:
     """Return (name, bytes, whether a folder) of what is right in a remote folder, as it is now, sorted."""
-    system, path = filesystem(folder)
+    system, path = open_filesystem(folder)
     with remote_errors(folder, "read"):
         system.invalidate_cache(path)
         try:
@@ -180,36 +180,36 @@ def remote_entries(folder: str) -> list[tuple[str, int, bool]]:
     return sorted((name.rpartition("/")[2], size, folder) for name, size, folder in entries if name != own)
 
 
-def size_of(place: Place) -> int:
+def file_size(place: Location) -> int:
     """Return the bytes of a file."""
-    place = text_of(place)
+    place = to_text(place)
     if not is_url(place):
         return os.stat(place).st_size
-    system, path = filesystem(place)
+    system, path = open_filesystem(place)
     with remote_errors(place, "read"):
         return int(system.size(path))
 
 
-def version_of(place: Place) -> str:
+def file_version(place: Location) -> str:
     """Return a text that is another one once a file has changed; LuminaError where it is missing."""
-    place = text_of(place)
+    place = to_text(place)
     if not is_url(place):
         try:
             found = os.stat(place)
         except (OSError, ValueError) as error:
             raise LuminaError(f"{place}: no such file") from error
         return f"{found.st_size} {found.st_mtime_ns}"
-    system, path = filesystem(place)
+    system, path = open_filesystem(place)
     with remote_errors(place, "read"):
         found = system.info(path)
     return " ".join(str(found.get(name)) for name in ("size", "ETag", "etag", "mtime", "created"))
 
 
-def open_file(place: Place) -> IO[bytes]:
+def open_file(place: Location) -> IO[bytes]:
     """Open a file for reading bytes, with seek; LuminaError where it is missing."""
-    place = text_of(place)
+    place = to_text(place)
     if is_url(place):
-        system, path = filesystem(place)
+        system, path = open_filesystem(place)
         with remote_errors(place, "read"):
             return system.open(path, "rb")
     try:
@@ -219,22 +219,22 @@ def open_file(place: Place) -> IO[bytes]:
         raise LuminaError(f"{place}: {reason.lower() if reason else 'cannot be opened'}") from error
 
 
-def read_file(place: Place) -> bytes:
+def read_file(place: Location) -> bytes:
     """Return all bytes of a file."""
-    place = text_of(place)
+    place = to_text(place)
     if is_url(place):
-        system, path = filesystem(place)
+        system, path = open_filesystem(place)
         with remote_errors(place, "read"):
             return bytes(system.cat_file(path))
     with open_file(place) as file:
         return file.read()
 
 
-def read_part(place: Place, offset: int, length: int) -> bytes:
+def read_part(place: Location, offset: int, length: int) -> bytes:
     """Return `length` bytes of a file from `offset` on, fewer where it ends before."""
-    place = text_of(place)
+    place = to_text(place)
     if is_url(place):
-        system, path = filesystem(place)
+        system, path = open_filesystem(place)
         with remote_errors(place, "read"):
             return bytes(system.cat_file(path, start=offset, end=offset + length))
     with open_file(place) as file:
@@ -248,18 +248,18 @@ def is_plain_file(status: os.stat_result) -> bool:
 
 
 @contextmanager
-def writing(place: Place, durable: bool = True) -> Iterator[IO[bytes]]:
+def writing(place: Location, durable: bool = True) -> Iterator[IO[bytes]]:
     """Yield a file that becomes `place` when the block ends well; otherwise nothing is there.
 
     `durable` as in `atomic_write`. What the disk refuses in the block is the caller's to tell
     (`disk_errors`): it may read files, too.
     """
-    place = text_of(place)
+    place = to_text(place)
     if not is_url(place):
         with atomic_write(place, durable=durable) as aside, open_aside(aside, place) as file:
             yield file
         return
-    system, path = filesystem(place)
+    system, path = open_filesystem(place)
     with tempfile.TemporaryFile() as file:
         yield file
         file.flush()
@@ -279,11 +279,11 @@ def _upload(system: Any, file: IO[bytes], path: str) -> None:
         system.put_file(named.name, path)
 
 
-def write_file(place: Place, data: bytes, durable: bool = True) -> None:
+def write_file(place: Location, data: bytes, durable: bool = True) -> None:
     """Write a small file, whole or not at all; `durable` as in `atomic_write`."""
-    place = text_of(place)
+    place = to_text(place)
     if is_url(place):
-        system, path = filesystem(place)
+        system, path = open_filesystem(place)
         with remote_errors(place, "written"):
             system.pipe_file(path, data)
         return
@@ -291,25 +291,25 @@ def write_file(place: Place, data: bytes, durable: bool = True) -> None:
         file.write(data)
 
 
-def remove(folder: Place, names: list[str]) -> None:
+def remove(folder: Location, names: list[str]) -> None:
     """Remove files from a folder; those that are not there are no error."""
-    folder = text_of(folder)
+    folder = to_text(folder)
     if not is_url(folder):
         for name in names:
             Path(folder, name).unlink(missing_ok=True)
         return
-    system, _ = filesystem(folder)
+    system, _ = open_filesystem(folder)
     for name in names:
         with remote_errors(join(folder, name), "removed"):
             try:
-                system.rm_file(filesystem(join(folder, name))[1])
+                system.rm_file(open_filesystem(join(folder, name))[1])
             except FileNotFoundError:
                 continue
 
 
-def make_folder(folder: Place) -> None:
+def make_dir(folder: Location) -> None:
     """Make a folder; LuminaError where the disk refuses, UsageError where a file has its name."""
-    folder = text_of(folder)
+    folder = to_text(folder)
     if os.path.exists(folder) and not os.path.isdir(folder) and not is_url(folder):
         raise UsageError(f"{folder} is a file; shards are written to a folder")
     if not is_url(folder):
@@ -317,18 +317,18 @@ def make_folder(folder: Place) -> None:
             os.makedirs(folder, exist_ok=True)
 
 
-def clean_up(folder: Place) -> None:
+def remove_partial(folder: Location) -> None:
     """Remove from a folder of this machine what writers that were killed left half done."""
-    folder = text_of(folder)
+    folder = to_text(folder)
     if not is_url(folder):
-        remove(folder, [name for name in listing(folder) if LEFT_BEHIND.fullmatch(name)])
+        remove(folder, [name for name in list_sizes(folder) if LEFT_BEHIND.fullmatch(name)])
 
 
-def remove_folder(folder: Place) -> None:
+def remove_dir(folder: Location) -> None:
     """Remove an empty folder; one that is not empty, or not there, stays as it is."""
-    folder = text_of(folder)
+    folder = to_text(folder)
     if is_url(folder):
-        system, path = filesystem(folder)
+        system, path = open_filesystem(folder)
         with suppress(OSError):
             system.rmdir(path)
         return

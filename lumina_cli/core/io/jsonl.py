@@ -29,10 +29,10 @@ def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]
     but not in .jsonl and .ndjson files, where only a quoted string is. Errors name the file and the line. The
     values of a .csv file are text, but for "seed"; an empty cell is no value.
     """
-    return (row for _, row in placed_rows(source, key))
+    return (row for _, row in rows_with_lines(source, key))
 
 
-def placed_rows(source: str | Path | IO, key: str | None = None) -> Iterator[tuple[str, dict]]:
+def rows_with_lines(source: str | Path | IO, key: str | None = None) -> Iterator[tuple[str, dict]]:
     """Yield (where it is, the row) of each row that `read_rows` gives; where is "FILE line N"."""
     if isinstance(source, str | Path):
         path = Path(source)
@@ -145,7 +145,7 @@ def check_prompt(row: dict, where: str) -> None:
         raise LuminaError(f"{where}: 'seed' is {seed!r}, but must be a whole number")
 
 
-def captions_of(row: dict, where: str = "the row") -> dict[str, dict[str, str]]:
+def get_captions(row: dict, where: str = "the row") -> dict[str, dict[str, str]]:
     """Return a copy of a row's captions, {} where it has none; LuminaError where they have another shape.
 
     A null, which tools that know only tables put where a row has no such caption, is left out.
@@ -160,13 +160,13 @@ def captions_of(row: dict, where: str = "the row") -> dict[str, dict[str, str]]:
     return {lang: texts for lang, texts in kept.items() if texts}
 
 
-def error_of(row: dict) -> str | None:
+def get_error(row: dict) -> str | None:
     """Return why an earlier verb could do nothing with a row, which it passed on to be counted; or None."""
     error = row.get("error")
     return error if isinstance(error, str) and error.strip() else None
 
 
-def code_of(row: dict) -> str:
+def get_error_code(row: dict) -> str:
     """Return the code that an earlier verb gave a row which it left out; "upstream" where it gave none."""
     code = row.get("code")
     return code if isinstance(code, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", code) else "upstream"
@@ -226,7 +226,7 @@ def chunked(items: Iterable, size: int) -> Iterator[list]:
         yield chunk
 
 
-def read_share(text: str | None) -> tuple[int, int]:
+def parse_split(text: str | None) -> tuple[int, int]:
     """Return (I, N) of "I/N"; UsageError where `text` is something else. Without text, the whole: (0, 1)."""
     found = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
     index, count = (int(found[1]), int(found[2])) if found else (0, 0)

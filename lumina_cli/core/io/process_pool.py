@@ -14,7 +14,7 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError
 
 
-def in_order(
+def map_in_order(
     work: Callable[[Any], Any], jobs: Iterable, workers: int, start: Callable | None = None
 ) -> Iterator:
     """Yield work(job) of each job in their order, done by so many processes, one job ahead of each.

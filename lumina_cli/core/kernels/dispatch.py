@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from lumina_cli.core.errors import MissingPart, UsageError
+from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.kernels.attention import OP
 from lumina_cli.core.registry import did_you_mean
 
@@ -32,7 +32,7 @@ def choose_kernel(name: str, device: torch.device, dtype: torch.dtype) -> str:
     if name == "auto":
         return _quickest(device, dtype)
     if reason := _missing(name, device, dtype):
-        raise MissingPart(f"--kernel {reason}")
+        raise MissingDependency(f"--kernel {reason}")
     return name
 
 

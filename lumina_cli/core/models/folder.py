@@ -12,7 +12,7 @@ from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.path import shift_from_scheduler
 from lumina_cli.core.flow.presets import apply, find_preset
 from lumina_cli.core.images.sizes import Size, fit_ratio, parse_size, ratio_of
-from lumina_cli.core.models.locate import Choice
+from lumina_cli.core.models.locate import ModelChoice
 from lumina_cli.core.nextdit.config import config_from_diffusers
 from lumina_cli.core.weights.files import read_json
 from lumina_cli.core.weights.fingerprint import fingerprint
@@ -30,12 +30,12 @@ class ModelFolder:
     plan                   how this model draws if nobody says otherwise
     """
 
-    def __init__(self, choice: Choice):
+    def __init__(self, choice: ModelChoice):
         self.name, self.folder, self.reason = choice.name, Path(choice.folder), choice.reason
         self.weights = fingerprint(self.folder)
-        with reading(self.folder / "transformer"):
+        with reading_errors(self.folder / "transformer"):
             self.config = config_from_diffusers(read_json(self.folder / "transformer" / "config.json"))
-        with reading(self.folder / "vae"):
+        with reading_errors(self.folder / "vae"):
             blocks = read_json(self.folder / "vae" / "config.json")["block_out_channels"]
         self.factor = 2 ** (len(blocks) - 1)
         self.plan = default_plan(self.folder)
@@ -85,7 +85,7 @@ def default_plan(folder: Path) -> Plan:
         path = folder / name
         if not path.is_file():
             continue
-        with reading(path):
+        with reading_errors(path):
             settings = json.loads(path.read_text(encoding="utf-8"))
             plan = name == "plan.json"
             return Plan.from_json(settings) if plan else replace(Plan(), shift=shift_from_scheduler(settings))
@@ -93,7 +93,7 @@ def default_plan(folder: Path) -> Plan:
 
 
 @contextmanager
-def reading(path: Path):
+def reading_errors(path: Path):
     """Turn whatever goes wrong while a part is read into one line that names it."""
     try:
         yield

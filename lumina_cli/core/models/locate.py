@@ -18,7 +18,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
-class Choice:
+class ModelChoice:
     """A model that was found: what it is called, where it is, and, if `auto` chose it, why."""
 
     name: str
@@ -26,15 +26,15 @@ class Choice:
     reason: str | None = None
 
 
-def choose_model(name: str | Path = "auto") -> Choice:
+def choose_model(name: str | Path = "auto") -> ModelChoice:
     """Find a model by a name of MODELS, a model or run folder, a hub id, or "auto".
 
     Raises UsageError for a word that is none of these, LuminaError for a folder that is not whole.
     """
     if str(name) != "auto":
-        return Choice(str(name), find_model(name))
+        return ModelChoice(str(name), find_model(name))
     name, reason = _automatic()
-    return Choice(name, find_model(name), f"model auto: {name}, because {reason}")
+    return ModelChoice(name, find_model(name), f"model auto: {name}, because {reason}")
 
 
 def find_model(name: str | Path) -> Path:

@@ -13,7 +13,7 @@ from itertools import pairwise, product
 
 from lumina_cli.core.nano.lexicon import BACKDROP_WORDS, PHRASES, Chinese, Japanese
 from lumina_cli.core.nano.scene import BACKDROPS, INVERSE, KINDS, LIGHTS, TINTS, Scene
-from lumina_cli.core.nano.templates import FRAMES, RELATION_WORDS, SIDES
+from lumina_cli.core.nano.templates import RELATION_WORDS, SIDES, TEMPLATES
 
 Relation = tuple[str, str, str]  # kind, one of "left of", "above", "in front of", kind
 UPRIGHT = ("left of", "above", "in front of")  # the others are told as these, the other way round
@@ -50,7 +50,7 @@ class _Mention:
     number: int | None  # None: not said
 
 
-def read(caption: str, language: str) -> Facts:
+def parse_caption(caption: str, language: str) -> Facts:
     """Return what a caption in one of the five languages says."""
     text = caption.lower()
     told, mentions = _mentions(text, language)
@@ -153,7 +153,7 @@ def _relations(told: str, mentions: list[_Mention], language: str) -> Iterator[R
 def _patterns(language: str) -> list[tuple[re.Pattern, list[tuple[str, str, str]]]]:
     """Every way to tell relations: a pattern over slots, and what it claims of its slots; longest first."""
     claims = {}
-    for frame, said in _told(language):
+    for frame, said in _parse_attributes(language):
         claims.setdefault(frame.lower(), said)
     found = []
     for frame, said in sorted(claims.items(), key=lambda item: -len(item[0])):
@@ -185,9 +185,9 @@ class _Name(str):
 _A, _B, _C = (_Name(name) for name in "abc")
 
 
-def _told(language: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+def _parse_attributes(language: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
     """Frames with slots ⟦a⟧ ⟦b⟧ ⟦c⟧ for the objects, each with what it claims."""
-    frames, words = FRAMES[language], RELATION_WORDS[language]
+    frames, words = TEMPLATES[language], RELATION_WORDS[language]
     row = [("a", "left of", "b"), ("b", "left of", "c")]
     for key in ("row", "row photo", "place three"):
         for frame in frames[key]:
@@ -213,7 +213,7 @@ def _told(language: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
 
 @cache
 def _lights(language: str) -> list[tuple[str, re.Pattern]]:
-    frames, sides = FRAMES[language]["light"] + FRAMES[language]["light tag"], SIDES[language]
+    frames, sides = TEMPLATES[language]["light"] + TEMPLATES[language]["light tag"], SIDES[language]
     return [(side, _either([f.format(side=sides[side][0]) for f in frames], "")) for side in LIGHTS]
 
 

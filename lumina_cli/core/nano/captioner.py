@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from lumina_cli.core.nano.captions import LANGUAGES
-from lumina_cli.core.nano.templates import FRAMES
+from lumina_cli.core.nano.templates import TEMPLATES
 
 SIZE, PATCH = 128, 16  # pixels
 GRID = SIZE // PATCH
@@ -51,7 +51,7 @@ def add_questions(tokenizer: Any, questions: Iterable[str]) -> None:
 
     So gets what every detailed caption says of its style, but for the first letter, which may be a capital.
     """
-    styles = [sentence[1:] for frames in FRAMES.values() for sentence in frames["style"]]
+    styles = [sentence[1:] for frames in TEMPLATES.values() for sentence in frames["style"]]
     marks = [AddedToken(mark, normalized=False, special=True) for mark in (IMAGE, ANSWER)]
     asked = [
         AddedToken(text, normalized=False, special=False) for text in dict.fromkeys([*questions, *styles])

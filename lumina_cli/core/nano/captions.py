@@ -11,7 +11,7 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.io.jsonl import LEVELS
 from lumina_cli.core.nano.lexicon import BACKDROP_WORDS, PHRASES, Backdrop, Phrase
 from lumina_cli.core.nano.scene import KINDS, RELATIONS, TINTS, Scene, Thing
-from lumina_cli.core.nano.templates import FRAMES, RELATION_WORDS, SIDES
+from lumina_cli.core.nano.templates import RELATION_WORDS, SIDES, TEMPLATES
 from lumina_cli.core.registry import did_you_mean
 
 LANGUAGES = ("en", "zh", "ja", "ru", "de")
@@ -48,7 +48,7 @@ INVERTED = 1 / 3  # of stated relations
 ONE_TINT = 0.03  # of captions of two things: only one tint is named
 
 
-def describe(
+def describe_scene(
     scene: Scene, language: str, level: str, seed: int = 0, styles: dict[str, Style] = STYLES
 ) -> str:
     """Return a caption of a scene; raise UsageError for a language or level that does not exist."""
@@ -61,7 +61,7 @@ def describe(
 def all_captions(scene: Scene, seed: int = 0) -> dict[str, dict[str, str]]:
     """Return {language: {level: caption}}."""
     return {
-        language: {level: describe(scene, language, level, seed) for level in LEVELS}
+        language: {level: describe_scene(scene, language, level, seed) for level in LEVELS}
         for language in LANGUAGES
     }
 
@@ -96,7 +96,7 @@ def prompt_for(
         _check("relation", relation, RELATIONS)
         slots["p"] = RELATION_WORDS[language][relation][0][0].format(**slots)
     key = {"counting": "count", "position": "relation"}.get(task, "one" if wanted == 1 else "two")
-    return FRAMES[language][f"{key} photo"][0].format(**slots)
+    return TEMPLATES[language][f"{key} photo"][0].format(**slots)
 
 
 def _check(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
@@ -123,7 +123,7 @@ class _Teller:
 
     def __init__(self, scene: Scene, language: str, rng: random.Random, styles: dict[str, Style]):
         self.scene, self.language, self.rng, self.styles = scene, language, rng, styles
-        self.frames = FRAMES[language]
+        self.frames = TEMPLATES[language]
         first, second = BACKDROP_WORDS[language][scene.backdrop]
         self.ground = Backdrop(first if self._chance(0.6) else second)
 

@@ -35,7 +35,7 @@ def _draw(job: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([np.asarray(picture.image) for picture in pictures]), boxes
 
 
-def draw_pictures(
+def render_images(
     seed: int, count: int, cache: Path, size: int = 128, workers: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return pictures (count, size, size, 3) uint8 and boxes (count, MOST, 4) of the first scenes of a seed.

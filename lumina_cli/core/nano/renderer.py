@@ -28,7 +28,7 @@ STEPS, SHADOW_STEPS, CLOSE = 34, 18, 0.004
 
 
 @dataclass(frozen=True)
-class Picture:
+class RenderedImage:
     """image: RGB; depth: (H, W) float32, world units along the ray; masks: (things, H, W) bool."""
 
     image: Image.Image
@@ -308,7 +308,7 @@ def _masks(owner: Tensor, things: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def render(scenes: Sequence[Scene], size: int = 128) -> list[Picture]:
+def render(scenes: Sequence[Scene], size: int = 128) -> list[RenderedImage]:
     """Draw scenes as size x size pictures; the same scene gives the same pixels in any batch."""
     fine, count = 2 * size, len(scenes)
     things = [thing for scene in scenes for thing in scene.things]
@@ -328,6 +328,6 @@ def render(scenes: Sequence[Scene], size: int = 128) -> list[Picture]:
     depths = depth.view(count, size, 2, size, 2).amin((2, 4)).numpy()
     owners = owner.view(count, size, 2, size, 2)
     return [
-        Picture(Image.fromarray(pixels[i]), depths[i], _masks(owners[i], len(scene.things)))
+        RenderedImage(Image.fromarray(pixels[i]), depths[i], _masks(owners[i], len(scene.things)))
         for i, scene in enumerate(scenes)
     ]

@@ -57,7 +57,7 @@ SIDES = {  # language -> side -> words for {side} and {further}
     "ja": {"left": ("左", "左寄り"), "right": ("右", "右寄り")},
 }
 
-FRAMES = {
+TEMPLATES = {
     "en": {
         "one": ("{a}", "there is {a}", "a picture of {a}", "{a} by itself", "just {a}", "{a} alone"),
         "one photo": ("a photo of {a}",),

@@ -82,7 +82,7 @@ def from_official(state_dict: Weights, config: NextDiTConfig | None = None) -> W
 
 def to_official(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
     """Our names to the official ones, with the unused norm back as ones."""
-    norm = need(checked(state_dict, config), "layers.0.attention_norm1.weight")
+    norm = require(checked(state_dict, config), "layers.0.attention_norm1.weight")
     return {**state_dict, UNUSED: torch.ones_like(norm)}
 
 
@@ -108,7 +108,7 @@ def from_diffusers(state_dict: Weights, config: NextDiTConfig | None = None) -> 
             continue
         block = name[: -len(PARTS[0])]
         if block + QKV not in ours:
-            ours[block + QKV] = torch.cat([need(state_dict, block + part) for part in PARTS])
+            ours[block + QKV] = torch.cat([require(state_dict, block + part) for part in PARTS])
     return checked(ours, config)
 
 
@@ -149,7 +149,7 @@ def split_qkv(name: str, weight: Tensor) -> tuple[Tensor, ...]:
     return weight.split([width, share, share])
 
 
-def need(state_dict: Weights, name: str) -> Tensor:
+def require(state_dict: Weights, name: str) -> Tensor:
     """The tensor `name`, or LuminaError."""
     if name not in state_dict:
         raise LuminaError(f"the weights have no {name}; they are not a whole Next-DiT")
@@ -159,11 +159,11 @@ def need(state_dict: Weights, name: str) -> Tensor:
 def checked(ours: Weights, config: NextDiTConfig | None) -> Weights:
     """`ours` itself, after LuminaError has had its chance where they do not fit `config`."""
     if config is not None:
-        check_fits(blank(config), ours, "the state dict")
+        check_fits(empty_model(config), ours, "the state dict")
     return ours
 
 
-def blank(config: NextDiTConfig) -> NextDiT:
+def empty_model(config: NextDiTConfig) -> NextDiT:
     """A network with shapes and no memory."""
     with torch.device("meta"):
         return NextDiT(config)
@@ -217,7 +217,7 @@ def load_transformer(
     folder = Path(folder)
     config = config_from_diffusers(read_json(folder / "config.json"))
     state_dict = from_any(read_weights(folder, apart=PARTS))  # q, k and v are joined: their own pages can go
-    model = blank(config)
+    model = empty_model(config)
     check_fits(model, state_dict, str(folder))
     model.load_state_dict(state_dict, assign=True)
     return model.to(device=device, dtype=dtype)

@@ -10,14 +10,20 @@ from torch.utils.checkpoint import checkpoint
 from lumina_cli.core.kernels.dispatch import choose_kernel
 from lumina_cli.core.nextdit.blocks import Block, FinalLayer, RMSNorm, TimeEmbedding
 from lumina_cli.core.nextdit.config import NextDiTConfig
-from lumina_cli.core.nextdit.packed.forward import Pack, Scratch, pack_up, run_block, to_patches
-from lumina_cli.core.nextdit.packed.layer_stack import MainStage
+from lumina_cli.core.nextdit.packed.forward import (
+    PackedLayout,
+    Scratch,
+    packed_final_layer,
+    packed_layout,
+    run_block,
+)
+from lumina_cli.core.nextdit.packed.layer_stack import LayerStack
 from lumina_cli.core.nextdit.sequence import (
     EncodedText,
-    UnfitInput,
-    check_pictures,
+    InvalidInput,
+    check_images,
     key_mask,
-    lay_out,
+    padded_layout,
     patchify,
     patchify_all,
     text_lengths,
@@ -25,7 +31,7 @@ from lumina_cli.core.nextdit.sequence import (
     unpatchify,
 )
 
-Through = Callable[[MainStage], list[Tensor]]
+Through = Callable[[LayerStack], list[Tensor]]
 
 
 class NextDiT(nn.Module):
@@ -101,11 +107,11 @@ class NextDiT(nn.Module):
         Raises ValueError where H or W is not a multiple of the patch size or leaves the position table, where
         a caption has more tokens than the table holds, and where the batch sizes differ.
         """
-        check_pictures([tuple(picture.shape) for picture in latents], self.config)
+        check_images([tuple(picture.shape) for picture in latents], self.config)
         if not isinstance(text, EncodedText):
             text = self.encode_text(text, text_mask)
         if not len(t) or len(latents) != len(t) or len(text.lengths) % len(t):
-            raise UnfitInput(
+            raise InvalidInput(
                 f"{len(latents)} latents, {len(t)} times and {len(text.lengths)} captions do not pair"
             )
         times = len(text.lengths) // len(t)
@@ -150,7 +156,7 @@ class NextDiT(nn.Module):
         """The velocity as image tokens (B, N, p*p*C); those behind a smaller picture mean nothing."""
         patch = self.config.patch_size
         grids = tuple((height // patch, width // patch) for height, width in sizes)
-        layout = lay_out(self.config, text.lengths, grids, text.features.device)
+        layout = padded_layout(self.config, text.lengths, grids, text.features.device)
         tokens = patchify(latents, patch) if isinstance(latents, Tensor) else patchify_all(latents, patch)
         c = self.t_embedder(t)
         x = self.x_embedder(tokens.to(self.dtype)).to(self.dtype)
@@ -181,9 +187,11 @@ class NextDiT(nn.Module):
         patch = self.config.patch_size
         grids = tuple((height // patch, width // patch) for height, width in sizes)
 
-        def packs(rows: tuple[int, ...]) -> tuple[Pack, Pack]:
+        def packs(rows: tuple[int, ...]) -> tuple[PackedLayout, PackedLayout]:
             lengths = tuple(text.lengths[row] for row in rows)
-            return pack_up(self.config, lengths, tuple(grids[row] for row in rows), text.features.device)
+            return packed_layout(
+                self.config, lengths, tuple(grids[row] for row in rows), text.features.device
+            )
 
         joint, pictures = packs(tuple(range(len(sizes))))
         apart = pictures if len(latents) == len(sizes) else packs(tuple(range(len(latents))))[1]
@@ -198,7 +206,7 @@ class NextDiT(nn.Module):
             c = c.repeat(len(sizes) // len(c), 1)
         rows = zip(text.features, text.lengths, cycle(apart.rows), strict=False)
         x = torch.cat([part for own, length, row in rows for part in (own[:length].float(), x[row])])
-        stage = MainStage(self.layers, x, c, joint, lambda rows: packs(rows)[0], scratch)
+        stage = LayerStack(self.layers, x, c, joint, lambda rows: packs(rows)[0], scratch)
         outs = through(stage) if through else stage.run(range(stage.rows))
         x = torch.cat(outs) if len(outs) > 1 else outs[0]
-        return list(to_patches(self.final_layer, x, pictures, c).split([len(out) for out in outs]))
+        return list(packed_final_layer(self.final_layer, x, pictures, c).split([len(out) for out in outs]))

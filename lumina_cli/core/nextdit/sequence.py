@@ -19,7 +19,7 @@ from lumina_cli.core.nextdit.config import NextDiTConfig
 from lumina_cli.core.nextdit.rope import Rotation, axis_tables, look_up
 
 
-class UnfitInput(LuminaError, ValueError):
+class InvalidInput(LuminaError, ValueError):
     """An input whose shape the model cannot take: a ValueError in Python, one line on the command line."""
 
 
@@ -66,17 +66,19 @@ def patchify_all(latents: Sequence[Tensor], patch: int) -> Tensor:
     return torch.stack([pad(rows, (0, 0, 0, longest - len(rows))) for rows in tokens])
 
 
-def check_pictures(sizes: Sequence[tuple[int, ...]], config: NextDiTConfig) -> None:
+def check_images(sizes: Sequence[tuple[int, ...]], config: NextDiTConfig) -> None:
     """Raise UnfitInput where a picture (C, H, W) cannot be cut into patches or leaves the position table."""
     patch = config.patch_size
     for size in sizes:
         if len(size) != 3 or size[0] != config.in_channels:
-            raise UnfitInput(f"latents have shape {size}; each picture must be ({config.in_channels}, H, W)")
+            raise InvalidInput(
+                f"latents have shape {size}; each picture must be ({config.in_channels}, H, W)"
+            )
         for name, side, limit in zip(("height", "width"), size[1:], config.axes_len[1:], strict=True):
             if side % patch or side == 0:
-                raise UnfitInput(f"latent {name} {side} is not a multiple of the patch size {patch}")
+                raise InvalidInput(f"latent {name} {side} is not a multiple of the patch size {patch}")
             if side // patch > limit:
-                raise UnfitInput(
+                raise InvalidInput(
                     f"latent {name} {side} is too large; the position table ends at {limit * patch}"
                 )
 
@@ -84,20 +86,20 @@ def check_pictures(sizes: Sequence[tuple[int, ...]], config: NextDiTConfig) -> N
 def text_lengths(text: Tensor, mask: Tensor | None, config: NextDiTConfig) -> tuple[int, ...]:
     """How many tokens of each caption in `text` (B, M, T) are real; UnfitInput where they do not fit."""
     if text.ndim != 3 or text.shape[2] != config.text_dim:
-        raise UnfitInput(f"text has shape {tuple(text.shape)}; it must be (B, M, {config.text_dim})")
+        raise InvalidInput(f"text has shape {tuple(text.shape)}; it must be (B, M, {config.text_dim})")
     if mask is None:
         lengths = (text.shape[1],) * text.shape[0]
     else:
         if mask.shape != text.shape[:2]:
-            raise UnfitInput(f"text_mask has shape {tuple(mask.shape)}; it must be {tuple(text.shape[:2])}")
+            raise InvalidInput(f"text_mask has shape {tuple(mask.shape)}; it must be {tuple(text.shape[:2])}")
         rows = mask.bool().tolist()
         lengths = tuple(sum(row) for row in rows)
         if any(not all(row[:length]) for row, length in zip(rows, lengths, strict=True)):
-            raise UnfitInput("text_mask has a gap; real tokens must come first, padding last")
+            raise InvalidInput("text_mask has a gap; real tokens must come first, padding last")
     if min(lengths) < 1:
-        raise UnfitInput("a caption has no token; even an empty prompt has its first token")
+        raise InvalidInput("a caption has no token; even an empty prompt has its first token")
     if max(lengths) > config.max_text_tokens:
-        raise UnfitInput(f"a caption has {max(lengths)} tokens; at most {config.max_text_tokens} fit")
+        raise InvalidInput(f"a caption has {max(lengths)} tokens; at most {config.max_text_tokens} fit")
     return lengths
 
 
@@ -136,7 +138,7 @@ def image_rotation(
 
 # few entries, because a layout of large pictures is large; enough for both halves of guidance and two sizes
 @lru_cache(maxsize=4)
-def lay_out(
+def padded_layout(
     config: NextDiTConfig, lengths: tuple[int, ...], grids: tuple[tuple[int, int], ...], device: torch.device
 ) -> Layout:
     """Rotations and masks for captions of `lengths` tokens and pictures of `grids` (rows, columns)."""

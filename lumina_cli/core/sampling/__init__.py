@@ -4,27 +4,27 @@ import gc
 from importlib import import_module
 
 __all__ = [
-    "Opening",
+    "ModelOptions",
     "Pipeline",
-    "Wish",
-    "draw",
-    "draw_again_opened",
+    "SamplingRequest",
     "draw_latents",
-    "draw_rows",
     "explain_rows",
+    "generate",
+    "generate_rows",
     "load_pipeline",
     "read_split",
+    "replay",
     "write_gallery",
 ]
 
 _MODULES = {
-    "Opening": "model_options",
+    "ModelOptions": "model_options",
     "Pipeline": "pipeline",
-    "Wish": "request",
-    "draw": "loading",
-    "draw_again_opened": "loading",
+    "SamplingRequest": "request",
+    "generate": "loading",
+    "replay": "loading",
     "draw_latents": "latents",
-    "draw_rows": "runner",
+    "generate_rows": "runner",
     "explain_rows": "explain",
     "load_pipeline": "pipeline",
     "read_split": "batching",

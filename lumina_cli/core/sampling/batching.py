@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Protocol
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.io.jsonl import read_share
+from lumina_cli.core.io.jsonl import parse_split
 
 MOST = 16  # pictures in a batch
 TOKENS = 9000  # in a batch: two pictures of 1024x1024 with their captions
@@ -37,7 +37,7 @@ def read_split(text: str | None = None, shared: bool = False) -> Split:
     UsageError where `text` is something else, I is not from 0 to N - 1, or torchrun's processes would read
     their rows from one stream (`shared`).
     """
-    index, count = read_share(text)
+    index, count = parse_split(text)
     rank, world = torchrun()
     if shared and world > 1:
         raise UsageError(f"{world} processes cannot share one stdin; name a file of rows")
@@ -62,7 +62,7 @@ def own_device() -> str | None:
     return f"cuda:{int(local) % torch.cuda.device_count()}"
 
 
-class Drawable(Protocol):
+class Schedulable(Protocol):
     """What can be put into a batch: its place in the order of rows, its size in pixels, its text tokens."""
 
     place: int
@@ -70,14 +70,14 @@ class Drawable(Protocol):
     tokens: int
 
 
-def in_windows(tasks: Iterable[Drawable], most: int | None, side: int) -> Iterator[list]:
+def in_windows(tasks: Iterable[Schedulable], most: int | None, side: int) -> Iterator[list]:
     """Yield tasks in order, as many at a time as LOOKAHEAD batches of the first one's size and kind."""
     tasks = iter(tasks)
     for first in tasks:
-        yield [first, *islice(tasks, LOOKAHEAD * (most or fitting(first.size, first.tokens, side)) - 1)]
+        yield [first, *islice(tasks, LOOKAHEAD * (most or fitting_batch(first.size, first.tokens, side)) - 1)]
 
 
-def in_batches(tasks: Iterable[Drawable], most: int | None, side: int) -> list[list]:
+def in_batches(tasks: Iterable[Schedulable], most: int | None, side: int) -> list[list]:
     """Put pictures of one size, and captions of about one length, together; earlier rows come first.
 
     Without `most`, a batch holds up to MOST pictures and about TOKENS tokens, `side` pixels wide and high.
@@ -89,13 +89,13 @@ def in_batches(tasks: Iterable[Drawable], most: int | None, side: int) -> list[l
     for size, group in by_size.items():
         group.sort(key=lambda task: (-task.tokens, task.place))
         while group:
-            limit = most or fitting(size, group[0].tokens, side)
+            limit = most or fitting_batch(size, group[0].tokens, side)
             batches.append(sorted(group[:limit], key=lambda task: task.place))
             del group[:limit]
     return sorted(batches, key=lambda batch: batch[0].place)
 
 
-def fitting(size: tuple[int, int], tokens: int, side: int) -> int:
+def fitting_batch(size: tuple[int, int], tokens: int, side: int) -> int:
     """Return how many pictures of a size, with captions of so many tokens, are drawn at once."""
     each = size[0] * size[1] // side**2 + tokens
     return min(MOST, max(1, TOKENS // each))

@@ -12,16 +12,19 @@ from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.path import to_sigma
 from lumina_cli.core.flow.presets import find_preset
 from lumina_cli.core.models.folder import ModelFolder
-from lumina_cli.core.models.locate import Choice, choose_model
-from lumina_cli.core.sampling.request import Job, Setup, Wish, checked
+from lumina_cli.core.models.locate import ModelChoice, choose_model
+from lumina_cli.core.sampling.request import Job, ResolvedRequest, SamplingRequest, checked_rows
 
 if TYPE_CHECKING:  # what reads weights takes seconds to import
     from lumina_cli.core.sampling.editing.img2img import Edit
-    from lumina_cli.core.sampling.loading import Opening
+    from lumina_cli.core.sampling.model_options import ModelOptions
 
 
 def explain_rows(
-    rows: Iterable[dict], model: str | Path | Choice = "auto", opening: "Opening | None" = None, **wishes
+    rows: Iterable[dict],
+    model: str | Path | ModelChoice = "auto",
+    opening: "ModelOptions | None" = None,
+    **wishes,
 ) -> Iterator[dict]:
     """Yield rows about the plan, then one about each network call, then one about each text that is encoded.
 
@@ -31,22 +34,22 @@ def explain_rows(
     network one picture takes: 2 where guidance runs. The text rows hold "text", exactly as the text encoder
     gets it, its number of "tokens", and "unread", the end of it that is beyond the longest text.
     """
-    wish = Wish(**wishes)
+    wish = SamplingRequest(**wishes)
     wish.check()
-    rows = checked(rows)
+    rows = checked_rows(rows)
     first = next(rows, None)
     edit = _edit_of(opening) if opening else None
-    folder = ModelFolder(model if isinstance(model, Choice) else choose_model(model))
+    folder = ModelFolder(model if isinstance(model, ModelChoice) else choose_model(model))
     if opening and opening.loras:
         from lumina_cli.core.nextdit.lora.merge import LoraStack
 
         LoraStack(folder.config, opening.loras)
     setup = wish.resolve(folder)
     if edit:
-        from lumina_cli.core.sampling.editing.img2img import size_of_picture
+        from lumina_cli.core.sampling.editing.img2img import image_size
 
         setup = replace(setup, plan=edit.plan(setup.plan, torch.zeros(1, 1)))
-        usual = size_of_picture(edit.picture.size, folder.default_size, folder.token_side)
+        usual = image_size(edit.picture.size, folder.default_size, folder.token_side)
         wish = replace(wish, size=wish.size or usual)
     yield explain_plan(folder, wish, setup, edit)
     for number, call in enumerate(setup.plan.calls(), start=1):
@@ -62,7 +65,7 @@ def explain_rows(
         first, index = next(rows, None), index + 1
 
 
-def _edit_of(opening: "Opening") -> "Edit | None":
+def _edit_of(opening: "ModelOptions") -> "Edit | None":
     """The picture that drawing starts from, read and checked."""
     if opening.init is None:
         return None
@@ -71,7 +74,9 @@ def _edit_of(opening: "Opening") -> "Edit | None":
     return read_edit(opening.init, opening.mask, opening.strength)
 
 
-def explain_plan(folder: ModelFolder, wish: Wish, setup: Setup, edit: "Edit | None" = None) -> dict:
+def explain_plan(
+    folder: ModelFolder, wish: SamplingRequest, setup: ResolvedRequest, edit: "Edit | None" = None
+) -> dict:
     """Return what holds for all pictures: the settings, where each comes from, and what they cost."""
     calls = setup.plan.calls()
     size = folder.size_for(wish.size)
@@ -96,7 +101,7 @@ def explain_plan(folder: ModelFolder, wish: Wish, setup: Setup, edit: "Edit | No
     }
 
 
-def sources(folder: ModelFolder, wish: Wish, plan: Plan) -> dict[str, str]:
+def sources(folder: ModelFolder, wish: SamplingRequest, plan: Plan) -> dict[str, str]:
     """Return where each setting of the plan comes from: given, preset, model or default."""
     names = plan.to_json()
     if isinstance(wish.plan, Plan):
@@ -114,8 +119,8 @@ def sources(folder: ModelFolder, wish: Wish, plan: Plan) -> dict[str, str]:
 def explain_row(
     index: int,
     row: dict,
-    wish: Wish,
-    setup: Setup,
+    wish: SamplingRequest,
+    setup: ResolvedRequest,
     folder: ModelFolder,
     tokens: Tokens,
     words: Iterable[str] = (),

@@ -10,12 +10,12 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.solvers import Velocity
 from lumina_cli.core.nextdit.sequence import EncodedText
-from lumina_cli.core.sampling.teacache.layer_cache import Cached, Through
+from lumina_cli.core.sampling.teacache.layer_cache import LayerCache, Through
 
 Network = Callable[..., Tensor]
 
 
-class NotNumbers(LuminaError):
+class NonFiniteLatents(LuminaError):
     """NaN or infinity came out of call number `call` (from 1), at time `t`, in row `row` of the batch."""
 
     def __init__(self, call: int, t: float, row: int):
@@ -33,7 +33,7 @@ def draw_latents(
     null_mask: Tensor | None,
     plan: Plan,
     on_step: Callable[[int, Tensor], None] | None = None,
-    cache: Cached | None = None,
+    cache: LayerCache | None = None,
 ) -> Tensor:
     """Draw a batch of latents, float32.
 
@@ -54,7 +54,7 @@ def draw_latents(
     caption share one call of 2B rows.
     """
     if plan.cache is not None:
-        model = Through(model, (cache or Cached(plan)).start(len(noise)))
+        model = Through(model, (cache or LayerCache(plan)).start(len(noise)))
     text_mask, null_mask = _mask(text, text_mask), _mask(null_text, null_mask)
     null_text = null_text.to(text)
     encode = getattr(model, "encode_text", None)
@@ -64,7 +64,7 @@ def draw_latents(
     else:
         captions = (encode(text, text_mask),)
         pairs = (_stack_encoded(*captions, encode(null_text, null_mask)),)
-    call = Counted(model, len(noise))
+    call = CallCounter(model, len(noise))
     plain = _velocity(call, text.dtype, *captions)
     paired = _velocity(call, text.dtype, *pairs, copies=1 if encode is None else 2)
     for done, latents in enumerate(plan.solve(plain, paired, noise.float()), start=1):
@@ -74,7 +74,7 @@ def draw_latents(
     return latents
 
 
-class Counted:
+class CallCounter:
     """A network whose calls are counted and looked at; its rows are those of `pictures`, once or twice."""
 
     def __init__(self, model: Network, pictures: int):
@@ -92,7 +92,7 @@ class Counted:
         """Raise NotNumbers where a row of x (B, ...) has NaN or infinity."""
         broken = ~torch.isfinite(x).flatten(1).all(1)
         if broken.any():
-            raise NotNumbers(self.made, self.t, int(broken.nonzero()[0]) % self.pictures)
+            raise NonFiniteLatents(self.made, self.t, int(broken.nonzero()[0]) % self.pictures)
 
 
 def _velocity(

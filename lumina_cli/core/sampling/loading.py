@@ -7,19 +7,19 @@ from pathlib import Path
 from lumina_cli.core.device import pick_device
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.images.sizes import Size
-from lumina_cli.core.models.folder import reading
-from lumina_cli.core.models.locate import Choice, choose_model
+from lumina_cli.core.models.folder import reading_errors
+from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.sampling.batching import own_device
-from lumina_cli.core.sampling.model_options import Opening
+from lumina_cli.core.sampling.model_options import ModelOptions
 from lumina_cli.core.sampling.output.metadata import Lora
 from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline, usual_dtype
-from lumina_cli.core.sampling.runner import draw_rows
+from lumina_cli.core.sampling.runner import generate_rows
 from lumina_cli.core.weights.fingerprint import adapter_digest
 
 
 def open_pipeline(
-    opening: Opening,
-    model: str | Path | Choice,
+    opening: ModelOptions,
+    model: str | Path | ModelChoice,
     note: Callable[[str], None],
     size: Size = None,
     batch: int = 1,
@@ -33,7 +33,7 @@ def open_pipeline(
         from lumina_cli.core.sampling.editing.img2img import EditingPipeline, read_edit
 
         edit = read_edit(opening.init, opening.mask, opening.strength)
-    choice = model if isinstance(model, Choice) else choose_model(model)
+    choice = model if isinstance(model, ModelChoice) else choose_model(model)
     if choice.reason:
         note(choice.reason)
     if opening.memory is None:
@@ -47,23 +47,25 @@ def open_pipeline(
     if pipeline.room is not None:
         pipeline.room.expect(pipeline.size_for(size), (pipeline.token_side,) * 2)
     if opening.attention:
-        from lumina_cli.core.sampling.editing.attention_maps import AttentivePipeline
+        from lumina_cli.core.sampling.editing.attention_maps import AttentionPipeline
 
-        pipeline = AttentivePipeline(pipeline, opening.attention)
+        pipeline = AttentionPipeline(pipeline, opening.attention)
     return pipeline
 
 
-def _open_within(opening: Opening, choice: Choice, note: Callable[[str], None], batch: int) -> Pipeline:
+def _open_within(
+    opening: ModelOptions, choice: ModelChoice, note: Callable[[str], None], batch: int
+) -> Pipeline:
     """A pipeline whose parts are loaded when they are used, LoRAs merged into what is read."""
     from lumina_cli.core.kernels.dispatch import choose_kernel
     from lumina_cli.core.nextdit.config import config_from_diffusers
     from lumina_cli.core.nextdit.lora.merge import LoraStack
     from lumina_cli.core.sampling.memory.budget import MemoryPlan, parse_memory, plan_memory
-    from lumina_cli.core.sampling.memory.offload import Room, load_parts
+    from lumina_cli.core.sampling.memory.offload import MemoryManager, load_parts
     from lumina_cli.core.weights.files import read_json
 
     folder, device = choice.folder, pick_device(own_device())
-    with reading(folder / "transformer"):
+    with reading_errors(folder / "transformer"):
         config = config_from_diffusers(read_json(folder / "transformer" / "config.json"))
         dtype = usual_dtype(folder, device)
     stack = LoraStack(config, opening.loras) if opening.loras else None
@@ -75,12 +77,12 @@ def _open_within(opening: Opening, choice: Choice, note: Callable[[str], None], 
     plan = MemoryPlan(budget)
     parts = load_parts(folder, plan, device, dtype, stack, kernel=kernel, fused=opening.compile)
     pipeline = Pipeline(choice, *parts)
-    pipeline.room = Room(parts, plan_for, batch, note)
+    pipeline.room = MemoryManager(parts, plan_for, batch, note)
     pipeline.changed(_told(stack.applied if stack else (), note))
     return pipeline
 
 
-def _change(opening: Opening, pipeline: Pipeline, note: Callable[[str], None]) -> None:
+def _change(opening: ModelOptions, pipeline: Pipeline, note: Callable[[str], None]) -> None:
     """Change the weights, and their fingerprint with them: the pictures are others."""
     from lumina_cli.core.kernels.dispatch import choose_kernel
 
@@ -106,11 +108,11 @@ def _told(applied: Iterable, note: Callable[[str], None]) -> list[Lora]:
     return [(one.path, one.scale, adapter_digest(Path(one.path))) for one in applied]
 
 
-def draw(
+def generate(
     rows: Iterable[dict],
-    model: str | Path | Choice,
+    model: str | Path | ModelChoice,
     out: str | Path,
-    opening: Opening,
+    opening: ModelOptions,
     grid: str | None = None,
     **how,
 ) -> Iterator[dict]:
@@ -126,7 +128,7 @@ def draw(
             raise UsageError("a grid has no maps of attention: leave --attention or --grid out")
         axes = read_grid(grid)
     elif opening.plain:
-        yield from draw_rows(rows, model, out, **how)
+        yield from generate_rows(rows, model, out, **how)
         return
     note = how["note"]
     if opening.memory is not None:
@@ -137,16 +139,16 @@ def draw(
     elif opening.attention:
         from lumina_cli.core.sampling.editing.attention_maps import with_overlays
 
-        yield from with_overlays(draw_rows(rows, pipeline, out, **how | {"force": True}), pipeline)
+        yield from with_overlays(generate_rows(rows, pipeline, out, **how | {"force": True}), pipeline)
     else:
-        yield from draw_rows(rows, pipeline, out, **how)
+        yield from generate_rows(rows, pipeline, out, **how)
 
 
-def draw_again_opened(
+def replay(
     paths: Sequence[Path],
     model: str | None,
     out: Path,
-    opening: Opening,
+    opening: ModelOptions,
     changes: dict,
     format: str,
     note: Callable[[str], None],
@@ -155,7 +157,7 @@ def draw_again_opened(
 
     LoRAs and 8 bits are those of the opening or, where it has none, of the pictures; see `draw_again`.
     """
-    from lumina_cli.core.sampling.editing.replay import draw_again
+    from lumina_cli.core.sampling.editing.replay import replay_images
 
     def load(name: str, loras: tuple[str, ...], quantize: str | None) -> Pipeline:
         own = opening.quantize or (None if opening.memory else quantize)  # a budget takes no 8 bits
@@ -163,4 +165,4 @@ def draw_again_opened(
 
     if opening.init or opening.attention:
         raise UsageError("--from draws a picture as it was drawn: leave --init and --attention out")
-    yield from draw_again(paths, load, out, model, changes, format, note)
+    yield from replay_images(paths, load, out, model, changes, format, note)

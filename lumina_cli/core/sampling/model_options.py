@@ -7,7 +7,7 @@ from lumina_cli.core.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Opening:
+class ModelOptions:
     """What is done to a model before it draws.
 
     loras                  files, or "FILE:0.8", merged into its weights in this order
@@ -57,4 +57,4 @@ class Opening:
     @property
     def plain(self) -> bool:
         """Whether nothing is asked for."""
-        return self == Opening()
+        return self == ModelOptions()

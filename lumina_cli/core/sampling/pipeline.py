@@ -15,16 +15,16 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan, draw_noise
 from lumina_cli.core.images.sizes import Size, parse_size
 from lumina_cli.core.kernels.dispatch import choose_kernel
-from lumina_cli.core.models.folder import ModelFolder, PlanLike, default_plan, reading
-from lumina_cli.core.models.locate import Choice, choose_model
+from lumina_cli.core.models.folder import ModelFolder, PlanLike, default_plan, reading_errors
+from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.nextdit import NextDiT
 from lumina_cli.core.nextdit.convert import load_transformer
-from lumina_cli.core.sampling.batching import fitting
-from lumina_cli.core.sampling.latents import NotNumbers, draw_latents
+from lumina_cli.core.sampling.batching import fitting_batch
+from lumina_cli.core.sampling.latents import NonFiniteLatents, draw_latents
 from lumina_cli.core.sampling.output.metadata import Lora
-from lumina_cli.core.sampling.request import Job, Setup, Wish
-from lumina_cli.core.sampling.teacache.layer_cache import Cached, cache_for, fit_digest, needs_fit
-from lumina_cli.core.sampling.text_cache import Features
+from lumina_cli.core.sampling.request import Job, ResolvedRequest, SamplingRequest
+from lumina_cli.core.sampling.teacache.layer_cache import LayerCache, cache_for, fit_digest, needs_fit
+from lumina_cli.core.sampling.text_cache import TextCache
 
 __all__ = ["Job", "Pipeline", "PlanLike", "default_plan", "load_pipeline", "parse_size"]
 
@@ -50,11 +50,11 @@ class Pipeline(ModelFolder):
     note                     told, once each, lines on how pictures are drawn
     """
 
-    def __init__(self, choice: Choice, transformer: NextDiT, text: TextEncoder, vae: Autoencoder):
+    def __init__(self, choice: ModelChoice, transformer: NextDiT, text: TextEncoder, vae: Autoencoder):
         super().__init__(choice)
         self.transformer, self.text, self.vae = transformer, text, vae
-        self.features = Features(lambda texts: text.encode(texts))  # looked up late: parts come and go
-        self.cache: Cached | None = None
+        self.features = TextCache(lambda texts: text.encode(texts))  # looked up late: parts come and go
+        self.cache: LayerCache | None = None
         self.room: Budget | None = None
         self.base_weights = self.weights
         self.loras: tuple[Lora, ...] = ()
@@ -109,15 +109,15 @@ class Pipeline(ModelFolder):
         own. An empty prompt draws whatever the system prompt alone asks for; as a row of `draw_rows` it is an
         error.
         """
-        wish = Wish(seed, count, size, settings, preset, system, negative)
+        wish = SamplingRequest(seed, count, size, settings, preset, system, negative)
         setup, sides = wish.resolve(self), self.size_for(size)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         jobs = [Job(text, seed, number, negative) for text in prompts for number in range(count)]
-        batch = fitting(sides, self.longest_text, self.token_side)
+        batch = fitting_batch(sides, self.longest_text, self.token_side)
         groups = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
         return [picture for group in groups for picture in self.draw_setup(group, setup, sides)]
 
-    def read_ahead(self, jobs: Sequence[Job], setup: Setup) -> None:
+    def read_ahead(self, jobs: Sequence[Job], setup: ResolvedRequest) -> None:
         """Encode the texts of several batches at once, where the text encoder has to come back for each."""
         if self.in_turn:
             texts = [text for job in jobs for text in (setup.prompt(job), setup.negative(job))]
@@ -133,12 +133,12 @@ class Pipeline(ModelFolder):
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> list[Image.Image]:
         """Draw one batch: a picture for each job; see `draw_latents` for `on_step`."""
-        return self.draw_setup(jobs, Setup(plan or self.plan, system), size, on_step)
+        return self.draw_setup(jobs, ResolvedRequest(plan or self.plan, system), size, on_step)
 
     def draw_setup(
         self,
         jobs: Sequence[Job],
-        setup: Setup,
+        setup: ResolvedRequest,
         size: tuple[int, int] | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> list[Image.Image]:
@@ -160,13 +160,13 @@ class Pipeline(ModelFolder):
             latents = draw_latents(
                 self.transformer, noise.to(text.device), text, mask, *null, setup.plan, on_step, self.cache
             )  # fmt: skip
-        except NotNumbers as error:
-            raise LuminaError(what_broke(error, setup.plan, jobs[error.row])) from error
+        except NonFiniteLatents as error:
+            raise LuminaError(find_overflow(error, setup.plan, jobs[error.row])) from error
         if self.cache is not None:
             self.cache.drop()  # decoding takes the most memory
-        return to_pictures(self.vae.decode(latents))
+        return to_images(self.vae.decode(latents))
 
-    def _cache(self, plan: Plan) -> Cached | None:
+    def _cache(self, plan: Plan) -> LayerCache | None:
         """The cache of a plan; its fit was made for the weights as they are in the folder."""
         if needs_fit(plan) and self.weights != self.base_weights:
             what = " and ".join([*(["LoRAs"] if self.loras else []), *filter(None, [self.quantize])])
@@ -177,7 +177,7 @@ class Pipeline(ModelFolder):
         return cache_for(plan, self.folder, self.base_weights)
 
 
-def what_broke(error: NotNumbers, plan: Plan, job: Job) -> str:
+def find_overflow(error: NonFiniteLatents, plan: Plan, job: Job) -> str:
     """Say, in one line, at which call of a plan a picture stopped being numbers."""
     calls = plan.calls()
     step = calls[error.call - 1].step + 1
@@ -188,7 +188,7 @@ def what_broke(error: NotNumbers, plan: Plan, job: Job) -> str:
 
 
 def load_pipeline(
-    name: str | Path | Choice = "auto",
+    name: str | Path | ModelChoice = "auto",
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Pipeline:
@@ -199,14 +199,14 @@ def load_pipeline(
     whatever is drawn beside it, to one level of 255. In bfloat16 it starts from the same noise, but what is
     drawn beside it changes how sums are rounded, and so details; a batch of one depends on its prompt alone.
     """
-    choice = name if isinstance(name, Choice) else choose_model(name)
+    choice = name if isinstance(name, ModelChoice) else choose_model(name)
     folder, device = choice.folder, pick_device(device)
     dtype = dtype or usual_dtype(folder, device)
-    with reading(folder / "transformer"):
+    with reading_errors(folder / "transformer"):
         transformer = load_transformer(folder / "transformer", dtype=dtype, device=device).eval()
-    with reading(folder / "text_encoder"):
+    with reading_errors(folder / "text_encoder"):
         text = TextEncoder(folder, device, dtype, min(MAX_TOKENS, transformer.config.max_text_tokens))
-    with reading(folder / "vae"):
+    with reading_errors(folder / "vae"):
         vae = Autoencoder(folder, device, vae_dtype(dtype))
     return Pipeline(choice, transformer, text, vae)
 
@@ -217,7 +217,7 @@ def usual_dtype(folder: Path, device: torch.device) -> torch.dtype:
     return torch.float32 if size < SMALL_BYTES else compute_dtype(device)
 
 
-def to_pictures(pixels: Tensor) -> list[Image.Image]:
+def to_images(pixels: Tensor) -> list[Image.Image]:
     """Return 8-bit RGB pictures of pixels (B, 3, H, W) in [-1, 1]."""
     levels = ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
     return [Image.fromarray(picture.numpy()) for picture in levels.permute(0, 2, 3, 1).cpu()]

@@ -27,7 +27,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Wish:
+class SamplingRequest:
     """What is asked for all rows.
 
     seed, size, negative   of the rows that name none of their own
@@ -59,16 +59,16 @@ class Wish:
         full_prompt("", self.system)
         check_at_least(1, count=self.count)
 
-    def resolve(self, model: ModelFolder) -> "Setup":
+    def resolve(self, model: ModelFolder) -> "ResolvedRequest":
         """Return what the wish comes to with this model."""
         with_system = self.negative_system
         if with_system is None:
             with_system = True if self.preset is None else find_preset(self.preset).negative_system
-        return Setup(model.plan_for(self.plan, self.preset), self.system, with_system)
+        return ResolvedRequest(model.plan_for(self.plan, self.preset), self.system, with_system)
 
 
 @dataclass(frozen=True)
-class Setup:
+class ResolvedRequest:
     """What decides a picture beside its job, its size and the weights.
 
     negative_system   whether the system prompt also stands before a negative prompt that is not empty
@@ -87,7 +87,7 @@ class Setup:
         return full_negative(job.negative, self.system, self.negative_system)
 
 
-def checked(rows: Iterable[dict]) -> Iterator[dict]:
+def checked_rows(rows: Iterable[dict]) -> Iterator[dict]:
     """Yield rows as they are; LuminaError at the first that no model can draw."""
     for number, row in enumerate(rows, start=1):
         check_prompt(row, f"row {number}")

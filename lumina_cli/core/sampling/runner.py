@@ -9,11 +9,17 @@ from typing import TYPE_CHECKING
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.sizes import ratio_of
 from lumina_cli.core.models.folder import ModelFolder
-from lumina_cli.core.models.locate import Choice, choose_model
+from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.sampling.batching import Split, in_batches, in_windows, own_device
 from lumina_cli.core.sampling.output.filenames import FileNames
-from lumina_cli.core.sampling.output.metadata import Origin
-from lumina_cli.core.sampling.request import Job, Setup, Wish, check_at_least, checked
+from lumina_cli.core.sampling.output.metadata import GenerationRecord
+from lumina_cli.core.sampling.request import (
+    Job,
+    ResolvedRequest,
+    SamplingRequest,
+    check_at_least,
+    checked_rows,
+)
 
 if TYPE_CHECKING:  # a wrong word on the command line need not wait for a pipeline's imports
     from lumina_cli.core.sampling.pipeline import Pipeline
@@ -24,11 +30,11 @@ OF_A_PICTURE = ("resumed", "truncated", "negative_truncated", "cached", "model_r
 
 ALL = Split()
 Note = Callable[[str], None]
-Progress = Callable[[float, int], None]
+ProgressCallback = Callable[[float, int], None]
 
 
 @dataclass(frozen=True)
-class Task:
+class ImageTask:
     """One picture of a run: the `place`-th, for the row `index`, in the file `path`, which may be there."""
 
     place: int
@@ -37,14 +43,14 @@ class Task:
     job: Job
     size: tuple[int, int]
     tokens: int  # of the prompt with its system prompt
-    origin: Origin
+    origin: GenerationRecord
     path: Path
     drawn: bool
 
 
-def draw_rows(
+def generate_rows(
     rows: Iterable[dict],
-    model: "str | Path | Choice | Pipeline" = "auto",
+    model: "str | Path | ModelChoice | Pipeline" = "auto",
     out: str | Path = "pictures",
     *,
     batch: int | None = None,
@@ -52,7 +58,7 @@ def draw_rows(
     split: Split = ALL,
     force: bool = False,
     note: Note | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     **wishes,
 ) -> Iterator[dict]:
     """Yield each row `count` times, in order, with its "image" (a path) and how it was drawn added.
@@ -75,26 +81,28 @@ def draw_rows(
     name (other model, weights, plan, size, prompts) the new one gets "-2". A prompt that is not read to its
     end adds "truncated", the number of tokens left out.
     """
-    wish, note = Wish(**wishes), note or (lambda line: None)
+    wish, note = SamplingRequest(**wishes), note or (lambda line: None)
     wish.check()
-    rows = begin(rows, out, format, batch)
+    rows = start_generation(rows, out, format, batch)
     if rows is None:
         return
     pipeline = _load(model, note)
     setup = wish.resolve(pipeline)
     names = FileNames(Path(out), format, wish.count)
     tasks = find_tasks(rows, wish, setup, pipeline, names, split, note)
-    drawing = Drawing(pipeline, setup, names, progress)
+    drawing = RowGenerator(pipeline, setup, names, progress)
     for window in in_windows(tasks, batch, pipeline.token_side):
         yield from drawing.rows(window, batch, force, note)
 
 
-def begin(rows: Iterable[dict], out: str | Path, format: str, batch: int | None) -> Iterator[dict] | None:
+def start_generation(
+    rows: Iterable[dict], out: str | Path, format: str, batch: int | None
+) -> Iterator[dict] | None:
     """Check what a run is given, read its first row, then make its folder; return the rows, if any."""
     check_at_least(1, batch=batch)
     if format not in SUFFIXES:
         raise UsageError(f"unknown picture format {format!r}; choose from {', '.join(SUFFIXES)}")
-    first = list(islice(rows := checked(rows), 1))
+    first = list(islice(rows := checked_rows(rows), 1))
     if not first:
         return None
     _make_folder(Path(out))
@@ -103,14 +111,14 @@ def begin(rows: Iterable[dict], out: str | Path, format: str, batch: int | None)
 
 def find_tasks(
     rows: Iterable[dict],
-    wish: Wish,
-    setup: Setup,
+    wish: SamplingRequest,
+    setup: ResolvedRequest,
     model: "Pipeline",
     names: FileNames,
     split: Split,
     note: Note,
     start: int = 0,
-) -> Iterator[Task]:
+) -> Iterator[ImageTask]:
     """Yield a task for every picture of this share, in the order of the rows; the first is row `start`.
 
     The other shares' pictures are named, too, so that each name is the one that it would be in one run.
@@ -125,18 +133,20 @@ def find_tasks(
         tokens = model.text.tokens.count([setup.prompt(Job(row["prompt"]))])[0] if split.has(index) else 0
         for number in range(wish.count):
             job = Job(row["prompt"], seed, number, negative)
-            origin = Origin(
+            origin = GenerationRecord(
                 job.prompt, job.seed, number, model.name, size, setup.system, setup.plan,
                 weights, job.negative, bool(job.negative) and setup.negative_system,
                 getattr(model, "edit_settings", None), model.loras, model.quantize,
             )  # fmt: skip
             path, drawn = names.of(index, row, origin)
             if split.has(index):
-                yield Task(place, index, row, job, size, min(tokens, model.longest_text), origin, path, drawn)
+                yield ImageTask(
+                    place, index, row, job, size, min(tokens, model.longest_text), origin, path, drawn
+                )
             place += 1
 
 
-def size_of(row: dict, wish: Wish, model: ModelFolder, known: dict, note: Note) -> tuple[int, int]:
+def size_of(row: dict, wish: SamplingRequest, model: ModelFolder, known: dict, note: Note) -> tuple[int, int]:
     """Return the size of a row's pictures; a ratio becomes a size of training, which `note` is told once."""
     asked = row.get("size") or wish.size
     asked = tuple(asked) if isinstance(asked, list) else asked
@@ -147,18 +157,22 @@ def size_of(row: dict, wish: Wish, model: ModelFolder, known: dict, note: Note) 
     return known[asked]
 
 
-class Drawing:
+class RowGenerator:
     """Draws tasks batch by batch, writes each picture at once, and gives their rows back in order."""
 
     def __init__(
-        self, pipeline: "Pipeline", setup: Setup, names: FileNames, progress: Progress | None = None
+        self,
+        pipeline: "Pipeline",
+        setup: ResolvedRequest,
+        names: FileNames,
+        progress: ProgressCallback | None = None,
     ):
         self.pipeline, self.setup, self.names = pipeline, setup, names
         self.progress = progress or (lambda done, there: None)
         self.done = self.there = 0
         self.saved: dict[int, dict] = {}  # where a picture is, and what the cache left out, by place
 
-    def rows(self, window: list[Task], batch: int | None, force: bool, note: Note) -> Iterator[dict]:
+    def rows(self, window: list[ImageTask], batch: int | None, force: bool, note: Note) -> Iterator[dict]:
         """Yield the row of every task in a window, drawing what is not there yet."""
         missing = [task for task in window if force or not task.drawn]
         self.there += len(window) - len(missing)
@@ -173,7 +187,7 @@ class Drawing:
                 waiting -= {one.place for one in group}
             yield self.row(task, task.drawn and not force, note)
 
-    def draw(self, group: list[Task]) -> None:
+    def draw(self, group: list[ImageTask]) -> None:
         """Draw one batch and write its pictures."""
         steps = self.setup.plan.steps
 
@@ -189,7 +203,7 @@ class Drawing:
             self.saved[task.place] = {"image": str(path)} | cached
         self.done += len(group)
 
-    def row(self, task: Task, resumed: bool, note: Note) -> dict:
+    def row(self, task: ImageTask, resumed: bool, note: Note) -> dict:
         """Return the row of a picture that is there."""
         job, name = task.job, f"row {task.index + 1}"
         added = {"image": str(task.path), "seed": job.seed, "number": job.number, "model": self.pipeline.name}
@@ -211,12 +225,12 @@ class Drawing:
         return kept | added | ({"resumed": True} if resumed else {})
 
 
-def _load(model: "str | Path | Choice | Pipeline", note: Note) -> "Pipeline":
+def _load(model: "str | Path | ModelChoice | Pipeline", note: Note) -> "Pipeline":
     from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline
 
     if isinstance(model, Pipeline):
         return model
-    choice = model if isinstance(model, Choice) else choose_model(model)
+    choice = model if isinstance(model, ModelChoice) else choose_model(model)
     if choice.reason:
         note(choice.reason)
     return load_pipeline(choice, own_device())

@@ -12,7 +12,7 @@ KEPT = 256  # strings; one of 256 tokens takes 1.2 MB in the 2.6B model
 Encode = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 
 
-class Features:
+class TextCache:
     """What `encode` makes of strings, the last KEPT of them kept.
 
     Each string is encoded alone: so its features depend on nothing else, not even in their last bit.

@@ -12,9 +12,9 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import code_of, dump_row, parse_row
+from lumina_cli.core.io.jsonl import dump_row, get_error_code, parse_row
 from lumina_cli.core.shards import manifest
-from lumina_cli.core.shards.changed_files import check_files
+from lumina_cli.core.shards.changed_files import check_changed_files
 from lumina_cli.core.shards.journal import Journal
 from lumina_cli.core.shards.reader import open_shards
 from lumina_cli.core.shards.writer import digests, with_files
@@ -23,7 +23,7 @@ REJECTS = "rejects.jsonl"
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownRows:
     """What of the rows a finished folder has: two digests (`digests`) of each shard that stays, and the rest.
 
     `rest` are the groups of rows that are to be written, from shard len(shards) on; None: there are none.
@@ -33,13 +33,13 @@ class Known:
     rest: Iterator[list[dict]] | None
 
 
-def compare(groups: Iterator[list[dict]], totals: dict, journal: Journal) -> Known:
+def compare_inputs(groups: Iterator[list[dict]], totals: dict, journal: Journal) -> KnownRows:
     """Read as many rows as the folder was made from; UsageError where they are not these, in this order.
 
     UsageError, too, where a file of theirs has changed since. LuminaError where the folder is not whole.
     `groups` are the rows of one shard each, `totals` what shards.json says.
     """
-    per_shard, left = totals["settings"]["per_shard"], rows_in(totals)
+    per_shard, left = totals["settings"]["per_shard"], count_rows(totals)
     said, shards, longer, changed = hashlib.sha256(), [], None, None
     open_shards(journal.dest)
     rejects, encode = _rejects(journal, totals), totals["settings"]["encode"]
@@ -61,24 +61,24 @@ def compare(groups: Iterator[list[dict]], totals: dict, journal: Journal) -> Kno
     if changed:
         raise changed
     longer = longer or next(groups, None)
-    return Known(shards, None if longer is None else chain([longer], groups))
+    return KnownRows(shards, None if longer is None else chain([longer], groups))
 
 
 def _change(dest: str, *shard: Any) -> UsageError | None:
     """Return the error of `check_files`: it is told where all rows are the same, and not before."""
     try:
-        check_files(dest, *shard)
+        check_changed_files(dest, *shard)
     except UsageError as error:
         return error
     return None
 
 
-def rows_in(totals: dict) -> int:
+def count_rows(totals: dict) -> int:
     """Return how many rows a folder was made from, without those that were left out before they came here."""
     return totals["rows"] - totals.get("upstream", [0])[0]
 
 
-def reopen(journal: Journal, totals: dict, shards: list[list[str]]) -> list[dict]:
+def reopen_shard(journal: Journal, totals: dict, shards: list[list[str]]) -> list[dict]:
     """Make a finished folder one that goes on behind its first shards; return their notes, with "kept"."""
     tars = {name: numbers for name, *numbers in totals["tars"]}
     rejects = _rejects(journal, totals)
@@ -103,7 +103,7 @@ def _rejects(journal: Journal, totals: dict) -> dict[int, list[dict]]:
     if len(rows) != totals["rejects"]:
         raise LuminaError(f"{place} is not the one that was written; --force writes all anew")
     for row in rows:
-        if row["row"] < rows_in(totals):
+        if row["row"] < count_rows(totals):
             found.setdefault(row["row"] // totals["settings"]["per_shard"], []).append(row)
     return found
 
@@ -113,11 +113,13 @@ def upstream_rejects(left_out: list[dict], first: int) -> list[dict]:
     rejects = []
     for number, row in enumerate(left_out, start=first):
         named = {"row": number, "key": row.get("key"), "image": row.get("image")}
-        rejects.append(named | {"code": code_of(row), "reason": str(row.get("reason")), "upstream": True})
+        rejects.append(
+            named | {"code": get_error_code(row), "reason": str(row.get("reason")), "upstream": True}
+        )
     return rejects
 
 
-def digest_of(left_out: list[dict]) -> list:
+def rows_digest(left_out: list[dict]) -> list:
     """Return [how many, a digest] of rows that were left out before; [0] where there are none."""
     text = "".join(dump_row(row) + "\n" for row in upstream_rejects(left_out, 0))
     return [len(left_out), hashlib.sha256(text.encode()).hexdigest()[:16]] if left_out else [0]

@@ -11,14 +11,14 @@ import os
 from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.images.ingest import examine
+from lumina_cli.core.images.ingest import ingest
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.reader import TOTALS, read_image_bytes, read_index
 
 _OF_ROWS = ("captions", "bad_caption", "bad_row", "no_image")  # rejects for what a row says, not its picture
 
 
-def check_files(
+def check_changed_files(
     dest: str,
     number: int,
     first: int,
@@ -82,7 +82,7 @@ def _digest(path: str, encode: str | None, full: bool = False) -> str | None:
     """
     try:
         data = read_image_bytes(path)
-        data = examine(data, path, full, encode).data if full or encode else data
+        data = ingest(data, path, full, encode).data if full or encode else data
     except LuminaError:
         return None
     return hashlib.sha256(data).hexdigest()

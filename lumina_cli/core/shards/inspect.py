@@ -28,7 +28,7 @@ from lumina_cli.core.shards.overlays.verify import verify_overlays
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.shards.reader import (
     ShardReader,
-    index_of,
+    index_path,
     open_shards,
     read_entry,
     read_image_bytes,
@@ -37,21 +37,21 @@ from lumina_cli.core.shards.reader import (
     read_totals,
 )
 from lumina_cli.core.shards.selection import base_of, is_selection, selected_entries, selected_keys
-from lumina_cli.core.shards.tar import TarImage, find_tars, read_span, safe_key
+from lumina_cli.core.shards.tar import TarImage, find_tars, read_span, sanitize_key
 
 __all__ = [
     "ShardReader",
     "TarImage",
     "describe_shards",
     "find_tars",
-    "index_of",
+    "index_path",
     "open_shards",
     "read_entry",
     "read_image_bytes",
     "read_index",
     "read_shards",
     "read_totals",
-    "safe_key",
+    "sanitize_key",
     "verify_shards",
     "write_shards",
 ]
@@ -66,12 +66,12 @@ def describe_shards(path: str | Path) -> Iterator[dict]:
     for tar in tars:
         entries = read_index(tar)
         sizes = sorted((entry["width"], entry["height"]) for entry in entries if entry.get("width"))
-        row = {"shard": tar, "samples": len(entries), "bytes": filesystem.size_of(tar)}
+        row = {"shard": tar, "samples": len(entries), "bytes": filesystem.file_size(tar)}
         if chosen is not None:
-            row["selected"] = len(chosen[filesystem.name_of(tar)])
+            row["selected"] = len(chosen[filesystem.basename(tar)])
         if sizes:
             row |= {"smallest": "x".join(map(str, sizes[0])), "largest": "x".join(map(str, sizes[-1]))}
-        yield row | {"index": filesystem.is_file(index_of(tar))}
+        yield row | {"index": filesystem.is_file(index_path(tar))}
 
 
 def _tars_of(path: str | Path) -> tuple[list[str], dict[str, frozenset[str]] | None]:
@@ -79,7 +79,7 @@ def _tars_of(path: str | Path) -> tuple[list[str], dict[str, frozenset[str]] | N
     if not is_selection(path):
         return open_shards(path), None
     chosen = selected_keys(path) or {}
-    return [tar for tar in open_shards(base_of(path)) if filesystem.name_of(tar) in chosen], chosen
+    return [tar for tar in open_shards(base_of(path)) if filesystem.basename(tar) in chosen], chosen
 
 
 def verify_shards(path: str | Path) -> Iterator[dict]:
@@ -90,21 +90,21 @@ def verify_shards(path: str | Path) -> Iterator[dict]:
     selection the shards that it needs are compared so, and at last whether they hold what it selected.
     """
     tars, chosen = _tars_of(path)
-    folder = filesystem.text_of(path) if chosen is None else base_of(path)
-    totals = (read_totals(folder) if filesystem.is_folder(folder) else None) or {}
+    folder = filesystem.to_text(path) if chosen is None else base_of(path)
+    totals = (read_totals(folder) if filesystem.is_dir(folder) else None) or {}
     wanted = {name: digest for name, _, _, digest, _ in totals.get("tars", ())}
     for tar in tars:
         samples, problem = 0, None
         try:
-            for _ in _verified(tar, wanted.get(filesystem.name_of(tar))):
+            for _ in _verified(tar, wanted.get(filesystem.basename(tar))):
                 samples += 1
         except LuminaError as error:
             problem = str(error)
         yield {"shard": tar, "samples": samples, "ok": problem is None, "problem": problem}
-    if filesystem.is_folder(folder):
+    if filesystem.is_dir(folder):
         yield from verify_overlays(folder, tars)
     if chosen is not None:
-        yield _verified_selection(filesystem.text_of(path), sum(map(len, chosen.values())))
+        yield _verified_selection(filesystem.to_text(path), sum(map(len, chosen.values())))
 
 
 def _verified_selection(path: str, samples: int) -> dict:
@@ -118,7 +118,7 @@ def _verified_selection(path: str, samples: int) -> dict:
 
 
 def _verified(tar: str, digest: str | None) -> Iterator[dict]:
-    place = index_of(tar)
+    place = index_path(tar)
     if not filesystem.is_file(place):
         raise LuminaError(f"{tar} has no index, so nothing to compare with")
     if digest and hashlib.sha256(filesystem.read_file(place)).hexdigest() != digest:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import parse_row
-from lumina_cli.core.shards.reader import TOTALS, index_of, is_ours, read_totals
+from lumina_cli.core.shards.reader import TOTALS, index_path, is_own_file, read_totals
 
 _SETTINGS = "settings.json"
 VERSION = 1  # of what is written; another one never goes on with a folder
@@ -29,7 +29,7 @@ class Journal:
 
     def clear(self) -> None:
         """Remove all shards of the folder, what makes it look finished first."""
-        ours = [name for name in filesystem.listing(self.dest) if is_ours(name)]
+        ours = [name for name in filesystem.list_sizes(self.dest) if is_own_file(name)]
         filesystem.remove(self.dest, [TOTALS] if TOTALS in ours else [])
         self.remove()
         filesystem.remove(self.dest, [name for name in ours if name != TOTALS])
@@ -51,12 +51,12 @@ class Journal:
                 if known.get(name) != settings.get(name):
                     was, asked = known.get(name), settings.get(name)
                     raise self.taken(f"holds an unfinished run with {name} {was}, not {asked}")
-        elif any(is_ours(name) for name in filesystem.listing(self.dest)):
+        elif any(is_own_file(name) for name in filesystem.list_sizes(self.dest)):
             raise self.taken("already holds shards of an unfinished run")
         else:
             self._write_settings(settings)
-        filesystem.clean_up(self.dest)
-        filesystem.clean_up(self.folder)
+        filesystem.remove_partial(self.dest)
+        filesystem.remove_partial(self.folder)
         return None
 
     def settle(self, settings: dict) -> None:
@@ -74,7 +74,9 @@ class Journal:
 
     def numbers(self) -> list[int]:
         """Return the shards that are whole, in order."""
-        names = (name.removesuffix(".json") for name in filesystem.listing(self.folder) if name != _SETTINGS)
+        names = (
+            name.removesuffix(".json") for name in filesystem.list_sizes(self.folder) if name != _SETTINGS
+        )
         return sorted(int(name) for name in names if name.isdecimal())
 
     def read(self, number: int) -> dict:
@@ -83,8 +85,8 @@ class Journal:
         try:
             note = parse_row(filesystem.read_file(place).decode(errors="replace").strip(), place)
             tar = filesystem.join(self.dest, f"{number:06d}.tar")
-            sizes = {tar: note["bytes"], index_of(tar): note["index"][1]} if note["samples"] else {}
-            whole = all(filesystem.size_of(name) == size for name, size in sizes.items())
+            sizes = {tar: note["bytes"], index_path(tar): note["index"][1]} if note["samples"] else {}
+            whole = all(filesystem.file_size(name) == size for name, size in sizes.items())
         except (LuminaError, OSError, LookupError, TypeError):  # a power cut, or somebody removed something
             return {}
         return note if whole else {}
@@ -101,10 +103,10 @@ class Journal:
 
     def remove(self) -> None:
         """Remove the journal, its settings last."""
-        names = [name for name in filesystem.listing(self.folder) if name != _SETTINGS]
-        filesystem.remove(self.folder, [*names, _SETTINGS] if filesystem.listing(self.folder) else [])
-        filesystem.remove_folder(self.folder)
-        filesystem.clean_up(self.dest)
+        names = [name for name in filesystem.list_sizes(self.folder) if name != _SETTINGS]
+        filesystem.remove(self.folder, [*names, _SETTINGS] if filesystem.list_sizes(self.folder) else [])
+        filesystem.remove_dir(self.folder)
+        filesystem.remove_partial(self.dest)
 
 
 def check_number(number: int) -> None:

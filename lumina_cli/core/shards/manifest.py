@@ -19,8 +19,8 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import disk_errors
 from lumina_cli.core.io.jsonl import chunked
-from lumina_cli.core.io.process_pool import in_order
-from lumina_cli.core.shards.reader import index_of
+from lumina_cli.core.io.process_pool import map_in_order
+from lumina_cli.core.shards.reader import index_path
 
 NAME = "manifest.parquet"
 GROUP = 1 << 16  # samples that are compressed together
@@ -95,7 +95,9 @@ def write_manifest(place: str, tars: Sequence[str], scores: Sequence[str], worke
     """
     jobs = [(tar, tuple(sorted(scores))) for tar in tars]
     many = workers > 1 and len(jobs) > MANY
-    return write_parts(place, in_order(_part, jobs, workers) if many else map(_part, jobs), schema(scores))
+    return write_parts(
+        place, map_in_order(_part, jobs, workers) if many else map(_part, jobs), schema(scores)
+    )
 
 
 def _part(job: tuple[str, tuple[str, ...]]) -> Any:
@@ -103,8 +105,8 @@ def _part(job: tuple[str, tuple[str, ...]]) -> Any:
     import pyarrow as pa
 
     tar, scores = job
-    entries = [json.loads(line) for line in filesystem.read_file(index_of(tar)).splitlines()]
-    return pa.table(columns_of(filesystem.name_of(tar), entries, scores), schema=schema(scores))
+    entries = [json.loads(line) for line in filesystem.read_file(index_path(tar)).splitlines()]
+    return pa.table(columns_of(filesystem.basename(tar), entries, scores), schema=schema(scores))
 
 
 def write_table(place: str, rows: Iterable[dict], columns: Any) -> int:

@@ -9,26 +9,26 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from lumina_cli.core.errors import LuminaError, TooManyBad, UsageError
+from lumina_cli.core.errors import LuminaError, TooManyRejects, UsageError
 from lumina_cli.core.images.ingest import ENCODINGS
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import written_alone
 from lumina_cli.core.io.jsonl import chunked, dump_row
-from lumina_cli.core.io.process_pool import in_order
+from lumina_cli.core.io.process_pool import map_in_order
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.append import (
     REJECTS,
-    Known,
-    compare,
-    digest_of,
-    reopen,
-    rows_in,
+    KnownRows,
+    compare_inputs,
+    count_rows,
+    reopen_shard,
+    rows_digest,
     upstream_rejects,
 )
 from lumina_cli.core.shards.journal import VERSION, Journal, check_number
-from lumina_cli.core.shards.overlays.reader import overlay_names
+from lumina_cli.core.shards.overlays.reader import list_overlays
 from lumina_cli.core.shards.reader import SELECTED, TOTALS, dump_totals
-from lumina_cli.core.shards.writer import Count, Job, Making, run_job
+from lumina_cli.core.shards.writer import Count, ShardJob, ShardSettings, run_job
 
 CHECKS = ("quick", "full")
 
@@ -64,10 +64,10 @@ def write_shards(
     webp, jpg or avif; `count` gives the tokens of texts for the index. `upstream` are rows {key, image,
     reason} that were left out before they came here: they are rejects, too.
     """
-    dest = _checked(filesystem.text_of(dest), per_shard, workers, check, encode)
+    dest = _checked(filesystem.to_text(dest), per_shard, workers, check, encode)
     settings = {"version": VERSION, "per_shard": per_shard, "check": check, "encode": encode}
     settings |= {"tokenizer": getattr(count, "digest", None), "source": source}
-    filesystem.make_folder(dest)
+    filesystem.make_dir(dest)
     with written_alone(dest):
         journal, left_out = Journal(dest), list(upstream)
         if force:
@@ -75,15 +75,15 @@ def write_shards(
         groups, kept = chunked(rows, per_shard), []
         finished = journal.begin(settings)
         if finished is not None:
-            known = compare(groups, finished, journal)
-            if known.rest is None and finished.get("upstream", [0]) == digest_of(left_out):
+            known = compare_inputs(groups, finished, journal)
+            if known.rest is None and finished.get("upstream", [0]) == rows_digest(left_out):
                 yield from _there(finished, journal)
             else:
-                _tell_growth(finished, known, dest, tell)
-                kept, finished = reopen(journal, finished, known.shards), None
+                _report_growth(finished, known, dest, tell)
+                kept, finished = reopen_shard(journal, finished, known.shards), None
                 groups = known.rest or iter(())
         if finished is None:
-            making = Making(check == "full", encode, count, source)
+            making = ShardSettings(check == "full", encode, count, source)
             jobs = _jobs(groups, making, journal, per_shard, len(kept))
             notes = _watched(chain(kept, _run(jobs, workers)), journal)
             finished = yield from _finish(notes, journal, settings, workers, left_out)
@@ -91,16 +91,16 @@ def write_shards(
     if bad > max_bad_rate * (bad + samples):
         where = filesystem.join(dest, REJECTS)
         share = f"{bad} of {bad + samples} pictures cannot be used"
-        raise TooManyBad(f"{share}, more than --max-bad-rate allows; {where} says why")
+        raise TooManyRejects(f"{share}, more than --max-bad-rate allows; {where} says why")
 
 
-def _tell_growth(finished: dict, known: Known, dest: str, tell: Callable[[str], None]) -> None:
+def _report_growth(finished: dict, known: KnownRows, dest: str, tell: Callable[[str], None]) -> None:
     if known.rest is None:
         return
-    kept, count = len(known.shards), rows_in(finished)
+    kept, count = len(known.shards), count_rows(finished)
     line = f"{dest} grows: its {count} rows are the first of these; shards kept: {kept}"
     line += ", the last one is written anew" if count > kept * finished["settings"]["per_shard"] else ""
-    tell(line + ("; its overlays are to be made again" if overlay_names(dest) else ""))
+    tell(line + ("; its overlays are to be made again" if list_overlays(dest) else ""))
 
 
 def _checked(dest: str, per_shard: int, workers: int, check: str, encode: str | None) -> str:
@@ -117,25 +117,25 @@ def _checked(dest: str, per_shard: int, workers: int, check: str, encode: str | 
 
 
 def _jobs(
-    groups: Iterator[list[dict]], making: Making, journal: Journal, per_shard: int, start: int
-) -> Iterator[Job]:
+    groups: Iterator[list[dict]], making: ShardSettings, journal: Journal, per_shard: int, start: int
+) -> Iterator[ShardJob]:
     """Yield the jobs of shards from number `start` on."""
     done, first, number = set(journal.numbers()), start * per_shard, start - 1
     for number, group in enumerate(groups, start=start):
         check_number(number)
-        yield Job(journal.dest, number, first, group, making, number in done)
+        yield ShardJob(journal.dest, number, first, group, making, number in done)
         first += len(group)
     if any(beyond > number for beyond in done):
         raise journal.taken("holds an unfinished run over more rows")
 
 
-def _run(jobs: Iterator[Job], workers: int) -> Iterator[dict]:
+def _run(jobs: Iterator[ShardJob], workers: int) -> Iterator[dict]:
     """Yield the notes of jobs in order; a single shard is not worth another process."""
     if workers < 2:
         return map(run_job, jobs)
     ahead = list(islice(jobs, 2))
     jobs = chain(ahead, jobs)
-    return map(run_job, jobs) if len(ahead) < 2 else in_order(run_job, jobs, workers)
+    return map(run_job, jobs) if len(ahead) < 2 else map_in_order(run_job, jobs, workers)
 
 
 def _watched(notes: Iterator[dict], journal: Journal) -> Iterator[dict]:
@@ -172,7 +172,7 @@ def _finish(
     before = upstream_rejects(left_out, totals["rows"])
     if before:
         totals |= {name: totals[name] + len(before) for name in ("rows", "rejects")}
-        totals["upstream"] = digest_of(left_out)
+        totals["upstream"] = rows_digest(left_out)
     if totals["rejects"]:
         lines = "".join(dump_row(row) + "\n" for row in chain(journal.rejects(numbers), before))
         filesystem.write_file(filesystem.join(dest, REJECTS), lines.encode())

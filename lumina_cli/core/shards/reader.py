@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.io import BadPicture
+from lumina_cli.core.images.io import InvalidImage
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import parse_row
-from lumina_cli.core.shards.overlays.reader import Add, join_of
-from lumina_cli.core.shards.tar import TRUTH, Refused, TarImage, find_tars, read_span, scan
+from lumina_cli.core.shards.overlays.reader import Add, open_joiner
+from lumina_cli.core.shards.tar import TRUTH, RejectedImage, TarImage, find_tars, read_span, scan
 
 TOTALS = "shards.json"
 SELECTED = "select.json"  # of a selection (selection.py), which holds no shards
@@ -25,12 +25,12 @@ _READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) 
 _WEB = ("http", "https", "ftp")  # not fetched for a row's sake: img2dataset does that
 
 
-def index_of(tar: str | Path) -> str:
+def index_path(tar: str | Path) -> str:
     """Return the place of the index beside a tar."""
-    return filesystem.text_of(tar).removesuffix(".tar") + ".index.jsonl"
+    return filesystem.to_text(tar).removesuffix(".tar") + ".index.jsonl"
 
 
-def is_ours(name: str) -> bool:
+def is_own_file(name: str) -> bool:
     """Whether a file of this name, in a folder of shards, is one that `write_shards` wrote."""
     stem = name.removesuffix(".tar").removesuffix(".index.jsonl")
     numbered = name != stem and stem.isascii() and stem.isdecimal() and len(stem) >= 6
@@ -47,25 +47,25 @@ def read_totals(folder: str | Path) -> dict | None:
 
 def open_shards(path: str | Path) -> list[str]:
     """Return the tars that `path` stands for, in order; LuminaError where a folder of ours is not whole."""
-    folder = filesystem.text_of(path)
-    if folder.endswith(".tar") and not filesystem.is_folder(folder):
+    folder = filesystem.to_text(path)
+    if folder.endswith(".tar") and not filesystem.is_dir(folder):
         return find_tars(folder)
-    sizes, totals = filesystem.listing(folder), read_totals(folder)
+    sizes, totals = filesystem.list_sizes(folder), read_totals(folder)
     if totals is None:
-        if any(is_ours(name) and name.endswith(".index.jsonl") for name in sizes):
+        if any(is_own_file(name) and name.endswith(".index.jsonl") for name in sizes):
             raise LuminaError(
                 f"{folder} is unfinished: `lumina shard SOURCE {folder}` with the same SOURCE goes on with it"
             )
         if SELECTED in sizes:
             raise LuminaError(f"{folder} is a selection and holds no shards; its {SELECTED} says of which")
         return find_tars(folder)
-    ours = [name for name in sizes if name.endswith(".tar") and is_ours(name)]
+    ours = [name for name in sizes if name.endswith(".tar") and is_own_file(name)]
     anew = f"`lumina shard SOURCE {folder} --force` writes it anew"
     if len(ours) != totals.get("shards"):
         found = f"{len(ours)} shards, but its {TOTALS} says {totals.get('shards')}"
         raise LuminaError(f"{folder} holds {found}; {anew}")
     for name, _, size, _, index_size in totals.get("tars", ()):
-        index = index_of(name)
+        index = index_path(name)
         for part, wanted in ((name, size), (index, index_size)):
             if sizes.get(part) != wanted and (part != index or part in sizes):  # without index it is scanned
                 raise LuminaError(f"{folder}/{part} has {sizes.get(part, 0)} bytes, not {wanted}; {anew}")
@@ -82,7 +82,9 @@ class ShardReader:
 
     def __init__(self, path: str | Path):
         self.tars = open_shards(path)
-        self.ends = list(accumulate(len(_cached_index(tar, filesystem.version_of(tar))) for tar in self.tars))
+        self.ends = list(
+            accumulate(len(_cached_index(tar, filesystem.file_version(tar))) for tar in self.tars)
+        )
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -102,7 +104,7 @@ class ShardReader:
         which = bisect_right(self.ends, number)
         tar = self.tars[which]
         before = self.ends[which - 1] if which else 0
-        return tar, _cached_index(tar, filesystem.version_of(tar))[number - before]
+        return tar, _cached_index(tar, filesystem.file_version(tar))[number - before]
 
 
 @lru_cache(maxsize=64)
@@ -116,7 +118,7 @@ def read_shards(path: str | Path, lenient: bool = False) -> Iterator[dict]:
     Rows have what overlays add to them; "SHARDS?overlay=NAME@VERSION" names which (overlays/reader.py).
     With `lenient` what is broken becomes a row whose "image" is Refused, in place of an error.
     """
-    path, joiner = join_of(path)
+    path, joiner = open_joiner(path)
     for tar in open_shards(path):
         add = joiner.open(tar, read_index(tar)) if joiner.overlays else None
         try:
@@ -125,7 +127,7 @@ def read_shards(path: str | Path, lenient: bool = False) -> Iterator[dict]:
         except LuminaError as error:
             if not lenient:
                 raise
-            yield {"key": filesystem.name_of(tar), "image": Refused("", "bad_tar", str(error))}
+            yield {"key": filesystem.basename(tar), "image": RejectedImage("", "bad_tar", str(error))}
 
 
 def _read(tar: str, entry: dict, add: Add | None) -> dict:
@@ -137,7 +139,7 @@ def _read_leniently(tar: str, entry: dict, add: Add | None) -> dict:
     try:
         return _read(tar, entry, add)
     except LuminaError as error:
-        image = Refused(f"{tar}#{entry['image']}", getattr(error, "code", "bad_json"), str(error))
+        image = RejectedImage(f"{tar}#{entry['image']}", getattr(error, "code", "bad_json"), str(error))
         return {"key": entry["key"], "image": image}
 
 
@@ -167,19 +169,19 @@ def read_index(tar: str | Path) -> list[dict]:
 
 def iter_index(tar: str | Path) -> Iterator[dict]:
     """Yield the lines of the index of a tar, checked against its size; a tar without one is scanned."""
-    tar = filesystem.text_of(tar)
-    place = index_of(tar)
+    tar = filesystem.to_text(tar)
+    place = index_path(tar)
     if not filesystem.is_file(place):
         yield from scan(tar)
         return
-    size = filesystem.size_of(tar)
+    size = filesystem.file_size(tar)
     for number, line in enumerate(filesystem.read_file(place).splitlines(), start=1):
         entry = parse_row(line.decode(errors="replace"), f"{place} line {number}")
         spans = [[entry.get("offset"), entry.get("length")], entry.get("row")]
         spans += [entry[name] for name in (*TRUTH, "text") if name in entry]
         named = isinstance(entry.get("image"), str) and isinstance(entry.get("key"), str)
         if not named or not all(_fits(span, size) for span in spans):
-            name = filesystem.name_of(tar)
+            name = filesystem.basename(tar)
             raise LuminaError(
                 f"{place} line {number} does not belong to {name}; delete the index to scan the tar"
             )
@@ -193,16 +195,18 @@ def _fits(span: Any, size: int) -> bool:
     return whole and sum(span) <= size
 
 
-def read_image_bytes(image: str | Path | TarImage | Refused) -> bytes:
+def read_image_bytes(image: str | Path | TarImage | RejectedImage) -> bytes:
     """Return the bytes of a picture file: a path, a URL, a TarImage, or its text "DIR/000000.tar#key.png".
 
     BadPicture with its code where it is missing, no plain file, unreadable, too large or refused.
     """
-    if isinstance(image, TarImage | Refused):
+    if isinstance(image, TarImage | RejectedImage):
         return image.read()
-    place = filesystem.text_of(image)
+    place = filesystem.to_text(image)
     if filesystem.scheme_of(place) in _WEB:
-        raise BadPicture(f"{place}: pictures are not fetched from the web here; img2dataset does that", "web")
+        raise InvalidImage(
+            f"{place}: pictures are not fetched from the web here; img2dataset does that", "web"
+        )
     if ".tar#" in place and not (not filesystem.is_url(place) and os.path.isfile(place)):
         tar, _, member = place.rpartition("#")
         return find_member(tar, member).read()
@@ -222,7 +226,7 @@ def _read_plain_file(path: str) -> bytes:
         try:
             status = os.fstat(file)
             if not filesystem.is_plain_file(status) and not os.path.isdir(path):
-                raise BadPicture(f"{path}: no plain file", "not_a_file")
+                raise InvalidImage(f"{path}: no plain file", "not_a_file")
             if status.st_size > MAX_BYTES:
                 raise _too_many_bytes(path)
             data = os.read(file, status.st_size + 1)
@@ -232,32 +236,32 @@ def _read_plain_file(path: str) -> bytes:
         finally:
             os.close(file)
     except IsADirectoryError as error:
-        raise BadPicture(f"{path}: is a folder, not a picture", "missing") from error
+        raise InvalidImage(f"{path}: is a folder, not a picture", "missing") from error
     except PermissionError as error:
-        raise BadPicture(f"{path}: not readable by this user", "unreadable") from error
+        raise InvalidImage(f"{path}: not readable by this user", "unreadable") from error
     except (OSError, ValueError) as error:
         if getattr(error, "errno", None) not in _GONE:
-            raise BadPicture(f"{path}: cannot be read ({error})", "unreadable") from error
-        raise BadPicture(f"{path}: no such picture", "missing") from error
+            raise InvalidImage(f"{path}: cannot be read ({error})", "unreadable") from error
+        raise InvalidImage(f"{path}: no such picture", "missing") from error
 
 
-def _too_many_bytes(place: str) -> BadPicture:
-    return BadPicture(f"{place}: more than {MAX_BYTES >> 30} GiB, too large for a picture", "too_large")
+def _too_many_bytes(place: str) -> InvalidImage:
+    return InvalidImage(f"{place}: more than {MAX_BYTES >> 30} GiB, too large for a picture", "too_large")
 
 
 def find_member(tar: str, member: str) -> TarImage:
     """Return the picture called `member` in a tar."""
     try:
-        found = _members(tar, filesystem.version_of(tar))
-    except BadPicture:
+        found = _members(tar, filesystem.file_version(tar))
+    except InvalidImage:
         raise
     except LuminaError as error:
         if filesystem.is_file(tar):
             raise
-        raise BadPicture(f"{tar}: no such shard", "missing") from error
+        raise InvalidImage(f"{tar}: no such shard", "missing") from error
     span = found.get(member)
     if span is None:
-        raise BadPicture(f"{tar} holds no picture {member!r}", "missing")
+        raise InvalidImage(f"{tar} holds no picture {member!r}", "missing")
     return TarImage(tar, member, *span)
 
 

@@ -18,7 +18,13 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import atomic_write
 from lumina_cli.core.shards.manifest import read_batches, write_parts
-from lumina_cli.core.shards.overlays.reader import WORD, folder_of_shards, join_of, read_json, split_source
+from lumina_cli.core.shards.overlays.reader import (
+    WORD,
+    folder_of_shards,
+    open_joiner,
+    read_json,
+    split_source,
+)
 from lumina_cli.core.shards.reader import SELECTED, iter_index, read_entry, read_shards
 
 TABLE, DONE = "selection.parquet", SELECTED
@@ -35,7 +41,7 @@ def check_dest(dest: str, source: str, settings: dict, force: bool = False) -> N
     That is where `dest` holds shards, is the source, or holds a selection by other settings or of another
     source.
     """
-    dest, bare = filesystem.text_of(dest), split_source(source)[0]
+    dest, bare = filesystem.to_text(dest), split_source(source)[0]
     if _real(dest) == _real(bare) or filesystem.is_file(filesystem.join(dest, "shards.json")):
         held = "a selection that is the source" if is_selection(dest) else "shards"
         raise UsageError(f"{dest} holds {held}; give the selection a folder of its own")
@@ -60,8 +66,8 @@ def write_selection(dest: str, shards: str, source: str, parts: Iterable[Any], i
     """
     import pyarrow as pa
 
-    dest, text = filesystem.text_of(dest), pa.string()
-    filesystem.make_folder(dest)
+    dest, text = filesystem.to_text(dest), pa.string()
+    filesystem.make_dir(dest)
     columns = dict.fromkeys(("shard", "key", "image", "sha256"), text) | {"value": pa.float64()}
     count = _write_table(dest, parts, pa.schema(list(columns.items())))
     info = {"shards": _from(dest, shards), "source": _from(dest, source), "samples": count} | info
@@ -89,7 +95,7 @@ def _write_table(dest: str, parts: Iterable[Any], columns: Any) -> int:
 
 def _from(dest: str, place: str) -> str:
     """A place as select.json names it: as seen from the selection, where both are on this machine."""
-    place = filesystem.text_of(place)
+    place = filesystem.to_text(place)
     return place if filesystem.is_url(place) or filesystem.is_url(dest) else os.path.relpath(place, dest)
 
 
@@ -179,10 +185,10 @@ def read_samples(source: str | os.PathLike) -> Iterator[dict]:
 
 def read_selection(source: str | os.PathLike) -> Iterator[dict]:
     """Yield the rows of a selection, with overlays like those of its shards; see `formats.overlays`."""
-    source = filesystem.text_of(source)
+    source = filesystem.to_text(source)
     shards = selected_shards(split_source(source)[0])
     words = source.rpartition(WORD)
-    _, joiner = join_of(f"{shards}{WORD}{words[2]}" if words[1] else shards)
+    _, joiner = open_joiner(f"{shards}{WORD}{words[2]}" if words[1] else shards)
     for tar, entries, chosen in selected_entries(source):
         add = joiner.open(tar, entries)
         for entry in chosen:

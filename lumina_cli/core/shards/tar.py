@@ -15,7 +15,7 @@ from typing import IO
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.io import SUFFIXES, BadPicture, open_image
+from lumina_cli.core.images.io import SUFFIXES, InvalidImage, open_image
 from lumina_cli.core.io import filesystem
 
 LONGEST_KEY = 80
@@ -45,7 +45,7 @@ class TarImage:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RejectedImage:
     """In place of a row's "image": one that is not to be read, with the code and the reason."""
 
     image: str
@@ -54,7 +54,7 @@ class Refused:
 
     def read(self) -> bytes:
         """Raise BadPicture."""
-        raise BadPicture(f"{self.image}: {self.reason}" if self.image else self.reason, self.code)
+        raise InvalidImage(f"{self.image}: {self.reason}" if self.image else self.reason, self.code)
 
     def __str__(self) -> str:
         return self.image
@@ -64,7 +64,7 @@ def read_span(tar: str, offset: int, length: int, member: str) -> bytes:
     """Return the bytes of a member; LuminaError where the tar ends before they do."""
     data = filesystem.read_part(tar, offset, length)
     if len(data) != length:
-        raise BadPicture(f"{tar}: truncated, {member} is not whole", "truncated")
+        raise InvalidImage(f"{tar}: truncated, {member} is not whole", "truncated")
     return data
 
 
@@ -101,7 +101,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _UNICODE = unicodedata.ucd_3_2_0  # of which the table is the same in every Python, and so are the keys
 
 
-def safe_key(name: str, taken: dict[str, int]) -> str:
+def sanitize_key(name: str, taken: dict[str, int]) -> str:
     """Return `name` as a key that tars and webdataset accept, unlike every key in `taken`, and add it there.
 
     Letters and digits of all alphabets (as Unicode 3.2 knows them, composed: NFC), "-" and "_" stay; the rest
@@ -131,15 +131,15 @@ def _letters(name: str) -> str:
 
 def find_tars(path: str | Path) -> list[str]:
     """Return the tars that `path` (a tar, or a folder of them; paths or URLs) stands for, in order."""
-    path = filesystem.text_of(path)
-    if path.endswith(".tar") and not filesystem.is_folder(path):
+    path = filesystem.to_text(path)
+    if path.endswith(".tar") and not filesystem.is_dir(path):
         tars = [path] if filesystem.is_file(path) else []
     else:
         names = (
-            name for name in filesystem.listing(path) if name.endswith(".tar") and not name.startswith(".")
+            name for name in filesystem.list_sizes(path) if name.endswith(".tar") and not name.startswith(".")
         )
         tars = [filesystem.join(path, name) for name in names]
-    if not tars and not filesystem.is_folder(path):
+    if not tars and not filesystem.is_dir(path):
         raise LuminaError(f"{path}: no such folder of shards; `lumina shard SOURCE {path}` writes one")
     if not tars:
         raise LuminaError(f"{path} holds no shards (*.tar); `lumina shard SOURCE {path}` writes some")

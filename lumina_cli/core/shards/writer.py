@@ -18,25 +18,25 @@ from typing import IO, Any
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.ingest import Examined, examine
-from lumina_cli.core.images.io import BadPicture, png_bytes
+from lumina_cli.core.images.ingest import IngestedImage, ingest
+from lumina_cli.core.images.io import InvalidImage, png_bytes
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import disk_errors
-from lumina_cli.core.io.jsonl import captions_of, code_of, dump_row, error_of, in_memory
-from lumina_cli.core.shards.changed_files import check_files
+from lumina_cli.core.io.jsonl import dump_row, get_captions, get_error, get_error_code, in_memory
+from lumina_cli.core.shards.changed_files import check_changed_files
 from lumina_cli.core.shards.journal import Journal
-from lumina_cli.core.shards.reader import index_of, read_image_bytes
-from lumina_cli.core.shards.tar import BLOCK, TRUTH, Refused, TarImage, add_member, safe_key
+from lumina_cli.core.shards.reader import index_path, read_image_bytes
+from lumina_cli.core.shards.tar import BLOCK, TRUTH, RejectedImage, TarImage, add_member, sanitize_key
 
 AT_ONCE = 32  # pictures fetched together from elsewhere
 LARGE = 1 << 16  # bytes of a picture from which on another thread hashes it; hashlib lets go of the lock
-_NAMED = (str, Path, TarImage, Refused)
+_NAMED = (str, Path, TarImage, RejectedImage)
 
 Count = Callable[[list[str]], list[int]]  # tokens of texts; picklable where there are workers
 
 
 @dataclass(frozen=True)
-class Making:
+class ShardSettings:
     """How samples are made: `full` decodes every picture, `encode` writes it anew, `count` counts tokens.
 
     `source` is what the manifest says of rows that do not say themselves where they are from.
@@ -49,18 +49,18 @@ class Making:
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """Shard `number` of `dest`, made of `rows`, the first of which is row `first` of the input."""
 
     dest: str
     number: int
     first: int
     rows: list[dict]
-    making: Making
+    making: ShardSettings
     done: bool = False  # the journal has it: only its rows are compared
 
 
-def run_job(job: Job) -> dict:
+def run_job(job: ShardJob) -> dict:
     """Write a shard that the journal does not have yet; return its note (see `write_shard`).
 
     UsageError where the journal has it with other rows, or a picture of theirs has changed.
@@ -76,11 +76,13 @@ def run_job(job: Job) -> dict:
     if note["rows"] != said:
         raise journal.taken(f"holds an unfinished run over other rows (shard {job.number})")
     if note["files"] != files:
-        check_files(job.dest, job.number, job.first, job.rows, note["rejects"], job.making.encode, every=True)
+        check_changed_files(
+            job.dest, job.number, job.first, job.rows, note["rejects"], job.making.encode, every=True
+        )
     return note | {"kept": True}
 
 
-def write_shard(job: Job) -> dict:
+def write_shard(job: ShardJob) -> dict:
     """Write the index and the tar of one shard, each whole or not at all; return what the journal keeps.
 
     That is shard (number), rows and files (digests), samples, bytes, index (its sha256 and bytes), scores
@@ -101,13 +103,13 @@ def write_shard(job: Job) -> dict:
 @dataclass(frozen=True)
 class _Sample:
     key: str
-    picture: Examined
+    picture: IngestedImage
     truth: dict[str, bytes]
     row: dict
     line: bytes  # the row as it is written
 
 
-def _samples(job: Job, rejects: list[dict]) -> Iterator[_Sample]:
+def _samples(job: ShardJob, rejects: list[dict]) -> Iterator[_Sample]:
     """Yield rows ready to be written, each with its own key; those that cannot be used go to `rejects`."""
     keys: dict[str, int] = {}
     for number, (row, image) in enumerate(_fetched(job.rows), start=job.first):
@@ -120,7 +122,7 @@ def _samples(job: Job, rejects: list[dict]) -> Iterator[_Sample]:
         except LuminaError as error:
             named = {"row": number, "key": row.get("key"), "image": origin}
             why = {"code": getattr(error, "code", "unusable"), "reason": str(error)}
-            rejects.append(named | why | ({"upstream": True} if error_of(row) else {}))
+            rejects.append(named | why | ({"upstream": True} if get_error(row) else {}))
 
 
 def _fetched(rows: list[dict]) -> Iterator[tuple[dict, Any]]:
@@ -146,34 +148,36 @@ def _is_elsewhere(row: dict) -> bool:
 
 def _fetch(row: dict) -> Any:
     image = row.get("image")
-    if reason := error_of(row):
-        return BadPicture(reason, code_of(row))
+    if reason := get_error(row):
+        return InvalidImage(reason, get_error_code(row))
     if isinstance(image, bytes):
         return image
     if not isinstance(image, _NAMED) or (isinstance(image, str) and not image.strip()):
-        return BadPicture("the row has no 'image'", "no_image")
+        return InvalidImage("the row has no 'image'", "no_image")
     try:
         return read_image_bytes(image)
     except LuminaError as error:
         return error
 
 
-def _sample(row: dict, image: Any, origin: str | None, keys: dict[str, int], making: Making) -> _Sample:
-    picture = examine(image, origin or "the picture in memory", making.full, making.encode)
+def _sample(
+    row: dict, image: Any, origin: str | None, keys: dict[str, int], making: ShardSettings
+) -> _Sample:
+    picture = ingest(image, origin or "the picture in memory", making.full, making.encode)
     truth = {name: _truth(row[name]) for name in TRUTH if _is_truth(row.get(name))}
     try:
-        captions_of(row)
+        get_captions(row)
     except LuminaError as error:
-        raise BadPicture(str(error), "captions") from error
+        raise InvalidImage(str(error), "captions") from error
     kept = {name: value for name, value in row.items() if name != "image" and name not in truth}
-    key = safe_key(str(row.get("key") or Path(origin or "picture").stem), keys)
+    key = sanitize_key(str(row.get("key") or Path(origin or "picture").stem), keys)
     kept |= {"key": key, "width": picture.width, "height": picture.height}
     if origin is not None:
         kept.setdefault("origin", origin)
     try:
         return _Sample(key, picture, truth, kept, _line(kept))
     except RecursionError as error:
-        raise BadPicture("the row is nested too deeply", "bad_row") from error
+        raise InvalidImage("the row is nested too deeply", "bad_row") from error
 
 
 def _line(row: dict) -> bytes:
@@ -193,7 +197,7 @@ def _truth(value: bytes | str | TarImage) -> bytes:
     return value if isinstance(value, bytes) else read_image_bytes(value)
 
 
-def _write(tar: str, samples: Iterator[_Sample], making: Making) -> dict:
+def _write(tar: str, samples: Iterator[_Sample], making: ShardSettings) -> dict:
     entries, scores, at = [], set(), 0
     with (
         filesystem.writing(tar, durable=False) as file,  # waiting for the disk would take as long as all else
@@ -213,7 +217,7 @@ def _write(tar: str, samples: Iterator[_Sample], making: Making) -> dict:
             file.write(bytes(2 * BLOCK))
         index = b"".join(line + b"\n" for line in lines)
         filesystem.write_file(
-            index_of(tar), index, durable=False
+            index_path(tar), index, durable=False
         )  # before the tar: one without index is another tool's
     digest = [hashlib.sha256(index).hexdigest(), len(index)]
     size = at + 2 * BLOCK
@@ -244,12 +248,12 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def about(row: dict, making: Making = Making()) -> dict:
+def about(row: dict, making: ShardSettings = ShardSettings()) -> dict:
     """Return what the index says of a row beside where it is: characters, tokens, scores, source, origin...
 
     That is what `shards.py` tells of it, as far as the row has it.
     """
-    captions = captions_of(row)
+    captions = get_captions(row)
     found: dict[str, Any] = {}
     if captions:
         texts = [(lang, level, text) for lang, levels in captions.items() for level, text in levels.items()]

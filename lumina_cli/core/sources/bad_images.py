@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from lumina_cli.core.errors import TooManyBad
-from lumina_cli.core.images.io import BadPicture, open_image
+from lumina_cli.core.errors import TooManyRejects
+from lumina_cli.core.images.io import InvalidImage, open_image
 from lumina_cli.core.shards.tar import TarImage
 
 NAMED = 5  # of a run; the others are counted
@@ -19,11 +19,11 @@ def open_entry(tar: str, entry: dict) -> Image.Image | str:
     image = TarImage(tar, entry["image"], entry["offset"], entry["length"])
     try:
         return open_image(image.read(), name=str(image), whole=True)
-    except BadPicture as error:
+    except InvalidImage as error:
         return str(error).removeprefix(f"{image}: ").removeprefix(f"{tar}: ")
 
 
-class Unreadable:
+class UnreadableImages:
     """What a run could not read. `tell` hears of the first NAMED pictures, and how many there were."""
 
     def __init__(self, max_bad_rate: float, tell: Callable[[str], None]):
@@ -46,5 +46,5 @@ class Unreadable:
         told = f"{self.bad} of {self.samples} pictures cannot be read"
         where = f"'unreadable' in {folder}/*.index.jsonl names them"
         if self.bad > self.max_bad_rate * self.samples:
-            raise TooManyBad(f"{told}, more than --max-bad-rate allows; {where}")
+            raise TooManyRejects(f"{told}, more than --max-bad-rate allows; {where}")
         self.tell(f"{told}; {where}")

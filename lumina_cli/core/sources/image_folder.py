@@ -13,7 +13,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import SUFFIXES
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import as_captions, chunked, parse_row, with_captions
-from lumina_cli.core.shards.tar import Refused
+from lumina_cli.core.shards.tar import RejectedImage
 
 CAPTION_FILES = (".json", ".txt")  # beside a picture; the first that is there
 AT_ONCE = 32  # caption files fetched together from a store
@@ -38,7 +38,7 @@ def read_folder(folder: str | Path, lenient: bool = False, links: bool = False) 
     cannot be read of the folder. With `lenient` a broken caption file makes the row Refused, too, in place of
     an error.
     """
-    folder = filesystem.text_of(folder)
+    folder = filesystem.to_text(folder)
     some = False
     found = _remote(folder) if filesystem.is_url(folder) else _local(folder, links)
     for some, row in ((True, row) for row in _rows(found, filesystem.is_url(folder), lenient)):  # noqa: B007
@@ -47,7 +47,7 @@ def read_folder(folder: str | Path, lenient: bool = False, links: bool = False) 
         raise LuminaError(f"{folder} holds no pictures ({', '.join(SUFFIXES)})")
 
 
-def picture_row(path: Path) -> dict:
+def image_row(path: Path) -> dict:
     """Return the row of one picture, with the caption beside it."""
     names = {each.name for each in path.parent.iterdir() if each.is_file()}
     beside = _beside(path.stem, names)
@@ -67,7 +67,7 @@ def _rows(found: Iterable[Found], remote: bool, lenient: bool) -> Iterator[dict]
 def _row(found: Found, lenient: bool = False) -> dict:
     row = {"key": found.key, "image": found.place}
     if found.refused:
-        return row | {"image": Refused(found.place, *found.refused)}
+        return row | {"image": RejectedImage(found.place, *found.refused)}
     if found.beside is None:
         return row
     try:
@@ -78,7 +78,7 @@ def _row(found: Found, lenient: bool = False) -> dict:
     except LuminaError as error:
         if not lenient:
             raise
-        return row | {"image": Refused(found.place, "bad_caption", str(error))}
+        return row | {"image": RejectedImage(found.place, "bad_caption", str(error))}
 
 
 def _text(place: str) -> str:

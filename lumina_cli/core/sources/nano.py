@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 
 from lumina_cli.core.images.io import encode_depth, encode_masks, png_bytes
-from lumina_cli.core.io.process_pool import in_order
+from lumina_cli.core.io.process_pool import map_in_order
 from lumina_cli.core.nano.captions import all_captions
 from lumina_cli.core.nano.scene import draw_scene
 
 CHUNK = 48  # scenes rendered together; smaller chunks cost more a scene
 # seed, first index, index after the last, size in pixels, held out, with depth and masks
-Job = tuple[int, int, int, int, bool, bool]
+RenderJob = tuple[int, int, int, int, bool, bool]
 
 
 def nano_rows(
@@ -27,7 +27,7 @@ def nano_rows(
             yield from chunk_rows(job)
 
 
-def chunk_rows(job: Job, encode: bool = False) -> list[dict]:
+def chunk_rows(job: RenderJob, encode: bool = False) -> list[dict]:
     """Return the rows of one chunk; with `encode` their pictures are the bytes of PNG files."""
     from lumina_cli.core.nano.renderer import render
 
@@ -44,7 +44,7 @@ def chunk_rows(job: Job, encode: bool = False) -> list[dict]:
     return rows
 
 
-def _render_encoded(job: Job) -> list[dict]:
+def _render_encoded(job: RenderJob) -> list[dict]:
     return chunk_rows(job, encode=True)
 
 
@@ -54,6 +54,6 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def in_workers(jobs: list[Job], workers: int) -> Iterator[dict]:
-    for rows in in_order(_render_encoded, jobs, workers, _start_worker):
+def in_workers(jobs: list[RenderJob], workers: int) -> Iterator[dict]:
+    for rows in map_in_order(_render_encoded, jobs, workers, _start_worker):
         yield from rows

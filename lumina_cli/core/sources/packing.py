@@ -19,7 +19,7 @@ ENDINGS = {"jpeg": "jpg", "tiff": "tif"} | {
 
 
 @dataclass(frozen=True)
-class Packing:
+class PackSettings:
     """How a source is packed; `workers` None means as many processes as cores. See `write_shards`."""
 
     per_shard: int = 1000
@@ -35,7 +35,7 @@ class Packing:
 def pack_source(
     source: str,
     dest: str,
-    packing: Packing,
+    packing: PackSettings,
     watch: Callable[[Iterator[dict]], Iterator[dict]] = iter,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
@@ -47,7 +47,7 @@ def pack_source(
     Rows of nano and of hf: are made here or fetched by this process, so it writes them, too; the files that
     other sources name are read, checked and written by the workers.
     """
-    dest = filesystem.text_of(dest)
+    dest = filesystem.to_text(dest)
     _check_apart(split_source(source)[0], dest)
     made_here = source.partition(":")[0] in ("nano", "hf") and not filesystem.is_url(source)
     workers = packing.workers
@@ -93,7 +93,7 @@ def _kinds_noted(rows: Iterator[dict], kinds: set[str]) -> Iterator[dict]:
 
 def _check_apart(source: str, dest: str) -> None:
     """Raise UsageError where shards would be written over the pictures that they are made of."""
-    place = filesystem.folder_of(source) if source.endswith(".tar") else filesystem.text_of(source)
+    place = filesystem.parent(source) if source.endswith(".tar") else filesystem.to_text(source)
     remote = filesystem.is_url(place) or filesystem.is_url(dest)
     if place == dest if remote else Path(place).exists() and Path(place).resolve() == Path(dest).resolve():
         raise UsageError(f"{dest} is where the pictures come from; give the shards a folder of their own")

@@ -27,13 +27,13 @@ from PIL import Image
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.io import SUFFIXES, open_image
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import as_captions, check_row, error_of, parse_row, read_rows, with_captions
+from lumina_cli.core.io.jsonl import as_captions, check_row, get_error, parse_row, read_rows, with_captions
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.shards.inspect import read_image_bytes, read_shards
 from lumina_cli.core.shards.overlays.reader import split_source
 from lumina_cli.core.shards.selection import is_selection, read_selection
-from lumina_cli.core.shards.tar import Refused, TarImage
-from lumina_cli.core.sources.image_folder import picture_row, read_folder
+from lumina_cli.core.shards.tar import RejectedImage, TarImage
+from lumina_cli.core.sources.image_folder import image_row, read_folder
 
 NANO = {"seed": 0, "size": 128, "held_out": 0, "truth": 0}
 LEFT_OUT = ".rejects.jsonl"  # behind the name of a file of rows
@@ -60,12 +60,12 @@ def read_source(
         return _nano(rest, word, workers) if kind == "nano" else _hub(rest, word)
     if word == "-":
         return _images_of(_rows_of(getattr(sys.stdin, "buffer", sys.stdin), lenient, need), ".")
-    word = filesystem.text_of(source)
+    word = filesystem.to_text(source)
     place = split_source(word)[0]
-    if filesystem.is_folder(place):
+    if filesystem.is_dir(place):
         if is_selection(word):
             return map(with_captions, read_selection(word))
-        if any(name.endswith(".tar") for name in filesystem.names_in(place)):
+        if any(name.endswith(".tar") for name in filesystem.list_names(place)):
             return map(with_captions, read_shards(word, lenient))
         return read_folder(place, lenient, links)
     if not filesystem.is_file(place):
@@ -79,10 +79,10 @@ def read_source(
             [
                 {"key": Path(place).stem, "image": place}
                 if filesystem.is_url(place)
-                else picture_row(Path(place))
+                else image_row(Path(place))
             ]
         )
-    return _images_of(_rows_of(place, lenient, need), filesystem.folder_of(place))
+    return _images_of(_rows_of(place, lenient, need), filesystem.parent(place))
 
 
 def left_out_of(source: str) -> list[dict]:
@@ -90,7 +90,7 @@ def left_out_of(source: str) -> list[dict]:
 
     They stand beside it in FILE.rejects.jsonl, each with key, image and reason.
     """
-    place = filesystem.text_of(source)
+    place = filesystem.to_text(source)
     beside = place + LEFT_OUT
     if source == "-" or not filesystem.is_file(place) or not filesystem.is_file(beside):
         return []
@@ -109,7 +109,7 @@ def open_row_image(row: dict) -> Image.Image:
         return image if image.mode == "RGB" else image.convert("RGB")
     if isinstance(image, bytes):
         return open_image(image, str(row.get("key") or "picture"), whole=True)
-    if not isinstance(image, str | Path | TarImage | Refused):
+    if not isinstance(image, str | Path | TarImage | RejectedImage):
         raise LuminaError(f"the row's 'image' is no path but {type(image).__name__}")
     return open_image(read_image_bytes(image), str(image), whole=True)
 
@@ -132,12 +132,12 @@ def _lenient_rows(lines: Iterable[bytes | str], place: str) -> Iterator[dict]:
             text = (line.decode("utf-8-sig") if isinstance(line, bytes) else line).strip()
             if text:
                 row = parse_row(text, where, "image", plain=not place)
-                if not error_of(row):
+                if not get_error(row):
                     check_row(row, "image", where)
                 yield row
         except (LuminaError, UnicodeDecodeError) as error:
             reason = str(error) if isinstance(error, LuminaError) else f"{where} is not UTF-8 text"
-            yield {"key": f"line-{number}", "image": Refused("", "bad_row", reason)}
+            yield {"key": f"line-{number}", "image": RejectedImage("", "bad_row", reason)}
 
 
 def _images_of(rows: Iterable[dict], folder: str) -> Iterator[dict]:

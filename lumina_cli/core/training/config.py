@@ -9,7 +9,7 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import did_you_mean
 
 STAGES = ("low", "high", "hq")
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -34,13 +34,13 @@ class OptimizerSettings(Strict):
 
     name: Literal["muon", "adamw"] = "adamw"
     """The optimizer."""
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """Decay rates of AdamW's moment estimates."""
     eps: float = 1e-15
     """Added to AdamW's denominator."""
     weight_decay: float = 0.0
     """Decoupled weight decay, of both optimizers."""
-    momentum: Share = 0.95
+    momentum: Fraction = 0.95
     """Momentum of Muon."""
     muon_ratio: float = 1.0
     """Learning rate of Muon divided by that of AdamW."""
@@ -59,7 +59,7 @@ class Stage(Strict):
     """Peak learning rate."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps over which the learning rate rises to `lr`."""
-    decay: Share = 0.0
+    decay: Fraction = 0.0
     """Last fraction of the steps, over which the learning rate falls to 0."""
     captions: Weights = {}
     """Caption level to sampling weight, such as `{short: 0.5, medium: 0.5}`; empty: all levels equally."""
@@ -107,19 +107,19 @@ class Recipe(Strict):
     """Compile the network with `torch.compile`."""
     checkpointing: bool = False
     """Gradient checkpointing: less memory, about a third more time per step."""
-    max_bad_rate: Share = 0.05
+    max_bad_rate: Fraction = 0.05
     """Fraction of the images of `data` that may be unreadable."""
     exact_lengths: bool = False
     """Form batches of one caption length, which need no mask."""
     max_lengths: Count = 24
     """Number of caption lengths that get batches of their own under `exact_lengths`."""
-    caption_dropout: Share = 0.1
+    caption_dropout: Fraction = 0.1
     """Fraction of the samples that are trained with the empty caption."""
     optimizer: OptimizerSettings = OptimizerSettings()
     """Optimizer settings."""
     clip: Annotated[float, Field(gt=0)] = 2.0
     """Maximum gradient norm."""
-    ema: Share = 0.999
+    ema: Fraction = 0.999
     """Decay of the exponential moving average of the weights."""
     log_every: Count = 10
     """Steps between rows of metrics."""

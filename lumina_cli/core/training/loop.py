@@ -49,7 +49,7 @@ def train_transformer(
     ends the step, writes a checkpoint and raises KeyboardInterrupt; closing the generator writes one too.
     """
     run = RunFolder(out, recipe.keep)
-    state, todo = find_start(run, recipe, resume, stage)
+    state, todo = resume_point(run, recipe, resume, stage)
     frozen = find_frozen(recipe.frozen)
     run.write_recipe(recipe.model_dump(mode="json"))
     device = pick_device()
@@ -72,7 +72,7 @@ def train_transformer(
     yield {"step": trainer.step, "model": str(run.path / "model")}
 
 
-def describe(recipe: Recipe, stage: str = "all") -> Iterator[dict]:
+def describe_run(recipe: Recipe, stage: str = "all") -> Iterator[dict]:
     """Yield a row per stage that would be trained: sizes and settings, without training or reading data."""
     parameters = None
     if recipe.model in NAMED:
@@ -87,17 +87,17 @@ def describe(recipe: Recipe, stage: str = "all") -> Iterator[dict]:
         yield row | settings.model_dump(mode="json") | {"shift": round(stage_shift(settings), 4)}
 
 
-def plan_stages(recipe: Recipe, out: Path, resume: bool, stage: str) -> list[dict]:
+def pending_stages(recipe: Recipe, out: Path, resume: bool, stage: str) -> list[dict]:
     """Return the rows of `describe` for the stages that are left; raises what the training would raise."""
-    _, todo = find_start(RunFolder(out, recipe.keep), recipe, resume, stage)
+    _, todo = resume_point(RunFolder(out, recipe.keep), recipe, resume, stage)
     if recipe.frozen not in MODELS:  # finding a named one may be a download
         find_frozen(recipe.frozen)
     if recipe.model not in NAMED:
         find_transformer(recipe.model)
-    return [row for row in describe(recipe, stage) if row["stage"] in dict(todo)]
+    return [row for row in describe_run(recipe, stage) if row["stage"] in dict(todo)]
 
 
-def find_start(
+def resume_point(
     run: RunFolder, recipe: Recipe, resume: bool, stage: str
 ) -> tuple[dict | None, list[tuple[str, int]]]:
     """Return the state to go on from and each (stage, first step) to train; LuminaError if there is none."""
@@ -167,8 +167,8 @@ def _train_stage(trainer: Trainer, run: RunFolder, data, name: str, first: int) 
     """Train one stage from step `first` of it to its end."""
     recipe, stage = trainer.recipe, trainer.recipe.stages[name]
     held_back = list(data.held_back()) if recipe.validation.samples else []
-    window = Window(run.state() if first else None)
-    with stop_asked() as stopped, log_to(run, trainer.step) as log:
+    window = MetricsWindow(run.state() if first else None)
+    with stop_requested() as stopped, log_to(run, trainer.step) as log:
         for step in range(first, stage.steps):
             lr = learning_rate(stage, step)
             window.add(trainer.update(data.batch(step), stage, lr), stage.batch)
@@ -215,7 +215,7 @@ def export(trainer: Trainer, run: RunFolder, frozen: Path) -> Path:
     return run.path / "model"
 
 
-class Window:
+class MetricsWindow:
     """Means over the steps since the last row; part of a checkpoint, so that a resumed row is the same."""
 
     def __init__(self, state: dict | None = None):
@@ -260,7 +260,7 @@ def log_to(run: RunFolder, step: int) -> Iterator[Callable[[dict], dict]]:
 
 
 @contextmanager
-def stop_asked() -> Iterator[threading.Event]:
+def stop_requested() -> Iterator[threading.Event]:
     """Give an event that the first Ctrl-C sets; the second one ends at once, as usual."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

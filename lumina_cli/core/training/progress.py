@@ -21,7 +21,7 @@ def check_state(path: Path) -> None:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Weights, optimiser state and step of one run, in one file that is only ever replaced whole.
 
     The settings of the run lie beside it, as YAML.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lumina_cli.core.device import find_compiler
 from lumina_cli.core.encoders.text import TextEncoder
-from lumina_cli.core.errors import LuminaError, MissingPart
+from lumina_cli.core.errors import LuminaError, MissingDependency
 from lumina_cli.core.flow.path import shift_time, train_shift
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.config import NAMED
@@ -165,7 +165,7 @@ def compile_blocks(model: NextDiT) -> None:
     Raises MissingPart where there is no C++ compiler, which torch's compiler calls on a CPU.
     """
     if not torch.cuda.is_available() and not find_compiler():
-        raise MissingPart(
+        raise MissingDependency(
             "compile=true needs a C++ compiler (g++ or clang++); install one, or give compile=false"
         )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_VARIANTS)

@@ -10,9 +10,9 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.images.io import BadPicture
-from lumina_cli.core.io.jsonl import captions_of, code_of, error_of, in_memory
-from lumina_cli.core.unicap.checks.rules import Reason, check
+from lumina_cli.core.images.io import InvalidImage
+from lumina_cli.core.io.jsonl import get_captions, get_error, get_error_code, in_memory
+from lumina_cli.core.unicap.checks.rules import Reason, check_caption
 from lumina_cli.core.unicap.prompts import (
     DOMAINS,
     LEVELS,
@@ -24,14 +24,21 @@ from lumina_cli.core.unicap.prompts import (
 )
 from lumina_cli.core.unicap.protocol import Answer, Captioner, Question
 from lumina_cli.core.unicap.reuse import taken_of, with_captions, without_note
-from lumina_cli.core.unicap.structured import Pair, rewriting, room, schema, take_apart, together
+from lumina_cli.core.unicap.structured import (
+    CaptionKind,
+    joint_prompt,
+    max_answer_tokens,
+    parse_captions,
+    rewriting,
+    schema,
+)
 
 Row = dict[str, Any]
 DERIVES = ("picture", "text", "once")
 
 
 @dataclass(frozen=True)
-class Job:
+class CaptionRequest:
     """What to write about each picture.
 
     `derive` says from what: "picture" asks for every caption of the picture; "text" for the detailed one, and
@@ -57,16 +64,16 @@ class Job:
         check_names("derive", [self.derive], DERIVES)
 
     @property
-    def pairs(self) -> list[Pair]:
+    def pairs(self) -> list[CaptionKind]:
         """Every (language, level) that is asked for."""
         return list(itertools.product(self.langs, self.levels))
 
-    def wanted(self, row: Row) -> list[Pair]:
+    def wanted(self, row: Row) -> list[CaptionKind]:
         """Return the (language, level) pairs to write for a row: not those taken over from an earlier run."""
         if not self.keep:
             taken = taken_of(row)
             return [pair for pair in self.pairs if pair[1] not in taken.get(pair[0], ())]
-        own = captions_of(row)
+        own = get_captions(row)
         return [pair for pair in self.pairs if not own.get(pair[0], {}).get(pair[1], "").strip()]
 
     def is_in_vain(self, finished: Row) -> bool:
@@ -88,7 +95,7 @@ class Job:
 
 
 @dataclass
-class Shot:
+class CaptionItem:
     """A row on its way: its place in the stream, its picture, and what was written about it.
 
     `digest` names the picture's pixels; seeds are drawn from it, so that a picture gets the same captions
@@ -113,12 +120,12 @@ class Shot:
 
         A row that an earlier verb could do nothing with fails for its own reason.
         """
-        if error := error_of(self.row):
-            raise BadPicture(error, code_of(self.row))
+        if error := get_error(self.row):
+            raise InvalidImage(error, get_error_code(self.row))
         try:
-            captions_of(self.row, _named(self.row))
+            get_captions(self.row, _named(self.row))
         except LuminaError as error:
-            raise BadPicture(str(error), "captions") from error
+            raise InvalidImage(str(error), "captions") from error
         self.picture = open_image(self.row)
         size = "x".join(map(str, self.picture.size)).encode()
         self.digest = hashlib.blake2b(size + self.picture.tobytes(), digest_size=16).digest()
@@ -126,7 +133,7 @@ class Shot:
     def failed_row(self) -> Row:
         """Return the row with its "error", and the "code" of that; what an earlier verb said of it stays."""
         row = {**without_note(self.row), "error": self.error}
-        return row | {"code": self.code} if self.code and not error_of(self.row) else row
+        return row | {"code": self.code} if self.code and not get_error(self.row) else row
 
     def finished_row(self, engine: str | None = None) -> Row:
         """Merge new captions, by `engine`, over the row's own; one that failed leaves an older one alone."""
@@ -148,7 +155,7 @@ def _named(row: Row) -> str:
 class _Task:
     """One caption that is still wanted: of which picture, what to ask, and what was wrong so far."""
 
-    shot: Shot
+    shot: CaptionItem
     lang: str
     level: str
     ask: str
@@ -157,7 +164,9 @@ class _Task:
     reason: Reason | None = None
 
 
-def describe(shots: Sequence[Shot], captioner: Captioner, job: Job, scorer: Any = None) -> int:
+def caption_batch(
+    shots: Sequence[CaptionItem], captioner: Captioner, job: CaptionRequest, scorer: Any = None
+) -> int:
     """Write captions about each shot, all questions of a round in one call; return how many calls it took.
 
     A caption that fails its checks is asked for again up to `job.retries` times, each with another seed, then
@@ -174,7 +183,12 @@ def describe(shots: Sequence[Shot], captioner: Captioner, job: Job, scorer: Any 
     return _settle(tasks, captioner, job, scorer)
 
 
-def _from_text(wanted: Sequence[tuple[Shot, list[Pair]]], captioner: Captioner, job: Job, scorer: Any) -> int:
+def _from_text(
+    wanted: Sequence[tuple[CaptionItem, list[CaptionKind]]],
+    captioner: Captioner,
+    job: CaptionRequest,
+    scorer: Any,
+) -> int:
     """Ask for the detailed caption in the first language, then for the others from its words.
 
     Where that one is not wanted and the row has a detailed caption, that is the source.
@@ -207,25 +221,25 @@ def _from_text(wanted: Sequence[tuple[Shot, list[Pair]]], captioner: Captioner, 
     return calls + (_settle(tasks, captioner, job, scorer) if tasks else 0)
 
 
-def _detailed(shot: Shot, langs: Sequence[str]) -> str | None:
-    captions = captions_of(shot.row)
+def _detailed(shot: CaptionItem, langs: Sequence[str]) -> str | None:
+    captions = get_captions(shot.row)
     ordered = [*langs, *captions]
     return next((text for lang in ordered if (text := captions.get(lang, {}).get("detailed"))), None)
 
 
-def _at_once(wanted: list[tuple], captioner: Captioner, job: Job, scorer: Any) -> int:
+def _at_once(wanted: list[tuple], captioner: Captioner, job: CaptionRequest, scorer: Any) -> int:
     """Ask for all of several captions in one answer each; those that fail are asked for one by one."""
     questions = []
     for shot, pairs, text in wanted:
-        ask = together(pairs, _domain(shot, captioner, job), text)
+        ask = joint_prompt(pairs, _domain(shot, captioner, job), text)
         seed, form = _seed(job.seed, shot, "", "", 0), schema(pairs)
         picture = None if text else shot.picture
-        questions.append(Question(ask, "", "", seed, room(pairs), picture, 0, form))
+        questions.append(Question(ask, "", "", seed, max_answer_tokens(pairs), picture, 0, form))
     answers = captioner.answer(questions) if questions else []
     tasks = []
     for (shot, pairs, text), answer in zip(wanted, answers, strict=True):
         shot.counts.update(questions=1, tokens=answer.tokens)
-        found = take_apart(answer.text, pairs)
+        found = parse_captions(answer.text, pairs)
         for lang, level in pairs:
             ask = rewriting(text, level, lang) if text else _instruction(shot, lang, level, captioner, job)
             task = _Task(shot, lang, level, ask, sees=text is None)
@@ -236,25 +250,27 @@ def _at_once(wanted: list[tuple], captioner: Captioner, job: Job, scorer: Any) -
             if answer.error:
                 task.reason = Reason("endpoint", answer.error)
             elif (lang, level) in found:
-                task.reason = check(task.text, level, lang, job.langs)
+                task.reason = check_caption(task.text, level, lang, job.langs)
             tasks.append(task)
     return bool(questions) + _settle(tasks, captioner, job, scorer, asked=True)
 
 
-def _of_picture(shot: Shot, lang: str, level: str, captioner: Captioner, job: Job) -> _Task:
+def _of_picture(shot: CaptionItem, lang: str, level: str, captioner: Captioner, job: CaptionRequest) -> _Task:
     return _Task(shot, lang, level, _instruction(shot, lang, level, captioner, job))
 
 
-def _instruction(shot: Shot, lang: str, level: str, captioner: Captioner, job: Job) -> str:
+def _instruction(shot: CaptionItem, lang: str, level: str, captioner: Captioner, job: CaptionRequest) -> str:
     return instruction(level, lang, _domain(shot, captioner, job))
 
 
-def _domain(shot: Shot, captioner: Captioner, job: Job) -> str:
+def _domain(shot: CaptionItem, captioner: Captioner, job: CaptionRequest) -> str:
     own = shot.row.get("domain") if job.domain == "auto" else None
     return captioner.domain or (own if isinstance(own, str) and own in DOMAINS else job.domain)
 
 
-def _settle(tasks: list[_Task], captioner: Captioner, job: Job, scorer: Any, asked: bool = False) -> int:
+def _settle(
+    tasks: list[_Task], captioner: Captioner, job: CaptionRequest, scorer: Any, asked: bool = False
+) -> int:
     """Ask until each task has a caption or no retry is left; with `asked` their first answers are there."""
     calls = 0
     for attempt in range(job.retries + 1):
@@ -278,26 +294,26 @@ def _settle(tasks: list[_Task], captioner: Captioner, job: Job, scorer: Any, ask
     return calls
 
 
-def _question(task: _Task, attempt: int, captioner: Captioner, job: Job) -> Question:
+def _question(task: _Task, attempt: int, captioner: Captioner, job: CaptionRequest) -> Question:
     more = hint(task.reason.code, task.lang) if task.reason and captioner.heeds_hints else ""
     seed = _seed(job.seed, task.shot, task.lang, task.level, attempt)
     picture = task.shot.picture if task.sees else None
     return Question(task.ask + more, task.level, task.lang, seed, MAX_TOKENS[task.level], picture, attempt)
 
 
-def _take(task: _Task, answer: Answer, job: Job) -> None:
+def _take(task: _Task, answer: Answer, job: CaptionRequest) -> None:
     task.shot.counts.update(questions=1, tokens=answer.tokens)
     task.text = " ".join(answer.text.split())
     if answer.error:
         task.reason = Reason("endpoint", answer.error)
         return
-    task.reason = check(task.text, task.level, task.lang, job.langs, answer.finished)
+    task.reason = check_caption(task.text, task.level, task.lang, job.langs, answer.finished)
 
 
 def _rejected(lang: str, level: str, reason: Reason, text: str) -> dict:
     return {"lang": lang, "level": level, "code": reason.code, "reason": str(reason), "text": text}
 
 
-def _seed(seed: int, shot: Shot, lang: str, level: str, attempt: int) -> int:
+def _seed(seed: int, shot: CaptionItem, lang: str, level: str, attempt: int) -> int:
     key = f"{seed}/{shot.digest.hex()}/{lang}/{level}/{attempt}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest())

@@ -200,7 +200,7 @@ def hint(code: str, lang: str) -> str:
     return f"\n{text}" if text else ""
 
 
-def listed(text: str) -> tuple[str, ...]:
+def format_list(text: str) -> tuple[str, ...]:
     """Return the names that stand in a text with commas between them."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 

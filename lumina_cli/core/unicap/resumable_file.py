@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.io.atomic import atomic_write, disk_errors, hold
-from lumina_cli.core.io.jsonl import dump_row, error_of
+from lumina_cli.core.io.atomic import atomic_write, disk_errors, lock
+from lumina_cli.core.io.jsonl import dump_row, get_error
 
 Row = dict[str, Any]
 ADDED = ("captions", "captioned_by", "caption_scores", "rejected_captions")  # what captioning puts into a row
 
 
-class Ledger:
+class ResumableFile:
     """The file of one run, with what an earlier one left in it; a context manager that closes it.
 
     `settings` are those that the rows depend on. `done` is how many rows of the source are in the file, and
@@ -67,7 +67,7 @@ class Ledger:
         self._start = self.done - self.done % batch
         self._number = self._start  # of the next row that is told
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> "ResumableFile":
         return self
 
     def __exit__(self, *_) -> None:
@@ -80,8 +80,9 @@ class Ledger:
             for name in {**old, **settings}:
                 if old.get(name) != settings.get(name) and self._has_rows():
                     raise UsageError(
-                        f"{self.path} was begun with {name} {_told(old.get(name))}, not "
-                        f"{_told(settings.get(name))}; name another file, or delete it and {self.state.name}"
+                        f"{self.path} was begun with {name} {_format_setting(old.get(name))}, not "
+                        f"{_format_setting(settings.get(name))}; name another file, or delete it and "
+                        f"{self.state.name}"
                     )
         elif self.path.exists() and (not self.path.is_file() or self.path.stat().st_size):
             raise UsageError(f"{self.path} is there, and not by `lumina caption --out`; name another file")
@@ -165,7 +166,7 @@ class Ledger:
             image = row.get("image")
             told = image if isinstance(image, str) or ".tar#" in str(image) else None
             left_out = {"row": number, "key": row.get("key"), "image": told}
-            left_out |= {"code": row["code"]} if error_of(row) and row.get("code") else {}
+            left_out |= {"code": row["code"]} if get_error(row) and row.get("code") else {}
             line = dump_row(left_out | {"reason": reason})
             with disk_errors(self.rejects), self.rejects.open("ab", buffering=0) as file:
                 _append(file, line)
@@ -187,7 +188,7 @@ def _opened_alone(path: Path) -> IO[bytes]:
     """Open a file to write at its end, where no other process does so; as far as the system can tell."""
     file = path.open("ab", buffering=0)
     try:
-        hold(file, path, "name another file")
+        lock(file, path, "name another file")
     except LuminaError:
         file.close()
         raise
@@ -232,5 +233,5 @@ def _name(row: Row) -> str:
     return str(row.get("image") or row.get("key") or "nothing")[:200] if row else "nothing"
 
 
-def _told(value: Any) -> str:
+def _format_setting(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str("none" if value is None else value)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.io.jsonl import captions_of, error_of, in_memory
+from lumina_cli.core.io.jsonl import get_captions, get_error, in_memory
 
 Row = dict[str, Any]
 TAKEN = "_taken_captions"  # of a row on its way: {language: [level]} that came from the earlier file
 
 
-class Earlier:
+class EarlierCaptions:
     """The rows of an earlier `--out` file, by the picture that they are about.
 
     A row that failed, has no captions, or is torn (the last one of a run that was killed) is as if it were
@@ -58,10 +58,10 @@ class Earlier:
         Of captions that the earlier row itself brought nothing is taken: the source has them, too. A row
         whose own captions have another shape stays as it is: whoever opens it says so.
         """
-        if error_of(row) or not (earlier := self._find(row)):
+        if get_error(row) or not (earlier := self._find(row)):
             return row
         try:
-            own = captions_of(row)
+            own = get_captions(row)
         except LuminaError:
             return row
         taken = _written(earlier)
@@ -98,7 +98,7 @@ def without_note(row: Row) -> Row:
     return {name: value for name, value in row.items() if name != TAKEN} if TAKEN in row else row
 
 
-def added_to(earlier: Earlier | None, rows: Iterable[Row]) -> Iterator[Row]:
+def added_to(earlier: EarlierCaptions | None, rows: Iterable[Row]) -> Iterator[Row]:
     """Pass rows on with what an earlier run wrote about their pictures."""
     if earlier is None:
         yield from rows
@@ -110,7 +110,7 @@ def added_to(earlier: Earlier | None, rows: Iterable[Row]) -> Iterator[Row]:
 def _captioned(line: bytes) -> Row:
     try:
         row = json.loads(line)
-        return row if isinstance(row, dict) and not error_of(row) and captions_of(row) else {}
+        return row if isinstance(row, dict) and not get_error(row) and get_captions(row) else {}
     except (ValueError, RecursionError, LuminaError):
         return {}
 
@@ -137,7 +137,7 @@ def _written(row: Row) -> dict[str, dict[str, str]]:
     """Return a row's captions that an engine wrote; all where it does not tell."""
     captions = {
         lang: {level: text for level, text in texts.items() if text.strip()}
-        for lang, texts in captions_of(row).items()
+        for lang, texts in get_captions(row).items()
     }
     by = row.get("captioned_by")
     return _only(captions, by) if isinstance(by, dict) else captions
@@ -169,7 +169,7 @@ def with_captions(row: Row, captions: dict[str, dict], by: dict[str, dict], scor
     Of a caption that is replaced the old writer and the old score go with it. All three dicts are {language:
     {level: value}}. Raises LuminaError where the row's own captions have another shape.
     """
-    row = {**row, "captions": _over(captions_of(row), captions)}
+    row = {**row, "captions": _over(get_captions(row), captions)}
     for name, new in (("captioned_by", by), ("caption_scores", scores)):
         if not captions:
             continue

@@ -11,10 +11,10 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.unicap.batch import Job, Row
-from lumina_cli.core.unicap.resumable_file import Ledger
-from lumina_cli.core.unicap.reuse import Earlier, added_to
-from lumina_cli.core.unicap.stats import Tally
+from lumina_cli.core.unicap.batch import CaptionRequest, Row
+from lumina_cli.core.unicap.resumable_file import ResumableFile
+from lumina_cli.core.unicap.reuse import EarlierCaptions, added_to
+from lumina_cli.core.unicap.stats import CaptionStats
 from lumina_cli.core.unicap.stream import caption_rows
 
 PACE = 60.0  # seconds between two lines about how far a run is
@@ -23,7 +23,7 @@ PACE = 60.0  # seconds between two lines about how far a run is
 def run_captions(
     rows: Iterable[Row],
     open_engine: Callable[[], Any],
-    job: Job,
+    job: CaptionRequest,
     open_image: Callable[[Row], Image.Image],
     *,
     share: tuple[int, int] = (0, 1),
@@ -31,7 +31,7 @@ def run_captions(
     reuse: Path | None = None,
     settings: Row | None = None,
     batch: int = 8,
-    tally: Tally | None = None,
+    tally: CaptionStats | None = None,
     tell: Callable[[str], None] = lambda line: None,
     **others: Any,
 ) -> Iterator[Row]:
@@ -43,13 +43,13 @@ def run_captions(
     model is loaded once there is a row to do. `tell` is told of every row that is left out, and once a minute
     how far the run is.
     """
-    tally = tally or Tally()
+    tally = tally or CaptionStats()
     if tally.total is not None:
         tally.total = len(range(share[0], tally.total, share[1]))
         tally.watch()
     if reuse and out and reuse.resolve() == out.resolve():
         raise UsageError(f"--reuse {reuse} is the file to write; name another --out")
-    earlier = Earlier(reuse, job.keep) if reuse else None
+    earlier = EarlierCaptions(reuse, job.keep) if reuse else None
     mine = islice(rows, share[0], None, share[1])
     settled = {"batch": batch, "tally": tally, **others}
     if out is None:
@@ -60,7 +60,7 @@ def run_captions(
         return
     about = {**vars(job), **(settings or {}), "shard": "/".join(map(str, share))}
     about |= {"reuse": str(reuse)} if reuse else {}
-    with Ledger(out, about, batch, job.is_in_vain) as ledger:
+    with ResumableFile(out, about, batch, job.is_in_vain) as ledger:
         tally.resume(*ledger.before[:2])
         note = partial(_left_out, tell, ledger)
         settled |= {"on_reject": note, "before": lambda: ledger.before}
@@ -72,7 +72,7 @@ def run_captions(
                     yield row
 
 
-def _begun(ledger: Ledger, rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+def _begun(ledger: ResumableFile, rows: Iterable[Row], tally: CaptionStats) -> Iterator[Row]:
     some = False
     for row in ledger.remaining(rows):
         if not some:
@@ -82,12 +82,12 @@ def _begun(ledger: Ledger, rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
     tally.idle = not some and ledger.done > 0
 
 
-def _left_out(tell: Callable[[str], None], ledger: Ledger | None, row: Row, reason: str) -> None:
+def _left_out(tell: Callable[[str], None], ledger: ResumableFile | None, row: Row, reason: str) -> None:
     if ledger is None or ledger.reject(row, reason):
         tell(f"left out {reason}")
 
 
-def _paced(rows: Iterator[Row], tally: Tally, tell: Callable[[str], None]) -> Iterator[Row]:
+def _paced(rows: Iterator[Row], tally: CaptionStats, tell: Callable[[str], None]) -> Iterator[Row]:
     """Pass rows on, and tell how far the run is once in a while."""
     told = time.monotonic()
     for row in rows:

@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lumina_cli.core.io.jsonl import captions_of
+from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.unicap.reuse import taken_of
 
 
-class Tally:
+class CaptionStats:
     """Counts pictures, captions, rejects by reason, questions and tokens, from the first batch on.
 
     `total` pictures are expected, None where nobody knows; `done` of them were there from an earlier run,
@@ -31,7 +31,7 @@ class Tally:
         for shot in good:
             self.counts.update(shot.counts)
             self.counts["captions"] += sum(map(len, shot.captions.values()))
-            own = captions_of(shot.row)
+            own = get_captions(shot.row)
             self.counts["replaced"] += sum(
                 level in own.get(lang, {}) for lang, texts in shot.captions.items() for level in texts
             )

@@ -7,13 +7,13 @@ from typing import Any
 
 from PIL import Image
 
-from lumina_cli.core.errors import LuminaError, TooManyBad
+from lumina_cli.core.errors import LuminaError, TooManyRejects
 from lumina_cli.core.io.jsonl import chunked
-from lumina_cli.core.unicap.batch import Job, Row, Shot, describe
+from lumina_cli.core.unicap.batch import CaptionItem, CaptionRequest, Row, caption_batch
 from lumina_cli.core.unicap.protocol import Answer, Captioner, Question
-from lumina_cli.core.unicap.stats import Tally
+from lumina_cli.core.unicap.stats import CaptionStats
 
-__all__ = ["Answer", "Captioner", "Job", "Question", "caption_rows"]
+__all__ = ["Answer", "CaptionRequest", "Captioner", "Question", "caption_rows"]
 
 OPENERS = 2  # threads that read pictures
 
@@ -21,7 +21,7 @@ OPENERS = 2  # threads that read pictures
 def caption_rows(
     rows: Iterable[Row],
     captioner: Captioner | Callable[[], Captioner],
-    job: Job,
+    job: CaptionRequest,
     open_image: Callable[[Row], Image.Image],
     *,
     batch: int = 8,
@@ -29,7 +29,7 @@ def caption_rows(
     before: Callable[[], tuple[int, int, int]] = lambda: (0, 0, 0),
     on_reject: Callable[[Row, str], None] | None = None,
     scorer: Any = None,
-    tally: Tally | None = None,
+    tally: CaptionStats | None = None,
     pass_bad: bool = False,
 ) -> Iterator[Row]:
     """Yield each row with `captions[lang][level]` added to those it has; reads only some batches ahead.
@@ -42,7 +42,7 @@ def caption_rows(
     A caption that fails its checks more than `job.retries` times is in `rejected_captions` with the reason.
     What is written depends on the picture and `job`, not on the row's place or `batch`.
     """
-    tally = tally or Tally()
+    tally = tally or CaptionStats()
     seen = unread = vain = 0
     for shots, calls in _described(rows, captioner, job, open_image, batch, scorer):
         tally.add(shots, calls)
@@ -68,14 +68,14 @@ def _check_bad(seen: int, unread: int, vain: int, most: float) -> None:
         return
     said = [f"{unread} of {seen} pictures could not be opened"] if unread else []
     said += [f"{vain} of {seen} pictures got none of the captions that were asked for"] if vain else []
-    raise TooManyBad(f"{', '.join(said)} ({bad / seen:.0%}); --max-bad-rate allows {most:.0%}")
+    raise TooManyRejects(f"{', '.join(said)} ({bad / seen:.0%}); --max-bad-rate allows {most:.0%}")
 
 
 def _described(
-    rows: Iterable[Row], captioner: Any, job: Job, open_image: Callable, batch: int, scorer: Any
-) -> Iterator[tuple[Sequence[Shot], int]]:
+    rows: Iterable[Row], captioner: Any, job: CaptionRequest, open_image: Callable, batch: int, scorer: Any
+) -> Iterator[tuple[Sequence[CaptionItem], int]]:
     """Yield batches of finished shots, each with how many calls of the engine it took."""
-    groups = chunked((Shot(index, row) for index, row in enumerate(rows)), batch)
+    groups = chunked((CaptionItem(index, row) for index, row in enumerate(rows)), batch)
     first = next(groups, None)
     if first is None:
         return
@@ -94,12 +94,12 @@ def _described(
 
 
 def _in_lanes(
-    groups: Iterator[list[Shot]], engine: Captioner, job: Job, scorer: Any
-) -> Iterator[tuple[list[Shot], int]]:
+    groups: Iterator[list[CaptionItem]], engine: Captioner, job: CaptionRequest, scorer: Any
+) -> Iterator[tuple[list[CaptionItem], int]]:
     """Describe batches, as many at a time as the engine likes; yield them in order."""
 
-    def work(shots: list[Shot]) -> tuple[list[Shot], int]:
-        calls = describe([shot for shot in shots if shot.error is None], engine, job, scorer)
+    def work(shots: list[CaptionItem]) -> tuple[list[CaptionItem], int]:
+        calls = caption_batch([shot for shot in shots if shot.error is None], engine, job, scorer)
         return shots, calls
 
     if engine.lanes < 2:
@@ -119,7 +119,7 @@ def _in_lanes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def open_shot(shot: Shot, open_image: Callable[[Row], Image.Image]) -> Shot:
+def open_item(shot: CaptionItem, open_image: Callable[[Row], Image.Image]) -> CaptionItem:
     """Open a shot's picture, or note why it cannot be."""
     try:
         shot.open(open_image)
@@ -128,12 +128,12 @@ def open_shot(shot: Shot, open_image: Callable[[Row], Image.Image]) -> Shot:
     return shot
 
 
-def _opened(groups: Iterator[list[Shot]], open_image: Callable) -> Iterator[list[Shot]]:
+def _opened(groups: Iterator[list[CaptionItem]], open_image: Callable) -> Iterator[list[CaptionItem]]:
     """Yield batches with their pictures, opened by threads while the batch before is used."""
     with ThreadPoolExecutor(OPENERS) as pool:
         coming = None
         for shots in groups:
-            ahead = [pool.submit(open_shot, shot, open_image) for shot in shots]
+            ahead = [pool.submit(open_item, shot, open_image) for shot in shots]
             if coming is not None:
                 yield [future.result() for future in coming]
             coming = ahead

@@ -15,7 +15,7 @@ WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3"
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where a tensor is, its shape, and how many bytes a number takes."""
 
     file: Path
@@ -28,7 +28,7 @@ class Place:
         return prod(self.shape)
 
 
-class StoredWeights:
+class LazyWeights:
     """The tensors in the .safetensors files of a folder, by name.
 
     Only headers are read at first. LuminaError, one line, where the folder has no such file, more than one
@@ -37,14 +37,14 @@ class StoredWeights:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, TensorLocation] = {}
         for file in self._files():
             try:
                 with safe_open(file, "pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 - it is no dict
                         part = opened.get_slice(name)
                         width = WIDTHS.get(part.get_dtype(), 8)
-                        self.places[name] = Place(file, tuple(part.get_shape()), width)
+                        self.places[name] = TensorLocation(file, tuple(part.get_shape()), width)
             except (SafetensorError, OSError, ValueError) as error:
                 raise LuminaError(f"{file} is not a readable safetensors file: {one_line(error)}") from error
 

@@ -22,7 +22,7 @@ from lumina_cli.core.io.atomic import atomic_write, disk_errors
 
 
 @contextmanager
-def folder_aside(final: Path) -> Iterator[Path]:
+def staged_folder(final: Path) -> Iterator[Path]:
     """Give an empty folder to fill, which takes the place of `final` when the block ends without an error.
 
     What `final` held stays until then; a kill between the two renames is made good by the next call.
@@ -94,7 +94,7 @@ class RunFolder:
     def save(self, weights: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict, state: dict) -> Path:
         """Write the checkpoint of `state["step"]` and delete all but the last `keep`; returns its folder."""
         final = self.checkpoints / f"{state['step']:07d}"
-        with folder_aside(final) as aside:
+        with staged_folder(final) as aside:
             save_file({k: v.contiguous() for k, v in weights.items()}, aside / "weights.safetensors")
             save_file({k: v.contiguous() for k, v in ema.items()}, aside / "ema.safetensors")
             with (aside / "optimizer.pt").open("wb") as file:  # torch itself would not say why a write failed
@@ -146,7 +146,7 @@ class RunFolder:
     @contextmanager
     def model_aside(self, frozen: Path, parts: Sequence[str]) -> Iterator[Path]:
         """Give a folder that becomes `model/`, with those `parts` of a model folder in it that exist."""
-        with folder_aside(self.path / "model") as aside:
+        with staged_folder(self.path / "model") as aside:
             for part in (frozen / name for name in parts if (frozen / name).exists()):
                 if part.is_dir():
                     shutil.copytree(part, aside / part.name, copy_function=shutil.copyfile)

@@ -10,18 +10,18 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import open_image, read_metadata
 from lumina_cli.core.nextdit.rope import rotate
-from lumina_cli.core.nextdit.sequence import lay_out
-from lumina_cli.core.sampling import draw_rows, load_pipeline
+from lumina_cli.core.nextdit.sequence import padded_layout
+from lumina_cli.core.sampling import generate_rows, load_pipeline
 from lumina_cli.core.sampling.editing.attention_maps import (
-    AttentivePipeline,
-    Watching,
+    AttentionPipeline,
+    AttentionRecorder,
     overlay,
     with_overlays,
     word_shares,
     word_tokens,
 )
 from lumina_cli.core.sampling.editing.img2img import Edit, EditingPipeline
-from lumina_cli.core.sampling.request import Job, Setup
+from lumina_cli.core.sampling.request import Job, ResolvedRequest
 
 FAST = {"solver": "euler", "steps": 2}
 
@@ -121,19 +121,22 @@ def test_the_watched_shares_are_those_of_the_plain_network(pipe):
     torch.manual_seed(0)
     network, lengths = pipe.transformer, (7, 4)
     latents, features, t = torch.randn(2, 16, 8, 6), torch.randn(2, 7, 32), torch.tensor([0.3, 0.3])
-    watching = Watching(network, [[[2, 3]], [[1]]])
+    watching = AttentionRecorder(network, [[[2, 3]], [[1]]])
     expected, text = reference(network, latents, t, features, lengths, [[2, 3], [1]], watching.layers)
     with torch.no_grad():
         velocity = watching(latents, t, text)
         torch.testing.assert_close(velocity, network(latents, t, text))
     for row in range(2):
         torch.testing.assert_close(watching.mean(row)[0], expected[row], atol=1e-5, rtol=1e-4)
-    assert lay_out(network.config, lengths, ((4, 3),) * 2, latents.device).joint_mask is not None
+    assert padded_layout(network.config, lengths, ((4, 3),) * 2, latents.device).joint_mask is not None
 
 
 def test_watching_changes_no_picture_and_leaves_no_hook(pipe, tmp_path):
-    jobs, setup = [Job("two cups", 1), Job("two blue cups and a ball", 2)], Setup(pipe.plan_for(FAST))
-    attentive = AttentivePipeline(pipe, ["cups"])
+    jobs, setup = (
+        [Job("two cups", 1), Job("two blue cups and a ball", 2)],
+        ResolvedRequest(pipe.plan_for(FAST)),
+    )
+    attentive = AttentionPipeline(pipe, ["cups"])
     watched, plain = attentive.draw_setup(jobs, setup), pipe.draw_setup(jobs, setup)
     assert [one.tobytes() for one in watched] == [one.tobytes() for one in plain]
     assert not any(layer.attention.qkv._forward_hooks for layer in pipe.transformer.layers)
@@ -144,9 +147,9 @@ def test_watching_changes_no_picture_and_leaves_no_hook(pipe, tmp_path):
 
 
 def test_overlays_stand_beside_their_pictures(pipe, tmp_path):
-    attentive = AttentivePipeline(pipe, ["cups", "two"])
+    attentive = AttentionPipeline(pipe, ["cups", "two"])
     rows = [{"prompt": "two cups"}, {"prompt": "two blue cups", "size": "64x48", "seed": 4}]
-    drawn = draw_rows(rows, attentive, tmp_path, plan=FAST, force=True, seed=3)
+    drawn = generate_rows(rows, attentive, tmp_path, plan=FAST, force=True, seed=3)
     done = list(with_overlays(drawn, attentive))
     assert [row["attention"]["cups"].rpartition("/")[2] for row in done] == [
         "00000-two-cups-s3-attention-cups.png", "00001-two-blue-cups-s4-attention-cups.png",
@@ -160,9 +163,9 @@ def test_overlays_stand_beside_their_pictures(pipe, tmp_path):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_rows_that_are_the_same_have_their_maps_each(pipe, tmp_path, batch):
-    attentive = AttentivePipeline(pipe, ["cups"])
+    attentive = AttentionPipeline(pipe, ["cups"])
     rows = [{"prompt": "two cups", "n": number} for number in range(3)]
-    done = list(with_overlays(draw_rows(rows, attentive, tmp_path, plan=FAST, batch=batch), attentive))
+    done = list(with_overlays(generate_rows(rows, attentive, tmp_path, plan=FAST, batch=batch), attentive))
     assert [row["n"] for row in done] == [0, 1, 2]
     assert len({row["attention"]["cups"] for row in done}) == 3
     assert attentive.maps == {}
@@ -170,27 +173,27 @@ def test_rows_that_are_the_same_have_their_maps_each(pipe, tmp_path, batch):
 
 def test_a_picture_to_start_from_says_the_size(pipe, tmp_path):
     editing = EditingPipeline(pipe, Edit(Image.new("RGB", (96, 48), "red"), 0.6))
-    attentive = AttentivePipeline(editing, ["cups"])
-    drawn = draw_rows([{"prompt": "two cups"}], attentive, tmp_path, plan=FAST)
+    attentive = AttentionPipeline(editing, ["cups"])
+    drawn = generate_rows([{"prompt": "two cups"}], attentive, tmp_path, plan=FAST)
     (row,) = with_overlays(drawn, attentive)
     assert row["size"] == "96x48"
     assert open_image(row["attention"]["cups"]).size == (96, 48)
 
 
 def test_without_a_call_there_is_nothing_to_watch(pipe):
-    attentive = AttentivePipeline(EditingPipeline(pipe, Edit(Image.new("RGB", (64, 64)), 0.0)), ["cups"])
+    attentive = AttentionPipeline(EditingPipeline(pipe, Edit(Image.new("RGB", (64, 64)), 0.0)), ["cups"])
     with pytest.raises(UsageError, match="at strength 0 the network is not called, and so looks at no word"):
-        attentive.draw_setup([Job("two cups")], Setup(pipe.plan_for(FAST)))
+        attentive.draw_setup([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
 
 
 def test_a_cache_and_a_missing_word_are_refused(pipe):
-    attentive = AttentivePipeline(pipe, ["horse"])
+    attentive = AttentionPipeline(pipe, ["horse"])
     with pytest.raises(UsageError, match="'horse' is not in the prompt 'two cups'"):
-        attentive.draw_setup([Job("two cups")], Setup(pipe.plan_for(FAST)))
+        attentive.draw_setup([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
     with pytest.raises(
         UsageError, match="attention is read in every call of the network; draw without a cache"
     ):
-        attentive.draw_setup([Job("two cups")], Setup(Plan(cache="first:0.1")))
+        attentive.draw_setup([Job("two cups")], ResolvedRequest(Plan(cache="first:0.1")))
 
 
 def test_an_overlay_is_hot_where_the_share_is_high():
@@ -204,9 +207,9 @@ def test_an_overlay_is_hot_where_the_share_is_high():
 
 
 def test_nano_looks_at_the_thing_that_a_word_names(nano):
-    attentive = AttentivePipeline(nano, ["car", "ball"])
+    attentive = AttentionPipeline(nano, ["car", "ball"])
     jobs = [Job("a red car left of a blue ball", seed) for seed in (2, 3)]
-    pictures = attentive.draw_setup(jobs, Setup(nano.plan_for({"solver": "euler", "steps": 6})))
+    pictures = attentive.draw_setup(jobs, ResolvedRequest(nano.plan_for({"solver": "euler", "steps": 6})))
     for job, picture in zip(jobs, pictures, strict=True):
         pixels = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), float)
         strength = {"car": pixels[..., 0] - pixels[..., 2], "ball": pixels[..., 2] - pixels[..., 0]}

@@ -10,18 +10,18 @@ from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.plan import GUIDES
 from lumina_cli.core.images.io import read_metadata
 from lumina_cli.core.registry import SOLVERS
-from lumina_cli.core.sampling import draw_rows, load_pipeline
+from lumina_cli.core.sampling import generate_rows, load_pipeline
 from lumina_cli.core.sampling.editing.img2img import (
     Edit,
     EditedPlan,
     EditingPipeline,
+    composite_original,
+    image_size,
     pixel_hash,
-    put_back,
     read_edit,
-    size_of_picture,
     to_pixels,
 )
-from lumina_cli.core.sampling.pipeline import to_pictures
+from lumina_cli.core.sampling.pipeline import to_images
 from lumina_cli.core.sampling.request import Job
 
 SHAPE = (2, 16, 8, 8)
@@ -131,7 +131,7 @@ def test_strength_1_draws_what_no_picture_would(pipe):
 
 def test_strength_0_is_the_picture_through_the_autoencoder(pipe):
     picture = noise_picture()
-    expected = to_pictures(pipe.vae.decode(pipe.vae.encode(to_pixels(picture))))[0]
+    expected = to_images(pipe.vae.decode(pipe.vae.encode(to_pixels(picture))))[0]
     for one in EditingPipeline(pipe, Edit(picture, 0.0)).draw(JOBS):
         assert np.abs(np.asarray(one, int) - np.asarray(expected, int)).max() <= 1
 
@@ -167,7 +167,7 @@ def test_outside_a_mask_every_byte_is_the_pictures(pipe):
 def test_the_seam_is_soft_and_the_middle_is_new(width):
     old, new = Image.new("RGB", (64, 64), "black"), Image.new("RGB", (64, 64), "white")
     mask = box_mask(box=(10, 10, 10 + width, 50))
-    row = np.asarray(put_back(new, old, mask, 8))[30, :, 0].astype(int)
+    row = np.asarray(composite_original(new, old, mask, 8))[30, :, 0].astype(int)
     assert row[:10].max() == row[10 + width :].max() == 0
     assert row.max() == 255
     assert np.abs(np.diff(row)).max() <= (30 if width == 30 else 255)
@@ -186,7 +186,7 @@ def test_rows_of_edits_tell_what_they_were_drawn_over(pipe, tmp_path):
     drawn = []
     for strength in (0.5, 0.5, 0.8):
         edit = EditingPipeline(pipe, read_edit(tmp_path / "p.png", strength=strength))
-        drawn += draw_rows([{"prompt": "two cups"}], edit, tmp_path / "out", plan={"steps": 2})
+        drawn += generate_rows([{"prompt": "two cups"}], edit, tmp_path / "out", plan={"steps": 2})
     assert [row.get("resumed", False) for row in drawn] == [False, True, False]
     assert read_metadata(drawn[1]["image"])["edit"]["strength"] == 0.5
     assert drawn[0]["image"] == drawn[1]["image"] != drawn[2]["image"]
@@ -236,7 +236,7 @@ def test_a_strength_that_cannot_be(strength, tmp_path):
     ],
 )
 def test_pictures_are_drawn_at_a_size_of_the_model(own, expected):
-    assert size_of_picture(own, (128, 128), 16) == expected
+    assert image_size(own, (128, 128), 16) == expected
 
 
 def test_scaling_and_cutting_are_told_once(pipe):

@@ -11,13 +11,13 @@ from PIL import Image, PngImagePlugin
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
-from lumina_cli.core.images.io import open_image, read_metadata, save_picture
-from lumina_cli.core.sampling import draw_rows, load_pipeline
+from lumina_cli.core.images.io import open_image, read_metadata, save_image
+from lumina_cli.core.sampling import generate_rows, load_pipeline
 from lumina_cli.core.sampling.editing.img2img import EditingPipeline, read_edit
-from lumina_cli.core.sampling.editing.replay import apart, draw_again, read_again
-from lumina_cli.core.sampling.output.metadata import Origin, to_metadata
-from lumina_cli.core.sampling.request import Job, Setup
-from lumina_cli.core.sampling.teacache.layer_cache import Fit, write_fit
+from lumina_cli.core.sampling.editing.replay import apart, read_replay, replay_images
+from lumina_cli.core.sampling.output.metadata import GenerationRecord, to_metadata
+from lumina_cli.core.sampling.request import Job, ResolvedRequest
+from lumina_cli.core.sampling.teacache.layer_cache import CacheFit, write_cache_fit
 from lumina_cli.core.sampling.teacache.policy import Curve
 from lumina_cli.core.weights.fingerprint import adapter_digest
 
@@ -32,11 +32,11 @@ def pipe(tiny_folder):
 def drawn(pipe, folder, format="png", **wishes):
     rows = [{"prompt": "two cups", "negative": "a ball"}]
     wishes = {"plan": PLAN, "seed": 3, "count": 2, "size": "64x48", "system": "base"} | wishes
-    return list(draw_rows(rows, pipe, folder, format=format, **wishes))[1]["image"]
+    return list(generate_rows(rows, pipe, folder, format=format, **wishes))[1]["image"]
 
 
 def again(pipe, paths, folder, **options):
-    return list(draw_again(paths, lambda *wanted: pipe, folder / "again", **options))
+    return list(replay_images(paths, lambda *wanted: pipe, folder / "again", **options))
 
 
 def test_a_picture_comes_out_the_same(pipe, tmp_path):
@@ -80,15 +80,15 @@ def test_changes_go_over_what_it_tells(pipe, tmp_path):
 def test_the_picture_names_its_model_and_each_is_loaded_once(pipe, tmp_path):
     path, asked, told = drawn(pipe, tmp_path), [], []
     load = lambda name, loras, quantize: asked.append(name) or pipe  # noqa: E731
-    list(draw_again([path, path], load, tmp_path / "again", note=told.append))
+    list(replay_images([path, path], load, tmp_path / "again", note=told.append))
     assert (asked, told) == ([pipe.name], [])
-    list(draw_again([path], load, tmp_path / "again", model="other"))
+    list(replay_images([path], load, tmp_path / "again", model="other"))
     assert asked[-1] == "other"
 
 
 def test_other_weights_are_told(pipe, tmp_path):
     path, told = drawn(pipe, tmp_path), []
-    save_picture(open_image(path), path, read_metadata(path) | {"weights": "0123"})
+    save_image(open_image(path), path, read_metadata(path) | {"weights": "0123"})
     again(pipe, [path], tmp_path, note=told.append)
     assert told == [f"{path} was drawn by other weights than those of {pipe.name}; it will look different"]
 
@@ -102,7 +102,7 @@ def test_what_was_done_to_the_weights_is_asked_for_again_or_named(pipe, tmp_path
     files[2].unlink()
     path, told, asked = drawn(pipe, tmp_path), [], []
     weights = "+".join([pipe.base_weights, *(f"{digest}:{scale:g}" for _, scale, digest in loras), "int8"])
-    save_picture(
+    save_image(
         open_image(path), path, read_metadata(path) | {"loras": loras, "quantize": "int8", "weights": weights}
     )
 
@@ -112,7 +112,7 @@ def test_what_was_done_to_the_weights_is_asked_for_again_or_named(pipe, tmp_path
         changed.changed(loras[:1])
         return changed
 
-    list(draw_again([path], load, tmp_path / "again", note=told.append))
+    list(replay_images([path], load, tmp_path / "again", note=told.append))
     assert asked == [(pipe.name, (f"{files[0]}:0.30000000000000004",), "int8")]
     start, end = f"{path} was drawn with the LoRA {tmp_path}", "; it will look different"
     assert told == [
@@ -129,7 +129,7 @@ def test_pictures_that_do_not_name_their_loras_are_readable(pipe, tmp_path):
     path = drawn(pipe, tmp_path)
     metadata = read_metadata(path)
     assert not {"loras", "quantize"} & set(metadata)
-    save_picture(open_image(path), path, metadata | {"weights": f"{pipe.weights}+0123456789ab:0.5"})
+    save_image(open_image(path), path, metadata | {"weights": f"{pipe.weights}+0123456789ab:0.5"})
     told = []
     again(pipe, [path], tmp_path, note=told.append)
     assert told == [f"{path} was drawn by other weights than those of {pipe.name}; it will look different"]
@@ -138,7 +138,7 @@ def test_pictures_that_do_not_name_their_loras_are_readable(pipe, tmp_path):
 @pytest.mark.parametrize("loras", [3, [["a.safetensors", "much", "0"]], [["a.safetensors"]]])
 def test_loras_that_make_no_sense_are_one_line(pipe, loras, tmp_path):
     path = drawn(pipe, tmp_path)
-    save_picture(open_image(path), path, read_metadata(path) | {"loras": loras})
+    save_image(open_image(path), path, read_metadata(path) | {"loras": loras})
     assert refused(path).startswith(f"{path}: the picture does not say how it was drawn")
 
 
@@ -147,8 +147,8 @@ def test_another_fit_of_the_cache_is_told_and_draws_another_picture(tiny_folder,
     shutil.copytree(tiny_folder, folder)
     pipe, told, found = load_pipeline(folder), [], []
     for height in (1.0, 2.0, 2.0):
-        write_fit(Fit(pipe.weights, Curve((0.0, height), 1.0), 1.0, 9), folder / "teacache.json")
-        (row,) = draw_rows([{"prompt": "two cups"}], pipe, tmp_path, plan=replace(PLAN, cache="tea:0.3"))
+        write_cache_fit(CacheFit(pipe.weights, Curve((0.0, height), 1.0), 1.0, 9), folder / "teacache.json")
+        (row,) = generate_rows([{"prompt": "two cups"}], pipe, tmp_path, plan=replace(PLAN, cache="tea:0.3"))
         found.append((Path(row["image"]).name, row.get("resumed"), row.get("cached", {}).get("threshold")))
     first, second, resumed = found
     assert (first[1:], second[1:], resumed) == ((None, 0.3), (None, 0.3), (second[0], True, None))
@@ -177,17 +177,17 @@ def test_another_programs_picture_is_taken_as_far_as_it_goes(pipe, tmp_path):
 
 def refused(path) -> str:
     with pytest.raises(LuminaError) as caught:
-        read_again(path)
+        read_replay(path)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_a_picture_that_tells_nothing_is_one_line(tmp_path):
-    path = save_picture(Image.new("RGB", (8, 8)), tmp_path / "x.png")
+    path = save_image(Image.new("RGB", (8, 8)), tmp_path / "x.png")
     assert refused(path) == f"{path} does not say how it was drawn: no metadata of lumina's or A1111's kind"
-    save_picture(Image.new("RGB", (8, 8)), path, {"prompt": "a"})
+    save_image(Image.new("RGB", (8, 8)), path, {"prompt": "a"})
     assert refused(path).startswith(f"{path}: the picture does not say how it was drawn: its metadata lacks")
-    save_picture(Image.new("RGB", (8, 8)), path, {"grid": {}, "of": "a"})
+    save_image(Image.new("RGB", (8, 8)), path, {"grid": {}, "of": "a"})
     assert refused(path) == f"{path} is the sheet of a grid; draw one of its pictures again"
     assert "no such picture" in refused(tmp_path / "gone.png")
 
@@ -195,8 +195,8 @@ def test_a_picture_that_tells_nothing_is_one_line(tmp_path):
 @pytest.mark.parametrize("change", [{"seed": "7"}, {"number": None}, {"prompt": 3}, {"system": []}, {"size": [64]},
                                     {"plan": {"steps": 0}}, {"plan": {"stpes": 3}}])  # fmt: skip
 def test_metadata_that_makes_no_sense_is_one_line(change, tmp_path):
-    origin = to_metadata(Origin("a", 7, 0, "nano", (64, 64), "real", PLAN))
-    path = save_picture(Image.new("RGB", (8, 8)), tmp_path / "x.png", origin | change)
+    origin = to_metadata(GenerationRecord("a", 7, 0, "nano", (64, 64), "real", PLAN))
+    path = save_image(Image.new("RGB", (8, 8)), tmp_path / "x.png", origin | change)
     assert refused(path).startswith(str(path))
 
 
@@ -206,9 +206,9 @@ def edited(pipe, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "init.png")
     edit = read_edit(tmp_path / "init.png", strength=0.5)
-    (picture,) = EditingPipeline(pipe, edit).draw_setup([Job("two cups", 3)], Setup(PLAN))
-    origin = Origin("two cups", 3, 0, pipe.name, (64, 64), "real", PLAN, pipe.weights)
-    return save_picture(picture, tmp_path / "edited.png", to_metadata(origin) | {"edit": edit.settings()})
+    (picture,) = EditingPipeline(pipe, edit).draw_setup([Job("two cups", 3)], ResolvedRequest(PLAN))
+    origin = GenerationRecord("two cups", 3, 0, pipe.name, (64, 64), "real", PLAN, pipe.weights)
+    return save_image(picture, tmp_path / "edited.png", to_metadata(origin) | {"edit": edit.settings()})
 
 
 def test_an_edit_is_drawn_over_its_picture_again(pipe, edited, tmp_path):

@@ -10,9 +10,9 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
-from lumina_cli.core.images.io import save_picture
+from lumina_cli.core.images.io import save_image
 from lumina_cli.core.sampling.output.gallery import write_gallery
-from lumina_cli.core.sampling.output.metadata import Origin, to_metadata
+from lumina_cli.core.sampling.output.metadata import GenerationRecord, to_metadata
 
 GREEN = Image.new("RGB", (32, 32), "green")
 HOSTILE = """</p><script>alert(1)</script><img src=x onerror="alert(1)"> ' " {{ 7*7 }} {% raw %} 红色"""
@@ -38,7 +38,7 @@ class Page(HTMLParser):
 
 
 def origin(prompt="two cups", **changes) -> dict:
-    return to_metadata(Origin(prompt, 7, 0, "nano", (32, 32), "real", Plan("dpm", 9))) | changes
+    return to_metadata(GenerationRecord(prompt, 7, 0, "nano", (32, 32), "real", Plan("dpm", 9))) | changes
 
 
 def page(folder) -> Page:
@@ -47,7 +47,7 @@ def page(folder) -> Page:
 
 def test_pictures_are_linked_in_their_order_and_tell_their_plan(tmp_path):
     for number in (10, 9, 1):
-        save_picture(GREEN, tmp_path / f"p {number}.png", origin(f"cup {number}"))
+        save_image(GREEN, tmp_path / f"p {number}.png", origin(f"cup {number}"))
     found = page(tmp_path)
     assert found.values("img", "src")[:3] == ["./p%201.png", "./p%209.png", "./p%2010.png"]
     assert found.values("img", "alt")[:3] == ["cup 1", "cup 9", "cup 10"]
@@ -58,7 +58,7 @@ def test_pictures_are_linked_in_their_order_and_tell_their_plan(tmp_path):
 
 
 def test_hostile_text_stays_text(tmp_path):
-    save_picture(
+    save_image(
         GREEN, tmp_path / "a'\"<b>&.png", origin(HOSTILE, model=HOSTILE, negative=HOSTILE, system=HOSTILE)
     )
     found = page(tmp_path)
@@ -71,7 +71,7 @@ def test_hostile_text_stays_text(tmp_path):
 
 
 def test_only_the_pages_own_script_may_run(tmp_path):
-    save_picture(GREEN, tmp_path / "a.png", origin())
+    save_image(GREEN, tmp_path / "a.png", origin())
     text = write_gallery(tmp_path).read_text(encoding="utf-8")
     policy = re.search(r'Security-Policy" content="([^"]*)"', text)[1]
     assert "default-src 'none'" in policy
@@ -81,12 +81,12 @@ def test_only_the_pages_own_script_may_run(tmp_path):
 
 
 def test_pictures_of_others_and_without_words_are_shown(tmp_path):
-    save_picture(GREEN, tmp_path / "plain.jpg")
-    save_picture(GREEN, tmp_path / "sheet.png", {"grid": {"guidance": [1, None]}, "of": "two cups"})
-    save_picture(
+    save_image(GREEN, tmp_path / "plain.jpg")
+    save_image(GREEN, tmp_path / "sheet.png", {"grid": {"guidance": [1, None]}, "of": "two cups"})
+    save_image(
         GREEN, tmp_path / "edit.avif", origin(edit={"init": "photo.jpg", "strength": 0.5, "pixels": "f"})
     )
-    save_picture(
+    save_image(
         GREEN, tmp_path / "strange.webp", {"prompt": 3, "plan": [], "size": {}, "grid": "no", "edit": 1}
     )
     found = page(tmp_path)
@@ -95,7 +95,7 @@ def test_pictures_of_others_and_without_words_are_shown(tmp_path):
 
 
 def test_broken_files_are_told_and_left_out(tmp_path):
-    save_picture(GREEN, tmp_path / "a.png", origin())
+    save_image(GREEN, tmp_path / "a.png", origin())
     (tmp_path / "b.png").write_bytes(b"no picture")
     (tmp_path / "c.txt").write_text("no picture")
     told = []
@@ -106,7 +106,7 @@ def test_broken_files_are_told_and_left_out(tmp_path):
 
 
 def test_a_gallery_is_the_same_every_time(tmp_path):
-    save_picture(GREEN, tmp_path / "a.png", origin())
+    save_image(GREEN, tmp_path / "a.png", origin())
     first = write_gallery(tmp_path).read_bytes()
     assert write_gallery(tmp_path).read_bytes() == first
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "gallery.html"]

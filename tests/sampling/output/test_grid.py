@@ -10,7 +10,7 @@ from PIL import Image
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import open_image, read_metadata
-from lumina_cli.core.sampling import draw_rows, load_pipeline
+from lumina_cli.core.sampling import generate_rows, load_pipeline
 from lumina_cli.core.sampling.batching import Split
 from lumina_cli.core.sampling.output import grid, sheet
 from lumina_cli.core.sampling.output.grid import AXES, cells_of, draw_grid, read_grid
@@ -102,7 +102,7 @@ def test_every_cell_is_what_it_would_be_alone(pipe, tmp_path):
     assert {(row["tag"], row["key"], row["seed"]) for row in drawn} == {(1, "own", 5)}
     for row in drawn:
         plan = {"solver": "euler", "guidance": row["cell"]["guidance"], "steps": row["cell"]["calls"]}
-        (alone,) = draw_rows(rows, pipe, tmp_path / "alone", plan=plan, seed=5)
+        (alone,) = generate_rows(rows, pipe, tmp_path / "alone", plan=plan, seed=5)
         assert open_image(alone["image"]).tobytes() == open_image(row["image"]).tobytes()
     assert len({open_image(row["image"]).tobytes() for row in drawn}) == 4
     assert [row.get("sheet") for row in drawn] == [

@@ -15,16 +15,16 @@ from lumina_cli.cli.app import run
 from lumina_cli.core.curation import scores as scoring
 from lumina_cli.core.curation.scores import score_shards
 from lumina_cli.core.dataset.latent_cache import LatentStore, build_stores, fingerprint
-from lumina_cli.core.dataset.precompute import LATENTS, TEXT, array_of, encode_shards, split_features
-from lumina_cli.core.dataset.precomputed import ReadyLatents
+from lumina_cli.core.dataset.precompute import LATENTS, TEXT, decode_npy, encode_shards, split_features
+from lumina_cli.core.dataset.precomputed import PrecomputedLatents
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.atomic import held_folder
+from lumina_cli.core.io.atomic import lock_folder
 from lumina_cli.core.shards.inspect import open_shards, read_index, read_shards, verify_shards, write_shards
-from lumina_cli.core.shards.overlays.apply import difference, lay_rows
-from lumina_cli.core.shards.overlays.reader import describe_overlays, find_overlays, merge, newest_of
-from lumina_cli.core.shards.overlays.writer import begin
+from lumina_cli.core.shards.overlays.apply import apply_rows, difference
+from lumina_cli.core.shards.overlays.reader import describe_overlays, find_overlays, merge, newest_version
+from lumina_cli.core.shards.overlays.writer import begin_version
 from lumina_cli.core.sources.source import read_source
 
 
@@ -65,7 +65,7 @@ def captioned(shards: str) -> list[dict]:
 
 def test_new_captions_are_joined_and_the_shards_stay(shards):
     before = filesystem.read_file(f"{shards}/000000.tar")
-    told = list(lay_rows(shards, captioned(shards)[:3], "captions"))
+    told = list(apply_rows(shards, captioned(shards)[:3], "captions"))
     assert told[-1] == {
         "overlay": "captions", "version": "0001", "samples": 3, "rows": 3, "matched": 3, "unmatched": 0,
         "failed": 0,
@@ -80,10 +80,10 @@ def test_new_captions_are_joined_and_the_shards_stay(shards):
 
 
 def test_versions_and_names_in_the_source(shards):
-    list(lay_rows(shards, captioned(shards), "captions"))
+    list(apply_rows(shards, captioned(shards), "captions"))
     second = [{"key": "k0", "captions": {"en": {"short": "newer"}}}]
-    list(lay_rows(shards, second, "captions"))
-    list(lay_rows(shards, second, "captions"))  # the same rows make no third version
+    list(apply_rows(shards, second, "captions"))
+    list(apply_rows(shards, second, "captions"))  # the same rows make no third version
     assert [row["version"] for row in describe_overlays(shards)] == ["0001", "0002"]
 
     def shorts(source: str) -> list:
@@ -96,7 +96,7 @@ def test_versions_and_names_in_the_source(shards):
     assert "de" not in next(read_source(shards))["captions"]
     with pytest.raises(UsageError, match=r"no overlay 'caption'; did you mean 'captions'"):
         list(read_source(f"{shards}?overlay=caption"))
-    list(lay_rows(shards, [{"key": "k1", "captions": {"ru": {"short": "да"}}}], "captions", add=True))
+    list(apply_rows(shards, [{"key": "k1", "captions": {"ru": {"short": "да"}}}], "captions", add=True))
     first, other, *_ = read_source(shards)
     assert first["captions"] == {"en": {"short": "newer"}}
     assert other["captions"] == {"en": {"short": "a red car 1"}, "ru": {"short": "да"}}
@@ -111,7 +111,7 @@ def test_pictures_of_one_name_keep_their_own_captions(tmp_path):
     list(write_shards(rows, place))
     texts = {row["image"]: f"the caption of {row['image']}" for row in rows}
     said = [{**row, "captions": {"en": {"short": texts[row["image"]]}}} for row in rows]
-    list(lay_rows(str(place), said, "captions"))
+    list(apply_rows(str(place), said, "captions"))
     told = {row["origin"]: row["captions"]["en"]["short"] for row in read_shards(place)}
     assert told == texts
 
@@ -122,25 +122,25 @@ def test_rows_that_match_nothing(shards, tmp_path):
         {"key": "zz"},
     ]
     with pytest.raises(LuminaError, match="none of 2 rows names a sample"):
-        list(lay_rows(shards, strange, "captions"))
-    assert not filesystem.is_folder(f"{shards}/overlays")
-    told = list(lay_rows(shards, [*strange, {"key": "k4", "scores": {"clip": 0.5}}], "captions"))[-1]
+        list(apply_rows(shards, strange, "captions"))
+    assert not filesystem.is_dir(f"{shards}/overlays")
+    told = list(apply_rows(shards, [*strange, {"key": "k4", "scores": {"clip": 0.5}}], "captions"))[-1]
     assert (told["matched"], told["unmatched"], told["samples"]) == (1, 2, 1)
     with pytest.raises(UsageError, match="no name of an overlay"):
-        list(lay_rows(shards, [{"key": "k4"}], "../x"))
+        list(apply_rows(shards, [{"key": "k4"}], "../x"))
 
 
 def test_a_key_in_two_shards_names_none(tmp_path):
     twice = write(tmp_path / "s", [rows(1)[0], rows(1)[0]], per_shard=1)
     with pytest.raises(LuminaError, match="none of 1 rows"):
-        list(lay_rows(twice, [{"key": "k0", "score": 1}], "extra"))
+        list(apply_rows(twice, [{"key": "k0", "score": 1}], "extra"))
     image = str(list(read_shards(twice))[1]["image"])
-    list(lay_rows(twice, [{"image": image, "key": "k0", "score": 7}], "extra"))
+    list(apply_rows(twice, [{"image": image, "key": "k0", "score": 7}], "extra"))
     assert [row["score"] for row in read_shards(twice)] == [0.0, 7]
 
 
 def test_an_overlay_of_other_pictures_is_stale(shards):
-    list(lay_rows(shards, captioned(shards), "captions"))
+    list(apply_rows(shards, captioned(shards), "captions"))
     write(shards, rows(5, first=20), force=True)
     with pytest.raises(LuminaError, match=r"overlay captions@0001 is stale: .*000000.tar.*\?overlay="):
         list(read_source(shards))
@@ -200,8 +200,8 @@ def replace(place, old: str, new: str) -> None:
 @pytest.mark.parametrize("how", DAMAGE)
 def test_verify_looks_into_overlays(shards, capsys, how):
     more = {"description": "lade"} | ({"score": 9} if how == "values" else {})
-    list(lay_rows(shards, [row | more for row in captioned(shards)], "captions"))
-    folder = Path(newest_of(shards, "captions").folder)
+    list(apply_rows(shards, [row | more for row in captioned(shards)], "captions"))
+    folder = Path(newest_version(shards, "captions").folder)
     assert run(["shard", "verify", shards]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {
         "overlay": "captions@0001",
@@ -220,8 +220,8 @@ def test_verify_looks_into_overlays(shards, capsys, how):
 
 
 def test_verify_takes_an_older_overlay_and_names_a_stale_one(shards):
-    list(lay_rows(shards, captioned(shards), "captions"))
-    no_hashes(Path(newest_of(shards, "captions").folder))
+    list(apply_rows(shards, captioned(shards), "captions"))
+    no_hashes(Path(newest_version(shards, "captions").folder))
     assert all(row["ok"] for row in verify_shards(shards))
     told = []
     grown = write(shards, rows(7), tell=told.append)
@@ -232,38 +232,38 @@ def test_verify_takes_an_older_overlay_and_names_a_stale_one(shards):
     assert "000002.tar holds other pictures" in found[-1]["problem"]
     with pytest.raises(LuminaError, match="captions@0001 is stale"):
         list(read_source(grown))
-    list(lay_rows(grown, [{"key": "k6", "captions": {"de": {"short": "hallo"}}}], "captions"))
+    list(apply_rows(grown, [{"key": "k6", "captions": {"de": {"short": "hallo"}}}], "captions"))
     found = {row["overlay"]: row["ok"] for row in verify_shards(grown) if "overlay" in row}
     assert found == {"captions@0001": True, "captions@0002": True}  # nobody reads the older one
 
 
 def test_two_writers_of_an_overlay(shards, monkeypatch):
     """Another process is another open folder; this process may go on with what it began itself."""
-    begin(shards, "captions", {"rows": "a"})
-    begin(shards, "captions", {"rows": "a"})
+    begin_version(shards, "captions", {"rows": "a"})
+    begin_version(shards, "captions", {"rows": "a"})
     folder = Path(shards, "overlays", "captions")
     with pytest.raises(LuminaError, match="overlays/captions is being written by another process"):
-        held_folder(str(folder))
-    begin(shards, "others", {"rows": "a"}).finish([])
-    list(lay_rows(shards, [{"key": "k1", "captions": {"de": {"short": "hallo"}}}], "captions"))
-    number = held_folder(str(folder))
+        lock_folder(str(folder))
+    begin_version(shards, "others", {"rows": "a"}).finish([])
+    list(apply_rows(shards, [{"key": "k1", "captions": {"de": {"short": "hallo"}}}], "captions"))
+    number = lock_folder(str(folder))
     with pytest.raises(LuminaError, match="overlays/captions is being written by another process"):
-        begin(shards, "captions", {"rows": "b"})
+        begin_version(shards, "captions", {"rows": "b"})
     os.close(number)
-    assert begin(shards, "captions", {"rows": "b"}).finish(open_shards(shards)[:0])["samples"] == 0
+    assert begin_version(shards, "captions", {"rows": "b"}).finish(open_shards(shards)[:0])["samples"] == 0
 
 
 def test_a_stale_score_chooses_nothing(tmp_path):
-    from lumina_cli.core.curation.select import Choice, select_samples
+    from lumina_cli.core.curation.select import SelectionSettings, select_samples
 
     shards = write(tmp_path / "s", rows(3))
     list(score_shards(shards, ["entropy"]))
     other = [row | {"image": picture(90 + i)} for i, row in enumerate(rows(3))]
     write(shards, other, force=True)
     with pytest.raises(LuminaError, match="overlay scores@0001 is stale"):
-        select_samples(shards, str(tmp_path / "best"), Choice(best=1, by="entropy"))
+        select_samples(shards, str(tmp_path / "best"), SelectionSettings(best=1, by="entropy"))
     with pytest.raises(UsageError, match="no 'entropy'"):
-        select_samples(f"{shards}?overlay=", str(tmp_path / "best"), Choice(best=1, by="entropy"))
+        select_samples(f"{shards}?overlay=", str(tmp_path / "best"), SelectionSettings(best=1, by="entropy"))
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_stale_score_chooses_nothing(tmp_path):
     ],
 )
 def test_a_broken_index_is_told(shards, line):
-    list(lay_rows(shards, captioned(shards), "captions"))
+    list(apply_rows(shards, captioned(shards), "captions"))
     place = f"{shards}/overlays/captions/0001/000000.index.jsonl"
     first = filesystem.read_file(place).split(b"\n")[0]
     filesystem.write_file(place, first + b"\n" + line.encode() + b"\n")
@@ -303,7 +303,7 @@ def test_scores_are_measured_once(shards, monkeypatch):
     monkeypatch.setattr(scoring, "measure", lambda pictures, by: seen.append(list(by)) or real(pictures, by))
     list(score_shards(shards, ["entropy", "phash"]))
     assert {name for names in seen for name in names} == {"entropy"}
-    assert newest_of(shards, "scores").version == "0002"
+    assert newest_version(shards, "scores").version == "0002"
     again = {row["key"]: row for row in read_shards(shards)}
     assert set(again["k3"]["scores"]) == {"sharpness", "entropy"}
     assert again["k3"]["scores"]["sharpness"] == first["k3"]["scores"]["sharpness"]
@@ -311,14 +311,14 @@ def test_scores_are_measured_once(shards, monkeypatch):
 
 def test_scores_of_captions_follow_the_captions(shards):
     told = [{"key": "k1", "caption_scores": {"en": {"short": 0.2, "tags": 0.3}, "de": {"short": 0.4}}}]
-    list(lay_rows(shards, told, "captions"))
+    list(apply_rows(shards, told, "captions"))
     assert [row["measured"] for row in score_shards(shards, ["caption", "entropy"])] == [2, 2, 1]
 
     def scores() -> list:
         return [row["scores"].get("caption") for row in read_shards(shards)]
 
     assert scores() == [None, 0.3, None, None, None]
-    list(lay_rows(shards, [{"key": "k2", "caption_scores": {"en": {"short": 0.7}}}], "captions"))
+    list(apply_rows(shards, [{"key": "k2", "caption_scores": {"en": {"short": 0.7}}}], "captions"))
     assert [row["measured"] for row in score_shards(shards, ["caption"])] == [0, 0, 0]
     assert scores() == [None, None, 0.7, None, None]
 
@@ -333,8 +333,8 @@ def test_new_pictures_get_all_scores_of_a_version(shards):
 
 def test_scoring_goes_on_after_a_kill_and_mends_what_changed(tmp_path, shards, monkeypatch):
     def files(place: str) -> dict[str, bytes]:
-        folder = newest_of(place, "scores").folder
-        return {name: filesystem.read_file(f"{folder}/{name}") for name in filesystem.listing(folder)}
+        folder = newest_version(place, "scores").folder
+        return {name: filesystem.read_file(f"{folder}/{name}") for name in filesystem.list_sizes(folder)}
 
     list(score_shards(shards, ["entropy"]))
     whole = files(shards)
@@ -357,7 +357,7 @@ def test_workers_and_memory_give_the_same_scores(tmp_path, shards):
     list(score_shards(alone, ["entropy", "phash"], workers=2))
     want, found = ([row["scores"] | row["hashes"] for row in read_shards(place)] for place in (shards, alone))
     assert want == found
-    told = list(lay_rows(alone, [{"key": "k1", "captions": {"de": {"short": "hallo"}}}], "captions"))
+    told = list(apply_rows(alone, [{"key": "k1", "captions": {"de": {"short": "hallo"}}}], "captions"))
     assert told[-1]["matched"] == 1
     assert list(read_source(alone))[1]["captions"]["de"] == {"short": "hallo"}
 
@@ -382,7 +382,7 @@ def test_training_takes_the_same_numbers_without_a_picture(encoded, tiny_folder,
     def never(pixels):
         raise AssertionError("a picture was encoded again")
 
-    list(build_stores(read_source(shards), ready, never, find=ReadyLatents(tiny_folder, [64, 128])))
+    list(build_stores(read_source(shards), ready, never, find=PrecomputedLatents(tiny_folder, [64, 128])))
     for size in (64, 128):
         want, found = LatentStore(plain[size]), LatentStore(ready[size])
         assert (want.shapes == found.shapes).all()
@@ -391,7 +391,7 @@ def test_training_takes_the_same_numbers_without_a_picture(encoded, tiny_folder,
 
 
 def test_training_takes_what_is_there_and_encodes_the_rest(encoded, tiny_folder, tmp_path):
-    from lumina_cli.core.dataset.latent_cache import count_ready
+    from lumina_cli.core.dataset.latent_cache import count_precomputed
     from lumina_cli.core.encoders.vae import Autoencoder
 
     vae, shapes = Autoencoder(tiny_folder), []
@@ -401,10 +401,14 @@ def test_training_takes_what_is_there_and_encodes_the_rest(encoded, tiny_folder,
         return vae.encode(pixels)
 
     folders = {size: tmp_path / f"{size}" for size in (64, 256)}  # 64 was encoded, 256 was not
-    list(build_stores(read_source(encoded[0]), folders, watched, find=ReadyLatents(tiny_folder, [64, 256])))
+    list(
+        build_stores(
+            read_source(encoded[0]), folders, watched, find=PrecomputedLatents(tiny_folder, [64, 256])
+        )
+    )
     assert shapes
     assert all(max(shape) > 128 for shape in shapes)
-    assert [count_ready(folder) for folder in folders.values()] == [5, 0]
+    assert [count_precomputed(folder) for folder in folders.values()] == [5, 0]
     assert len(LatentStore(folders[256])) == len(LatentStore(folders[64])) == 5
 
 
@@ -415,10 +419,10 @@ def test_training_takes_the_same_features(encoded, tiny_folder, tmp_path):
 
     shards = str(shutil.copytree(encoded[0], tmp_path / "s"))
     more = [{"key": f"k{i}", "captions": {"en": {"medium": "cups " * (i + 1)}}} for i in range(5)]
-    list(lay_rows(shards, more, "captions"))
+    list(apply_rows(shards, more, "captions"))
     list(encode_shards(shards, tiny_folder, ["text"], []))
     store = tmp_path / "store"
-    list(build_stores(read_source(shards), {64: store}, None, find=ReadyLatents(tiny_folder, [64])))
+    list(build_stores(read_source(shards), {64: store}, None, find=PrecomputedLatents(tiny_folder, [64])))
     encoder = TextEncoder(tiny_folder)
 
     def tokenize(texts: list[str]) -> list[list[int]]:
@@ -451,21 +455,21 @@ def test_only_what_changed_is_encoded_again(encoded, tiny_folder, tmp_path):
     shards = str(shutil.copytree(encoded[0], tmp_path / "s"))
     again = list(encode_shards(shards, tiny_folder, ["latents", "text"], [64]))
     assert {row["encoded"] for row in again} == {0}
-    list(lay_rows(shards, [{"key": "k1", "captions": {"en": {"short": "two cups"}}}], "captions"))
+    list(apply_rows(shards, [{"key": "k1", "captions": {"en": {"short": "two cups"}}}], "captions"))
     told = [row["encoded"] for row in encode_shards(shards, tiny_folder, ["latents", "text"], [64])]
     assert told == [0, 0, 0, 1, 0, 0]
-    overlay = newest_of(shards, "text-real")
+    overlay = newest_version(shards, "text-real")
     tar = f"{shards}/000000.tar"
     line = overlay.open(tar, read_index(tar))["k1"]
     from lumina_cli.core.encoders.text import TextEncoder
 
     features, mask = TextEncoder(tiny_folder).encode([full_prompt("two cups", "real")])
-    [found] = split_features(array_of(overlay.read(tar, line, TEXT)), line).values()
+    [found] = split_features(decode_npy(overlay.read(tar, line, TEXT)), line).values()
     assert np.allclose(found, features[0][mask[0]].numpy(), atol=5e-3)
 
     write(shards, [*rows(4), *rows(1, first=40)], force=True)
-    list(lay_rows(shards, [{"key": "k1", "captions": {"en": {"short": "two cups"}}}], "captions"))
-    found = ReadyLatents(tiny_folder, [64])
+    list(apply_rows(shards, [{"key": "k1", "captions": {"en": {"short": "two cups"}}}], "captions"))
+    found = PrecomputedLatents(tiny_folder, [64])
     assert [bool(found(row)) for row in read_source(f"{shards}?overlay=")] == [True] * 4 + [False]
     told = [row["encoded"] for row in encode_shards(shards, tiny_folder, ["latents"], [64])]
     assert told == [0, 0, 1]
@@ -480,10 +484,10 @@ def test_another_encoder_makes_another_version(encoded, tiny_folder, tmp_path):
     weights = load_file(file)
     weights["decoder.conv_in.bias"] = weights["decoder.conv_in.bias"] + torch.ones(1)
     save_file(weights, file, metadata={"format": "pt"})
-    assert ReadyLatents(other, [64])(next(read_source(shards))) == {}
+    assert PrecomputedLatents(other, [64])(next(read_source(shards))) == {}
     assert [row["encoded"] for row in encode_shards(shards, other, ["latents"], [64])] == [2, 2, 1]
-    assert newest_of(shards, "latents-64").version == "0002"
-    assert set(ReadyLatents(other, [64])(next(read_source(shards)))) == {64}
+    assert newest_version(shards, "latents-64").version == "0002"
+    assert set(PrecomputedLatents(other, [64])(next(read_source(shards)))) == {64}
     with pytest.raises(UsageError, match="unknown --what 'latent'; did you mean 'latents'"):
         list(encode_shards(shards, other, ["latent"], [64]))
 
@@ -493,14 +497,14 @@ def test_the_cache_of_a_run_knows_overlays(shards, tmp_path, tiny_folder):
     parts.mkdir()
     before = fingerprint(shards, parts)
     assert fingerprint(shards, parts) == before
-    list(lay_rows(shards, captioned(shards), "captions"))
+    list(apply_rows(shards, captioned(shards), "captions"))
     known = fingerprint(shards, parts)
     assert known != before
     list(encode_shards(shards, tiny_folder, ["latents"], [64]))
     assert fingerprint(shards, parts) == known
     remote = write("memory://overlays-test/f", rows(2))
     first = fingerprint(remote, parts)
-    list(lay_rows(remote, [{"key": "k1", "score": 3}], "extra"))
+    list(apply_rows(remote, [{"key": "k1", "score": 3}], "extra"))
     assert fingerprint(remote, parts) != first
 
 
@@ -521,19 +525,19 @@ def test_the_command_line(shards, tmp_path, capsys, monkeypatch):
     ]
     assert run(["shard", "encode", shards, "--size", "64"]) == 0
     assert '"overlay": "latents-64"' in capsys.readouterr().out
-    assert array_of(newest(shards, "latents-64")).shape == (16, 8, 8)
+    assert decode_npy(newest(shards, "latents-64")).shape == (16, 8, 8)
 
 
 def newest(shards: str, name: str) -> bytes:
-    overlay, tar = newest_of(shards, name), f"{shards}/000000.tar"
+    overlay, tar = newest_version(shards, name), f"{shards}/000000.tar"
     return overlay.read(tar, overlay.open(tar, read_index(tar))["k0"], LATENTS)
 
 
 def test_a_selection_is_scored_and_encoded_alone(shards, tiny_folder, tmp_path):
-    from lumina_cli.core.curation.select import Choice, select_samples
+    from lumina_cli.core.curation.select import SelectionSettings, select_samples
 
     best = str(tmp_path / "best")
-    select_samples(shards, best, Choice(best=2))
+    select_samples(shards, best, SelectionSettings(best=2))
     list(score_shards(shards, ["sharpness"]))
     assert [row["measured"] for row in score_shards(best, ["entropy"])] == [0, 1, 1]
     assert [row["measured"] for row in score_shards(best, ["entropy"])] == [0, 0, 0]
@@ -545,13 +549,13 @@ def test_a_selection_is_scored_and_encoded_alone(shards, tiny_folder, tmp_path):
     for first, second in (("latents", [2, 1, 0]), ("text", [2, 1, 0])):
         assert [row["encoded"] for row in encode_shards(best, tiny_folder, [first], [64])] == [0, 1, 1]
         assert [row["encoded"] for row in encode_shards(best, tiny_folder, [first], [64])] == [0, 0, 0]
-        found = ReadyLatents(tiny_folder, [64])
+        found = PrecomputedLatents(tiny_folder, [64])
         assert (
             first == "text" or [bool(found(row)) for row in read_source(shards)] == [False] * 3 + [True] * 2
         )
         assert [row["encoded"] for row in encode_shards(shards, tiny_folder, [first], [64])] == second
         assert [row["encoded"] for row in encode_shards(shards, tiny_folder, [first], [64])] == [0, 0, 0]
-    assert list(lay_rows(best, captioned(best), "captions"))[-1]["matched"] == 2
+    assert list(apply_rows(best, captioned(best), "captions"))[-1]["matched"] == 2
 
 
 def test_pictures_that_cannot_be_read_are_counted_once(tmp_path, tiny_folder):

@@ -11,16 +11,16 @@ from PIL import Image
 from lumina_cli.cli.app import run
 from lumina_cli.core.curation import scores as scoring
 from lumina_cli.core.curation.scores import score_shards
-from lumina_cli.core.dataset.precomputed import ReadyLatents
+from lumina_cli.core.dataset.precomputed import PrecomputedLatents
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.atomic import held_folder
+from lumina_cli.core.io.atomic import lock_folder
 from lumina_cli.core.shards.inspect import open_shards, read_index, verify_shards, write_shards
 from lumina_cli.core.shards.overlays import apply as laying
 from lumina_cli.core.shards.overlays import match
-from lumina_cli.core.shards.overlays.apply import lay_rows
-from lumina_cli.core.shards.overlays.reader import describe_overlays, newest_of
-from lumina_cli.core.shards.overlays.writer import begin
+from lumina_cli.core.shards.overlays.apply import apply_rows
+from lumina_cli.core.shards.overlays.reader import describe_overlays, newest_version
+from lumina_cli.core.shards.overlays.writer import begin_version
 from lumina_cli.core.sources.source import read_source
 
 
@@ -46,7 +46,7 @@ def told(number: int, text: str) -> dict:
 
 def lay(shards: str, rows: list[dict], name: str = "captions", add: bool = False) -> list[str]:
     said: list[str] = []
-    list(lay_rows(shards, rows, name, add, said.append))
+    list(apply_rows(shards, rows, name, add, said.append))
     return said
 
 
@@ -131,21 +131,21 @@ def test_an_error_that_was_laid_once_goes(shards, monkeypatch):
 def test_names_of_other_verbs_are_refused(shards, name):
     with pytest.raises(UsageError, match=f"overlays called {name} are what"):
         lay(shards, [told(0, "x")], name)
-    assert not filesystem.is_folder(f"{shards}/overlays")
+    assert not filesystem.is_dir(f"{shards}/overlays")
     lay(shards, [told(0, "x")], f"my-{name}")
 
 
 def test_an_overlay_of_no_encoder_has_no_latents(shards, tiny_folder):
-    version = begin(shards, "latents-64", {"rows": "abc"})
+    version = begin_version(shards, "latents-64", {"rows": "abc"})
     tars = open_shards(shards)
     for tar in tars:
         version.write(tar, read_index(tar), [])
     version.finish(tars)
-    assert ReadyLatents(tiny_folder, [64])(next(read_source(shards))) == {}
+    assert PrecomputedLatents(tiny_folder, [64])(next(read_source(shards))) == {}
 
 
 def test_scores_that_were_laid_by_hand_are_no_measured_ones(shards):
-    version = begin(shards, "scores", {"rows": "abc"})
+    version = begin_version(shards, "scores", {"rows": "abc"})
     tars = open_shards(shards)
     for tar in tars:
         version.write(tar, read_index(tar), [])
@@ -186,12 +186,12 @@ def test_scores_of_captions_know_an_overlay_by_what_it_holds(shards):
 
     scored(0, 0.25)
     assert scores() == [0.25, None]
-    folder = newest_of(shards, "captions").folder
-    for name in filesystem.listing(folder):  # by hand, so nothing notes the number
+    folder = newest_version(shards, "captions").folder
+    for name in filesystem.list_sizes(folder):  # by hand, so nothing notes the number
         os.unlink(f"{folder}/{name}")
     os.rmdir(folder)
     scored(1, 0.5)
-    assert newest_of(shards, "captions").version == "0001"
+    assert newest_version(shards, "captions").version == "0001"
     assert scores() == [None, 0.5]
 
 
@@ -203,7 +203,7 @@ def test_scores_of_another_recipe_are_measured_anew(shards, monkeypatch):
         lambda pictures, by: [{"scores": dict.fromkeys(by, -1.0)} for _ in pictures],
     )
     list(score_shards(shards, ["sharpness", "entropy"]))
-    place = f"{newest_of(shards, 'scores').folder}/overlay.json"
+    place = f"{newest_version(shards, 'scores').folder}/overlay.json"
     info = json.loads(filesystem.read_file(place))
     assert info["settings"].pop("recipes") == {"sharpness": 1, "entropy": 1}
     filesystem.write_file(place, json.dumps(info).encode())  # of a version that knew no recipes
@@ -212,7 +212,7 @@ def test_scores_of_another_recipe_are_measured_anew(shards, monkeypatch):
     found = [row["scores"] for row in read_source(shards)]
     assert [row["entropy"] for row in found] == [-1.0] * 5
     assert all(row["sharpness"] > 0 for row in found)
-    assert newest_of(shards, "scores").info["settings"]["recipes"] == {"sharpness": 2, "entropy": 1}
+    assert newest_version(shards, "scores").info["settings"]["recipes"] == {"sharpness": 2, "entropy": 1}
 
 
 # Writers
@@ -225,14 +225,14 @@ def test_the_newest_version_is_chosen_under_the_lock(shards, monkeypatch):
 
     def base(*args):
         with pytest.raises(LuminaError, match="being written by another process"):
-            held_folder(f"{shards}/overlays/captions")
+            lock_folder(f"{shards}/overlays/captions")
         asked.append(args)
         return real(*args)
 
     monkeypatch.setattr(laying, "_base", base)
     lay(shards, [told(1, "two")], add=True)
     assert len(asked) == 1
-    os.close(held_folder(f"{shards}/overlays/captions"))  # let go at the end
+    os.close(lock_folder(f"{shards}/overlays/captions"))  # let go at the end
 
 
 @pytest.mark.parametrize("link", ["overlays", "overlays/captions", "overlays/captions/0001"])
@@ -253,12 +253,12 @@ def test_nothing_is_written_through_a_link(shards, tmp_path, link):
 def test_other_overlays_are_opened_where_rows_are(shards, monkeypatch):
     lay(shards, [{"key": f"k{i}", "note": "so"} for i in range(5)], "notes")
     opened: Counter[str] = Counter()
-    real = laying.Joiner.open
+    real = laying.OverlayJoiner.open
     monkeypatch.setattr(
-        laying.Joiner,
+        laying.OverlayJoiner,
         "open",
         lambda self, tar, *args, **more: (
-            opened.update([filesystem.name_of(tar)]) or real(self, tar, *args, **more)
+            opened.update([filesystem.basename(tar)]) or real(self, tar, *args, **more)
         ),
     )
     lay(shards, [told(4, "x")])
@@ -267,10 +267,10 @@ def test_other_overlays_are_opened_where_rows_are(shards, monkeypatch):
 
 def test_values_are_written_where_there_are_some(shards):
     lay(shards, [told(0, "x")])
-    folder = newest_of(shards, "captions").folder
+    folder = newest_version(shards, "captions").folder
     assert not os.path.exists(f"{folder}/values.parquet")
     lay(shards, [told(0, "x") | {"score": 1}])
-    assert os.path.exists(f"{newest_of(shards, 'captions').folder}/values.parquet")
+    assert os.path.exists(f"{newest_version(shards, 'captions').folder}/values.parquet")
     assert all(row["ok"] for row in verify_shards(shards))
 
 
@@ -316,9 +316,7 @@ def test_names_of_files_are_looked_up_once_a_depth(tmp_path, monkeypatch):
     rows = [{"key": f"c{i}/image", "note": f"{i}"} for i in range(40)]
     lay(data, rows, "notes")
     assert len(compared) == 2 * 40
-    found = {
-        filesystem.name_of(filesystem.folder_of(row["origin"])): row["note"] for row in read_source(data)
-    }
+    found = {filesystem.basename(filesystem.parent(row["origin"])): row["note"] for row in read_source(data)}
     assert found == {f"c{i}": f"{i}" for i in range(40)}
     with pytest.raises(LuminaError, match="none of 3 rows"):
         lay(data, [{"key": "image"}, {"key": "a/" * 500 + "image"}, {"key": "9/image"}], "notes")

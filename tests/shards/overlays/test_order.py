@@ -11,8 +11,8 @@ from lumina_cli.cli.app import run
 from lumina_cli.core.curation.scores import score_shards
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.shards.inspect import write_shards
-from lumina_cli.core.shards.overlays.apply import lay_rows
-from lumina_cli.core.shards.overlays.reader import describe_overlays, newest_of
+from lumina_cli.core.shards.overlays.apply import apply_rows
+from lumina_cli.core.shards.overlays.reader import describe_overlays, newest_version
 from lumina_cli.core.sources.source import read_source
 
 
@@ -37,7 +37,7 @@ def shorts(source: str) -> list[str]:
 
 def lay(shards: str, rows: list[dict], name: str, add: bool = False) -> list[str]:
     said: list[str] = []
-    list(lay_rows(shards, rows, name, add, said.append))
+    list(apply_rows(shards, rows, name, add, said.append))
     return said
 
 
@@ -59,18 +59,18 @@ def test_versions_without_an_order_are_the_oldest(shards):
     lay(shards, [told(0, "old")], "zzz")
     lay(shards, [told(0, "older")], "mmm")
     for name in ("zzz", "mmm"):
-        place = Path(newest_of(shards, name).folder) / "overlay.json"
+        place = Path(newest_version(shards, name).folder) / "overlay.json"
         info = json.loads(place.read_text())
         del info["order"]
         place.write_text(json.dumps(info))
     assert shorts(shards)[0] == "new"
     assert shorts(f"{shards}?overlay=mmm,zzz")[0] == "old"
-    Path(newest_of(shards, "aaa").folder, "overlay.json").unlink()
+    Path(newest_version(shards, "aaa").folder, "overlay.json").unlink()
     assert shorts(shards)[0] == "old"  # of equal ones the last name
 
 
 def test_an_overlay_that_goes_on_keeps_its_place(shards):
-    running = lay_rows(shards, [told(i, "early") for i in range(5)], "early")
+    running = apply_rows(shards, [told(i, "early") for i in range(5)], "early")
     next(running)
     running.close()
     lay(shards, [told(0, "late")], "late")
@@ -96,7 +96,7 @@ def test_measured_scores_are_not_taken_over(shards):
     ]
     assert all("entropy" in row["scores"] for row in rows)
     lay(shards, rows, "captions")
-    assert newest_of(shards, "captions").info["fields"] == ["captions"]
+    assert newest_version(shards, "captions").info["fields"] == ["captions"]
     assert "scores" not in next(read_source(f"{shards}?overlay=captions"))
 
 
@@ -112,9 +112,9 @@ def test_what_a_partial_overlay_hides_is_told(shards):
     assert lay(shards, part, "captions") == []  # no new version, nothing more is hidden
     assert lay(shards, part, "captions", add=True) == []
     assert shorts(shards) == ["full 0", "part", "full 2", "full 3", "full 4"]
-    assert newest_of(shards, "captions").version == "0003"
+    assert newest_version(shards, "captions").version == "0003"
     lay(shards, part, "captions", add=True)
-    assert newest_of(shards, "captions").version == "0003"
+    assert newest_version(shards, "captions").version == "0003"
 
 
 def test_rows_of_other_shards_find_the_samples_made_of_them(tmp_path, shards, capsys):

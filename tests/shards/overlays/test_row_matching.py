@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.curation.report.stats import describe
+from lumina_cli.core.curation.report.stats import compute_stats
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.evals.captions.provenance import BROUGHT, written
+from lumina_cli.core.evals.captions.provenance import BROUGHT, caption_provenance
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.inspect import read_index, read_shards, verify_shards, write_shards
-from lumina_cli.core.shards.overlays.apply import lay_rows
+from lumina_cli.core.shards.overlays.apply import apply_rows
 from lumina_cli.core.shards.overlays.reader import describe_overlays
 from lumina_cli.core.sources.source import read_source
 
@@ -64,7 +64,7 @@ def test_what_is_known_of_a_replaced_caption_holds_no_more(shards):
             "captioned_by": {"en": {"tags": "me"}},
         },
     ]
-    list(lay_rows(shards, told, "captions"))
+    list(apply_rows(shards, told, "captions"))
     found = rows_of(shards)
     assert found["alpha"]["captions"]["en"] == {"short": "my own words", "tags": "alpha"}
     assert found["alpha"]["captioned_by"] == {"en": {"tags": "nano"}}
@@ -72,7 +72,7 @@ def test_what_is_known_of_a_replaced_caption_holds_no_more(shards):
     assert found["beta"]["captioned_by"] == {"en": {"short": "nano", "tags": "me"}}  # short says what it did
     assert found["beta"]["caption_scores"] == {"en": {"short": 0.5}}
     assert found["gamma"]["captioned_by"] == {"en": {"short": "nano", "tags": "nano"}}
-    own = {row["key"]: row for row in written(found.values())}
+    own = {row["key"]: row for row in caption_provenance(found.values())}
     assert own["alpha"][BROUGHT] == {"en": {"short": "my own words"}}
     assert own["alpha"]["captions"] == {"en": {"tags": "alpha"}}
     assert rows_of(f"{shards}?overlay=")["alpha"]["captioned_by"]["en"]["short"] == "nano"
@@ -80,19 +80,19 @@ def test_what_is_known_of_a_replaced_caption_holds_no_more(shards):
 
 def test_a_file_of_which_every_caption_was_replaced_names_no_engine(shards):
     list(
-        lay_rows(
+        apply_rows(
             shards, [{"key": key, "captions": {"en": {"short": "x", "tags": "y"}}} for key in KEYS], "mine"
         )
     )
-    rows = written(read_source(shards))
+    rows = caption_provenance(read_source(shards))
     assert all(row["captions"] == {} and row[BROUGHT]["en"] == {"short": "x", "tags": "y"} for row in rows)
 
 
 def test_marks_over_versions_that_are_kept(shards):
     first = {"key": "alpha", "captions": {"en": {"short": "one"}}, "captioned_by": {"en": {"short": "other"}}}
-    list(lay_rows(shards, [first, {"key": "beta", "captions": {"en": {"tags": "mine"}}}], "captions"))
+    list(apply_rows(shards, [first, {"key": "beta", "captions": {"en": {"tags": "mine"}}}], "captions"))
     assert rows_of(shards)["alpha"]["captioned_by"]["en"]["short"] == "other"
-    list(lay_rows(shards, [{"key": "alpha", "captions": {"en": {"short": "two"}}}], "captions", add=True))
+    list(apply_rows(shards, [{"key": "alpha", "captions": {"en": {"short": "two"}}}], "captions", add=True))
     found = rows_of(shards)
     assert found["alpha"]["captions"]["en"]["short"] == "two"
     assert found["alpha"]["captioned_by"] == {"en": {"tags": "nano"}}
@@ -103,7 +103,7 @@ def test_marks_over_versions_that_are_kept(shards):
         "captioned_by": {"en": {"short": "nano"}},
     }
     list(
-        lay_rows(shards, [back], "captions", add=True)
+        apply_rows(shards, [back], "captions", add=True)
     )  # what the shards say, over what the version before says
     assert rows_of(shards)["alpha"]["captions"]["en"]["short"] == "a alpha"
     assert rows_of(shards)["alpha"]["captioned_by"]["en"]["short"] == "nano"
@@ -130,7 +130,7 @@ def test_a_malformed_row_is_refused_by_its_line(shards, tmp_path, row, message, 
     assert message.format(f"{file} line 3 (key alpha)") in capsys.readouterr().err
     assert not os.path.exists(f"{shards}/overlays")
     with pytest.raises(LuminaError, match=r"row 1 \(key alpha\)"):
-        list(lay_rows(shards, [{"key": "alpha"} | row], "captions"))
+        list(apply_rows(shards, [{"key": "alpha"} | row], "captions"))
 
 
 def test_one_caption_of_other_tools_and_levels_of_ones_own(shards, tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_one_caption_of_other_tools_and_levels_of_ones_own(shards, tmp_path, cap
 
 
 def test_readers_name_the_sample_and_the_overlay(shards, tmp_path):
-    list(lay_rows(shards, [{"key": "alpha", "captions": {"en": {"short": "12345678"}}}], "captions"))
+    list(apply_rows(shards, [{"key": "alpha", "captions": {"en": {"short": "12345678"}}}], "captions"))
     place = f"{shards}/overlays/captions/0001/000000.tar"
     data = filesystem.read_file(place)
     good, bad = b'{"short": "12345678"}', b'"short and 12345678  "'
@@ -156,7 +156,7 @@ def test_readers_name_the_sample_and_the_overlay(shards, tmp_path):
     filesystem.write_file(place, data.replace(good, bad[: len(good) - 1] + b'"'))
     said = r"'captions' of .*000000.tar#alpha with the overlay captions@0001 is not"
     with pytest.raises(LuminaError, match=said):
-        describe(shards)
+        compute_stats(shards)
     left = list(read_shards(shards, lenient=True))
     assert [row["key"] for row in left] == list(KEYS)
     with pytest.raises(LuminaError, match=said):
@@ -176,8 +176,8 @@ def test_overlays_are_removed(shards, tmp_path, capsys, how):
         shards = f"memory://overlay-rows/{tmp_path.name}"
         list(write_shards([{"key": key, "image": picture(0)} for key in KEYS], shards, per_shard=2))
     for text in ("one", "two"):
-        list(lay_rows(shards, [{"key": "alpha", "captions": {"en": {"short": text}}}], "captions"))
-    list(lay_rows(shards, [{"key": "alpha", "score": 3}], "other"))
+        list(apply_rows(shards, [{"key": "alpha", "captions": {"en": {"short": text}}}], "captions"))
+    list(apply_rows(shards, [{"key": "alpha", "score": 3}], "other"))
     assert versions(shards) == ["captions@0001", "captions@0002", "other@0001"]
     assert run(["shard", "overlay", shards, "--remove", "captions@0002"]) == 0
     assert json.loads(capsys.readouterr().out) == {"overlay": "captions", "version": "0002", "removed": True}
@@ -192,7 +192,7 @@ def test_overlays_are_removed(shards, tmp_path, capsys, how):
 
 
 def test_what_is_no_overlay_is_not_removed(shards, tmp_path):
-    list(lay_rows(shards, [{"key": "alpha", "score": 3}], "other"))
+    list(apply_rows(shards, [{"key": "alpha", "score": 3}], "other"))
     folder = f"{shards}/overlays/other/0001"
     os.mkdir(f"{folder}/inner")
     assert run(["shard", "overlay", shards, "--remove", "other"]) == 1
@@ -236,7 +236,7 @@ def named(tmp_path) -> str:
     ],
 )
 def test_keys_may_be_names_of_files(named, key, file):
-    list(lay_rows(named, [{"key": key, "captions": {"en": {"short": "this one"}}}], "captions"))
+    list(apply_rows(named, [{"key": key, "captions": {"en": {"short": "this one"}}}], "captions"))
     found = [row["origin"] for row in read_shards(named) if row.get("captions")]
     assert [origin.endswith(f"/{file}") for origin in found] == [True]
 
@@ -253,9 +253,9 @@ def test_rows_that_match_nothing_are_named(named, tmp_path, capsys):
         in err
     )
     with pytest.raises(LuminaError, match=r"none of 5 rows .*: tom, om, b; "):
-        list(lay_rows(named, rows, "captions"))
+        list(apply_rows(named, rows, "captions"))
     with pytest.raises(UsageError):
-        list(lay_rows(named, [{"key": "猫"}], "a/b"))
+        list(apply_rows(named, [{"key": "猫"}], "a/b"))
 
 
 @pytest.mark.filterwarnings("ignore")

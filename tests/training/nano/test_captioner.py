@@ -11,16 +11,16 @@ import torch
 
 from lumina_cli.cli.train import _handed
 from lumina_cli.core.evals.captions.truth import score_captions
-from lumina_cli.core.nano.caption_parser import facts_of, main_relations, read
+from lumina_cli.core.nano.caption_parser import facts_of, main_relations, parse_caption
 from lumina_cli.core.nano.captioner import ANSWER, GRID, IMAGE, TEMPLATE, add_questions, build_captioner
 from lumina_cli.core.nano.captions import LANGUAGES, LEVELS
-from lumina_cli.core.nano.dataset import draw_pictures
+from lumina_cli.core.nano.dataset import render_images
 from lumina_cli.core.nano.renderer import render
 from lumina_cli.core.nano.scene import INVERSE, draw_scene
 from lumina_cli.core.registry import ASSETS, CAPTIONERS, PARTS
 from lumina_cli.core.training.nano import captioner as training
-from lumina_cli.core.training.nano.caption_batches import PAIRS, Writer, mirrored, telling
-from lumina_cli.core.unicap.checks.rules import check
+from lumina_cli.core.training.nano.caption_batches import PAIRS, Writer, describing, mirrored
+from lumina_cli.core.unicap.checks.rules import check_caption
 from lumina_cli.core.unicap.prompts import MAX_TOKENS, instruction
 from lumina_cli.core.unicap.protocol import Question
 from lumina_cli.core.unicap.structured import rewriting
@@ -65,13 +65,13 @@ class Killed(Exception):
 @pytest.mark.slow
 def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     settings = training.SCHEMA(**SMALL)
-    draw_pictures(training.SEED, settings.scenes, tmp_path, workers=1)
+    render_images(training.SEED, settings.scenes, tmp_path, workers=1)
     train = PARTS.load("captioner")
     whole = list(train(settings, tmp_path, asking=ASKING))
     assert np.isfinite(whole[-1]["loss"])
     names = {path.name for path in (tmp_path / "captioner").iterdir()}
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
-    save = training.Progress.save
+    save = training.TrainingProgress.save
 
     def killed(self, step):
         save(self, step)
@@ -79,7 +79,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Progress, "save", killed)
+        patch.setattr(training.TrainingProgress, "save", killed)
         with pytest.raises(Killed):
             list(train(settings, tmp_path, asking=ASKING))
     resumed = list(train(settings, tmp_path, resume=True, asking=ASKING))
@@ -122,11 +122,11 @@ def test_tellings_leave_nothing_out_and_pass_the_checks():
     for index in range(30):
         scene = draw_scene(5, index)
         for level, lang in PAIRS:
-            text = telling(scene, level, lang, rng, ASKING)
-            said = read(text, lang)
+            text = describing(scene, level, lang, rng, ASKING)
+            said = parse_caption(text, lang)
             assert said.tints == facts_of(scene).tints
             assert main_relations(scene, level) <= said.relations
-            failed[level, lang] += check(text, level, lang) is not None
+            failed[level, lang] += check_caption(text, level, lang) is not None
     assert sum(failed.values()) < 0.02 * 30 * len(PAIRS), failed
 
 
@@ -276,12 +276,14 @@ def test_a_caption_is_rewritten_in_another_language():
     scenes, _ = unseen(12)
     rng, asked, wanted = random.Random(1), [], []
     for scene in scenes[:8]:
-        text = telling(scene, "detailed", "en", rng, ASKING)
+        text = describing(scene, "detailed", "en", rng, ASKING)
         for level, lang in (("short", "de"), ("tags", "zh")):
             asked.append(Question(rewriting(text, level, lang), level, lang, 7, MAX_TOKENS[level]))
             wanted.append(facts_of(scene))
     answers = open_engine().answer(asked)
-    said = [read(answer.text, question.lang) for answer, question in zip(answers, asked, strict=True)]
+    said = [
+        parse_caption(answer.text, question.lang) for answer, question in zip(answers, asked, strict=True)
+    ]
     right = sum(one.tints == true.tints for one, true in zip(said, wanted, strict=True))
     assert right >= 0.8 * len(asked)
     assert engine_order_is_free(asked, answers)

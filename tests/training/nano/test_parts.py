@@ -13,17 +13,17 @@ from lumina_cli.cli.app import run
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.encoders.vae import Autoencoder
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.nano.dataset import draw_pictures
+from lumina_cli.core.nano.dataset import render_images
 from lumina_cli.core.nano.detector import DetectorNet, load_detector
 from lumina_cli.core.nano.scene import KINDS, TINTS, draw_scene
 from lumina_cli.core.training.nano import autoencoder, detector, text_encoder
-from lumina_cli.core.training.progress import Progress
+from lumina_cli.core.training.progress import TrainingProgress
 
 
 @pytest.fixture(autouse=True)
 def few_unseen(monkeypatch):
     """The trainers measure on hundreds of unseen renders; a few do here."""
-    draw = draw_pictures
+    draw = render_images
     for module in (autoencoder, detector):
         monkeypatch.setattr(module, "draw_pictures", lambda s, n, out: draw(s, min(n, 24), out, workers=1))
     calibrate = detector.calibrate
@@ -102,7 +102,7 @@ def test_what_a_part_is_told_to_be_is_what_was_measured(tmp_path, monkeypatch):
     """The figures are those of the file, whose weights are rounded."""
     torch.manual_seed(0)
     model = autoencoder.build_autoencoder()
-    pictures, _ = draw_pictures(3, 4, tmp_path, workers=1)
+    pictures, _ = render_images(3, 4, tmp_path, workers=1)
     figures = autoencoder._save(model, pictures, tmp_path / "vae")
     shipped = Autoencoder(tmp_path).model
     assert autoencoder.measure(shipped, pictures) == pytest.approx(figures, rel=1e-7)
@@ -149,7 +149,7 @@ def test_settings_that_cannot_train_are_one_line(words, message, capsys):
 def progress(tmp_path):
     net = torch.nn.Linear(2, 2)
     settings = detector.SCHEMA(width=16)
-    return Progress(tmp_path / "detector.pt", net, torch.optim.AdamW(net.parameters()), settings)
+    return TrainingProgress(tmp_path / "detector.pt", net, torch.optim.AdamW(net.parameters()), settings)
 
 
 @pytest.mark.parametrize("damage", [b"", b"no weights", None])
@@ -207,7 +207,7 @@ def test_the_detector_reads_back_its_own_targets(tmp_path):
     """Maps made from the truth must be read as the truth: encoder and decoder of boxes agree."""
     from lumina_cli.core.nano.detector import Detector
 
-    pictures, boxes = draw_pictures(11, 12, tmp_path, workers=1)
+    pictures, boxes = render_images(11, 12, tmp_path, workers=1)
     scenes = [draw_scene(11, i) for i in range(12)]
     heat, cells, tints, offsets = detector.targets(scenes, boxes, 16)
 

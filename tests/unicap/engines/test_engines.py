@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_captioner import plain_picture, save_clip, save_florence
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.evals.captions.truth import score_captions
 from lumina_cli.core.registry import ASSETS
 from lumina_cli.core.unicap.engines import florence, open_engine
@@ -193,7 +193,7 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, engine, modu
 
     openai._library.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingPart, match=rf"lumina-cli\[{extra}\]"):
+    with pytest.raises(MissingDependency, match=rf"lumina-cli\[{extra}\]"):
         open_engine(engine, endpoint="http://x/v1" if engine == "openai" else None)
 
 
@@ -249,14 +249,14 @@ def test_clip_scores_every_caption_and_tells_of_cut_ones(tmp_path, lumina, photo
 
 
 def test_a_caption_of_several_sentences_is_scored_by_each(tmp_path, monkeypatch):
-    from lumina_cli.core.unicap.batch import Shot, _Task
+    from lumina_cli.core.unicap.batch import CaptionItem, _Task
     from lumina_cli.core.unicap.scoring.clip import open_scorer
 
     save_clip(tmp_path / "clip")
     texts = ["a red car.", "a blue ball on a floor.", "a red car. a blue ball on a floor."]
 
     def judged(words):
-        shot = Shot(0, {}, plain_picture("red"))
+        shot = CaptionItem(0, {}, plain_picture("red"))
         tasks = [_Task(shot, "en", str(number), "", text=text) for number, text in enumerate(texts)]
         open_scorer(words, "cpu").judge(tasks)
         return shot.scores.get("en", {}), tasks
@@ -272,19 +272,19 @@ def test_a_caption_of_several_sentences_is_scored_by_each(tmp_path, monkeypatch)
 
 
 def test_the_nano_scorer_names_what_the_detector_does_not_see():
-    from lumina_cli.core.nano.captions import LANGUAGES, describe
+    from lumina_cli.core.nano.captions import LANGUAGES, describe_scene
     from lumina_cli.core.nano.renderer import render
     from lumina_cli.core.nano.scene import KINDS, draw_scene
-    from lumina_cli.core.unicap.batch import Shot, _Task
+    from lumina_cli.core.unicap.batch import CaptionItem, _Task
     from lumina_cli.core.unicap.scoring.clip import open_scorer
 
     scenes = [draw_scene(77, number) for number in range(12)]
     tasks = []
     for number, (scene, picture) in enumerate(zip(scenes, render(scenes), strict=True)):
-        shot = Shot(number, {}, picture.image)
+        shot = CaptionItem(number, {}, picture.image)
         there = {thing.kind for thing in scene.things}
         absent = next(kind for kind in KINDS if kind not in there)
-        texts = {lang: describe(scene, lang, "short", number) for lang in LANGUAGES}
+        texts = {lang: describe_scene(scene, lang, "short", number) for lang in LANGUAGES}
         tasks += [_Task(shot, lang, "short", "", text=text) for lang, text in texts.items()]
         tasks.append(_Task(shot, "en", "tags", absent, text=f"{texts['en']}, a red {absent}"))
     open_scorer("nano").judge(tasks)

@@ -167,15 +167,15 @@ def test_scores_retries_and_kept_captions_are_the_same(cluster, photos, tmp_path
 
 
 def test_what_a_worker_counts_is_told_also_where_the_first_picture_is_bad():
-    from lumina_cli.core.unicap.batch import Shot
+    from lumina_cli.core.unicap.batch import CaptionItem
     from lumina_cli.core.unicap.engines.ray import _unpack
-    from lumina_cli.core.unicap.stats import Tally
+    from lumina_cli.core.unicap.stats import CaptionStats
 
     good = {"error": None, "captions": {}, "scores": {}, "rejected": [], "counts": {"questions": 2}}
     brought = {"calls": 1, "told": {"unread_scores": 3, "cut_scores": 1}}
     brought["shots"] = [{**good, "error": "gone", "counts": {}}, good]
-    shots = [Shot(0, {}), Shot(1, {})]
-    tally = Tally()
+    shots = [CaptionItem(0, {}), CaptionItem(1, {})]
+    tally = CaptionStats()
     tally.add(shots, _unpack(shots, json.dumps(brought)))
     row = tally.row()
     assert (row["not_scored"], row["scored_cut"], row["questions"], row["bad_pictures"]) == (3, 1, 2, 1)

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from lumina_cli.core.curation.filter_expr import column
-from lumina_cli.core.curation.sample_table import samples_of
+from lumina_cli.core.curation.sample_table import open_samples
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.html import evenly, figure, thumbnail, write_page
-from lumina_cli.core.io.jsonl import captions_of
-from lumina_cli.core.shards.overlays.reader import Joiner, find_overlays, split_source
+from lumina_cli.core.io.jsonl import get_captions
+from lumina_cli.core.shards.overlays.reader import OverlayJoiner, find_overlays, split_source
 from lumina_cli.core.shards.reader import read_entry, read_index
 from lumina_cli.core.sources.source import open_row_image
 
@@ -24,7 +24,7 @@ def write_preview(source: str, path: str | Path, samples: int = 48, by: str | No
 
     They are spread evenly over the shards or, with `by`, over the values of a score, the highest first.
     """
-    folder, table = samples_of(source)
+    folder, table = open_samples(source)
     chosen, values = _chosen(table, samples, by)
     rows = _rows(source, folder, table, chosen)
     cards = [_card(rows[int(at)], values.get(int(at)), by) for at in chosen]
@@ -54,7 +54,7 @@ def _chosen(table: Any, samples: int, by: str | None) -> tuple[np.ndarray, dict[
 
 def _rows(source: str, folder: str, table: Any, chosen: np.ndarray) -> dict[int, dict]:
     """The rows of these samples by number, with overlays; each shard's index is read once."""
-    joiner = Joiner(find_overlays(folder, split_source(source)[1]))
+    joiner = OverlayJoiner(find_overlays(folder, split_source(source)[1]))
     wanted: dict[str, dict[str, int]] = {}
     for at in chosen.tolist():
         wanted.setdefault(table["shard"][at].as_py(), {})[table["key"][at].as_py()] = at
@@ -76,7 +76,7 @@ def _card(row: dict, value: float | None, by: str | None) -> dict:
         card["picture"] = thumbnail(open_row_image(row))
     except LuminaError as error:
         card["problem"] = str(error)
-    captions = captions_of(row)
+    captions = get_captions(row)
     order = sorted(captions, key=lambda lang: (lang != "en", lang))
     card["captions"] = [(lang, level, text) for lang in order for level, text in captions[lang].items()]
     scores = row.get("scores") if isinstance(row.get("scores"), dict) else {}

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from lumina_cli.core.curation.dedup import exact_groups, hashes_of, near_groups
-from lumina_cli.core.curation.sample_table import samples_of
+from lumina_cli.core.curation.sample_table import open_samples
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.encoders.token_count import TokenCounter
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.buckets import crop_sizes
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.html import histogram, write_page
-from lumina_cli.core.io.jsonl import captions_of, read_rows
+from lumina_cli.core.io.jsonl import get_captions, read_rows
 from lumina_cli.core.shards.overlays.reader import find_overlays, split_source
 from lumina_cli.core.shards.reader import iter_index, open_shards, read_totals
 from lumina_cli.core.shards.selection import is_selection, selected_entries, selections_of
@@ -37,7 +37,7 @@ EMBEDDED = "nano"  # the tokenizer that counts where nothing else does
 Count = Callable[[list[str]], list[int]]
 
 
-def describe(
+def compute_stats(
     source: str,
     count: Count | None = None,
     trained: int | None = None,
@@ -53,7 +53,7 @@ def describe(
     """
     import pyarrow.compute as pc
 
-    folder, table = samples_of(source, captions=True)
+    folder, table = open_samples(source, captions=True)
     if not len(table):
         raise LuminaError(f"{source} holds no samples")
     summary: dict[str, Any] = {"source": source, "samples": len(table)}
@@ -224,7 +224,7 @@ def _from_rows(source: str, count: Count | None) -> tuple[dict[str, list[int]], 
 
     for row in read_source(source):
         rejected.update(rejected_of(row))
-        for lang, levels in captions_of(row, str(row["image"])).items() if count else ():
+        for lang, levels in get_captions(row, str(row["image"])).items() if count else ():
             held.extend((f"{lang}.{level}", text) for level, text in levels.items())
         if len(held) > 4096:
             flush()

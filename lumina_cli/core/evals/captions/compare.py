@@ -17,14 +17,14 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.evals.captions.density import SAID, UNSPACED, count_said, length_of
-from lumina_cli.core.evals.captions.provenance import brought_kinds, written
-from lumina_cli.core.io.jsonl import LEVELS, captions_of, error_of, in_memory
+from lumina_cli.core.evals.captions.provenance import caption_provenance, existing_kinds
+from lumina_cli.core.io.jsonl import LEVELS, get_captions, get_error, in_memory
 
 Kind = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class File:
+class CaptionFile:
     """Rows of one file by the picture that they are about.
 
     `brought` are the kinds of captions that came with rows and are left out; `failed` counts rows that an
@@ -54,18 +54,18 @@ class File:
         return {picture: text for picture, text in found if text}
 
 
-def open_files(sources: Sequence[str], read: Callable[[str], Iterable[dict]]) -> list[File]:
+def open_files(sources: Sequence[str], read: Callable[[str], Iterable[dict]]) -> list[CaptionFile]:
     """Return the captions of each source; `read` gives its rows. LuminaError where one has no captions."""
     told = [list(read(source)) for source in sources]
-    rows = [written(_captioned(some, source)) for some, source in zip(told, sources, strict=True)]
-    failed = [sum(map(bool, map(error_of, some))) for some in told]
+    rows = [caption_provenance(_captioned(some, source)) for some, source in zip(told, sources, strict=True)]
+    failed = [sum(map(bool, map(get_error, some))) for some in told]
     names = _short_names(sources)
     for name in ("image", "key"):
         files = [
-            File(
+            CaptionFile(
                 short,
                 {_picture(row, name): row for row in some if _picture(row, name)},
-                frozenset(brought_kinds(some)),
+                frozenset(existing_kinds(some)),
                 bad,
             )
             for short, some, bad in zip(names, rows, failed, strict=True)
@@ -78,11 +78,11 @@ def open_files(sources: Sequence[str], read: Callable[[str], Iterable[dict]]) ->
 def _captioned(rows: Iterable[dict], source: str) -> Iterator[dict]:
     found = False
     for number, row in enumerate(rows, start=1):
-        if error_of(row):
+        if get_error(row):
             continue
         if row.get("image") is None and not row.get("key"):
             raise LuminaError(f"{source} row {number} has neither 'image' nor 'key' to tell its picture by")
-        captions = captions_of(row, f"{source} row {number}")
+        captions = get_captions(row, f"{source} row {number}")
         if captions:
             found = True
             yield row | {"captions": captions}
@@ -115,7 +115,7 @@ def _short_names(sources: Sequence[str]) -> list[str]:
     return [f"{number}: {source}" for number, source in enumerate(sources, start=1)]
 
 
-def kinds_of(files: Sequence[File]) -> list[Kind]:
+def kinds_of(files: Sequence[CaptionFile]) -> list[Kind]:
     """Return the (language, level) pairs that occur, by language, from the longest level to the shortest."""
     found = {
         (lang, level)
@@ -128,7 +128,7 @@ def kinds_of(files: Sequence[File]) -> list[Kind]:
     return sorted(found, key=lambda kind: (kind[0] != "en", kind[0], rank.get(kind[1], 9), kind[1]))
 
 
-def summarize(files: Sequence[File]) -> Iterator[dict]:
+def summarize(files: Sequence[CaptionFile]) -> Iterator[dict]:
     """Yield a row per file and kind: captions, lengths, density, and agreement with other files."""
     for kind in kinds_of(files):
         texts = [file.texts(kind) for file in files]

@@ -7,20 +7,20 @@ is the share of facts that two captions of a picture have in common, 0 to 1 (Dic
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
-from lumina_cli.core.evals.captions.compare import File
+from lumina_cli.core.evals.captions.compare import CaptionFile
 from lumina_cli.core.evals.captions.density import length_of
 from lumina_cli.core.evals.captions.truth import scene_of, score_captions
-from lumina_cli.core.nano.caption_parser import Facts, read
+from lumina_cli.core.nano.caption_parser import Facts, parse_caption
 from lumina_cli.core.nano.captions import LANGUAGES
 
 
-def scenes_of(files: Sequence[File]) -> dict[str, dict]:
+def scenes_of(files: Sequence[CaptionFile]) -> dict[str, dict]:
     """Return the nano scene of each picture that any file knows one of."""
     rows = ((picture, row) for file in files for picture, row in file.rows.items())
     return {picture: row["scene"] for picture, row in rows if scene_of(row)}
 
 
-def add_facts(files: Sequence[File], rows: Sequence[dict]) -> Iterator[dict]:
+def add_facts(files: Sequence[CaptionFile], rows: Sequence[dict]) -> Iterator[dict]:
     """Yield the rows of `summarize` with what is known by the scenes of their pictures, if anything is.
 
     "truth" holds precision, recall, F1 and the prior's F1 of objects, colours, counts and relations; "facts"
@@ -37,7 +37,9 @@ def add_facts(files: Sequence[File], rows: Sequence[dict]) -> Iterator[dict]:
         for file in files:
             if (file.name, kind) not in facts:
                 texts = file.texts(kind)
-                facts[file.name, kind] = {p: read(texts[p], row["lang"]) for p in texts if p in scenes}
+                facts[file.name, kind] = {
+                    p: parse_caption(texts[p], row["lang"]) for p in texts if p in scenes
+                }
         own = facts[row["file"], kind]
         file = next(file for file in files if file.name == row["file"])
         others = {
@@ -47,7 +49,7 @@ def add_facts(files: Sequence[File], rows: Sequence[dict]) -> Iterator[dict]:
         yield row | {"fact_agreement": {name: value for name, value in others.items() if value is not None}}
 
 
-def _truth(file: File, scenes: dict[str, dict]) -> dict[tuple[str, str], dict]:
+def _truth(file: CaptionFile, scenes: dict[str, dict]) -> dict[tuple[str, str], dict]:
     rows = [row | {"scene": scenes[picture]} for picture, row in file.rows.items() if picture in scenes]
     if not rows:
         return {}

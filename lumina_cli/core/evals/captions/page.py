@@ -10,7 +10,7 @@ from statistics import mean
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.evals.captions.compare import LEVELS, File, Kind, dice, kinds_of
+from lumina_cli.core.evals.captions.compare import LEVELS, CaptionFile, Kind, dice, kinds_of
 from lumina_cli.core.evals.captions.density import SAID, UNSPACED, length_of
 from lumina_cli.core.evals.captions.truth import scene_of
 from lumina_cli.core.io.html import evenly, thumbnail, write_page
@@ -44,7 +44,7 @@ def said_per_100(row: dict) -> float | None:
 
 def write_captions_page(
     path: str | Path,
-    files: Sequence[File],
+    files: Sequence[CaptionFile],
     rows: Sequence[dict],
     open_picture: Callable[[dict], Image.Image],
     count: int = 40,
@@ -54,7 +54,7 @@ def write_captions_page(
     `open_picture` opens the picture of a row.
     """
     kinds = kinds_of(files)
-    cards = [_card(files, kinds, picture, open_picture) for picture in choose_pictures(files, count)]
+    cards = [_card(files, kinds, picture, open_picture) for picture in choose_images(files, count)]
     langs = list(dict.fromkeys(lang for lang, _ in kinds))
     levels = sorted({level for _, level in kinds}, key=lambda level: (*LEVELS, level).index(level))
     shared = set.intersection(*(set(file.rows) for file in files))
@@ -66,7 +66,7 @@ def write_captions_page(
     return write_page(path, "captions.html", title="Captions compared", subtitle=subtitle, **values)
 
 
-def verdicts(files: Sequence[File], rows: Sequence[dict]) -> Iterator[dict]:
+def verdicts(files: Sequence[CaptionFile], rows: Sequence[dict]) -> Iterator[dict]:
     """Yield {lang, level, text} for each kind of the first two files: which is longer, how alike."""
     if len(files) < 2:
         return
@@ -122,7 +122,7 @@ def _is_word(piece: str) -> bool:
     return any(map(str.isalnum, piece))
 
 
-def choose_pictures(files: Sequence[File], count: int) -> list[str]:
+def choose_images(files: Sequence[CaptionFile], count: int) -> list[str]:
     """Return up to `count` pictures for the page, spread evenly, of those that most files have."""
     have: dict[str, int] = {}
     for file in files:
@@ -142,7 +142,7 @@ def _scene_of(row: dict) -> Image.Image | None:
     return render([scene])[0].image
 
 
-def _card(files: Sequence[File], kinds: Sequence[Kind], picture: str, open_picture: Callable) -> dict:
+def _card(files: Sequence[CaptionFile], kinds: Sequence[Kind], picture: str, open_picture: Callable) -> dict:
     """A picture with the captions of all files; agreement and marks are against the first file.
 
     The first file itself is marked against the second one, if there are two.

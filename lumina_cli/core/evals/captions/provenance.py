@@ -6,13 +6,13 @@ it, a caption that it does not name came with its row, and is no work of the eng
 
 from collections.abc import Iterable
 
-from lumina_cli.core.io.jsonl import captions_of
+from lumina_cli.core.io.jsonl import get_captions
 
 Kind = tuple[str, str]  # language and level
 BROUGHT = "brought"  # the key under which `written` puts the captions that are not the engine's
 
 
-def written(rows: Iterable[dict]) -> list[dict]:
+def caption_provenance(rows: Iterable[dict]) -> list[dict]:
     """Return rows with the captions of engines as "captions" and the others as "brought".
 
     Rows of a file that names no engine are as they were: nobody knows who wrote their captions.
@@ -22,7 +22,7 @@ def written(rows: Iterable[dict]) -> list[dict]:
     return [_split(row) if known and BROUGHT not in row else row for row in rows]
 
 
-def brought_kinds(rows: Iterable[dict]) -> set[Kind]:
+def existing_kinds(rows: Iterable[dict]) -> set[Kind]:
     """Return the kinds of captions that rows out of `written` brought."""
     return {(lang, level) for row in rows for lang, texts in row.get(BROUGHT, {}).items() for level in texts}
 
@@ -31,7 +31,7 @@ def _split(row: dict) -> dict:
     by = row.get("captioned_by")
     by = by if isinstance(by, dict) else {}
     sides: tuple[dict, dict] = ({}, {})
-    for lang, texts in captions_of(row).items():
+    for lang, texts in get_captions(row).items():
         engines = by.get(lang) if isinstance(by.get(lang), dict) else {}
         for level, text in texts.items():
             sides[level not in engines].setdefault(lang, {})[level] = text

@@ -14,14 +14,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.evals.captions.provenance import BROUGHT, written
-from lumina_cli.core.io.jsonl import captions_of
-from lumina_cli.core.nano.caption_parser import Facts, facts_of, main_relations, read
+from lumina_cli.core.evals.captions.provenance import BROUGHT, caption_provenance
+from lumina_cli.core.io.jsonl import get_captions
+from lumina_cli.core.nano.caption_parser import Facts, facts_of, main_relations, parse_caption
 from lumina_cli.core.nano.captions import LANGUAGES, LEVELS
 from lumina_cli.core.nano.scene import BACKDROPS, KINDS, LAYOUTS, LIGHTS, RELATIONS, TINTS, Scene
 
-Said = frozenset[Hashable]
-ASPECTS: dict[str, Callable[[Facts], Said]] = {
+Captions = frozenset[Hashable]
+ASPECTS: dict[str, Callable[[Facts], Captions]] = {
     "objects": lambda facts: facts.kinds,
     "colours": lambda facts: facts.tints,
     "counts": lambda facts: facts.counts,
@@ -58,7 +58,7 @@ class Score:
     wanted: int = 0
     found: int = 0
 
-    def add(self, said: Said, true: Said, wanted: Said) -> None:
+    def add(self, said: Captions, true: Captions, wanted: Captions) -> None:
         self.said += len(said)
         self.true += len(said & true)
         self.wanted += len(wanted)
@@ -81,9 +81,9 @@ def score_captions(rows: Iterable[dict]) -> Iterator[dict]:
     where rows tell which captions an engine wrote, are those that they brought. Raises LuminaError where no
     row has such a scene.
     """
-    told = [(row, scene_of(row)) for row in written(rows)]
+    told = [(row, scene_of(row)) for row in caption_provenance(rows)]
     rows = [row for row, scene in told if scene]
-    known = [(captions_of(row), scene) for row, scene in told if scene]
+    known = [(get_captions(row), scene) for row, scene in told if scene]
     if not known:
         foreign = sum(bool(row.get("scene")) for row, _ in told)
         others = f" ({foreign} have one of another kind)" if foreign else ""
@@ -98,7 +98,7 @@ def score_captions(rows: Iterable[dict]) -> Iterator[dict]:
         for level in (level for level in LEVELS if (lang, level) in kinds):
             own = [i for i, row in enumerate(rows) if level not in row.get(BROUGHT, {}).get(lang, {})]
             texts = [known[i][0].get(lang, {}).get(level) for i in own]
-            said = [read(text, lang) if text else SILENT for text in texts]
+            said = [parse_caption(text, lang) if text else SILENT for text in texts]
             number += sum(map(bool, texts))
             truth, scenes = [truths[i] for i in own], [known[i][1] for i in own]
             yield _row(lang, level, sum(map(bool, texts)), said, truth, scenes, total)
@@ -127,7 +127,7 @@ def _row(
     return row
 
 
-def _prior(true: Sequence[Said], wanted: Sequence[Said]) -> dict[str, float | None]:
+def _prior(true: Sequence[Captions], wanted: Sequence[Captions]) -> dict[str, float | None]:
     """Return what the same answer to every picture gets: the commonest facts, as many as make the best F1."""
     holds, asked = (Counter(fact for facts in sets for fact in facts) for sets in (true, wanted))
     score = Score(wanted=sum(asked.values()))

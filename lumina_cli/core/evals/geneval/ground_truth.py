@@ -6,26 +6,26 @@ from dataclasses import replace
 from PIL.Image import Image
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.evals.geneval.layout import Drawer
+from lumina_cli.core.evals.geneval.layout import ImageGenerator
 from lumina_cli.core.nano.renderer import render
 from lumina_cli.core.nano.scene import TINTS, Scene, draw_scene, held_out_pairs
 
 SCENES_APART = 100_000  # between the scenes that two pictures start to look at
 
 
-def true_drawer(model: str = "nano", seed: int = 0, size: int = 128) -> Drawer:
+def ground_truth_generator(model: str = "nano", seed: int = 0, size: int = 128) -> ImageGenerator:
     """Return a drawer that renders scenes which show what nano prompts ask for, size x size pixels."""
     if model != "nano":
         raise UsageError(f"--ceiling renders the nano world; it says nothing of --model {model}")
 
     def draw(rows: list[dict], numbers: list[int]) -> list[Image]:
-        scenes = [true_scene(row, seed, number) for row, number in zip(rows, numbers, strict=True)]
+        scenes = [ground_truth_scene(row, seed, number) for row, number in zip(rows, numbers, strict=True)]
         return [picture.image for picture in render(scenes, size=size)]
 
-    return Drawer(draw, {"model": "true-scenes", "seed": seed, "size": [size, size]})
+    return ImageGenerator(draw, {"model": "true-scenes", "seed": seed, "size": [size, size]})
 
 
-def true_scene(row: dict, seed: int, index: int) -> Scene:
+def ground_truth_scene(row: dict, seed: int, index: int) -> Scene:
     """Return a nano scene that shows what a prompt row asks for; what it leaves open is drawn at random.
 
     It is a drawn scene of the right layout whose things take the kinds and tints of the prompt.

@@ -13,22 +13,22 @@ from pathlib import Path
 from PIL.Image import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.io import read_metadata, save_picture
+from lumina_cli.core.images.io import read_metadata, save_image
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
 
 NOISE_STRIDE = 1000  # picture k of prompt i has noise 1000 i + k, so that more pictures keep the earlier ones
 
 
 @dataclass(frozen=True)
-class Drawer:
+class ImageGenerator:
     """draw(prompt rows, noise numbers) -> pictures; settings: what a picture depends on besides these two."""
 
     draw: Callable[[list[dict], list[int]], list[Image]]
     settings: dict
 
 
-def draw_pictures(
-    rows: Sequence[dict], drawer: Drawer, out: Path, per_prompt: int = 4, batch: int = 16
+def generate_images(
+    rows: Sequence[dict], drawer: ImageGenerator, out: Path, per_prompt: int = 4, batch: int = 16
 ) -> Iterator[tuple[Path, dict]]:
     """Yield (path, prompt row) of every picture, drawing those that `out` lacks with the drawer's settings.
 
@@ -51,7 +51,7 @@ def draw_pictures(
             pictures = drawer.draw(list(asked), [origin["number"] for origin in origins])
             for path, origin, picture in zip(paths, origins, pictures, strict=True):
                 with disk_errors(path):
-                    save_picture(picture, path, origin)
+                    save_image(picture, path, origin)
         yield from places
 
 
@@ -94,7 +94,7 @@ def prompt_folders(folder: Path) -> list[Path]:
     return sorted(found, key=lambda entry: int(entry.name))
 
 
-def scan_pictures(folder: Path) -> Iterator[tuple[Path, dict]]:
+def scan_images(folder: Path) -> Iterator[tuple[Path, dict]]:
     """Yield (path, prompt row) of every picture of a folder in GenEval's layout, whoever made it.
 
     Raises LuminaError where the folder is not in this layout, naming the first place that is not.

@@ -23,7 +23,7 @@ from lumina_cli.core.nano.captions import LANGUAGES
 MAX_THINGS = 16  # of one class
 SHRINK = 0.1  # of both boxes' sizes: so far must centres be apart before a relation counts
 Box = Sequence[float]
-Seen = dict[str, list[Detection]]
+Detections = dict[str, list[Detection]]
 
 
 def relations(a: Box, b: Box) -> set[str]:
@@ -46,9 +46,9 @@ def overlap(a: Box, b: Box) -> float:
     return inside / (area_a + area_b - inside)
 
 
-def keep_things(found: Iterable[Detection], threshold: float, max_overlap: float = 1.0) -> Seen:
+def keep_things(found: Iterable[Detection], threshold: float, max_overlap: float = 1.0) -> Detections:
     """Group by class what passes the threshold, most confident first; `max_overlap` 1 keeps all."""
-    seen: Seen = defaultdict(list)
+    seen: Detections = defaultdict(list)
     for thing in sorted(found, key=lambda thing: -thing.score):
         if thing.score > threshold and len(seen[thing.kind]) < MAX_THINGS:
             seen[thing.kind].append(thing)
@@ -61,7 +61,7 @@ def keep_things(found: Iterable[Detection], threshold: float, max_overlap: float
     return {kind: things for kind, things in seen.items() if things}
 
 
-def check(seen: Seen, row: dict) -> tuple[bool, str]:
+def check(seen: Detections, row: dict) -> tuple[bool, str]:
     """Return whether what was seen is what the prompt row asks for, and a line for each clause that fails."""
     reasons: list[str] = []
     groups: list[list[Detection] | None] = []

@@ -21,7 +21,7 @@ Site = tuple[str, str | None]  # the name of one of our layers; "q", "k" or "v" 
 
 
 @dataclass(frozen=True)
-class Pair:
+class LoraFactors:
     """What one layer learned: `alpha / r * up @ down`, and for DoRA the size of each row of the result.
 
     down (r, i); up (o, r); alpha None: r; magnitude (o, 1), or (1, i) where columns have the sizes; or None.
@@ -48,7 +48,7 @@ class Pair:
         return self.own_alpha / self.rank
 
 
-Pairs = dict[Site, Pair]
+Pairs = dict[Site, LoraFactors]
 
 
 def joined(pairs: Pairs) -> Pairs:
@@ -67,7 +67,7 @@ def joined(pairs: Pairs) -> Pairs:
     return {site: pair or _join(site[0], groups[site[0]], widths) for site, pair in whole.items()}
 
 
-def _widths(groups: dict[str, dict[str, Pair]]) -> dict[str, int]:
+def _widths(groups: dict[str, dict[str, LoraFactors]]) -> dict[str, int]:
     """How many outputs queries, keys and values have; keys and values have the same number."""
     widths = {part: len(pair.up) for group in groups.values() for part, pair in group.items()}
     for part, other in (("k", "v"), ("v", "k")):
@@ -78,7 +78,7 @@ def _widths(groups: dict[str, dict[str, Pair]]) -> dict[str, int]:
     return widths
 
 
-def _join(name: str, group: dict[str, Pair], widths: dict[str, int]) -> Pair:
+def _join(name: str, group: dict[str, LoraFactors], widths: dict[str, int]) -> LoraFactors:
     if len(widths) < 3:
         raise LuminaError(f"{name}: with queries alone nothing tells how many keys and values there are")
     magnitudes = [pair.magnitude for pair in group.values() if pair.magnitude is not None]
@@ -106,7 +106,7 @@ def _join(name: str, group: dict[str, Pair], widths: dict[str, int]) -> Pair:
     alphas = [first.own_alpha] if shared else [pair.own_alpha for pair in group.values()]
     alpha = sum(alphas) if same_scale else rank
     ordered = [group[part].magnitude for part in PARTS] if magnitudes else None
-    return Pair(down, up, None if alpha == rank else alpha, torch.cat(ordered) if ordered else None)
+    return LoraFactors(down, up, None if alpha == rank else alpha, torch.cat(ordered) if ordered else None)
 
 
 def split(pairs: Pairs) -> Pairs:
@@ -124,7 +124,7 @@ def split(pairs: Pairs) -> Pairs:
     return apart
 
 
-def _split(name: str, pair: Pair) -> dict[str, Pair]:
+def _split(name: str, pair: LoraFactors) -> dict[str, LoraFactors]:
     rows, width = len(pair.up), pair.down.shape[1]
     if rows <= width or (rows - width) % 2:
         raise LuminaError(f"{name} goes from {width} to {rows}, which are not queries, keys and values")
@@ -136,12 +136,12 @@ def _split(name: str, pair: Pair) -> dict[str, Pair]:
     blocks = _blocks(used)
     pieces = {}
     for part, columns in blocks.items():
-        piece = Pair(pair.down[columns].clone(), ups[part][:, columns].clone())
+        piece = LoraFactors(pair.down[columns].clone(), ups[part][:, columns].clone())
         alpha = pair.own_alpha * piece.rank / pair.rank
         pieces[part] = replace(piece, alpha=None if alpha == piece.rank else alpha)
     if pair.magnitude is not None:
         if len(pieces) < 3:
-            pieces = {part: Pair(pair.down, up.clone(), pair.alpha) for part, up in ups.items()}
+            pieces = {part: LoraFactors(pair.down, up.clone(), pair.alpha) for part, up in ups.items()}
         magnitudes = zip(PARTS, pair.magnitude.split(sizes), strict=True)
         pieces = {part: replace(pieces[part], magnitude=rows.clone()) for part, rows in magnitudes}
     return pieces

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.nextdit.convert import STACKS
-from lumina_cli.core.nextdit.lora.factors import PARTS, QKV, Pair, Pairs, Site, joined, split
+from lumina_cli.core.nextdit.lora.factors import PARTS, QKV, LoraFactors, Pairs, Site, joined, split
 from lumina_cli.core.weights.files import count_names
 from lumina_cli.core.weights.lora_files import AdapterFile
 
@@ -115,7 +115,7 @@ def _not_known(names: Mapping[str, Tensor]) -> str:
     return f"none of its {count_names(list(names))} belongs to a layer of a Next-DiT"
 
 
-def _pair(parts: dict[str, Tensor], module: str, file: AdapterFile) -> Pair:
+def _pair(parts: dict[str, Tensor], module: str, file: AdapterFile) -> LoraFactors:
     """Make a pair of what a file says of one layer."""
     if lost := [kind for kind in ("down", "up") if kind not in parts]:
         raise LuminaError(f"{file.path} has no {lost[0]} matrix for {module}, only {', '.join(parts)}")
@@ -135,7 +135,7 @@ def _pair(parts: dict[str, Tensor], module: str, file: AdapterFile) -> Pair:
     alpha = (
         float(parts["alpha"].reshape(-1)[0]) if "alpha" in parts else _alpha(module, len(down), file.config)
     )
-    return Pair(down, up, None if alpha == len(down) else alpha, magnitude)
+    return LoraFactors(down, up, None if alpha == len(down) else alpha, magnitude)
 
 
 def _matrix(tensor: Tensor, kind: str, module: str, file: AdapterFile) -> Tensor:

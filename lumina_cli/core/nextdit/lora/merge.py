@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.nextdit.config import NextDiTConfig
-from lumina_cli.core.nextdit.convert import blank
-from lumina_cli.core.nextdit.lora.factors import PARTS, Pair, Pairs
+from lumina_cli.core.nextdit.convert import empty_model
+from lumina_cli.core.nextdit.lora.factors import PARTS, LoraFactors, Pairs
 from lumina_cli.core.nextdit.lora.formats import TEXT_ENCODER, WRITERS, detect_dialect, number, read_pairs
 from lumina_cli.core.weights.files import count_names
 from lumina_cli.core.weights.lora_files import AdapterFile, read_adapter, write_adapter
@@ -53,7 +53,7 @@ class Applied:
 class _Change:
     """A pair on some rows of a weight."""
 
-    pair: Pair
+    pair: LoraFactors
     rows: slice
     scale: float
 
@@ -66,7 +66,7 @@ class LoraStack:
     """
 
     def __init__(self, config: NextDiTConfig, specs: Sequence[str | Path]):
-        self.shapes = {name: tuple(tensor.shape) for name, tensor in blank(config).state_dict().items()}
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
         keys = config.num_kv_heads * config.head_dim
         ends = (0, config.dim, config.dim + keys, config.dim + 2 * keys)
         self.rows = {part: slice(*ends[i : i + 2]) for i, part in enumerate(PARTS)}
@@ -119,7 +119,7 @@ class LoraStack:
         return after.to(weight.dtype)
 
 
-def _difference(weight: Tensor, pair: Pair, scale: float) -> Tensor:
+def _difference(weight: Tensor, pair: LoraFactors, scale: float) -> Tensor:
     """What a pair adds to a weight (o, i) in float32."""
     up, down = (matrix.to(weight.device, torch.float32) for matrix in (pair.up, pair.down))
     delta = (up @ down).mul_(scale * pair.scale)

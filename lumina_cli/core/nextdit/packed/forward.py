@@ -29,7 +29,7 @@ SPAN_BYTES = 18 * 2**20
 
 
 @dataclass(frozen=True)
-class Pack:
+class PackedLayout:
     """Where the rows lie in the token matrix, and how their tokens turn.
 
     texts   B numbers       text tokens of each row; its image tokens follow them
@@ -62,7 +62,9 @@ class Pack:
 
 
 @lru_cache(maxsize=64)
-def turns_of(config: NextDiTConfig, length: int, grid: tuple[int, int], device: torch.device) -> Tensor:
+def packed_rotations(
+    config: NextDiTConfig, length: int, grid: tuple[int, int], device: torch.device
+) -> Tensor:
     """The turns of one row, (M + N, 1, d/2): a caption of `length` tokens and a picture of `grid` patches."""
     with torch.inference_mode(False), torch.no_grad():
         parts = text_rotation(config, length, device), image_rotation(config, (length,), (grid,), device)
@@ -71,15 +73,17 @@ def turns_of(config: NextDiTConfig, length: int, grid: tuple[int, int], device: 
 
 # few entries, because a pack of large pictures is large; enough for guidance and for rows that are skipped
 @lru_cache(maxsize=8)
-def pack_up(
+def packed_layout(
     config: NextDiTConfig, lengths: tuple[int, ...], grids: tuple[tuple[int, int], ...], device: torch.device
-) -> tuple[Pack, Pack]:
+) -> tuple[PackedLayout, PackedLayout]:
     """The packs of whole rows and of their pictures alone: captions of `lengths`, `grids` (rows, columns)."""
-    turns = [turns_of(config, length, grid, device) for length, grid in zip(lengths, grids, strict=True)]
+    turns = [
+        packed_rotations(config, length, grid, device) for length, grid in zip(lengths, grids, strict=True)
+    ]
     pictures = [turn[length:] for turn, length in zip(turns, lengths, strict=True)]
     with torch.inference_mode(False), torch.no_grad():
         whole, images = (
-            Pack(texts, tuple(accumulate(map(len, rows), initial=0)), torch.cat(rows))
+            PackedLayout(texts, tuple(accumulate(map(len, rows), initial=0)), torch.cat(rows))
             for texts, rows in ((lengths, turns), ((0,) * len(lengths), pictures))
         )
     return whole, images
@@ -104,7 +108,7 @@ class Scratch:
         return self.kept[key]
 
 
-class Gain:
+class NormGain:
     """A norm's weight times what the time makes of it: one for all tokens, or one for those of each row."""
 
     def __init__(self, weight: Tensor, values: Tensor | None = None, lengths: Sequence[int] = ()):
@@ -136,7 +140,9 @@ def scale_rows(x: Tensor, eps: float) -> Tensor:
     return size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
-def normed(x: Tensor, eps: float, gain: Gain, part: slice, dtype: torch.dtype, fuse: bool = False) -> Tensor:
+def normed(
+    x: Tensor, eps: float, gain: NormGain, part: slice, dtype: torch.dtype, fuse: bool = False
+) -> Tensor:
     """Tokens `part` of x (T, D) float32, normalised and scaled, in `dtype`."""
     if fuse:
         return fused.compiled(fused.norm)(x[part], gain.of(part), eps, dtype)
@@ -148,7 +154,7 @@ def normed(x: Tensor, eps: float, gain: Gain, part: slice, dtype: torch.dtype, f
     return out
 
 
-def add_normed(x: Tensor, y: Tensor, eps: float, gain: Gain, part: slice, fuse: bool) -> None:
+def add_normed(x: Tensor, y: Tensor, eps: float, gain: NormGain, part: slice, fuse: bool) -> None:
     """Add to tokens `part` of x (T, D) float32, in place, y (tokens, D) normalised and scaled."""
     if fuse:
         fused.compiled(fused.add)(x[part], y, gain.of(part), eps)
@@ -158,11 +164,11 @@ def add_normed(x: Tensor, y: Tensor, eps: float, gain: Gain, part: slice, fuse: 
         x[small].addcmul_(wide * scale_rows(wide, eps), gain.of(small))
 
 
-def turn(x: Tensor, norm: RMSNorm, factor: float, turns: Tensor, out: Tensor, fuse: bool) -> None:
+def apply_rotation(x: Tensor, norm: RMSNorm, factor: float, turns: Tensor, out: Tensor, fuse: bool) -> None:
     """Write x (T, h, d), normalised, rotated and times `factor`, into out (h, T, d)."""
     if fuse:
         weight = norm.weight.float() * factor
-        fused.compiled(fused.turn)(x, weight, torch.view_as_real(turns), norm.eps, out)
+        fused.compiled(fused.rotate)(x, weight, torch.view_as_real(turns), norm.eps, out)
         return
     for small in cut(x, 4 * x.shape[1] * x.shape[2], CHUNK_BYTES):
         wide = x[small].float()
@@ -172,7 +178,13 @@ def turn(x: Tensor, norm: RMSNorm, factor: float, turns: Tensor, out: Tensor, fu
 
 
 def attended(
-    attention: Attention, x: Tensor, gain: Gain, eps: float, pack: Pack, scratch: Scratch, last: bool
+    attention: Attention,
+    x: Tensor,
+    gain: NormGain,
+    eps: float,
+    pack: PackedLayout,
+    scratch: Scratch,
+    last: bool,
 ) -> Tensor:
     """Attention over x (T, D), before its last linear layer; with `last` of the image tokens only."""
     weight, d = attention.q_norm.weight, attention.head_dim
@@ -183,8 +195,8 @@ def attended(
     for part in cut(x, sum(attention.widths) * weight.element_size(), SPAN_BYTES):
         z = normed(x, eps, gain, part, weight.dtype, scratch.fused)
         qkv = attention.qkv(z).unflatten(-1, (-1, d))
-        turn(qkv[:, :h], attention.q_norm, d**-0.5, pack.turns[part], q[:, part], scratch.fused)
-        turn(qkv[:, h : h + g], attention.k_norm, 1.0, pack.turns[part], k[:, part], scratch.fused)
+        apply_rotation(qkv[:, :h], attention.q_norm, d**-0.5, pack.turns[part], q[:, part], scratch.fused)
+        apply_rotation(qkv[:, h : h + g], attention.k_norm, 1.0, pack.turns[part], k[:, part], scratch.fused)
         v[:, part] = qkv[:, h + g :].transpose(0, 1)
     if scratch.kernel in VARIABLE:
         ends = pack.ends
@@ -207,7 +219,7 @@ def attended(
 
 
 def run_block(
-    block: Block, x: Tensor, pack: Pack, c: Tensor | None, scratch: Scratch, last: bool = False
+    block: Block, x: Tensor, pack: PackedLayout, c: Tensor | None, scratch: Scratch, last: bool = False
 ) -> Tensor:
     """x (T, D) float32 through a block, in place; c (1 or B, A), None for an unmodulated one.
 
@@ -216,14 +228,14 @@ def run_block(
     attention, feed_forward, eps = block.attention, block.feed_forward, block.attention_norm1.eps
     scale_a, gate_a, scale_f, gate_f = modulation(block, c)
     lengths = [part.stop - part.start for part in pack.rows]
-    gain = Gain(block.attention_norm1.weight, scale_a, lengths)
+    gain = NormGain(block.attention_norm1.weight, scale_a, lengths)
     y = attended(attention, x, gain, eps, pack, scratch, last)
     if last:
         x = torch.cat([x[picture] for picture in pack.images])
         lengths = [part.stop - part.start for part in pack.images]
-    after_a = Gain(block.attention_norm2.weight, gate_a, lengths)
-    before_f = Gain(block.ffn_norm1.weight, scale_f, lengths)
-    after_f = Gain(block.ffn_norm2.weight, gate_f, lengths)
+    after_a = NormGain(block.attention_norm2.weight, gate_a, lengths)
+    before_f = NormGain(block.ffn_norm1.weight, scale_f, lengths)
+    after_f = NormGain(block.ffn_norm2.weight, gate_f, lengths)
     for part in cut(x, feed_forward.width * y.element_size(), SPAN_BYTES):
         add_normed(x, attention.out(y[part]), eps, after_a, part, scratch.fused)
         z = normed(x, eps, before_f, part, y.dtype, scratch.fused)
@@ -245,10 +257,10 @@ def modulation(block: Block, c: Tensor | None) -> tuple[Tensor | None, ...]:
     return 1 + scale_a, gate_a.tanh(), 1 + scale_f, gate_f.tanh()
 
 
-def to_patches(layer: FinalLayer, x: Tensor, pack: Pack, c: Tensor) -> Tensor:
+def packed_final_layer(layer: FinalLayer, x: Tensor, pack: PackedLayout, c: Tensor) -> Tensor:
     """x (T, D) -> (T, p*p*C): the final layer, on image tokens alone."""
     values = 1 + layer.adaLN_modulation(c).float()
-    gain = Gain(torch.ones_like(values[0]), values, [part.stop - part.start for part in pack.rows])
+    gain = NormGain(torch.ones_like(values[0]), values, [part.stop - part.start for part in pack.rows])
     out = torch.empty(x.shape, dtype=layer.linear.weight.dtype, device=x.device)
     for part in cut(x, 4 * x.shape[1], CHUNK_BYTES):
         out[part] = F.layer_norm(x[part].float(), x.shape[-1:], eps=1e-6) * gain.of(part)

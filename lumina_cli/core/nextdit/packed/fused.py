@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lumina_cli.core.device import find_compiler
-from lumina_cli.core.errors import MissingPart
+from lumina_cli.core.errors import MissingDependency
 
 VARIANTS = 64  # of one formula: one row or many, one head width or another
 
@@ -26,7 +26,7 @@ def add(x: Tensor, y: Tensor, gain: Tensor, eps: float) -> None:
     x += norm(y.float(), gain, eps, torch.float32)
 
 
-def turn(x: Tensor, weight: Tensor, turns: Tensor, eps: float, out: Tensor) -> None:
+def rotate(x: Tensor, weight: Tensor, turns: Tensor, eps: float, out: Tensor) -> None:
     """Write x (n, h, d), normalised, times weight (d,) and turned, to out (h, n, d); turns (n, 1, d/2, 2)."""
     wide = norm(x.float(), weight, eps, torch.float32).unflatten(-1, (-1, 2))
     (a, b), (cos, sin) = wide.unbind(-1), turns.unbind(-1)
@@ -42,7 +42,9 @@ def gate(x: Tensor, y: Tensor) -> Tensor:
 def check_compiler() -> None:
     """Raise MissingPart where a CPU has no C++ compiler, which torch's compiler calls there."""
     if not torch.cuda.is_available() and not find_compiler():
-        raise MissingPart("--compile needs a C++ compiler (g++ or clang++); install one, or leave it out")
+        raise MissingDependency(
+            "--compile needs a C++ compiler (g++ or clang++); install one, or leave it out"
+        )
 
 
 @cache

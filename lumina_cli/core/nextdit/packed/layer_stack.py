@@ -5,10 +5,17 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lumina_cli.core.nextdit.packed.forward import Gain, Pack, Scratch, modulation, normed, run_block
+from lumina_cli.core.nextdit.packed.forward import (
+    NormGain,
+    PackedLayout,
+    Scratch,
+    modulation,
+    normed,
+    run_block,
+)
 
 
-class MainStage:
+class LayerStack:
     """The tokens of B rows before the main layers, and the layers to run on them.
 
     N image tokens of a row, L tokens of a row (its text, then its picture), D width. All tensors are in the
@@ -20,8 +27,8 @@ class MainStage:
         layers: nn.ModuleList,
         x: Tensor,
         c: Tensor,
-        pack: Pack,
-        pack_of: Callable[[tuple[int, ...]], Pack],
+        pack: PackedLayout,
+        pack_of: Callable[[tuple[int, ...]], PackedLayout],
         scratch: Scratch,
     ):
         """x (T, D) of the rows in `pack`; c (1 or B, A); `pack_of` gives the pack of some of the rows."""
@@ -38,7 +45,7 @@ class MainStage:
         """(L, D): what attention reads in main layer 0: normalised, scaled by the time."""
         block, c = self.layers[0], self._times((row,))
         norm, x = block.attention_norm1, self.x[self.pack.rows[row]]
-        gain = Gain(norm.weight, modulation(block, c)[0], [len(x)])
+        gain = NormGain(norm.weight, modulation(block, c)[0], [len(x)])
         return normed(x, norm.eps, gain, slice(0, len(x)), x.dtype)
 
     def first(self, rows: Sequence[int]) -> list[Tensor]:
@@ -69,7 +76,7 @@ class MainStage:
         x = run_block(layers[-1], x, pack, c, self.scratch, last=True)
         return list(x.split([part.stop - part.start for part in pack.images]))
 
-    def _gather(self, rows: tuple[int, ...]) -> tuple[Pack, Tensor]:
+    def _gather(self, rows: tuple[int, ...]) -> tuple[PackedLayout, Tensor]:
         """The pack of some rows and a copy of their tokens."""
         if rows == tuple(range(self.rows)):
             return self.pack, self.x.clone()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.nextdit.model import NextDiT
 from lumina_cli.core.registry import did_you_mean
 
@@ -27,7 +27,7 @@ def to_levels(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale[:, None]).round_().to(torch.int8), scale
 
 
-class Linear8Weights(nn.Module):
+class Int8Weights(nn.Module):
     """A linear layer without bias whose weight is int8; it is widened block by block as it is used."""
 
     def __init__(self, layer: nn.Linear):
@@ -45,7 +45,7 @@ class Linear8Weights(nn.Module):
         return out
 
 
-class Linear8(nn.Module):
+class LinearInt8(nn.Module):
     """A linear layer without bias that multiplies int8 weights by inputs rounded to 8 bits, token by token.
 
     On a CPU the weight is kept in the order that oneDNN reads, so the layer cannot move to another device.
@@ -94,7 +94,7 @@ class Linear8(nn.Module):
         return numbers, scales
 
 
-KINDS = {"int8": Linear8, "int8-weights": Linear8Weights}
+KINDS = {"int8": LinearInt8, "int8-weights": Int8Weights}
 
 
 def check_kind(kind: str) -> None:
@@ -115,7 +115,9 @@ def quantize(model: NextDiT, kind: str = "int8") -> NextDiT:
     if kind == "int8" and model.dtype == torch.float16 and model.x_embedder.weight.device.type == "cpu":
         raise LuminaError("int8 on a CPU needs a model in bfloat16 or float32, not float16")
     if kind == "int8" and not hasattr(torch.ops.onednn, "qlinear_pointwise"):
-        raise MissingPart(f"int8 needs a torch with oneDNN; torch {torch.__version__} has none: int8-weights")
+        raise MissingDependency(
+            f"int8 needs a torch with oneDNN; torch {torch.__version__} has none: int8-weights"
+        )
     for block in (*model.noise_refiner, *model.context_refiner, *model.layers):
         for name in LAYERS:
             part, _, last = name.partition(".")

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from lumina_cli.core.encoders.tokenizer import Tokens
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.images.io import open_image, save_picture
+from lumina_cli.core.images.io import open_image, save_image
 from lumina_cli.core.sampling.output.filenames import slug
 from lumina_cli.core.sampling.pipeline import Pipeline
-from lumina_cli.core.sampling.request import Job, Setup
+from lumina_cli.core.sampling.request import Job, ResolvedRequest
 
 # from little to much attention: night, violet, ember, straw
 RAMP = ((0.0, (18, 16, 48)), (0.35, (104, 32, 116)), (0.7, (226, 92, 66)), (1.0, (253, 232, 150)))
@@ -56,7 +56,7 @@ def word_tokens(tokens: Tokens, text: str, word: str, start: int = 0) -> list[in
     return read
 
 
-class Watching:
+class AttentionRecorder:
     """A network that is watched while it draws: `maps` (N,) for every row and word, summed over `calls`.
 
     network   a NextDiT
@@ -126,7 +126,7 @@ def word_shares(queries: Tensor, keys: Tensor, words: Sequence[Sequence[int]]) -
     return shares
 
 
-class AttentivePipeline(Pipeline):
+class AttentionPipeline(Pipeline):
     """A pipeline that keeps, for each picture that it draws, where it looks at each of some words.
 
     maps   (job, size) -> for each time that it was drawn, word -> (rows, columns) of shares of attention;
@@ -146,7 +146,7 @@ class AttentivePipeline(Pipeline):
     def draw_setup(
         self,
         jobs: Sequence[Job],
-        setup: Setup,
+        setup: ResolvedRequest,
         size: tuple[int, int] | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> list[Image.Image]:
@@ -162,7 +162,7 @@ class AttentivePipeline(Pipeline):
             text = setup.prompt(job)
             start = len(text) - len(job.prompt)
             rows.append([word_tokens(self.text.tokens, text, word, start) for word in self.words])
-        watching = Watching(self.inner.transformer, rows)
+        watching = AttentionRecorder(self.inner.transformer, rows)
         watched = copy(self.inner)
         watched.transformer = watching
         pictures = watched.draw_setup(jobs, setup, size, on_step)
@@ -175,7 +175,7 @@ class AttentivePipeline(Pipeline):
         return pictures
 
 
-def with_overlays(rows: Iterable[dict], pipeline: AttentivePipeline) -> Iterator[dict]:
+def with_overlays(rows: Iterable[dict], pipeline: AttentionPipeline) -> Iterator[dict]:
     """Yield the rows of `draw_rows` with "attention": word -> a PNG beside the picture, hot where it looks.
 
     For rows that the pipeline has just drawn (`draw_rows` with `force`).
@@ -192,7 +192,7 @@ def with_overlays(rows: Iterable[dict], pipeline: AttentivePipeline) -> Iterator
             target = path.with_name(f"{path.stem}-attention-{slug(word) or len(paths)}.png")
             told = {"attention": word, "of": path.name, "highest": float(share.max())}
             try:
-                save_picture(overlay(open_image(path), share), target, told)
+                save_image(overlay(open_image(path), share), target, told)
             except OSError as error:
                 raise LuminaError(f"cannot write {target}: {error.strerror or error}") from error
             paths[word] = str(target)

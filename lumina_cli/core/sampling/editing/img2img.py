@@ -24,7 +24,7 @@ from lumina_cli.core.flow.solvers import Velocity
 from lumina_cli.core.images.buckets import best_size
 from lumina_cli.core.images.io import open_image
 from lumina_cli.core.sampling.pipeline import Pipeline
-from lumina_cli.core.sampling.request import Job, Setup
+from lumina_cli.core.sampling.request import Job, ResolvedRequest
 
 STRENGTH = 0.6  # of an edit without a mask, if nobody says otherwise; with a mask it is 1
 LARGEST = 1.25  # a picture keeps its size up to so many times the area that the model was made for
@@ -150,12 +150,12 @@ class EditingPipeline(Pipeline):
     @property
     def default_size(self) -> tuple[int, int]:
         """Width and height that the picture is drawn at if nobody says otherwise."""
-        return size_of_picture(self.edit.picture.size, super().default_size, self.token_side)
+        return image_size(self.edit.picture.size, super().default_size, self.token_side)
 
     def draw_setup(
         self,
         jobs: Sequence[Job],
-        setup: Setup,
+        setup: ResolvedRequest,
         size: tuple[int, int] | None = None,
         on_step: Callable[[int, Tensor], None] | None = None,
     ) -> list[Image.Image]:
@@ -172,7 +172,7 @@ class EditingPipeline(Pipeline):
 
         drawn = super().draw_setup(jobs, replace(setup, plan=plan), size, count)
         feather = round(SEAM * min(size))
-        return drawn if mask is None else [put_back(one, picture, mask, feather) for one in drawn]
+        return drawn if mask is None else [composite_original(one, picture, mask, feather) for one in drawn]
 
     def edited(self, plan: Plan, picture: Image.Image, mask: Image.Image | None) -> EditedPlan:
         """Return `plan` as it starts from a picture of the size that is drawn."""
@@ -195,7 +195,7 @@ class EditingPipeline(Pipeline):
         self.told.add(size)
 
 
-def size_of_picture(own: tuple[int, int], usual: tuple[int, int], side: int) -> tuple[int, int]:
+def image_size(own: tuple[int, int], usual: tuple[int, int], side: int) -> tuple[int, int]:
     """Return the size to draw a picture of size `own` at by a model made for `usual`.
 
     Its own, if that is made of whole tokens (`side` pixels wide and high) and not much larger than usual;
@@ -211,7 +211,9 @@ def to_pixels(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
-def put_back(drawn: Image.Image, picture: Image.Image, mask: Image.Image, feather: int) -> Image.Image:
+def composite_original(
+    drawn: Image.Image, picture: Image.Image, mask: Image.Image, feather: int
+) -> Image.Image:
     """Return `picture` with what was drawn inside `mask`; outside, its pixels are the same bytes.
 
     The seam is soft over about `feather` pixels, all of them inside; a mask that is too narrow for that has a

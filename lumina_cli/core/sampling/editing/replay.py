@@ -13,9 +13,9 @@ from lumina_cli.core.flow.presets import apply
 from lumina_cli.core.images.io import open_image, read_metadata
 from lumina_cli.core.sampling.editing.img2img import Edit, EditingPipeline, pixel_hash, read_edit
 from lumina_cli.core.sampling.output.filenames import FileNames
-from lumina_cli.core.sampling.output.metadata import Lora, Origin, from_metadata
+from lumina_cli.core.sampling.output.metadata import GenerationRecord, Lora, from_metadata
 from lumina_cli.core.sampling.pipeline import Pipeline
-from lumina_cli.core.sampling.request import Job, Setup
+from lumina_cli.core.sampling.request import Job, ResolvedRequest
 from lumina_cli.core.weights.fingerprint import adapter_digest
 
 Note = Callable[[str], None]
@@ -24,7 +24,7 @@ KINDS = {"prompt": str, "negative": str, "system": str, "model": str, "seed": in
 
 
 @dataclass(frozen=True)
-class Again:
+class ReplayRecord:
     """What a picture says of how it was drawn.
 
     settings   of its plan: all of them, or those that another program's text tells
@@ -51,12 +51,12 @@ class Again:
         """Whether this package drew it, so that the same picture can come out again."""
         return self.model is not None
 
-    def setup(self, plan: Plan, changes: Mapping[str, Any]) -> Setup:
+    def setup(self, plan: Plan, changes: Mapping[str, Any]) -> ResolvedRequest:
         """Return how to draw it: `changes` over its own settings, and those over the model's `plan`."""
         settings = {name: value for name, value in changes.items() if name not in CHANGES}
         plan = apply(apply(plan, dict(self.settings)), settings)
         with_system = changes.get("negative_system", self.negative_system)
-        return Setup(plan, changes.get("system") or self.system, with_system)
+        return ResolvedRequest(plan, changes.get("system") or self.system, with_system)
 
     def changed(self, changes: Mapping[str, Any]) -> Job:
         """Return its job with another "seed" or "negative" prompt, if `changes` has one."""
@@ -64,7 +64,7 @@ class Again:
         return replace(self.job, **own)
 
 
-def read_again(path: str | Path) -> Again:
+def read_replay(path: str | Path) -> ReplayRecord:
     """Return what a picture file says of how it was drawn.
 
     LuminaError in one line where it says nothing; another program's text of parameters is taken as far as it
@@ -85,19 +85,19 @@ def read_again(path: str | Path) -> Again:
     for name, kind in KINDS.items():
         if type(getattr(origin, name)) is not kind:
             raise LuminaError(f"{path}: its metadata has {getattr(origin, name)!r} as {name}")
-    return Again(
+    return ReplayRecord(
         job, origin.plan.to_json(), origin.size, origin.system, origin.negative_system, origin.model,
         origin.weights, origin.edit, origin.loras, origin.quantize,
     )  # fmt: skip
 
 
-def _of_another(metadata: dict) -> Again:
+def _of_another(metadata: dict) -> ReplayRecord:
     size = metadata.get("size")
     job = Job(metadata["prompt"], metadata.get("seed", 0), 0, metadata.get("negative", ""))
-    return Again(job, metadata.get("plan", {}), tuple(size) if size else None)
+    return ReplayRecord(job, metadata.get("plan", {}), tuple(size) if size else None)
 
 
-def draw_again(
+def replay_images(
     paths: Iterable[str | Path],
     load: Callable[[str, tuple[str, ...], str | None], Pipeline],
     out: str | Path = "pictures",
@@ -122,7 +122,7 @@ def draw_again(
     drawn over a picture that is gone or another one now.
     """
     note, changes = note or (lambda line: None), dict(changes or {})
-    found = [(path, read_again(path)) for path in paths]
+    found = [(path, read_replay(path)) for path in paths]
     edits = [_edit_of(path, again) for path, again in found]
     names = FileNames(Path(out), format, 1)
     pipeline = drawer = loaded = None
@@ -133,9 +133,9 @@ def draw_again(
             pipeline, loaded = load(*wanted), wanted
         drawer = EditingPipeline(pipeline, edit, note) if edit else pipeline
         setup, job = again.setup(pipeline.plan, changes), again.changed(changes)
-        _tell(path, again, pipeline, setup.plan, note)
+        _report(path, again, pipeline, setup.plan, note)
         size = drawer.size_for(changes.get("size") or again.size)
-        origin = Origin(
+        origin = GenerationRecord(
             job.prompt, job.seed, job.number, pipeline.name, size, setup.system, setup.plan,
             pipeline.weights_for(setup.plan), job.negative, bool(job.negative) and setup.negative_system,
             edit and edit.settings(), pipeline.loras, pipeline.quantize,
@@ -159,7 +159,7 @@ def apart(path: str | Path, picture: Image.Image) -> dict:
     return {"apart": max(high for _, high in ImageChops.difference(before, picture).getextrema())}
 
 
-def _tell(path: str | Path, again: Again, pipeline: Pipeline, plan: Plan, note: Note) -> None:
+def _report(path: str | Path, again: ReplayRecord, pipeline: Pipeline, plan: Plan, note: Note) -> None:
     """Say why a picture will not come out the same, as far as that is not what was asked to change."""
     if not again.ours:
         told = ", ".join(["prompt", *again.settings])
@@ -203,7 +203,7 @@ def _state(lora: Lora, whole: str = "is left out here") -> str:
     return "has changed since" if Path(path).is_file() else "is gone"
 
 
-def _edit_of(path: str | Path, again: Again) -> Edit | None:
+def _edit_of(path: str | Path, again: ReplayRecord) -> Edit | None:
     """Return the edit that a picture came from, if it did; LuminaError where that is not as it was."""
     if again.edit is None:
         return None

@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 
 from lumina_cli.core.encoders.tokenizer import MAX_TOKENS
-from lumina_cli.core.errors import MissingPart, UsageError
+from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.nextdit.config import NextDiTConfig, config_from_diffusers
-from lumina_cli.core.nextdit.convert import blank
+from lumina_cli.core.nextdit.convert import empty_model
 from lumina_cli.core.sampling.memory.streaming import block_of, streamable
 from lumina_cli.core.weights.files import read_json
-from lumina_cli.core.weights.lazy import StoredWeights
+from lumina_cli.core.weights.lazy import LazyWeights
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 MMAP_THRESHOLD = -3  # the number of this setting in glibc's malloc.h
@@ -62,7 +62,7 @@ class MemoryPlan:
             parts.append(
                 f"pictures decoded in tiles of {self.tile * factor} pixels, which changes them a little"
             )
-        return f"memory {say_bytes(self.budget)}: {'; '.join(parts)}"
+        return f"memory {format_bytes(self.budget)}: {'; '.join(parts)}"
 
     def beside(self, other: "MemoryPlan") -> "MemoryPlan":
         """Return this plan with what `other` keeps out of memory kept out as well; tiles stay its own.
@@ -78,7 +78,7 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryNeeds:
     """Bytes that a part takes.
 
     weights   all of them in memory
@@ -156,17 +156,18 @@ def plan_memory(
     worst = max(stages, key=stages.get)
     if stages[worst] > budget:
         raise UsageError(
-            f"memory {say_bytes(budget)} is too little: with all that helps {worst} takes "
-            f"{say_bytes(stages[worst])} for {batch} of {latents[0] * factor}x{latents[1] * factor} at once; "
+            f"memory {format_bytes(budget)} is too little: with all that helps {worst} takes "
+            f"{format_bytes(stages[worst])} for {batch} of {latents[0] * factor}x{latents[1] * factor} "
+            f"at once; "
             f"give it as much, or draw {'fewer at once or ' if batch > 1 else ''}a smaller size"
         )
     share = sum(network.matrices[name] for name in streamed) / network.weights
     return MemoryPlan(budget, True, text_streamed, streamed, share, tile, stages[worst])
 
 
-def text_needs(folder: Path, dtype: torch.dtype) -> Needs:
+def text_needs(folder: Path, dtype: torch.dtype) -> MemoryNeeds:
     """A Gemma-2 without its table of tokens and its last layer, reading one prompt."""
-    fields, stored, number = read_json(folder / "config.json"), StoredWeights(folder), dtype.itemsize
+    fields, stored, number = read_json(folder / "config.json"), LazyWeights(folder), dtype.itemsize
     layers = range(fields["num_hidden_layers"] - 1)
     start = "model." if any(name.startswith("model.") for name in stored.places) else ""
     sizes = {f"{n}": number * stored.numbers(f"{start}layers.{n}.") for n in layers}
@@ -175,7 +176,9 @@ def text_needs(folder: Path, dtype: torch.dtype) -> Needs:
     )
     work = MAX_TOKENS * number * (3 * inner + 8 * hidden) + 12 * heads * MAX_TOKENS**2 + SLACK
     matrix = hidden * inner
-    return Needs(sum(sizes.values()), work, max(sizes.values()) + reading(stored, matrix, number), sizes)
+    return MemoryNeeds(
+        sum(sizes.values()), work, max(sizes.values()) + reading_bytes(stored, matrix, number), sizes
+    )
 
 
 def transformer_needs(
@@ -186,10 +189,10 @@ def transformer_needs(
     dtype: torch.dtype,
     device: torch.device,
     cached: bool = False,
-) -> Needs:
+) -> MemoryNeeds:
     """A network that draws `batch` pictures of `latents` (width, height), with and without captions."""
-    stored, number = StoredWeights(folder), dtype.itemsize
-    matrices = {name: number * count for name, count in streamable(blank(config)).items()}
+    stored, number = LazyWeights(folder), dtype.itemsize
+    matrices = {name: number * count for name, count in streamable(empty_model(config)).items()}
     # what runs once a picture costs least when it is read again
     matrices = dict(sorted(matrices.items(), key=lambda item: not item[0].startswith("context_refiner")))
     blocks: dict[str, int] = {}
@@ -203,28 +206,30 @@ def transformer_needs(
     scratch = number * (2 * (2 * config.dim + 2 * keys) + config.dim) + 8 * config.head_dim
     if device.type != "cpu":
         scratch += number * 3 * config.hidden_dim  # on a CPU the feed-forward runs in spans
-    window = max(blocks.values()) + reading(stored, config.dim * config.hidden_dim, number)
+    window = max(blocks.values()) + reading_bytes(stored, config.dim * config.hidden_dim, number)
     weights = number * stored.numbers()
-    return Needs(weights, tokens * (residual + scratch) + 2 * SLACK, window, matrices)
+    return MemoryNeeds(weights, tokens * (residual + scratch) + 2 * SLACK, window, matrices)
 
 
-def reading(stored: StoredWeights, matrix: int, number: int) -> int:
+def reading_bytes(stored: LazyWeights, matrix: int, number: int) -> int:
     """What a matrix of so many numbers takes while it is read: as it is stored, and as it is used."""
     return matrix * (max(place.width for place in stored.places.values()) + number)
 
 
-def vae_needs(folder: Path, fields: dict, latents: tuple[int, int], batch: int) -> dict[int | None, Needs]:
+def vae_needs(
+    folder: Path, fields: dict, latents: tuple[int, int], batch: int
+) -> dict[int | None, MemoryNeeds]:
     """An AutoencoderKL that decodes one picture after another: whole, and in tiles of TILES.
 
     It is counted in float32; in bfloat16 it takes less.
     """
-    weights, factor = 4 * StoredWeights(folder).numbers(), 2 ** (len(fields["block_out_channels"]) - 1)
+    weights, factor = 4 * LazyWeights(folder).numbers(), 2 ** (len(fields["block_out_channels"]) - 1)
     channels = fields["block_out_channels"][:2][-1]
     pictures = 4 * 3 * 2 * batch * latents[0] * latents[1] * factor**2
     needs = {}
     for tile in (None, *(side for side in TILES if side < max(latents))):
         pixels = factor**2 * min(latents[0], tile or latents[0]) * min(latents[1], tile or latents[1])
-        needs[tile] = Needs(weights, int(4 * FULL * channels * pixels) + pictures + SLACK, weights)
+        needs[tile] = MemoryNeeds(weights, int(4 * FULL * channels * pixels) + pictures + SLACK, weights)
     return needs
 
 
@@ -240,13 +245,13 @@ def parse_memory(text: str) -> int:
     return size
 
 
-def say_bytes(size: int) -> str:
+def format_bytes(size: int) -> str:
     """ "2.7G" or "310M", rounded up."""
     unit = "G" if size >= UNITS["G"] else "M"
     return f"{ceil(10 * size / UNITS['G']) / 10:.1f}G" if unit == "G" else f"{ceil(size / UNITS['M'])}M"
 
 
-def be_tight() -> None:
+def trim_allocator() -> None:
     """Make the allocator hand blocks from 1 MiB back as soon as they are free, for the rest of the process.
 
     By itself it keeps blocks of up to 32 MiB, which adds half of a decoder's work to its peak.
@@ -262,7 +267,7 @@ def _allocator(call: str, *numbers: int) -> None:
         return
 
 
-def give_back(device: torch.device) -> None:
+def release_memory(device: torch.device) -> None:
     """Hand memory that nothing uses any more back to the system or the device's driver."""
     gc.collect()
     if device.type == "cuda":
@@ -294,7 +299,7 @@ def watch_peak(device: torch.device | str = "cpu") -> Iterator[Peak]:
         Path("/proc/self/clear_refs").write_text("5")
         before = _status("VmRSS")
     except OSError as error:
-        raise MissingPart(f"the peak of memory cannot be measured here: {error}") from error
+        raise MissingDependency(f"the peak of memory cannot be measured here: {error}") from error
     yield peak
     peak.bytes = _status("VmHWM") - before
 

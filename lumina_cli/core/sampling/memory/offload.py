@@ -14,7 +14,7 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.kernels.dispatch import choose_kernel
 from lumina_cli.core.nextdit.config import config_from_diffusers
 from lumina_cli.core.nextdit.lora.merge import LoraStack
-from lumina_cli.core.sampling.memory.budget import MemoryPlan, be_tight, give_back
+from lumina_cli.core.sampling.memory.budget import MemoryPlan, release_memory, trim_allocator
 from lumina_cli.core.sampling.memory.streaming import StoredTextEncoder, read_transformer
 from lumina_cli.core.weights.files import read_json
 
@@ -22,7 +22,7 @@ Size = tuple[int, int]
 FIELDS = {"text": "text_streamed", "transformer": "streamed", "vae": "tile"}  # what a plan says of a part
 
 
-class Residence:
+class PartPool:
     """Which parts are in memory: the last that was asked for, if `plan` says "in turn", or all so far."""
 
     def __init__(self, loaders: dict[str, Callable[[], Any]], plan: MemoryPlan, device: torch.device):
@@ -34,9 +34,9 @@ class Residence:
         if name not in self.parts:
             if self.plan.in_turn and self.parts:
                 self.parts.clear()
-                give_back(self.device)
+                release_memory(self.device)
             self.parts[name] = self.loaders[name]()
-            give_back(self.device)  # what reading it took
+            release_memory(self.device)  # what reading it took
         return self.parts[name]
 
     def adopt(self, plan: MemoryPlan) -> None:
@@ -46,13 +46,13 @@ class Residence:
             field = FIELDS[name]
             if plan.in_turn > before.in_turn or getattr(plan, field) != getattr(before, field):
                 del self.parts[name]
-                give_back(self.device)
+                release_memory(self.device)
 
 
-class Visitor:
+class LazyPart:
     """Stands for a part: what is known of it without loading it is answered at once, all else by the part."""
 
-    def __init__(self, name: str, residence: Residence, **known: Any):
+    def __init__(self, name: str, residence: PartPool, **known: Any):
         self._name, self._residence = name, residence
         self.__dict__.update(known)
 
@@ -65,7 +65,7 @@ class Visitor:
         return self._residence.part(self._name)(*args, **named)
 
 
-class Room:
+class MemoryManager:
     """Keeps the parts of a model within a budget, whatever sizes and numbers of pictures they are to draw.
 
     parts      as `load_parts` returns them
@@ -78,7 +78,7 @@ class Room:
 
     def __init__(
         self,
-        parts: tuple[Visitor, Visitor, Visitor],
+        parts: tuple[LazyPart, LazyPart, LazyPart],
         plan_for: Callable[[Size, int, bool], MemoryPlan],
         batch: int,
         note: Callable[[str], None],
@@ -129,7 +129,7 @@ def load_parts(
     *,
     kernel: str = "auto",
     fused: bool = False,
-) -> tuple[Visitor, Visitor, Visitor]:
+) -> tuple[LazyPart, LazyPart, LazyPart]:
     """The transformer, the text encoder and the autoencoder of a model folder, loaded as `plan` says.
 
     They do what NextDiT, TextEncoder and Autoencoder do. Nothing is loaded before it is used. LoRAs are
@@ -137,7 +137,7 @@ def load_parts(
     later. LuminaError, when a part is first used, where its files are damaged.
     """
     folder, kernel = Path(folder), choose_kernel(kernel, device, dtype)  # asked for in every row
-    be_tight()
+    trim_allocator()
     config = config_from_diffusers(read_json(folder / "transformer" / "config.json"))
     text = read_json(folder / "text_encoder" / "config.json")
     vae = read_json(folder / "vae" / "config.json")
@@ -157,15 +157,15 @@ def load_parts(
         return Autoencoder(folder, device, vae_dtype(dtype)).frugal(residence.plan.tile)
 
     loaders = {"transformer": load_transformer, "text": load_text, "vae": load_vae}
-    residence = Residence(loaders, plan, device)
+    residence = PartPool(loaders, plan, device)
     tokens = Tokens(folder, longest)
     return (
-        Visitor("transformer", residence, config=config, dtype=dtype, kernel=kernel),
-        Visitor(
+        LazyPart("transformer", residence, config=config, dtype=dtype, kernel=kernel),
+        LazyPart(
             "text", residence, dim=text["hidden_size"], max_tokens=longest, tokens=tokens,
             tokenizer=tokens.tokenizer, dropped=tokens.dropped,
         ),
-        Visitor(
+        LazyPart(
             "vae", residence, channels=vae["latent_channels"], factor=factor,
             scale=vae["scaling_factor"], shift=vae.get("shift_factor") or 0.0,
         ),

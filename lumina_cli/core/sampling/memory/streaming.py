@@ -15,21 +15,21 @@ from lumina_cli.core.encoders.tokenizer import Tokens
 from lumina_cli.core.nextdit import NextDiT
 from lumina_cli.core.nextdit.convert import (
     COMFYUI_PREFIX,
-    blank,
     config_from_diffusers,
     detect_dialect,
+    empty_model,
     from_any,
     to_diffusers,
 )
 from lumina_cli.core.nextdit.lora.merge import LoraStack
 from lumina_cli.core.weights.files import check_fits, raise_misfit, read_json
-from lumina_cli.core.weights.lazy import StoredWeights
+from lumina_cli.core.weights.lazy import LazyWeights
 
 Read = Callable[[str], Tensor]
 BLOCK = re.compile(r"\w+\.\d+\.")
 
 
-class Window:
+class BlockWindow:
     """The matrices of one block: when another block asks for one of its own, they are dropped."""
 
     def __init__(self, read: Read):
@@ -50,7 +50,7 @@ class Window:
 class StreamedLinear(nn.Module):
     """A linear layer whose weight comes through a window whenever somebody looks at it."""
 
-    def __init__(self, name: str, window: Window, bias: nn.Parameter | None):
+    def __init__(self, name: str, window: BlockWindow, bias: nn.Parameter | None):
         super().__init__()
         self.name, self.window, self.bias = name, window, bias
 
@@ -83,7 +83,7 @@ def block_of(name: str) -> str:
 
 def fill(model: nn.Module, read: Read, streamed: Collection[str]) -> None:
     """Give a model without memory its weights one by one; those called in `streamed` stay in the file."""
-    window = Window(read)
+    window = BlockWindow(read)
     for name in [name for name, _ in model.named_parameters()]:
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)
@@ -110,8 +110,8 @@ def read_transformer(
     loras: LoraStack | None = None,
 ) -> NextDiT:
     """The network of a transformer/ folder; in memory twice while it is read is one matrix at most."""
-    stored = StoredWeights(folder)
-    model = blank(config_from_diffusers(read_json(folder / "config.json")))
+    stored = LazyWeights(folder)
+    model = empty_model(config_from_diffusers(read_json(folder / "config.json")))
     outlines = from_any(stored.outlines())
     check_fits(model, outlines, str(folder))
     dialect = detect_dialect(stored.places)
@@ -156,7 +156,7 @@ def gemma_outline(folder: Path) -> Gemma2Model:
 
 
 def _read_gemma(folder: Path, device: torch.device, dtype: torch.dtype, streamed: bool) -> Gemma2Model:
-    stored = StoredWeights(folder)
+    stored = LazyWeights(folder)
     model = gemma_outline(folder)
     start = "model." if "model.embed_tokens.weight" in stored.places else ""
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.io import read_metadata, save_picture
-from lumina_cli.core.sampling.output.metadata import Origin, from_metadata, to_metadata
+from lumina_cli.core.images.io import read_metadata, save_image
+from lumina_cli.core.sampling.output.metadata import GenerationRecord, from_metadata, to_metadata
 
 LONGEST_SLUG = 60
 Same = Callable[[Path], bool]
@@ -22,7 +22,7 @@ class FileNames:
         self.out, self.format, self.count = out, format, count
         self.used: dict[Path, str] = {}  # and what each name begins with
 
-    def of(self, index: int, row: dict, origin: Origin) -> tuple[Path, bool]:
+    def of(self, index: int, row: dict, origin: GenerationRecord) -> tuple[Path, bool]:
         """Return a path, and whether it already is this picture.
 
         The path is the row's "key", or else its position and prompt; the seed; the number. Where another
@@ -45,7 +45,7 @@ class FileNames:
         self.used[path] = stem
         return path, path.exists()
 
-    def save_drawn(self, picture: Image.Image, path: Path, origin: Origin) -> Path:
+    def save_drawn(self, picture: Image.Image, path: Path, origin: GenerationRecord) -> Path:
         """Write a picture to a path that `of` gave, with its origin inside; see `save`."""
         return self.save(picture, path, to_metadata(origin), lambda path: drawn_from(path) == origin)
 
@@ -59,7 +59,7 @@ class FileNames:
             if there and not same(path):
                 path, there = self.free(self.used[path], path.suffix[1:], same)
             try:
-                return save_picture(picture, path, metadata, replace=there)
+                return save_image(picture, path, metadata, replace=there)
             except FileExistsError as error:
                 if not path.exists():  # it is the folder that is no folder
                     raise LuminaError(f"cannot write {path}: {error.strerror}") from error
@@ -67,7 +67,7 @@ class FileNames:
                 raise LuminaError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def drawn_from(path: Path) -> Origin | None:
+def drawn_from(path: Path) -> GenerationRecord | None:
     """Return how a picture was drawn, from the head of its file; None where it does not say."""
     try:
         return from_metadata(read_metadata(path))

@@ -33,7 +33,7 @@ Note = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Shown:
+class GalleryImage:
     """A picture of the gallery: its link, the words that a filter looks through, what is told of it."""
 
     name: str
@@ -76,13 +76,13 @@ def write_gallery(folder: str | Path, title: str | None = None, note: Note | Non
     return target
 
 
-def render(pictures: list[Shown], title: str) -> str:
+def render(pictures: list[GalleryImage], title: str) -> str:
     """Return the page."""
     template = Environment(autoescape=True).from_string((ASSETS / NAME).read_text(encoding="utf-8"))
     return template.render(pictures=pictures, title=title, **script_of(ASSETS / "gallery.js"))
 
 
-def describe(path: Path, metadata: dict) -> Shown:
+def describe(path: Path, metadata: dict) -> GalleryImage:
     """Return what the gallery tells of a picture with this metadata, whoever wrote it."""
     sheet = "grid" in metadata
     prompt = _text(metadata.get("of" if sheet else "prompt"))
@@ -113,7 +113,7 @@ def describe(path: Path, metadata: dict) -> Shown:
     told = own.get("model"), size, seed, " ".join(_text(plan[name]) for name in ALWAYS[:2] if name in plan)
     line = "grid" if sheet else ", ".join(_text(one) for one in told if one)
     command = f"lumina sample --from {shlex.quote(str(path))}" if metadata.get("prompt") else None
-    return Shown(path.name, f"./{quote(path.name)}", prompt, line, facts, command, sheet)
+    return GalleryImage(path.name, f"./{quote(path.name)}", prompt, line, facts, command, sheet)
 
 
 def _natural(path: Path) -> list:

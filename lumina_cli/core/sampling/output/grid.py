@@ -18,8 +18,15 @@ from lumina_cli.core.sampling.batching import Split, in_windows
 from lumina_cli.core.sampling.output.filenames import FileNames, slug
 from lumina_cli.core.sampling.output.sheet import Sheet, draw_sheet
 from lumina_cli.core.sampling.pipeline import Pipeline
-from lumina_cli.core.sampling.request import Wish, check_size
-from lumina_cli.core.sampling.runner import ALL, Drawing, Progress, Task, begin, find_tasks
+from lumina_cli.core.sampling.request import SamplingRequest, check_size
+from lumina_cli.core.sampling.runner import (
+    ALL,
+    ImageTask,
+    ProgressCallback,
+    RowGenerator,
+    find_tasks,
+    start_generation,
+)
 
 SETTINGS = tuple(setting.name for setting in fields(Plan))
 OTHERS = ("calls", "preset", "system", "seed", "size")
@@ -95,7 +102,7 @@ def _value(name: str, word: str) -> Any:
     if name == "preset":
         find_preset(word)
     if name == "system":
-        Wish(system=word).check()
+        SamplingRequest(system=word).check()
     return word
 
 
@@ -147,7 +154,7 @@ def draw_grid(
     format: str = "png",
     force: bool = False,
     split: Split = ALL,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     **wishes,
 ) -> Iterator[dict]:
     """Yield a row for every picture of every cell, prompt by prompt, and save a sheet for each prompt.
@@ -157,19 +164,19 @@ def draw_grid(
     hold for all cells; the rest is as in `draw_rows`.
     """
     cells, note = cells_of(axes), _once(note)
-    wanted = [Wish(**cell.wishes(wishes)) for cell in cells]
+    wanted = [SamplingRequest(**cell.wishes(wishes)) for cell in cells]
     for wish in wanted:
         wish.check()
-    rows = begin(rows, out, format, batch)
+    rows = start_generation(rows, out, format, batch)
     if rows is None:
         return
     setups = [wish.resolve(pipeline) for wish in wanted]
     names = FileNames(Path(out), format, wanted[0].count)
-    drawing = Drawing(pipeline, setups[0], names, progress)
-    common = _common(axes, Wish(**wishes).resolve(pipeline).plan)
+    drawing = RowGenerator(pipeline, setups[0], names, progress)
+    common = _common(axes, SamplingRequest(**wishes).resolve(pipeline).plan)
     for index, row in enumerate(rows):
         stem = slug(str(row.get("key", ""))) or "-".join(filter(None, (f"{index:05d}", slug(row["prompt"]))))
-        tasks: list[list[Task]] = []  # of every cell; those of other shares are named, too
+        tasks: list[list[ImageTask]] = []  # of every cell; those of other shares are named, too
         for cell, wish, setup in zip(cells, wanted, setups, strict=True):
             asked = {**row, **cell.row(), "key": f"{stem[:SHORT]}-{slug(_words(cell))}"}
             tasks.append(list(find_tasks([asked], wish, setup, pipeline, names, ALL, note, index)))
@@ -181,7 +188,7 @@ def draw_grid(
             drawing.setup = setup
             windows = in_windows(own, batch, pipeline.token_side)
             found = chain.from_iterable(drawing.rows(window, batch, force, note) for window in windows)
-            drawn.append([_told(one, row, cell) for one in found])
+            drawn.append([_describe(one, row, cell) for one in found])
             if cell is not cells[-1]:
                 yield from drawn[-1]
         for last, numbered, path in zip(drawn[-1], zip(*drawn, strict=True), sheets, strict=True):
@@ -200,7 +207,7 @@ def _once(note: Note | None) -> Note:
     return tell
 
 
-def _told(drawn: dict, row: dict, cell: Cell) -> dict:
+def _describe(drawn: dict, row: dict, cell: Cell) -> dict:
     """The row of a picture: without the key that only named its file."""
     drawn = {name: value for name, value in drawn.items() if name != "key" or "key" in row}
     return drawn | ({"key": row["key"]} if "key" in row else {}) | {"cell": dict(cell.values)}
@@ -218,7 +225,9 @@ def _common(axes: Sequence[Axis], plan: Plan) -> dict:
     return {name: getattr(plan, name) for name in told if name not in hidden}
 
 
-def _plan_sheet(row: dict, axes: Sequence[Axis], tasks: Sequence[Task], names: FileNames, stem: str) -> Path:
+def _plan_sheet(
+    row: dict, axes: Sequence[Axis], tasks: Sequence[ImageTask], names: FileNames, stem: str
+) -> Path:
     """Return the path of the sheet of one prompt and number: that of its row, axes, seed and number."""
     job = tasks[0].job
     words = slug(" ".join(f"{axis.name} {' '.join(axis.words)}" for axis in axes))
@@ -226,7 +235,7 @@ def _plan_sheet(row: dict, axes: Sequence[Axis], tasks: Sequence[Task], names: F
     tail += f"-{job.number}" if names.count > 1 else ""
     told = _sheet_metadata(row, axes, [task.path for task in tasks])
     name = f"{stem[:SHORT]}-grid-{words[:SHORT]}{tail}"
-    return names.free(name, "png", lambda path: _told_of(path) == told)[0]
+    return names.free(name, "png", lambda path: _describe_cell(path) == told)[0]
 
 
 def _sheet_metadata(row: dict, axes: Sequence[Axis], pictures: Sequence[Path]) -> dict:
@@ -235,7 +244,7 @@ def _sheet_metadata(row: dict, axes: Sequence[Axis], pictures: Sequence[Path]) -
     return {"grid": told, "of": row["prompt"], "pictures": [path.name for path in pictures]}
 
 
-def _told_of(path: Path) -> dict | None:
+def _describe_cell(path: Path) -> dict | None:
     """Return what a sheet that is there tells of itself; None where it is no picture."""
     try:
         return read_metadata(path)
@@ -263,4 +272,4 @@ def _save_sheet(
     if lost:
         note(f"the sheet leaves out {lost!r}: no font here can draw that; installing Noto Sans CJK may help")
     told = _sheet_metadata(row, axes, [Path(one["image"]) for one in drawn])
-    return names.save(image, path, told, lambda path: _told_of(path) == told)
+    return names.save(image, path, told, lambda path: _describe_cell(path) == told)

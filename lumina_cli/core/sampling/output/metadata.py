@@ -10,7 +10,7 @@ Lora = tuple[str, float, str]  # its file, as it was given; its scale; a digest 
 
 
 @dataclass(frozen=True)
-class Origin:
+class GenerationRecord:
     """How one picture was drawn; its noise is the `number`-th of `seed`.
 
     weights    what decides a picture beside its settings, joined by "+": the fingerprint of the model's
@@ -33,7 +33,7 @@ class Origin:
     quantize: str | None = field(default=None, compare=False)
 
 
-def to_metadata(origin: Origin) -> dict:
+def to_metadata(origin: GenerationRecord) -> dict:
     """Return an origin as a dict that JSON can hold, with this package's version."""
     more = {"loras": [list(lora) for lora in origin.loras], "quantize": origin.quantize, "edit": origin.edit}
     return {
@@ -52,11 +52,11 @@ def to_metadata(origin: Origin) -> dict:
     }
 
 
-def from_metadata(metadata: dict) -> Origin:
+def from_metadata(metadata: dict) -> GenerationRecord:
     """Return the origin that `to_metadata` wrote; LuminaError where something is missing."""
     try:
         width, height = metadata["size"]
-        return Origin(
+        return GenerationRecord(
             prompt=metadata["prompt"],
             seed=metadata["seed"],
             number=metadata["number"],

@@ -12,20 +12,20 @@ from torch.linalg import vector_norm
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan, draw_noise
-from lumina_cli.core.nano.captions import describe
+from lumina_cli.core.nano.captions import describe_scene
 from lumina_cli.core.nano.scene import draw_scenes
 from lumina_cli.core.sampling.latents import draw_latents
 from lumina_cli.core.sampling.pipeline import Pipeline
 from lumina_cli.core.sampling.teacache.layer_cache import (
     FIT_FILE,
-    Cached,
-    Fit,
-    Measure,
-    Stage,
+    CacheFit,
+    LayerCache,
+    LayerStackLike,
+    Measurement,
     Through,
-    write_fit,
+    write_cache_fit,
 )
-from lumina_cli.core.sampling.teacache.policy import change, fit_curve
+from lumina_cli.core.sampling.teacache.policy import fit_curve, relative_change
 
 THRESHOLDS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
 APART = (1, 2, 4)  # calls between the two that are compared: shorter plans have larger changes
@@ -43,7 +43,7 @@ class Recorder:
         """Expect a new draw; the changes stay."""
         self.past: dict[int, deque[tuple[Tensor, Tensor]]] = {}
 
-    def __call__(self, stage: Stage) -> list[Tensor]:
+    def __call__(self, stage: LayerStackLike) -> list[Tensor]:
         """Return the image tokens of every row after the main layers."""
         outs = stage.run(list(range(stage.rows)))
         for row, out in enumerate(outs):
@@ -52,7 +52,9 @@ class Recorder:
             for apart in APART:
                 if apart <= len(past):
                     signal_then, residual_then = past[-apart]
-                    self.changes.append((change(signal, signal_then), change(residual, residual_then)))
+                    self.changes.append(
+                        (relative_change(signal, signal_then), relative_change(residual, residual_then))
+                    )
             past.append((signal, residual))
         return outs
 
@@ -60,7 +62,7 @@ class Recorder:
 def scene_prompts(count: int, seed: int = 0) -> list[str]:
     """Return captions of `count` scenes of the embedded world, short, medium and detailed in turn."""
     scenes = enumerate(draw_scenes(seed, count))
-    return [describe(scene, "en", LEVELS[number % len(LEVELS)], seed) for number, scene in scenes]
+    return [describe_scene(scene, "en", LEVELS[number % len(LEVELS)], seed) for number, scene in scenes]
 
 
 def fit_teacache(
@@ -94,11 +96,11 @@ def fit_teacache(
             recorder.start()
             exact[number, place] = draw_latents(Through(pipeline.transformer, recorder), *inputs, plan)
     curve, r2 = fit_curve(*zip(*recorder.changes, strict=True))
-    fit = Fit(pipeline.weights, curve, r2, len(recorder.changes))
+    fit = CacheFit(pipeline.weights, curve, r2, len(recorder.changes))
     yield {"step": "fit", "r2": r2, "points": fit.points, **asdict(curve)}
     for number, plan in enumerate(plans):
         for threshold in thresholds:
-            cache = Cached(replace(plan, cache=f"tea:{threshold}"), fit)
+            cache = LayerCache(replace(plan, cache=f"tea:{threshold}"), fit)
             errors, rows, skipped = [], 0, 0
             for place, inputs in enumerate(groups):
                 latents = draw_latents(pipeline.transformer, *inputs, cache.plan, cache=cache)
@@ -106,10 +108,10 @@ def fit_teacache(
                 report = cache.report()
                 rows, skipped = rows + report["rows"], skipped + report["skipped"]
             mean = sum(errors) / len(errors)
-            found = Measure(plan.solver, len(plan.calls()), threshold, mean, skipped / rows)
+            found = Measurement(plan.solver, len(plan.calls()), threshold, mean, skipped / rows)
             fit = replace(fit, measures=(*fit.measures, found))
             yield {"step": "measure", **asdict(found), "worst": max(errors)}
-    write_fit(fit, path)
+    write_cache_fit(fit, path)
     yield {"step": "write", "file": str(path), "weights": fit.weights}
 
 

@@ -14,14 +14,22 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
-from lumina_cli.core.flow.cache_spec import read_setting
+from lumina_cli.core.flow.cache_spec import parse_cache_spec
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
-from lumina_cli.core.sampling.teacache.policy import Curve, FirstBlock, Memory, Progress, Rule, Tea, decide
+from lumina_cli.core.sampling.teacache.policy import (
+    BranchState,
+    CachePolicy,
+    Curve,
+    FirstBlockCache,
+    GenerationState,
+    TeaCache,
+    should_run,
+)
 
 FIT_FILE = "teacache.json"
 
 
-class Stage(Protocol):
+class LayerStackLike(Protocol):
     """What the network hands over in place of running its main layers; see `nextdit.stage.MainStage`."""
 
     rows: int
@@ -32,7 +40,7 @@ class Stage(Protocol):
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measurement:
     """What a threshold did under a plan: the latents' mean relative error, and the share of rows skipped."""
 
     solver: str
@@ -43,7 +51,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Fit:
+class CacheFit:
     """What `lumina bench teacache` found out about a model.
 
     weights    the fingerprint of the model that it was fitted to
@@ -57,9 +65,9 @@ class Fit:
     curve: Curve
     r2: float
     points: int
-    measures: tuple[Measure, ...] = ()
+    measures: tuple[Measurement, ...] = ()
 
-    def within(self, budget: float, plan: Plan) -> Measure:
+    def within(self, budget: float, plan: Plan) -> Measurement:
         """Return the measure of the largest threshold up to which all errors are within `budget`.
 
         Of the plans that were measured, the one counts whose number of calls is nearest by ratio, that of the
@@ -72,7 +80,7 @@ class Fit:
             self.measures,
             key=lambda one: (max(calls / one.calls, one.calls / calls), one.solver != plan.solver),
         )
-        found = Measure(nearest.solver, nearest.calls, 0.0, 0.0, 0.0)
+        found = Measurement(nearest.solver, nearest.calls, 0.0, 0.0, 0.0)
         for one in sorted(self.measures, key=lambda one: one.threshold):
             if (one.solver, one.calls) == (nearest.solver, nearest.calls):
                 if one.error > budget:
@@ -81,20 +89,20 @@ class Fit:
         return found
 
 
-def write_fit(fit: Fit, path: Path) -> None:
+def write_cache_fit(fit: CacheFit, path: Path) -> None:
     """Write a fit as JSON; LuminaError where the disk refuses."""
     with disk_errors(path), atomic_write(path) as aside:
         aside.write_text(json.dumps(asdict(fit), indent=1) + "\n", encoding="utf-8")
 
 
-def read_fit(folder: Path, weights: str) -> Fit:
+def read_cache_fit(folder: Path, weights: str) -> CacheFit:
     """Return the fit beside a model; LuminaError where it is missing, damaged or of other weights."""
     path, again = Path(folder) / FIT_FILE, f"`lumina bench teacache --model {folder}` fits one"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         curve = Curve(tuple(map(float, found["curve"]["heights"])), float(found["curve"]["until"]))
-        measures = tuple(Measure(**one) for one in found["measures"])
-        fit = Fit(found["weights"], curve, float(found["r2"]), int(found["points"]), measures)
+        measures = tuple(Measurement(**one) for one in found["measures"])
+        fit = CacheFit(found["weights"], curve, float(found["r2"]), int(found["points"]), measures)
     except FileNotFoundError:
         raise LuminaError(f"{folder} has no {FIT_FILE}, which this cache needs; {again}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -109,7 +117,7 @@ def read_fit(folder: Path, weights: str) -> Fit:
 class Through:
     """A network whose main layers are left to `through`; see `NextDiT.forward`."""
 
-    def __init__(self, model: Callable[..., Tensor], through: Callable[[Stage], list[Tensor]]):
+    def __init__(self, model: Callable[..., Tensor], through: Callable[[LayerStackLike], list[Tensor]]):
         self.model, self.through, self.encode_text = model, through, model.encode_text
 
     def __call__(self, *inputs) -> Tensor:
@@ -117,24 +125,24 @@ class Through:
         return self.model(*inputs, through=self.through)
 
 
-class Cached:
+class LayerCache:
     """Runs the main layers of a call for the pictures that need it: `through` of the network, for one draw.
 
     A picture decides by what it alone has seen. The rule is that of `plan.cache`; "tea" and "error" need the
     model's `fit`.
     """
 
-    def __init__(self, plan: Plan, fit: Fit | None = None):
+    def __init__(self, plan: Plan, fit: CacheFit | None = None):
         self.plan, (self.rule, self.measure) = plan, _rule(plan, fit)
-        self.pictures: list[Progress] = []
+        self.pictures: list[GenerationState] = []
 
-    def start(self, pictures: int) -> "Cached":
+    def start(self, pictures: int) -> "LayerCache":
         """Forget everything and expect a draw of so many pictures."""
         total = len(self.plan.calls())
-        self.pictures = [Progress(total) for _ in range(pictures)]
+        self.pictures = [GenerationState(total) for _ in range(pictures)]
         return self
 
-    def __call__(self, stage: Stage) -> list[Tensor]:
+    def __call__(self, stage: LayerStackLike) -> list[Tensor]:
         """Return the image tokens (N, D) of every row after the main layers, computed or remembered."""
         count = len(self.pictures)
         images = [stage.image(row) for row in range(stage.rows)]
@@ -142,7 +150,7 @@ class Cached:
         running = [
             number
             for number, picture in enumerate(self.pictures)
-            if decide(self.rule, picture, signals[number::count])
+            if should_run(self.rule, picture, signals[number::count])
         ]
         rows = [row for row in range(stage.rows) if row % count in running]
         outs = dict(zip(rows, stage.run(rows), strict=True))
@@ -153,16 +161,16 @@ class Cached:
             outs[row] if row in outs else image + memories[row].residual for row, image in enumerate(images)
         ]
 
-    def _signals(self, stage: Stage, images: list[Tensor]) -> list[Tensor]:
+    def _signals(self, stage: LayerStackLike, images: list[Tensor]) -> list[Tensor]:
         rows = list(range(stage.rows))
-        if isinstance(self.rule, FirstBlock):
+        if isinstance(self.rule, FirstBlockCache):
             return [out - image for out, image in zip(stage.first(rows), images, strict=True)]
         return [stage.signal(row) for row in rows]
 
     def drop(self) -> None:
         """Let go of all tensors; the counts stay for `report`."""
         for picture in self.pictures:
-            picture.branches = (Memory(), Memory())
+            picture.branches = (BranchState(), BranchState())
 
     def report(self, picture: int | None = None) -> dict:
         """Return how many rows of calls there were and how many were skipped, of one picture or of all.
@@ -179,14 +187,14 @@ class Cached:
 
 def needs_fit(plan: Plan) -> bool:
     """Whether the cache of a plan goes by what was fitted to the model."""
-    return plan.cache is not None and read_setting(plan.cache).kind != "first"
+    return plan.cache is not None and parse_cache_spec(plan.cache).kind != "first"
 
 
-def cache_for(plan: Plan, folder: Path, weights: str) -> Cached | None:
+def cache_for(plan: Plan, folder: Path, weights: str) -> LayerCache | None:
     """Return the cache that a plan asks for, with the fit beside the model; None where it asks for none."""
     if plan.cache is None:
         return None
-    return Cached(plan, read_fit(folder, weights) if needs_fit(plan) else None)
+    return LayerCache(plan, read_cache_fit(folder, weights) if needs_fit(plan) else None)
 
 
 def fit_digest(plan: Plan, folder: Path) -> str | None:
@@ -197,14 +205,14 @@ def fit_digest(plan: Plan, folder: Path) -> str | None:
     return sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def _rule(plan: Plan, fit: Fit | None) -> tuple[Rule, Measure | None]:
+def _rule(plan: Plan, fit: CacheFit | None) -> tuple[CachePolicy, Measurement | None]:
     """The rule that `plan.cache` asks for and, for a budget, the measure that it rests on."""
-    setting = read_setting(plan.cache)
+    setting = parse_cache_spec(plan.cache)
     if setting.kind == "first":
-        return FirstBlock(setting.value), None
+        return FirstBlockCache(setting.value), None
     if fit is None:
         raise LuminaError(f"cache {plan.cache} needs a {FIT_FILE}; `lumina bench teacache` fits one")
     if setting.kind == "tea":
-        return Tea(setting.value, fit.curve), None
+        return TeaCache(setting.value, fit.curve), None
     measure = fit.within(setting.value, plan)
-    return Tea(measure.threshold, fit.curve), measure
+    return TeaCache(measure.threshold, fit.curve), measure

@@ -21,7 +21,7 @@ from lumina_cli.core.errors import UsageError
 DEGREE = 4
 
 
-def change(now: Tensor, before: Tensor) -> float:
+def relative_change(now: Tensor, before: Tensor) -> float:
     """Return the relative change mean|now - before| / mean|before|."""
     now, before = now.float(), before.float()
     size = before.abs().mean()
@@ -76,7 +76,7 @@ def fit_curve(x: Sequence[float], y: Sequence[float], degree: int = DEGREE) -> t
 
 
 @dataclass
-class Memory:
+class BranchState:
     """What is known of one branch of a picture.
 
     signal     what changes are measured against, (tokens, D)
@@ -90,7 +90,7 @@ class Memory:
 
 
 @dataclass
-class Progress:
+class GenerationState:
     """Where the draw of one picture is.
 
     total      calls of the whole draw
@@ -104,23 +104,23 @@ class Progress:
     made: int = 0
     rows: int = 0
     skipped: int = 0
-    branches: tuple[Memory, Memory] = field(default_factory=lambda: (Memory(), Memory()))
+    branches: tuple[BranchState, BranchState] = field(default_factory=lambda: (BranchState(), BranchState()))
 
 
-class Rule(Protocol):
+class CachePolicy(Protocol):
     """Measures how far a branch is from where its residual was computed; at `threshold` it is too far."""
 
     threshold: float
 
-    def measure(self, memory: Memory, signal: Tensor) -> float:
+    def measure(self, memory: BranchState, signal: Tensor) -> float:
         """Return how far; called once in every call."""
 
-    def settle(self, memory: Memory, signal: Tensor) -> None:
+    def settle(self, memory: BranchState, signal: Tensor) -> None:
         """Take note that the main layers run in this call."""
 
 
 @dataclass(frozen=True)
-class Tea:
+class TeaCache:
     """TeaCache: the signal's change from call to call, through a curve fitted to the model, adds up.
 
     Source: arXiv 2411.19108.
@@ -129,31 +129,31 @@ class Tea:
     threshold: float
     curve: Curve
 
-    def measure(self, memory: Memory, signal: Tensor) -> float:
+    def measure(self, memory: BranchState, signal: Tensor) -> float:
         if memory.signal is not None:
-            memory.distance += self.curve(change(signal, memory.signal))
+            memory.distance += self.curve(relative_change(signal, memory.signal))
         memory.signal = signal
         return memory.distance
 
-    def settle(self, memory: Memory, signal: Tensor) -> None:
+    def settle(self, memory: BranchState, signal: Tensor) -> None:
         memory.distance = 0.0
 
 
 @dataclass(frozen=True)
-class FirstBlock:
+class FirstBlockCache:
     """The residual of the first layer alone, against what it was where all the layers last ran."""
 
     threshold: float
 
-    def measure(self, memory: Memory, signal: Tensor) -> float:
-        memory.distance = 0.0 if memory.signal is None else change(signal, memory.signal)
+    def measure(self, memory: BranchState, signal: Tensor) -> float:
+        memory.distance = 0.0 if memory.signal is None else relative_change(signal, memory.signal)
         return memory.distance
 
-    def settle(self, memory: Memory, signal: Tensor) -> None:
+    def settle(self, memory: BranchState, signal: Tensor) -> None:
         memory.signal = signal
 
 
-def decide(rule: Rule, progress: Progress, signals: Sequence[Tensor]) -> bool:
+def should_run(rule: CachePolicy, progress: GenerationState, signals: Sequence[Tensor]) -> bool:
     """Return whether the main layers run in this call of a picture, which has a signal for each branch in it.
 
     They do where a branch has come too far or was never computed, and in the last call of the draw.

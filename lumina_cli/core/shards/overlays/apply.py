@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.io.jsonl import captions_of, with_captions
-from lumina_cli.core.shards.overlays.match import LEVELS, RowSorter, checked
+from lumina_cli.core.io.jsonl import get_captions, with_captions
+from lumina_cli.core.shards.overlays.match import LEVELS, RowMatcher, checked
 from lumina_cli.core.shards.overlays.reader import (
     MEASURED,
-    Joiner,
     Overlay,
+    OverlayJoiner,
     find_overlays,
+    list_versions,
     merge,
-    newest_of,
+    newest_version,
     open_version,
-    versions_of,
 )
-from lumina_cli.core.shards.overlays.writer import Part, begin, held, row_part, write_values
+from lumina_cli.core.shards.overlays.writer import Part, begin_version, lock_overlay, row_part, write_values
 from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
 from lumina_cli.core.shards.selection import base_of
 
@@ -33,7 +33,7 @@ NOT_OURS = ("image", "key", "depth", "masks", "error", "code")  # where a sample
 RESERVED = re.compile(r"scores|(latents|text)-.*")  # of `lumina shard score` and `encode`, found by name
 
 
-def lay_rows(
+def apply_rows(
     shards: str,
     rows: Iterable[dict],
     name: str,
@@ -56,33 +56,33 @@ def lay_rows(
     shards = base_of(shards)
     tars = open_shards(shards)
     with tempfile.TemporaryDirectory() as aside:
-        sorter = RowSorter(shards, tars, Path(aside))
+        sorter = RowMatcher(shards, tars, Path(aside))
         for number, row in enumerate(rows, start=1):
             sorter.take(checked(row, f"row {number}"))
         sorter.flush()
         if not sorter.matched:
             raise LuminaError(_nothing(sorter, shards))
-        _tell(sorter, shards, tell)
-        with held(shards, name):  # before the newest version is looked at: it stays the newest
-            yield from _lay(shards, tars, sorter, name, add, tell)
+        _report(sorter, shards, tell)
+        with lock_overlay(shards, name):  # before the newest version is looked at: it stays the newest
+            yield from _apply(shards, tars, sorter, name, add, tell)
 
 
-def _nothing(sorter: RowSorter, shards: str) -> str:
+def _nothing(sorter: RowMatcher, shards: str) -> str:
     if sorter.failed == sorter.count and sorter.count:
         return f"each of {sorter.count} rows has an error, so there is nothing to lay: {sorter.first_error}"
     return f"none of {sorter.count} rows names a sample of {shards}{sorter.unmatched()}"
 
 
-def _lay(
-    shards: str, tars: list[str], sorter: RowSorter, name: str, add: bool, tell: Callable[[str], None]
+def _apply(
+    shards: str, tars: list[str], sorter: RowMatcher, name: str, add: bool, tell: Callable[[str], None]
 ) -> Iterator[dict]:
     made_by = {"rows": sorter.digest.hexdigest()[:16]}
-    before, newest = _base(shards, name, made_by) if add else None, newest_of(shards, name)
+    before, newest = _base(shards, name, made_by) if add else None, newest_version(shards, name)
     made_by |= {"over": before.version} if before else {}
     if before and before.info["settings"].get("rows") == made_by["rows"]:
         made_by = before.info["settings"]  # the same rows again
     others = [each for each in find_overlays(shards) if each.name != name]
-    version, hidden = begin(shards, name, made_by), 0
+    version, hidden = begin_version(shards, name, made_by), 0
     for tar in tars:
         entries, found = read_index(tar), sorter.rows(tar)
         if newest and not before and newest.version != version.version:
@@ -102,11 +102,11 @@ def _lay(
 
 def _base(shards: str, name: str, made_by: dict) -> Overlay | None:
     """Return the newest version that rows are added to: not one that holds these rows alone."""
-    found = (open_version(shards, name, version) for version in reversed(versions_of(shards, name)))
+    found = (open_version(shards, name, version) for version in reversed(list_versions(shards, name)))
     return next((one for one in found if one and one.info["settings"] != made_by), None)
 
 
-def _tell(sorter: RowSorter, shards: str, tell: Callable[[str], None]) -> None:
+def _report(sorter: RowMatcher, shards: str, tell: Callable[[str], None]) -> None:
     if sorter.failed:
         tell(f"{sorter.failed} of {sorter.count} rows have an error and were not laid: {sorter.first_error}")
     if missed := sorter.count - sorter.matched - sorter.failed:
@@ -122,7 +122,7 @@ def _parts(
     """Yield what the rows of a shard say otherwise than its samples do without this overlay."""
     measured = [each for each in others if each.name == MEASURED]  # its values stay where they are
     kinds = (measured, others) if rows else ()
-    joins = [Joiner(each).open(tar, entries, strict=False) for each in kinds]
+    joins = [OverlayJoiner(each).open(tar, entries, strict=False) for each in kinds]
     old = before.parts(tar, before.open(tar, entries, strict=False)) if before else lambda key: {}
     for entry in entries:
         row, part = _ours(rows.get(entry["key"], {})), _ours(old(entry["key"]))
@@ -142,7 +142,7 @@ def _outdated(row: dict, other: dict) -> dict:
     """Return a part without what `row` knows of captions that `other` replaces, and says nothing of."""
     found: dict[str, dict] = {}
     known = with_captions(row).get("captions")
-    for lang, texts in captions_of(other).items():
+    for lang, texts in get_captions(other).items():
         for level, text in texts.items():
             if text == _of_caption({"captions": known}, "captions", lang, level):
                 continue

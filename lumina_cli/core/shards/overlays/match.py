@@ -22,7 +22,7 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import LEVELS, captions_of, dump_row, error_of, placed_rows, with_captions
+from lumina_cli.core.io.jsonl import LEVELS, dump_row, get_captions, get_error, rows_with_lines, with_captions
 from lumina_cli.core.shards.reader import read_index
 
 OTHER_NAMES = ("caption", "text")  # under which other tools have their one caption
@@ -34,7 +34,7 @@ EXACT = 1 << 53  # up to here floats hold whole numbers to the last digit
 def rows_of(word: str) -> Iterator[dict]:
     """Yield the rows of a file, or of stdin for "-"; LuminaError names the line of one that is malformed."""
     stdin = getattr(sys.stdin, "buffer", sys.stdin)
-    return (checked(row, where) for where, row in placed_rows(stdin if word == "-" else word))
+    return (checked(row, where) for where, row in rows_with_lines(stdin if word == "-" else word))
 
 
 def checked(row: dict, where: str) -> dict:
@@ -46,7 +46,7 @@ def checked(row: dict, where: str) -> dict:
     where = f"{where} (key {row['key']})" if "key" in row else where
     if "captions" not in row and any(isinstance(row.get(name), str) for name in OTHER_NAMES):
         row = {name: value for name, value in with_captions(row).items() if name not in OTHER_NAMES}
-    captions_of(row, where)
+    get_captions(row, where)
     for name, (shape, fits) in SHAPES.items():
         if row.get(name) is not None and not fits(row[name]):
             raise LuminaError(f"{name!r} of {where} is not {shape}")
@@ -89,7 +89,7 @@ SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 
-class RowSorter:
+class RowMatcher:
     """Sets rows aside in a file for each shard, and counts those that name a sample.
 
     count, matched, failed    rows; of them those that name a sample; those with an error, which are left out
@@ -115,7 +115,7 @@ class RowSorter:
     def take(self, row: dict) -> None:
         """Set a row aside, if it names a sample and has no error."""
         self.count += 1
-        if error := error_of(row):
+        if error := get_error(row):
             self.failed += 1
             self.first_error = self.first_error or f"{_name_of(row)}: {error}"
             return
@@ -125,7 +125,7 @@ class RowSorter:
             if len(self.missed) < NAMED:
                 self.missed.append(_name_of(row))
             return
-        kinds = (level for texts in captions_of(row).values() for level in texts)
+        kinds = (level for texts in get_captions(row).values() for level in texts)
         self.levels.update(level for level in kinds if level not in LEVELS)
         self.matched += 1
         self.digest.update(f"{shard} {key} {line}\n".encode(errors="surrogatepass"))
@@ -142,7 +142,7 @@ class RowSorter:
 
     def rows(self, tar: str) -> dict[str, dict]:
         """Return the rows of a shard by key; of several for one sample, the last."""
-        path = self.aside / f"{filesystem.name_of(tar)}.jsonl"
+        path = self.aside / f"{filesystem.basename(tar)}.jsonl"
         if not path.exists():
             return {}
         with path.open(encoding="utf-8") as file:
@@ -152,8 +152,8 @@ class RowSorter:
         image, key = row.get("image"), row.get("key")
         tar, sign, member = image.rpartition("#") if isinstance(image, str) else ("", "", "")
         if sign and tar.endswith(".tar") and self._is_here(tar):  # the tar of another folder may be an origin
-            found = self._members(filesystem.name_of(tar)).get(member)
-            return (filesystem.name_of(tar), found) if found else (None, None)
+            found = self._members(filesystem.basename(tar)).get(member)
+            return (filesystem.basename(tar), found) if found else (None, None)
         if self.keys is None:
             self._read_names()
         for place in (image, row.get("origin")):  # shards of shards keep where the picture was first
@@ -168,7 +168,7 @@ class RowSorter:
         else:
             shard, key, file = self._by_file(key)
         # a key alone may be that of another picture: a.jpg and a.png of one folder
-        other = origin and file and filesystem.name_of(origin) != filesystem.name_of(file)
+        other = origin and file and filesystem.basename(origin) != filesystem.basename(file)
         return (shard, key) if shard and not other else (None, None)
 
     def _by_file(self, name: str) -> tuple[str | None, str | None, str]:
@@ -189,7 +189,9 @@ class RowSorter:
                 if file := entry.get("origin"):
                     path = _path(file)
                     for name in {_tail(path, parts), _tail(os.path.splitext(path)[0], parts)} - {None}:
-                        found[name] = None if name in found else (filesystem.name_of(tar), entry["key"], path)
+                        found[name] = (
+                            None if name in found else (filesystem.basename(tar), entry["key"], path)
+                        )
         return found
 
     def unmatched(self) -> str:
@@ -200,20 +202,20 @@ class RowSorter:
         )
 
     def _is_here(self, tar: str) -> bool:
-        return _real(filesystem.folder_of(tar)) == self.folder
+        return _real(filesystem.parent(tar)) == self.folder
 
     def _members(self, shard: str) -> dict[str, str]:
         if shard not in self.members:
             if len(self.members) > 64:  # rows mostly come in the order of shards
                 self.members.clear()
-            tar = next((tar for tar in self.tars if filesystem.name_of(tar) == shard), None)
+            tar = next((tar for tar in self.tars if filesystem.basename(tar) == shard), None)
             self.members[shard] = {entry["image"]: entry["key"] for entry in read_index(tar)} if tar else {}
         return self.members[shard]
 
     def _read_names(self) -> None:
         self.keys = {}
         for tar in self.tars:
-            shard = filesystem.name_of(tar)
+            shard = filesystem.basename(tar)
             for entry in read_index(tar):
                 key, origin = entry["key"], _real(entry["origin"]) if entry.get("origin") else ""
                 self.keys[key] = None if key in self.keys else (shard, origin)
@@ -238,5 +240,5 @@ def _tail(path: str, parts: int) -> str | None:
 
 
 def _real(folder: str) -> str:
-    folder = filesystem.text_of(folder)
+    folder = filesystem.to_text(folder)
     return folder if filesystem.is_url(folder) else os.path.realpath(folder)

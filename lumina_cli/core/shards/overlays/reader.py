@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import captions_of, parse_row
+from lumina_cli.core.io.jsonl import get_captions, parse_row
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.shards.tar import read_span
 
@@ -75,18 +75,20 @@ class Overlay:
             )
         known = {line["key"]: line for line in (lines or [])[1:]}
         pairs = ((entry, known.get(entry["key"])) for entry in entries)
-        return {entry["key"]: line for entry, line in pairs if line and line["picture"] == picture_of(entry)}
+        return {
+            entry["key"]: line for entry, line in pairs if line and line["picture"] == image_identity(entry)
+        }
 
     def read(self, tar: str, line: dict, member: str = "json") -> bytes:
         """Return a member of a sample; `line` is what `open` gave for its key."""
-        where = filesystem.join(self.folder, filesystem.name_of(tar))
+        where = filesystem.join(self.folder, filesystem.basename(tar))
         return read_span(where, *line["members"][member], f"{line['key']}.{member}")
 
     def parts(self, tar: str, lines: dict[str, dict]) -> Callable[[str], dict]:
         """Return what gives, by key, the part of a row that a sample has here; {} where it has none."""
-        where = filesystem.join(self.folder, filesystem.name_of(tar))
+        where = filesystem.join(self.folder, filesystem.basename(tar))
         whole = None
-        if self.info["members"] == ["json"] and lines and filesystem.size_of(where) <= AT_ONCE:
+        if self.info["members"] == ["json"] and lines and filesystem.file_size(where) <= AT_ONCE:
             whole = filesystem.read_file(where)
 
         def part(key: str) -> dict:
@@ -102,7 +104,7 @@ class Overlay:
         return part
 
 
-class Joiner:
+class OverlayJoiner:
     """Lays overlays over the rows of shards, tar by tar."""
 
     def __init__(self, overlays: list[Overlay]):
@@ -121,21 +123,21 @@ class Joiner:
                 row = merge(row, part)
                 if "captions" in part:
                     by = f"{overlay.name}@{overlay.version}"
-                    captions_of(row, f"{tar}#{entry['key']} with the overlay {by}")
+                    get_captions(row, f"{tar}#{entry['key']} with the overlay {by}")
             return row
 
         return add
 
 
-def join_of(source: str) -> tuple[str, Joiner]:
+def open_joiner(source: str) -> tuple[str, OverlayJoiner]:
     """Return the bare place of a SOURCE of shards, and what joins the overlays that it names."""
     shards, wanted = split_source(source)
-    return shards, Joiner(find_overlays(folder_of_shards(shards), wanted))
+    return shards, OverlayJoiner(find_overlays(folder_of_shards(shards), wanted))
 
 
 def split_source(source: str | os.PathLike) -> tuple[str, list[str] | None]:
     """Return (place, overlays that the word names); None where it names none and the newest are meant."""
-    source = filesystem.text_of(source)
+    source = filesystem.to_text(source)
     place, word, names = source.rpartition(WORD)
     if not word:
         return source, None
@@ -149,15 +151,15 @@ def find_overlays(shards: str, wanted: list[str] | None = None) -> list[Overlay]
     NAME@VERSION. UsageError for one that is not there.
     """
     if wanted is None:
-        newest = (newest_of(shards, name) for name in overlay_names(shards))
+        newest = (newest_version(shards, name) for name in list_overlays(shards))
         return sorted((one for one in newest if one and one.has_rows), key=lambda one: one.order)
     found = []
     for word in wanted:
         name, _, version = word.partition("@")
-        names = [each for each in overlay_names(shards) if newest_of(shards, each)]
-        overlay = newest_of(shards, name) if name in names else None
+        names = [each for each in list_overlays(shards) if newest_version(shards, each)]
+        overlay = newest_version(shards, name) if name in names else None
         if overlay and version:
-            overlay = open_version(shards, name, version) if version in versions_of(shards, name) else None
+            overlay = open_version(shards, name, version) if version in list_versions(shards, name) else None
         if overlay is None:
             have = f"; it has {', '.join(names)}" if names else "; it has no overlays"
             raise UsageError(f"{shards} has no overlay {word!r}{did_you_mean(word, names) or have}")
@@ -165,26 +167,26 @@ def find_overlays(shards: str, wanted: list[str] | None = None) -> list[Overlay]
     return found
 
 
-def overlay_names(shards: str) -> list[str]:
+def list_overlays(shards: str) -> list[str]:
     """Return the names of the overlays beside shards, finished or not."""
-    return folders_in(filesystem.join(shards, FOLDER))
+    return list_folders(filesystem.join(shards, FOLDER))
 
 
-def versions_of(shards: str, name: str) -> list[str]:
+def list_versions(shards: str, name: str) -> list[str]:
     """Return the versions of an overlay, oldest first, finished or not."""
-    return folders_in("/".join([filesystem.text_of(shards), FOLDER, name]))
+    return list_folders("/".join([filesystem.to_text(shards), FOLDER, name]))
 
 
-def newest_of(shards: str, name: str) -> Overlay | None:
+def newest_version(shards: str, name: str) -> Overlay | None:
     """Return the newest whole version of an overlay, or None."""
-    found = (open_version(shards, name, version) for version in reversed(versions_of(shards, name)))
+    found = (open_version(shards, name, version) for version in reversed(list_versions(shards, name)))
     return next((overlay for overlay in found if overlay), None)
 
 
 def open_version(shards: str, name: str, version: str) -> Overlay | None:
     """Return a version of an overlay, or None where it is not there or not whole."""
     info = read_json(filesystem.join(version_folder(shards, name, version), DONE))
-    return Overlay(filesystem.text_of(shards), name, version, info) if info else None
+    return Overlay(filesystem.to_text(shards), name, version, info) if info else None
 
 
 def read_json(place: str) -> dict | None:
@@ -200,8 +202,8 @@ def read_json(place: str) -> dict | None:
 
 def describe_overlays(shards: str) -> Iterator[dict]:
     """Yield a row per version of each overlay: overlay, version, whole, samples, bytes, members, settings."""
-    for name in overlay_names(shards):
-        for version in versions_of(shards, name):
+    for name in list_overlays(shards):
+        for version in list_versions(shards, name):
             overlay = open_version(shards, name, version)
             row = {"overlay": name, "version": version, "whole": overlay is not None}
             seen = {*row, "name", "digests"}
@@ -227,7 +229,7 @@ def merge(row: dict, part: dict, over_part: bool = False) -> dict:
     return merged
 
 
-def picture_of(entry: dict) -> str:
+def image_identity(entry: dict) -> str:
     """Return what tells the picture of a sample from others: its sha256, or else where it is in its tar."""
     return entry.get("sha256") or f"{entry['offset']}+{entry['length']}"
 
@@ -236,29 +238,29 @@ def base_digest(entries: Iterable[dict]) -> str:
     """Return 16 hex digits of the keys and pictures of a shard, in their order."""
     digest = hashlib.sha256()
     for entry in entries:
-        digest.update(f"{entry['key']} {picture_of(entry)}\n".encode())
+        digest.update(f"{entry['key']} {image_identity(entry)}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def version_folder(shards: str, name: str, version: str) -> str:
     """Return where a version of an overlay is."""
-    return "/".join([filesystem.text_of(shards), FOLDER, name, version])
+    return "/".join([filesystem.to_text(shards), FOLDER, name, version])
 
 
 def folder_of_shards(source: str) -> str:
     """Return the folder of shards that a tar, or the folder itself, stands for."""
-    source = filesystem.text_of(source)
-    return filesystem.folder_of(source) if source.endswith(".tar") else source
+    source = filesystem.to_text(source)
+    return filesystem.parent(source) if source.endswith(".tar") else source
 
 
-def index_place(folder: str, tar: str) -> str:
+def overlay_index_path(folder: str, tar: str) -> str:
     """Return where the index of the overlay of a tar is."""
-    return filesystem.join(folder, f"{filesystem.name_of(tar).removesuffix('.tar')}.index.jsonl")
+    return filesystem.join(folder, f"{filesystem.basename(tar).removesuffix('.tar')}.index.jsonl")
 
 
 def read_shard_index(folder: str, tar: str) -> list[dict] | None:
     """Return the lines of the index of the overlay of a tar, or None where it was not written yet."""
-    place = index_place(folder, tar)
+    place = overlay_index_path(folder, tar)
     if not filesystem.is_file(place):
         return None
     lines = filesystem.read_file(place).decode(errors="replace").split("\n")
@@ -282,9 +284,9 @@ def _is_span(value: object) -> bool:
     )
 
 
-def folders_in(place: str) -> list[str]:
+def list_folders(place: str) -> list[str]:
     """Return the names of the folders right in a place, sorted; [] where it is not there."""
-    place = filesystem.text_of(place)
+    place = filesystem.to_text(place)
     if filesystem.is_url(place):
         return [name for name, _, folder in filesystem.remote_entries(place) if folder]
     if not os.path.isdir(place):

@@ -8,12 +8,12 @@ from lumina_cli.core.io.jsonl import parse_row
 from lumina_cli.core.shards.overlays.reader import (
     DONE,
     Overlay,
-    index_place,
-    newest_of,
+    list_overlays,
+    list_versions,
+    newest_version,
     open_version,
-    overlay_names,
+    overlay_index_path,
     read_shard_index,
-    versions_of,
 )
 from lumina_cli.core.shards.overlays.writer import VALUES, hash_of, indexes_digest
 from lumina_cli.core.shards.reader import read_index
@@ -29,9 +29,9 @@ def verify_overlays(shards: str, tars: list[str]) -> Iterator[dict]:
     none, every member must be in its place and readable. The newest version must be of the pictures that
     `tars` hold: older ones nobody reads unless asked to.
     """
-    for name in overlay_names(shards):
-        newest = newest_of(shards, name)
-        for overlay in (open_version(shards, name, version) for version in versions_of(shards, name)):
+    for name in list_overlays(shards):
+        newest = newest_version(shards, name)
+        for overlay in (open_version(shards, name, version) for version in list_versions(shards, name)):
             if overlay is None:  # unfinished
                 continue
             problem = None
@@ -49,9 +49,9 @@ def _verify(overlay: Overlay, tars: list[str], newest: bool) -> None:
             overlay.open(tar, read_index(tar))  # or it is stale
         lines = read_shard_index(overlay.folder, tar)
         if lines:
-            _verify_tar(filesystem.join(overlay.folder, filesystem.name_of(tar)), lines)
+            _verify_tar(filesystem.join(overlay.folder, filesystem.basename(tar)), lines)
     digests = overlay.info.get("digests", {})
-    wholes = [tar for tar in tars if filesystem.is_file(index_place(overlay.folder, tar))]
+    wholes = [tar for tar in tars if filesystem.is_file(overlay_index_path(overlay.folder, tar))]
     if digests and len(wholes) == overlay.info["shards"]:
         _compare(
             filesystem.join(overlay.folder, DONE),
@@ -67,12 +67,12 @@ def _verify(overlay: Overlay, tars: list[str], newest: bool) -> None:
 def _verify_tar(tar: str, lines: list[dict]) -> None:
     if lines[0].get("sha256"):
         _compare(tar, "its bytes", lines[0]["sha256"], hash_of(tar))
-    size = filesystem.size_of(tar) if filesystem.is_file(tar) else 0
+    size = filesystem.file_size(tar) if filesystem.is_file(tar) else 0
     for line in lines[1:]:
         for member, (offset, length) in line["members"].items():
             name = f"{line['key']}.{member}"
             if offset < BLOCK or offset + length > size:
-                raise LuminaError(f"{tar}: truncated, {name} is not whole; {_anew(tar)}")
+                raise LuminaError(f"{tar}: truncated, {name} is not whole; {_rewrite_hint(tar)}")
             if not lines[0].get("sha256"):
                 _verify_member(tar, name, offset, length)
 
@@ -80,17 +80,17 @@ def _verify_tar(tar: str, lines: list[dict]) -> None:
 def _verify_member(tar: str, name: str, offset: int, length: int) -> None:
     data = read_span(tar, offset - BLOCK, BLOCK + length, name)
     if data[:BLOCK] != header(name, length):
-        raise LuminaError(f"{tar}: {name} is not where the index says; {_anew(tar)}")
+        raise LuminaError(f"{tar}: {name} is not where the index says; {_rewrite_hint(tar)}")
     if name.endswith(".json"):
         parse_row(data[BLOCK:].decode(errors="replace"), f"{tar}#{name}")
     elif name.endswith(".npy") and data[BLOCK : BLOCK + len(_ARRAY)] != _ARRAY:
-        raise LuminaError(f"{tar}#{name} is no array; {_anew(tar)}")
+        raise LuminaError(f"{tar}#{name} is no array; {_rewrite_hint(tar)}")
 
 
 def _compare(place: str, what: str, wanted: str, found: str) -> None:
     if wanted != found:
-        raise LuminaError(f"{place}: {what} are not those that were written; {_anew(place)}")
+        raise LuminaError(f"{place}: {what} are not those that were written; {_rewrite_hint(place)}")
 
 
-def _anew(place: str) -> str:
-    return f"delete {filesystem.folder_of(place)} and make the overlay again"
+def _rewrite_hint(place: str) -> str:
+    return f"delete {filesystem.parent(place)} and make the overlay again"

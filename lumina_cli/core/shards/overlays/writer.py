@@ -19,11 +19,11 @@ from typing import IO
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.atomic import disk_errors, held_folder
+from lumina_cli.core.io.atomic import disk_errors, lock_folder
 from lumina_cli.core.io.jsonl import dump_row
 from lumina_cli.core.shards.manifest import write_table
 from lumina_cli.core.shards.overlays import reader
-from lumina_cli.core.shards.overlays.reader import DONE, base_digest, picture_of
+from lumina_cli.core.shards.overlays.reader import DONE, base_digest, image_identity
 from lumina_cli.core.shards.tar import BLOCK, add_member, read_span
 
 BUILDING, VALUES = "building.json", "values.parquet"
@@ -53,7 +53,7 @@ class Version:
 
     def has(self, tar: str, entries: list[dict]) -> bool:
         """Whether the overlay of a tar is written, and for the samples that the tar holds now."""
-        place = reader.index_place(self.folder, tar)
+        place = reader.overlay_index_path(self.folder, tar)
         if not filesystem.is_file(place):
             return False
         first = filesystem.read_file(place).partition(b"\n")[0]
@@ -62,18 +62,18 @@ class Version:
     def lines(self, tar: str, entries: list[dict]) -> dict[str, dict]:
         """Return what is written of a tar so far, by key, of the samples whose picture is still the same."""
         lines = reader.read_shard_index(self.folder, tar) or [{}]
-        pictures = {entry["key"]: picture_of(entry) for entry in entries}
+        pictures = {entry["key"]: image_identity(entry) for entry in entries}
         return {line["key"]: line for line in lines[1:] if pictures.get(line["key"]) == line["picture"]}
 
     def read(self, tar: str, line: dict, member: str) -> bytes:
         """Return a member of a sample; `line` is what `lines` gave."""
-        where = filesystem.join(self.folder, filesystem.name_of(tar))
+        where = filesystem.join(self.folder, filesystem.basename(tar))
         return read_span(where, *line["members"][member], f"{line['key']}.{member}")
 
     def write(self, tar: str, entries: list[dict], parts: Iterable[Part]) -> dict:
         """Write the overlay of one tar; return samples, bytes and the names of members."""
         lines = [{"base": base_digest(entries)}]
-        place = filesystem.join(self.folder, filesystem.name_of(tar))
+        place = filesystem.join(self.folder, filesystem.basename(tar))
         at = 0
         with filesystem.writing(place) as plain:
             file = _Hashed(plain)
@@ -83,13 +83,13 @@ class Version:
                     spans[name] = [at + BLOCK, len(data)]
                     with disk_errors(place):
                         at = add_member(file, at, f"{entry['key']}.{name}", data)
-                line = {"key": entry["key"], "picture": picture_of(entry), "members": spans}
+                line = {"key": entry["key"], "picture": image_identity(entry), "members": spans}
                 lines.append(line | more)
             with disk_errors(place):
                 file.write(bytes(2 * BLOCK))
         lines[0]["sha256"] = file.digest.hexdigest()
         text = "".join(dump_row(line) + "\n" for line in lines)
-        filesystem.write_file(reader.index_place(self.folder, tar), text.encode())
+        filesystem.write_file(reader.overlay_index_path(self.folder, tar), text.encode())
         return {"samples": len(lines) - 1, "bytes": at + 2 * BLOCK}
 
     def finish(self, tars: Iterable[str]) -> dict:
@@ -101,7 +101,7 @@ class Version:
             samples, shards = samples + max(0, len(lines) - 1), shards + 1
             names |= {name for line in lines[1:] for name in line["members"]}
             fields |= {name for line in lines[1:] for name in line.get("fields", ())}
-            size += filesystem.size_of(filesystem.join(self.folder, filesystem.name_of(tar)))
+            size += filesystem.file_size(filesystem.join(self.folder, filesystem.basename(tar)))
         info = {"name": self.name, "version": self.version, "order": self.order, "settings": self.settings}
         info |= {"samples": samples, "shards": shards, "bytes": size}
         info |= {"members": sorted(names), "fields": sorted(fields)}
@@ -139,7 +139,7 @@ def indexes_digest(folder: str, tars: Iterable[str]) -> str:
     """Return the hash of all indexes of a version, one after another."""
     digest = hashlib.sha256()
     for tar in tars:
-        digest.update(filesystem.read_file(reader.index_place(folder, tar)))
+        digest.update(filesystem.read_file(reader.overlay_index_path(folder, tar)))
     return digest.hexdigest()
 
 
@@ -171,13 +171,13 @@ def write_values(version: Version, tars: Iterable[str]) -> list[str]:
 
 
 def _values(tar: str, line: dict) -> dict:
-    row = {"shard": filesystem.name_of(tar), "key": line["key"], "picture": line["picture"]}
+    row = {"shard": filesystem.basename(tar), "key": line["key"], "picture": line["picture"]}
     for kind, prefix in COLUMNS.items():
         row |= {prefix + name: value for name, value in line.get(kind, {}).items()}
     return row | {"score": line.get("score")}
 
 
-def begin(shards: str, name: str, settings: dict) -> Version:
+def begin_version(shards: str, name: str, settings: dict) -> Version:
     """Return the version of an overlay that is made with these settings, the newest one or the next.
 
     No other process writes overlays of this name until it is finished, or this process ends. UsageError for a
@@ -185,9 +185,9 @@ def begin(shards: str, name: str, settings: dict) -> Version:
     their folder is a link to another one.
     """
     settings = json.loads(json.dumps(settings))
-    shards = filesystem.text_of(shards)
+    shards = filesystem.to_text(shards)
     _hold(shards, name)
-    found = reader.versions_of(shards, name)
+    found = reader.list_versions(shards, name)
     if found:
         folder = reader.version_folder(shards, name, found[-1])
         if links := _links(folder):
@@ -196,11 +196,11 @@ def begin(shards: str, name: str, settings: dict) -> Version:
         known = done or reader.read_json(filesystem.join(folder, BUILDING)) or {}
         if known.get("settings") == settings:
             if done is None:
-                filesystem.clean_up(folder)
+                filesystem.remove_partial(folder)
             return Version(shards, name, found[-1], settings, known.get("order", 0))
     number = 1 + max(_highest(found), _removed(shards, name))
     version = Version(shards, name, f"{number:04d}", settings, _next_order(shards))
-    filesystem.make_folder(version.folder)
+    filesystem.make_dir(version.folder)
     building = json.dumps({"order": version.order, "settings": settings}, ensure_ascii=False)
     filesystem.write_file(filesystem.join(version.folder, BUILDING), building.encode())
     return version
@@ -218,15 +218,15 @@ def _removed(shards: str, name: str) -> int:
 
 
 def _removed_place(shards: str, name: str) -> str:
-    return "/".join([filesystem.text_of(shards), reader.FOLDER, name + REMOVED])
+    return "/".join([filesystem.to_text(shards), reader.FOLDER, name + REMOVED])
 
 
 def _next_order(shards: str) -> int:
     """Return a number greater than that of each version of an overlay; those of before had none."""
     found = [
         reader.version_folder(shards, name, version)
-        for name in reader.overlay_names(shards)
-        for version in reader.versions_of(shards, name)
+        for name in reader.list_overlays(shards)
+        for version in reader.list_versions(shards, name)
     ]
     infos = (reader.read_json(filesystem.join(each, file)) for each in found for file in (DONE, BUILDING))
     orders = ((info or {}).get("order") for info in infos)
@@ -239,13 +239,13 @@ def remove_overlay(shards: str, word: str) -> Iterator[dict]:
     UsageError where there is none of that name. LuminaError where another process writes it, or where its
     folder is a link or holds what is no file of an overlay.
     """
-    shards = filesystem.text_of(shards)
+    shards = filesystem.to_text(shards)
     name, sign, version = word.partition("@")
-    found = reader.versions_of(shards, name) if _NAME.fullmatch(name) else []
+    found = reader.list_versions(shards, name) if _NAME.fullmatch(name) else []
     chosen = [each for each in found if not sign or each == version]
     if not chosen or not all(map(_NAME.fullmatch, chosen)):
-        have = reader.overlay_names(shards)
-        have = [*have, *(f"{each}@{one}" for each in have for one in reader.versions_of(shards, each))]
+        have = reader.list_overlays(shards)
+        have = [*have, *(f"{each}@{one}" for each in have for one in reader.list_versions(shards, each))]
         hint = f"; it has {', '.join(have)}" if have else "; it has no overlays"
         raise UsageError(f"{shards} has no overlay {word!r} to remove{hint}")
     _hold(shards, name)
@@ -259,18 +259,18 @@ def remove_overlay(shards: str, word: str) -> Iterator[dict]:
                 folder, [DONE]
             )  # first: without it the version is not whole, and nobody reads it
             filesystem.remove(folder, files)
-            filesystem.remove_folder(folder)
+            filesystem.remove_dir(folder)
             yield {"overlay": name, "version": each, "removed": True}
     finally:
         _let_go(shards, name)
     if len(chosen) == len(found):
-        filesystem.remove_folder(reader.version_folder(shards, name, "").rstrip("/"))
+        filesystem.remove_dir(reader.version_folder(shards, name, "").rstrip("/"))
 
 
 def _files_of_version(folder: str) -> list[str]:
     """Return the names of the files of a version; LuminaError where more is there than was written."""
-    names = list(filesystem.listing(folder))
-    strange = _links(folder) + [each for each in filesystem.names_in(folder) if each not in names]
+    names = list(filesystem.list_sizes(folder))
+    strange = _links(folder) + [each for each in filesystem.list_names(folder) if each not in names]
     if strange:
         raise LuminaError(f"{folder} stays: {strange[0]} is no file of an overlay; delete it by hand")
     return names
@@ -278,18 +278,18 @@ def _files_of_version(folder: str) -> list[str]:
 
 def _links(folder: str) -> list[str]:
     """Return which of the folder of a version, of its overlay and of all overlays are links."""
-    parents = [folder, filesystem.folder_of(folder), filesystem.folder_of(filesystem.folder_of(folder))]
+    parents = [folder, filesystem.parent(folder), filesystem.parent(filesystem.parent(folder))]
     return [] if filesystem.is_url(folder) else [each for each in parents if os.path.islink(each)]
 
 
 @contextmanager
-def held(shards: str, name: str) -> Iterator[None]:
+def lock_overlay(shards: str, name: str) -> Iterator[None]:
     """Keep other processes from writing overlays of this name; raises what `begin` raises."""
-    _hold(filesystem.text_of(shards), name)
+    _hold(filesystem.to_text(shards), name)
     try:
         yield
     finally:
-        _let_go(filesystem.text_of(shards), name)
+        _let_go(filesystem.to_text(shards), name)
 
 
 _held: dict[tuple[str, str], int] = {}  # (shards, name): the open folder of an overlay, locked (atomic.py)
@@ -303,8 +303,8 @@ def _hold(shards: str, name: str) -> None:
         return
     if links := _links(folder + "none"):
         raise LuminaError(f"{links[0]} is a link: nothing is written there; put a folder in its place")
-    filesystem.make_folder(folder)
-    number = held_folder(folder.rstrip("/"))
+    filesystem.make_dir(folder)
+    number = lock_folder(folder.rstrip("/"))
     if number is not None:
         _held[shards, name] = number
 

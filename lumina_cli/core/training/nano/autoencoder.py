@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 
-from lumina_cli.core.nano.dataset import draw_pictures
-from lumina_cli.core.training.config import Count, Rate, Seed, Share, Weight, enough_scenes
-from lumina_cli.core.training.progress import Progress
-from lumina_cli.core.weights.run_folder import folder_aside
+from lumina_cli.core.nano.dataset import render_images
+from lumina_cli.core.training.config import Count, Fraction, Rate, Seed, Weight, enough_scenes
+from lumina_cli.core.training.progress import TrainingProgress
+from lumina_cli.core.weights.run_folder import staged_folder
 
 UNSEEN = 900_001  # the seed of scenes that nothing is trained on
 
@@ -42,9 +42,9 @@ class Settings(BaseModel):
     # most of a picture is backdrop: crops hold more of what is hard, at a quarter of the cost
     crop: Annotated[int, Field(ge=8, le=128, multiple_of=8)] = 64
     """Side of a training crop in pixels."""
-    whole_from: Share = 0.8
+    whole_from: Fraction = 0.8
     """Fraction of the run after which batches contain whole images, a quarter as many."""
-    small_share: Share = 0.15
+    small_share: Fraction = 0.15
     """Fraction of the batches rendered at half the size, which the first training stage uses."""
     lr: Rate = 2e-3
     """Peak learning rate; it falls to 0 along a cosine."""
@@ -129,7 +129,7 @@ def _save(model: AutoencoderKL, pictures: np.ndarray, folder: Path) -> dict[str,
     )
     for parameter in small.parameters():  # diffusers warns of its own `to`
         parameter.data = parameter.data.to(torch.bfloat16)
-    with folder_aside(folder) as aside:
+    with staged_folder(folder) as aside:
         small.save_pretrained(aside)
     return figures
 
@@ -165,12 +165,12 @@ def train_autoencoder(settings: Settings, out: Path, resume: bool = False) -> It
     L1 on values and edges + MSE + a small KL; one cosine run of the rate. With `resume` the run goes on where
     its last save left it.
     """
-    pictures, _ = draw_pictures(settings.seed, settings.scenes, out)
-    unseen, _ = draw_pictures(UNSEEN, 240, out)
+    pictures, _ = render_images(settings.seed, settings.scenes, out)
+    unseen, _ = render_images(UNSEEN, 240, out)
     torch.manual_seed(settings.seed)
     model = build_autoencoder().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    progress = Progress(out / "autoencoder.pt", model, optimizer, settings)
+    progress = TrainingProgress(out / "autoencoder.pt", model, optimizer, settings)
     first, start = (progress.load() if resume else 0), time.monotonic()
     if first >= settings.steps:  # a kill or a full disk may have kept the last save from ending
         yield {"step": first, **_save(model, unseen, out / "vae")}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lumina_cli.core.nano.caption_parser import order_of
 from lumina_cli.core.nano.captioner import ANSWER, GRID, IMAGE
-from lumina_cli.core.nano.captions import LANGUAGES, LEVELS, Style, describe
+from lumina_cli.core.nano.captions import LANGUAGES, LEVELS, Style, describe_scene
 from lumina_cli.core.nano.scene import INVERSE, LIGHTS, Scene
 
 TRIES = 16  # tellings of a scene until one passes the checks of captions
@@ -23,7 +23,7 @@ PAIRS = [(level, lang) for level in LEVELS for lang in LANGUAGES]
 
 
 @dataclass(frozen=True)
-class Asking:
+class PromptSet:
     """How captions are asked for and what passes as one: what `lumina caption`, another stage, says of it.
 
     picture(level, lang)        the question about a picture
@@ -68,7 +68,7 @@ def in_order(scene: Scene) -> Scene:
     return replace(scene, things=scene.things[::-1], relation=INVERSE[scene.relation])
 
 
-def telling(scene: Scene, level: str, lang: str, rng: random.Random, asking: Asking) -> str:
+def describing(scene: Scene, level: str, lang: str, rng: random.Random, asking: PromptSet) -> str:
     """Return a caption that leaves out no tint and no relation, and passes the checks if any does.
 
     It names things from left to right, from top to bottom or from front to back: what to name next is then a
@@ -78,7 +78,7 @@ def telling(scene: Scene, level: str, lang: str, rng: random.Random, asking: Ask
     kinds = list(dict.fromkeys(thing.kind for thing in scene.things))
     best = ""
     for _ in range(TRIES):
-        text = describe(scene, lang, level, rng.randrange(1 << 30), STYLES)
+        text = describe_scene(scene, lang, level, rng.randrange(1 << 30), STYLES)
         if order_of(text, lang) == kinds:
             if asking.passes(text, level, lang):
                 return text
@@ -89,7 +89,7 @@ def telling(scene: Scene, level: str, lang: str, rng: random.Random, asking: Ask
 class Writer:
     """Turns scenes into rows of tokens: [begin, picture] and then captions, each with its question."""
 
-    def __init__(self, tokenizer: Any, asking: Asking):
+    def __init__(self, tokenizer: Any, asking: PromptSet):
         self.tokenizer, self.asking = tokenizer, asking
         one = tokenizer.convert_tokens_to_ids
         self.begin, self.end, self.answer = tokenizer.bos_token_id, tokenizer.eos_token_id, one(ANSWER)
@@ -99,7 +99,7 @@ class Writer:
         """Return a batch whose rows hold a picture and several captions of it."""
         pairs = [pair for _ in scenes for pair in rng.sample(PAIRS, captions)]
         shown = [scene for scene in scenes for _ in range(captions)]
-        told = [telling(scene, *pair, rng, self.asking) for scene, pair in zip(shown, pairs, strict=True)]
+        told = [describing(scene, *pair, rng, self.asking) for scene, pair in zip(shown, pairs, strict=True)]
         parts = self._parts([self.asking.picture(*pair) for pair in pairs], told)
         rows = [self._row(self.prefix, parts[i : i + captions]) for i in range(0, len(parts), captions)]
         return self._padded(rows)
@@ -109,9 +109,9 @@ class Writer:
         asked, told = [], []
         for scene in scenes:
             level, lang = rng.choice(PAIRS)
-            text = telling(scene, "detailed", rng.choice(LANGUAGES), rng, self.asking)
+            text = describing(scene, "detailed", rng.choice(LANGUAGES), rng, self.asking)
             asked.append(self.asking.rewrite(text, level, lang))
-            told.append(telling(scene, level, lang, rng, self.asking))
+            told.append(describing(scene, level, lang, rng, self.asking))
         return self._padded([self._row([self.begin], [part]) for part in self._parts(asked, told)])
 
     def _parts(self, asked: list[str], told: list[str]) -> list[tuple[list[int], list[int]]]:

@@ -25,16 +25,16 @@ from torch.nn.functional import cross_entropy
 from transformers.utils import logging
 
 from lumina_cli.core.nano.captioner import GRID, VISION, add_questions, build_captioner, build_processor
-from lumina_cli.core.nano.dataset import draw_pictures
+from lumina_cli.core.nano.dataset import render_images
 from lumina_cli.core.nano.scene import BACKDROPS, KINDS, LIGHTS, TINTS, Scene, draw_scene
 from lumina_cli.core.registry import ASSETS
 from lumina_cli.core.training.config import Count, OptimizerSettings, Rate, Seed, enough_scenes
 from lumina_cli.core.training.ema import ema_decay, update_ema
-from lumina_cli.core.training.nano.caption_batches import PAIRS, Asking, Writer, mirrored
+from lumina_cli.core.training.nano.caption_batches import PAIRS, PromptSet, Writer, mirrored
 from lumina_cli.core.training.nano.detector import disturb, targets
 from lumina_cli.core.training.optim import Optimizer
-from lumina_cli.core.training.progress import Progress
-from lumina_cli.core.weights.run_folder import folder_aside
+from lumina_cli.core.training.progress import TrainingProgress
+from lumina_cli.core.weights.run_folder import staged_folder
 
 SEED = 700_001  # scenes that no other part is trained on
 # The matrices that Muon trains: attention and feed-forward of both halves.
@@ -87,7 +87,7 @@ class Settings(BaseModel):
 SCHEMA = Settings
 
 
-class Looker(nn.Module):
+class DenseHead(nn.Module):
     """Says what lies in each image token (B, N, C): heat per kind, tint, box; where it is; backdrop, light.
 
     A token must know its place: a LeViT sees distances, not sides, and left and right would look the same.
@@ -151,7 +151,7 @@ def _save(model: nn.Module, tokenizer: Any, out: Path) -> None:
     rounded = copy.deepcopy(model).to(torch.bfloat16, memory_format=torch.contiguous_format).eval()
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # the command line has its own
-    with folder_aside(out / "captioner") as folder:
+    with staged_folder(out / "captioner") as folder:
         rounded.save_pretrained(folder)
         config = copy.deepcopy(rounded.config)
         config.dtype = torch.float32  # to count in; half as exact, and one answer in some would differ
@@ -176,12 +176,12 @@ def _rate(settings: Settings, step: int) -> float:
 
 
 def train_captioner(
-    settings: Settings, out: Path, resume: bool = False, asking: Asking | None = None
+    settings: Settings, out: Path, resume: bool = False, asking: PromptSet | None = None
 ) -> Iterator[dict]:
     """Train the captioner, yield rows of metrics, and leave `out/captioner`, which transformers opens."""
     from transformers import AutoTokenizer
 
-    pictures, boxes = draw_pictures(SEED, settings.scenes, out)
+    pictures, boxes = render_images(SEED, settings.scenes, out)
     scenes = [draw_scene(SEED, i) for i in range(settings.scenes)]
     tokenizer = AutoTokenizer.from_pretrained(
         settings.tokenizer or ASSETS / "nano" / "tokenizer", trust_remote_code=False
@@ -190,17 +190,17 @@ def train_captioner(
     torch.manual_seed(settings.seed)
     model = build_captioner(tokenizer, settings.vision_layers, settings.text_layers)
     model.to(memory_format=torch.channels_last)  # two times quicker on a CPU
-    learning = nn.ModuleDict({"model": model, "looker": Looker()}).train()
+    learning = nn.ModuleDict({"model": model, "looker": DenseHead()}).train()
     average = copy.deepcopy(model).requires_grad_(False)
     optimizer = Optimizer(learning, OptimizerSettings(name="muon", betas=(0.9, 0.98)), INNER)
     parts = nn.ModuleDict({**learning, "average": average})
-    progress = Progress(out / "captioner.pt", parts, optimizer, settings)
+    progress = TrainingProgress(out / "captioner.pt", parts, optimizer, settings)
     first, start = (progress.load() if resume else 0), time.monotonic()
     if first >= settings.steps:  # a kill or a full disk may have kept the last save from ending
         _save(average, tokenizer, out)
         yield {"step": first}
     batches = Batches(settings, pictures, boxes, scenes, Writer(tokenizer, asking))
-    with Shares(learning, settings.workers) as shares:
+    with SplitBatch(learning, settings.workers) as shares:
         for step in range(first, settings.steps):
             row = shares.gradients([share.loss for share in batches.shares(step)])
             nn.utils.clip_grad_norm_(learning.parameters(), 2.0)
@@ -213,7 +213,7 @@ def train_captioner(
                 _save(average, tokenizer, out)
 
 
-class Shares:
+class SplitBatch:
     """Computes gradients on shares of a batch at once, in a thread each.
 
     Where cores are few or busy this wastes less than several threads in every operation. Each thread has a
@@ -229,7 +229,7 @@ class Shares:
             self.copies.append(twin)
         self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
-    def __enter__(self) -> "Shares":
+    def __enter__(self) -> "SplitBatch":
         self.threads = torch.get_num_threads()
         torch.set_num_threads(1)
         return self
@@ -256,7 +256,7 @@ class Shares:
 
 
 @dataclass
-class Share:
+class SubBatch:
     """A part of a batch: its scenes, and unless captions are only rewritten, their pictures and boxes."""
 
     settings: Settings
@@ -293,7 +293,7 @@ class Batches:
     scenes: list[Scene]
     writer: Writer
 
-    def shares(self, step: int) -> list[Share]:
+    def shares(self, step: int) -> list[SubBatch]:
         """Return the shares of a step's batch."""
         settings, looking = self.settings, step < self.settings.looking
         chance = np.random.default_rng((SEED, settings.seed, step))
@@ -303,7 +303,7 @@ class Batches:
             rng = random.Random(f"{settings.seed}/{step}/{number}")
             shown = [self.scenes[i] for i in index]
             if not looking and step % settings.rewrite_every == 0:
-                shares.append(Share(settings, self.writer, rng, shown))
+                shares.append(SubBatch(settings, self.writer, rng, shown))
                 continue
             turned = chance.random(len(index)) < 0.5
             pixels = torch.from_numpy(np.array(self.pictures[index])).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -312,7 +312,7 @@ class Batches:
             boxes = _turned_boxes(self.boxes[index], shown, turned, pixels.shape[-1])
             if chance.random() < 0.3:
                 pixels = disturb(pixels, chance)
-            shares.append(Share(settings, self.writer, rng, shown, pixels, boxes, looking))
+            shares.append(SubBatch(settings, self.writer, rng, shown, pixels, boxes, looking))
         return shares
 
 

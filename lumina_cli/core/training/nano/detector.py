@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 
-from lumina_cli.core.nano.dataset import draw_pictures
+from lumina_cli.core.nano.dataset import render_images
 from lumina_cli.core.nano.detector import STRIDE, Detection, Detector, DetectorNet
 from lumina_cli.core.nano.scene import KINDS, TINTS, Scene, draw_scene
 from lumina_cli.core.training.config import Count, Rate, enough_scenes
-from lumina_cli.core.training.progress import Progress
-from lumina_cli.core.weights.run_folder import folder_aside
+from lumina_cli.core.training.progress import TrainingProgress
+from lumina_cli.core.weights.run_folder import staged_folder
 
 SEED, UNSEEN = 500_001, 600_001  # scenes that no other part is trained on
 
@@ -104,7 +104,7 @@ def _is_right(scene: Scene, found: list[Detection], threshold: float) -> tuple[b
 
 def calibrate(net: DetectorNet, cache: Path, count: int = 400) -> tuple[dict, dict]:
     """Choose the threshold that reads most unseen scenes right; return it, and the ceiling on others."""
-    pictures, _ = draw_pictures(UNSEEN, 2 * count, cache)
+    pictures, _ = render_images(UNSEEN, 2 * count, cache)
     scenes = [draw_scene(UNSEEN, i) for i in range(2 * count)]
     found = Detector(net, {}).detect([Image.fromarray(picture) for picture in pictures])
     choices = [i / 20 for i in range(3, 17)]
@@ -132,7 +132,7 @@ def _save(net: DetectorNet, out: Path, width: int) -> dict:
     rounded.load_state_dict(weights)
     thresholds, ceiling = calibrate(rounded, out)
     config = {"width": width, "thresholds": thresholds, "ceiling": ceiling}
-    with folder_aside(out / "detector") as folder:
+    with staged_folder(out / "detector") as folder:
         save_file(weights, folder / "model.safetensors")
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return ceiling
@@ -140,12 +140,12 @@ def _save(net: DetectorNet, out: Path, width: int) -> dict:
 
 def train_detector(settings: Settings, out: Path, resume: bool = False) -> Iterator[dict]:
     """Train the detector, yield rows of metrics, and leave `out/detector`, thresholds and ceiling inside."""
-    pictures, boxes = draw_pictures(SEED, settings.scenes, out)
+    pictures, boxes = render_images(SEED, settings.scenes, out)
     scenes = [draw_scene(SEED, i) for i in range(settings.scenes)]
     torch.manual_seed(SEED)
     net = DetectorNet(settings.width).train()
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings.lr, weight_decay=0.01)
-    progress = Progress(out / "detector.pt", net, optimizer, settings)
+    progress = TrainingProgress(out / "detector.pt", net, optimizer, settings)
     first, start = (progress.load() if resume else 0), time.monotonic()
     if first >= settings.steps:  # a kill or a full disk may have kept the last save from ending
         yield {"step": first, **_save(net, out, settings.width)}

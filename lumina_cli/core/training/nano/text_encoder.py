@@ -23,11 +23,11 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
 
 from lumina_cli.core.encoders.prompts import SYSTEM_PROMPTS, full_prompt
-from lumina_cli.core.nano.captions import LANGUAGES, LEVELS, all_captions, describe
+from lumina_cli.core.nano.captions import LANGUAGES, LEVELS, all_captions, describe_scene
 from lumina_cli.core.nano.scene import BACKDROPS, KINDS, TINTS, Scene, draw_scene
 from lumina_cli.core.training.config import Count, Rate, Seed, Weight
-from lumina_cli.core.training.progress import Progress
-from lumina_cli.core.weights.run_folder import folder_aside
+from lumina_cli.core.training.progress import TrainingProgress
+from lumina_cli.core.weights.run_folder import staged_folder
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 MARKED = tuple(full_prompt("", name) for name in SYSTEM_PROMPTS if name != "empty")
@@ -180,7 +180,7 @@ def _batch(tokenizer, settings: Settings, step: int) -> tuple[list[Scene], Tenso
     rows, firsts = [], []
     for scene in scenes:
         languages = rng.sample(LANGUAGES, settings.translations)
-        texts = [describe(scene, lang, _level(rng), rng.randrange(1 << 30)) for lang in languages]
+        texts = [describe_scene(scene, lang, _level(rng), rng.randrange(1 << 30)) for lang in languages]
         system = "real" if rng.random() < 0.5 else rng.choice(systems)
         first = tokenizer(full_prompt(texts[0], system)).input_ids
         rest = [tokenizer(text, add_special_tokens=False).input_ids for text in texts[1:]]
@@ -216,7 +216,7 @@ def _losses(model, reader, tokenizer, settings: Settings, step: int) -> tuple[Te
 def _save(model: Gemma2ForCausalLM, folder: Path) -> None:
     copy = build_text_encoder(model.config.vocab_size)
     copy.load_state_dict(model.state_dict())
-    with folder_aside(folder) as aside:
+    with staged_folder(folder) as aside:
         copy.model.to(torch.bfloat16).save_pretrained(aside)
 
 
@@ -224,11 +224,11 @@ def train_text_encoder(settings: Settings, out: Path, resume: bool = False) -> I
     """Train both parts and yield rows of metrics; leaves `out/tokenizer` and `out/text_encoder`."""
     torch.manual_seed(settings.seed)
     tokenizer = build_tokenizer(settings.vocabulary, settings.seed)
-    with folder_aside(out / "tokenizer") as folder:
+    with staged_folder(out / "tokenizer") as folder:
         tokenizer.save_pretrained(folder)
     parts = nn.ModuleDict({"model": build_text_encoder(len(tokenizer)), "reader": SceneReader(256)})
     optimizer = torch.optim.AdamW(parts.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    progress = Progress(out / "text_encoder.pt", parts, optimizer, settings)
+    progress = TrainingProgress(out / "text_encoder.pt", parts, optimizer, settings)
     first, start = (progress.load() if resume else 0), time.monotonic()
     if first >= settings.steps:  # a kill or a full disk may have kept the last save from ending
         _save(parts["model"], out / "text_encoder")

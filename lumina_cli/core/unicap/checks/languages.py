@@ -4,7 +4,7 @@ import re
 from copy import copy
 from functools import cache
 
-from lumina_cli.core.errors import MissingPart, UsageError
+from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.registry import did_you_mean
 
 LANGS = {"en": "English", "zh": "Chinese", "ja": "Japanese", "ru": "Russian", "de": "German"}
@@ -153,5 +153,5 @@ def _whole_identifier():
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:
-        raise MissingPart("checks of languages need py3langid; `pip install py3langid`") from error
+        raise MissingDependency("checks of languages need py3langid; `pip install py3langid`") from error
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -47,7 +47,7 @@ class Reason(str):
         return reason
 
 
-def check(
+def check_caption(
     text: str, level: str, lang: str, asked: tuple[str, ...] = (), finished: bool | None = None
 ) -> Reason | None:
     """Return why `text` is no caption of this level in this language, or None where it seems to be one.

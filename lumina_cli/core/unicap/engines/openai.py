@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
 TEMPERATURE, TOP_P, BOLDER = 0.2, 0.8, 0.3  # as in engines/transformers.py
@@ -107,7 +107,7 @@ class Captioner(Engine):
             except self.openai.APIStatusError as error:
                 if error.status_code not in (400, 413, 422) or not self.answered:
                     raise LuminaError(self._fault(error)) from error
-                return Answer("", True, error=f"refused by the endpoint: {_short(_told(error))}")
+                return Answer("", True, error=f"refused by the endpoint: {_short(_error_message(error))}")
             except self.openai.OpenAIError as error:
                 raise LuminaError(self._fault(error)) from error
             except ValueError as error:  # a body that is no JSON
@@ -186,12 +186,13 @@ class Captioner(Engine):
                 f"{self.url} cannot be reached ({_short(error.__cause__ or error)}); is the server running?"
             )
         if isinstance(error, self.openai.AuthenticationError | self.openai.PermissionDeniedError):
-            return f"{self.url} refuses the key in OPENAI_API_KEY ({_short(_told(error))})"
+            return f"{self.url} refuses the key in OPENAI_API_KEY ({_short(_error_message(error))})"
         hint = "" if self.chosen else f"; no --model was given, so it was asked for {self.name!r}"
         hint = "; --model NAME says which model to ask" if self.name is None else hint
+        reason = _short(_error_message(error))
         if isinstance(error, self.openai.NotFoundError):
-            return f"{self.url} has no model {self.name!r}, or lacks its /v1 ({_short(_told(error))}){hint}"
-        return f"{self.url} failed: {_short(_told(error))}{hint}"
+            return f"{self.url} has no model {self.name!r}, or lacks its /v1 ({reason}){hint}"
+        return f"{self.url} failed: {reason}{hint}"
 
     def close(self) -> None:
         """End the requests that are under way; their waiting threads get an error."""
@@ -225,7 +226,7 @@ def data_url(picture: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _told(error: Any) -> str:
+def _error_message(error: Any) -> str:
     """Return a status with what the server itself said about it, wherever in its answer that is."""
     status, said = getattr(error, "status_code", None), getattr(error, "body", None)
     if status is None:
@@ -247,5 +248,5 @@ def _library() -> Any:
     try:
         import openai
     except ImportError as error:
-        raise MissingPart("--engine openai needs `pip install 'lumina-cli[openai]'`") from error
+        raise MissingDependency("--engine openai needs `pip install 'lumina-cli[openai]'`") from error
     return openai

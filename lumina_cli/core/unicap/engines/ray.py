@@ -16,13 +16,13 @@ from typing import Any
 
 from PIL import Image
 
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.images.io import png_bytes
 from lumina_cli.core.io.jsonl import dump_row, in_memory
 from lumina_cli.core.registry import CAPTIONERS
-from lumina_cli.core.unicap.batch import Job, Shot, describe
+from lumina_cli.core.unicap.batch import CaptionItem, CaptionRequest, caption_batch
 from lumina_cli.core.unicap.engines import open_engine
-from lumina_cli.core.unicap.engines.ray_logging import quiet
+from lumina_cli.core.unicap.engines.ray_logging import quiet_ray
 from lumina_cli.core.unicap.protocol import Engine
 
 # Batches that one execution of Ray Data takes for each worker: the models are loaded once for so many, and so
@@ -68,8 +68,8 @@ class Captioner(Engine):
         self.workers = self.gpus or max(1, int(found.get("CPU", 1)))
 
     def map_rows(
-        self, groups: Iterator[list[Shot]], job: Job, open_image: Callable
-    ) -> Iterator[tuple[Sequence[Shot], int]]:
+        self, groups: Iterator[list[CaptionItem]], job: CaptionRequest, open_image: Callable
+    ) -> Iterator[tuple[Sequence[CaptionItem], int]]:
         """Yield batches of finished shots in order, each with how many calls of the inner engine it took."""
         while window := list(islice(groups, WINDOW * self.workers)):
             items = [{"rows": [_packed(shot) for shot in shots]} for shots in window]
@@ -101,7 +101,9 @@ class Captioner(Engine):
 class Worker:
     """What runs in an actor: an engine of its own, and batches of rows described by it."""
 
-    def __init__(self, settings: dict[str, Any], job: Job, open_image: Callable[[dict], Image.Image]):
+    def __init__(
+        self, settings: dict[str, Any], job: CaptionRequest, open_image: Callable[[dict], Image.Image]
+    ):
         from lumina_cli.core.unicap.scoring.clip import open_scorer
 
         self.engine, self.job, self.open_image = open_engine(**settings), job, open_image
@@ -110,14 +112,16 @@ class Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Describe the rows of one batch, each as `_packed` packs it."""
-        from lumina_cli.core.unicap.stream import open_shot
+        from lumina_cli.core.unicap.stream import open_item
 
         shots = []
         for index, packed in enumerate(batch["rows"][0]):
             row = json.loads(packed["row"])
             row |= {"image": packed["image"]} if packed["image"] else {}
-            shots.append(open_shot(Shot(index, row), self.open_image))
-        calls = describe([shot for shot in shots if shot.error is None], self.engine, self.job, self.scorer)
+            shots.append(open_item(CaptionItem(index, row), self.open_image))
+        calls = caption_batch(
+            [shot for shot in shots if shot.error is None], self.engine, self.job, self.scorer
+        )
         told = dict(self.scorer.tally.counts) if self.scorer else {}
         if self.scorer:
             self.scorer.tally.counts.clear()
@@ -129,7 +133,7 @@ class Worker:
 _BROUGHT = ("error", "code", "captions", "scores", "rejected", "counts")
 
 
-def _packed(shot: Shot) -> dict[str, Any]:
+def _packed(shot: CaptionItem) -> dict[str, Any]:
     image = shot.row.get("image")
     data = b""
     if in_memory(image):
@@ -137,7 +141,7 @@ def _packed(shot: Shot) -> dict[str, Any]:
     return {"row": dump_row(shot.row), "image": data}
 
 
-def _unpack(shots: Sequence[Shot], found: str) -> int:
+def _unpack(shots: Sequence[CaptionItem], found: str) -> int:
     """Put what a worker brought into the shots; return how many calls its engine took."""
     brought = json.loads(found)
     for shot, values in zip(shots, brought["shots"], strict=True):
@@ -165,6 +169,6 @@ def _library() -> Any:
         import ray
         import ray.data
     except ImportError as error:
-        raise MissingPart("--engine ray needs `pip install 'lumina-cli[ray]'`") from error
-    quiet()
+        raise MissingDependency("--engine ray needs `pip install 'lumina-cli[ray]'`") from error
+    quiet_ray()
     return ray

@@ -13,7 +13,7 @@ NOISE = b"has constructor arguments in the object store and max_restarts > 0"
 _ALONE = threading.RLock()  # stderr is one for all threads; Ray may begin an actor while it begins another
 
 
-def quiet() -> None:
+def quiet_ray() -> None:
     """Change the Ray of this process: nothing on stdout, where rows go, and no NOISE on stderr."""
     with contextlib.suppress(ImportError, AttributeError):
         from ray._private import worker

@@ -91,12 +91,14 @@ class Captioner(Engine):
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(do_sample=False, temperature=None, top_k=None, top_p=None, num_beams=1)
         settings.update(max_new_tokens=max(limits), max_length=None, pad_token_id=self.tokenizer.pad_token_id)
-        draw = DrawBySeed([q.seed for q in questions], [TEMPERATURE + BOLDER * q.attempt for q in questions])
+        draw = SeededSampling(
+            [q.seed for q in questions], [TEMPERATURE + BOLDER * q.attempt for q in questions]
+        )
         tokens = self.model.generate(
             **inputs,
             generation_config=settings,
             logits_processor=LogitsProcessorList([draw]),
-            stopping_criteria=StoppingCriteriaList([OwnLimits(limits)]),
+            stopping_criteria=StoppingCriteriaList([RowLimits(limits)]),
         )
         skip = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         rows = zip(tokens[:, skip:], questions, strict=True)
@@ -137,7 +139,7 @@ class Captioner(Engine):
         )
 
 
-class DrawBySeed(LogitsProcessor):
+class SeededSampling(LogitsProcessor):
     """Draw each row's next token with the row's own generator (Gumbel-max), leaving only it for the argmax.
 
     So a row's text depends on its seed alone, not on the batch, as it would with one generator for all.
@@ -159,7 +161,7 @@ class DrawBySeed(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
-class OwnLimits(StoppingCriteria):
+class RowLimits(StoppingCriteria):
     """End each row at its own number of new tokens."""
 
     def __init__(self, limits: Sequence[int]):

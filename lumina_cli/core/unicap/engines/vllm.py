@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lumina_cli.core.errors import LuminaError, MissingPart, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
 DEFAULT = "U4R/OmniCaptioner"
@@ -24,7 +24,7 @@ class Captioner(Engine):
             import vllm
             from vllm.sampling_params import StructuredOutputsParams
         except ImportError as error:
-            raise MissingPart(
+            raise MissingDependency(
                 "--engine vllm needs a GPU and `pip install 'lumina-cli[vllm]'`; or `vllm serve` elsewhere "
                 "and --engine openai --endpoint URL"
             ) from error

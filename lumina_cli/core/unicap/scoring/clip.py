@@ -9,13 +9,13 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.registry import ASSETS, Registry, did_you_mean
 from lumina_cli.core.unicap.checks.rules import Reason
-from lumina_cli.core.unicap.stats import Tally
+from lumina_cli.core.unicap.stats import CaptionStats
 
 SCORERS = Registry(
     "scorer",
     {
         "clip": "lumina_cli.core.unicap.scoring.clip:ClipScorer",
-        "objects": "lumina_cli.core.unicap.scoring.grounding:ObjectScorer",
+        "objects": "lumina_cli.core.unicap.scoring.grounding:GroundingScorer",
         "nano": "lumina_cli.core.unicap.scoring.clip:NanoScorer",
     },
 )
@@ -23,7 +23,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 CLIP = "openai/clip-vit-large-patch14"
 
 
-def open_scorer(words: str, device: str | None = None, tally: Tally | None = None) -> Any:
+def open_scorer(words: str, device: str | None = None, tally: CaptionStats | None = None) -> Any:
     """Return the scorer that NAME[:MODEL][@LEAST] stands for; UsageError where it stands for none.
 
     With LEAST, a caption that scores less is no caption of its picture, and fails like any other check.
@@ -40,7 +40,7 @@ def open_scorer(words: str, device: str | None = None, tally: Tally | None = Non
     return SCORERS.load(name)(model or None, least, device, tally)
 
 
-class Scorer:
+class CaptionScorer:
     """What scorers have in common: a bar, and where a score goes.
 
     `judge(tasks)` puts a score of each task's text into its shot's `scores`, or a reason into the task.
@@ -54,11 +54,11 @@ class Scorer:
         model: str | None = None,
         least: float | None = None,
         device: str | None = None,
-        tally: Tally | None = None,
+        tally: CaptionStats | None = None,
     ):
         if self.bounded and least is not None and not 0 <= least <= 1:
             raise UsageError(f"{self.bounded} scores lie from 0 to 1, so @{least:g} is none")
-        self.least, self.tally = least, tally or Tally()
+        self.least, self.tally = least, tally or CaptionStats()
         self.open(model, device)
 
     def settle(self, task: Any, scores: Sequence[float], reason: Callable[[int], str]) -> None:
@@ -74,7 +74,7 @@ class Scorer:
         task.shot.scores.setdefault(task.lang, {})[task.level] = round(score, 4)
 
 
-class ClipScorer(Scorer):
+class ClipScorer(CaptionScorer):
     """The cosine between picture and text, -1 to 1, by CLIP or any model with its two methods.
 
     `model` is a folder or a hub id. A caption of several sentences is scored by each, since CLIP reads 77
@@ -150,7 +150,7 @@ class ClipScorer(Scorer):
         return found.float() / found.float().norm(dim=-1, keepdim=True)
 
 
-class NanoScorer(Scorer):
+class NanoScorer(CaptionScorer):
     """The share of the nano kinds named by a caption that the embedded detector sees in its picture, 0 to 1.
 
     A caption that names a kind which is not seen fails, or with `least` one that scores less. A caption that

@@ -5,15 +5,15 @@ from functools import partial
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.unicap.scoring.clip import Scorer
-from lumina_cli.core.unicap.scoring.noun_phrases import mentions
+from lumina_cli.core.unicap.scoring.clip import CaptionScorer
+from lumina_cli.core.unicap.scoring.noun_phrases import find_noun_phrases
 
 OWL = "google/owlv2-base-patch16-ensemble"
 BY_PHRASE = ("owlvit", "owlv2")  # models with a score of each box for each phrase
 BY_TOKEN = ("grounding-dino", "mm-grounding-dino")  # with one for each token of a text of all phrases
 
 
-class ObjectScorer(Scorer):
+class GroundingScorer(CaptionScorer):
     """The mean, over the noun phrases of a caption, of the score of each one's best box, 0 to 1.
 
     With `least`, a caption fails that names something whose best box scores less. `model` is a folder or a
@@ -52,7 +52,7 @@ class ObjectScorer(Scorer):
             if task.lang != "en":
                 self.tally.counts["unread_scores"] += 1
                 continue
-            named = mentions(task.text, tags=task.level == "tags")
+            named = find_noun_phrases(task.text, tags=task.level == "tags")
             if not named:
                 continue
             scores = self.seen(task.shot, named)

@@ -22,7 +22,7 @@ _NO_THING = frozenset(f"{_LISTS['nowhere']} {_LISTS['looks']}".split())
 _TOKEN = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*|[^\w\s]")
 
 
-def mentions(caption: str, tags: bool = False) -> list[str]:
+def find_noun_phrases(caption: str, tags: bool = False) -> list[str]:
     """Return the noun phrases of an English caption, in lower case, in their order, each once."""
     if tags:
         found = [re.sub(r"[^\w\s'’-]", " ", tag).lower().split() for tag in re.split(r"[,;\n]", caption)]
@@ -43,7 +43,7 @@ def _phrases(tokens: list[str]) -> list[list[str]]:
         elif token in _END or not token[0].isalnum() or token.endswith("ly"):
             joins = token in ("and", ",", "or") and bool(phrase)
             found.append(phrase)
-            phrase = [] if joins and _goes_on(tokens[place + 1 :]) else None
+            phrase = [] if joins and _continues(tokens[place + 1 :]) else None
         elif phrase is not None:
             if phrase and _is_participle(token):
                 found.append(phrase)
@@ -53,7 +53,7 @@ def _phrases(tokens: list[str]) -> list[list[str]]:
     return [words for words in [*found, phrase] if words]
 
 
-def _goes_on(rest: list[str]) -> bool:
+def _continues(rest: list[str]) -> bool:
     """Whether the next word may begin another thing of a list, which has no article then."""
     return bool(rest) and rest[0] not in _END and rest[0] not in _BEGIN and not _is_participle(rest[0])
 
