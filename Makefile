@@ -3,10 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint bench docs site clean
+.PHONY: demo check test lint bench docs site clean
 
 demo: .venv/installed
 	$(BIN)/lumina sample "a red car left of a blue ball" --model nano --out pictures
+
+# The quick loop while working: lint, types and the fast tests.
+check: lint
+	$(BIN)/python -m pytest -m "not slow"
 
 test: .venv/dev
 	$(BIN)/python -m pytest
@@ -14,6 +18,7 @@ test: .venv/dev
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: .venv/installed
 	$(BIN)/lumina bench attention
