@@ -16,7 +16,7 @@ from lumina_cli.core.curation.select import SelectionSettings, select_samples
 from lumina_cli.core.encoders.token_count import TokenCounter
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.evals.captions.compare import dice, open_files, summarize
-from lumina_cli.core.evals.captions.density import count_said, length_of
+from lumina_cli.core.evals.captions.density import count_facts, length_of
 from lumina_cli.core.images.buckets import best_size
 from lumina_cli.core.io.html import evenly, histogram
 from lumina_cli.core.shards.inspect import write_shards
@@ -212,18 +212,18 @@ def test_histograms():
 
 
 def test_density_by_hand():
-    assert count_said("A red car is left of two small blue balls; behind it, a tree.", "en") == {
+    assert count_facts("A red car is left of two small blue balls; behind it, a tree.", "en") == {
         "objects": 3, "attributes": 3, "relations": 2,
     }  # fmt: skip
-    assert count_said("一辆红色的汽车在两个蓝色的球的左边", "zh") == {
+    assert count_facts("一辆红色的汽车在两个蓝色的球的左边", "zh") == {
         "objects": 2,
         "attributes": 2,
         "relations": 1,
     }
-    assert count_said("Красный мяч слева от синей чашки", "ru") == {
+    assert count_facts("Красный мяч слева от синей чашки", "ru") == {
         "objects": None, "attributes": 2, "relations": 1,
     }  # fmt: skip
-    assert count_said("un coche rojo", "es") == dict.fromkeys(("objects", "attributes", "relations"))
+    assert count_facts("un coche rojo", "es") == dict.fromkeys(("objects", "attributes", "relations"))
     assert (length_of("a well-known car's wheel", "en"), length_of("一辆汽车 ABC", "zh")) == (4, 5)
 
 
@@ -254,7 +254,7 @@ def test_captions_compared(shards, tmp_path, capsys):
     agree = dice("a red car", "two cups", "en")
     assert short["b.jsonl"]["agreement"] == {"a.jsonl": pytest.approx((3 + agree) / 4, abs=1e-4)}
     text = check_page(page)
-    assert "4 pictures in common" in text
+    assert "4 images in common" in text
     assert text.count('class="card pair"') == 4
 
 

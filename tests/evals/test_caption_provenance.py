@@ -34,7 +34,7 @@ def test_only_what_an_engine_wrote_is_scored_and_the_rest_told(files, capsys, tm
     (row,) = [json.loads(line) for line in out.splitlines()]
     assert (row["lang"], row["level"], row["captions"]) == ("en", "short", 3)
     assert row["truth"]["colours"]["f1"] < 0.5
-    assert "a.jsonl: left out: 20 kinds that the rows brought, 1 rows with an error" in err
+    assert "a.jsonl: excluded: 20 kinds of captions without an engine, 1 rows with an error" in err
     assert (tmp_path / "a.html").read_text().count("data:image/jpeg") == 5  # scenes are rendered again
 
 
@@ -73,7 +73,7 @@ def test_what_others_call_a_scene_is_passed_over(scene, files, capsys, tmp_path)
     assert all(row["captions"] == 5 and "truth" in row for row in map(json.loads, out.splitlines()))
     assert page.read_text().count("data:image/jpeg") == 4  # of the foreign one there is no picture
     assert [scene_of(row) is not None for row in [foreign, *rows[1:]]] == [False, True, True, True, True]
-    with pytest.raises(LuminaError, match=r"\(1 have one of another kind\); rows of nano:N do"):
+    with pytest.raises(LuminaError, match=r"\(1 have one in another format\); rows of nano:N have one"):
         list(score_captions([foreign]))
     path.write_text(json.dumps(foreign) + "\n")
     assert run(["eval", "captions", str(path)]) == 0

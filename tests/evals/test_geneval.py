@@ -12,7 +12,7 @@ from lumina_cli.core.errors import GateFailed, LuminaError, UsageError
 from lumina_cli.core.evals.geneval.ground_truth import ground_truth_generator, ground_truth_scene
 from lumina_cli.core.evals.geneval.layout import ImageGenerator, generate_images, scan_images
 from lumina_cli.core.evals.geneval.prompts import POSITIONS, TAGS, nano_prompts, official_prompts
-from lumina_cli.core.evals.geneval.rules import GenEval, check, keep_things, overlap, relations
+from lumina_cli.core.evals.geneval.rules import GenEval, check, group_detections, overlap, relations
 from lumina_cli.core.evals.report import Gate, compare, summary_table, write_scores
 from lumina_cli.core.nano.renderer import render
 from lumina_cli.core.nano.scene import KINDS, TINTS, Scene, held_out_pairs, held_out_triples
@@ -203,7 +203,7 @@ def test_a_judge_without_faults_finds_every_true_picture_right():
     rows = nano_prompts(4) + nano_prompts(4, split="held-out")
     scenes = [ground_truth_scene(row, 1, index) for index, row in enumerate(rows)]
     for row, scene, picture in zip(rows, scenes, render(scenes, size=64), strict=True):
-        assert check(keep_things(boxes_of(picture, scene), 0.9), row) == (True, ""), row["prompt"]
+        assert check(group_detections(boxes_of(picture, scene), 0.9), row) == (True, ""), row["prompt"]
 
 
 # --- rules
@@ -238,12 +238,12 @@ def test_overlap_of_boxes_apart_is_nothing():
 
 def test_things_must_pass_the_threshold_strictly_and_come_most_confident_first():
     found = [Seen("car", score=0.3), Seen("car", score=0.31), Seen("car", score=0.8), Seen("cup", score=0.2)]
-    seen = keep_things(found, 0.3)
+    seen = group_detections(found, 0.3)
     assert {kind: [thing.score for thing in things] for kind, things in seen.items()} == {"car": [0.8, 0.31]}
 
 
 def test_at_most_sixteen_things_of_a_class_are_kept():
-    assert len(keep_things([Seen("car")] * 20 + [Seen("cup")], 0.3)["car"]) == 16
+    assert len(group_detections([Seen("car")] * 20 + [Seen("cup")], 0.3)["car"]) == 16
 
 
 def test_overlapping_things_stay_unless_asked():
@@ -252,8 +252,8 @@ def test_overlapping_things_stay_unless_asked():
         Seen("car", score=0.8, box=(1, 0, 11, 10)),
         Seen("car", score=0.7, box=(50, 0, 60, 10)),
     ]
-    assert len(keep_things(found, 0.3)["car"]) == 3
-    assert [thing.score for thing in keep_things(found, 0.3, max_overlap=0.5)["car"]] == [0.9, 0.7]
+    assert len(group_detections(found, 0.3)["car"]) == 3
+    assert [thing.score for thing in group_detections(found, 0.3, max_overlap=0.5)["car"]] == [0.9, 0.7]
 
 
 LEFT, RIGHT = (0, 40, 40, 80), (80, 40, 120, 80)
@@ -333,13 +333,13 @@ RULES = [
 
 @pytest.mark.parametrize(("tag", "row", "found", "reason"), RULES)
 def test_rules(tag, row, found, reason):
-    assert check(keep_things(found, 0.3), {"tag": tag, **row}) == (not reason, reason)
+    assert check(group_detections(found, 0.3), {"tag": tag, **row}) == (not reason, reason)
 
 
 def test_a_wrongly_tinted_target_counts_as_missing():
     """A clause that failed, for whatever reason, leaves nothing to stand beside."""
     include = [{"class": "cup", "count": 1, "color": "blue"}, PLACED[1]]
-    found = keep_things([Seen("cup", "red", box=RIGHT), Seen("car", box=LEFT)], 0.3)
+    found = group_detections([Seen("cup", "red", box=RIGHT), Seen("car", box=LEFT)], 0.3)
     assert check(found, {"include": include})[1].endswith("no cup for car to be left of")
 
 
@@ -431,14 +431,14 @@ def test_summary_tells_languages_apart(tmp_path):
     [
         (
             {"include": [{"class": "zebra", "count": 1}]},
-            "asks for 'zebra'; the nano judge knows only the nano kinds",
+            "requests 'zebra'; the nano judge detects only the nano kinds",
         ),
-        ({"include": [{"class": "car", "count": 1, "color": "gold"}]}, "asks for 'gold car'"),
-        ({"tag": "shape"}, "tag 'shape' is none of GenEval's six"),
+        ({"include": [{"class": "car", "count": 1, "color": "gold"}]}, "requests 'gold car'"),
+        ({"tag": "shape"}, "tag 'shape' is not one of GenEval's six"),
         ({"include": []}, "needs 'prompt' and 'include'"),
         ({"include": [{"class": "car"}]}, "needs 'class' and a whole 'count' in"),
         ({"include": ["car"]}, "needs 'class' and a whole 'count' in"),
-        ({"include": [{"class": "car", "count": 1, "position": ["above", 0]}]}, "number of an earlier item"),
+        ({"include": [{"class": "car", "count": 1, "position": ["above", 0]}]}, "index of an earlier item"),
         ({"include": [PLACED[0], PLACED[1] | {"position": ["behind", 0]}]}, "one of left of, right of"),
     ],
 )
@@ -448,12 +448,12 @@ def test_prompts_that_cannot_be_scored_are_named(change, message):
 
 
 def test_official_prompts_are_not_for_the_nano_judge():
-    with pytest.raises(LuminaError, match="the nano judge knows only the nano kinds"):
+    with pytest.raises(LuminaError, match="the nano judge detects only the nano kinds"):
         GenEval().check([("x", row) for row in official_prompts()], FakeJudge())
 
 
 def test_no_picture_is_an_error():
-    with pytest.raises(LuminaError, match="no picture was scored"):
+    with pytest.raises(LuminaError, match="no image was scored"):
         GenEval().summarise([])
 
 
@@ -466,7 +466,7 @@ def test_gates():
     }
     Gate.parse("geneval>=0.8").check(summary)
     Gate.parse("geneval.de > .69").check(summary)
-    with pytest.raises(GateFailed, match=r"^geneval\.counting is 0\.5000; the gate asks for >= 0\.6$"):
+    with pytest.raises(GateFailed, match=r"^geneval\.counting is 0\.5000; the gate requires >= 0\.6$"):
         Gate.parse("geneval.counting>=0.6").check(summary)
     for text in ("geneval", "geneval>=x", "geneval=0.8", ">=0.8", "geneval>=0.8.1"):
         with pytest.raises(UsageError, match="is not a gate"):
@@ -525,17 +525,17 @@ def test_a_damaged_picture_is_drawn_again(tmp_path):
 def test_a_folder_of_other_prompts_is_refused(tmp_path):
     draw_all([CAR, TWO], tmp_path)
     with pytest.raises(
-        LuminaError, match=r"00000/metadata\.jsonl: holds another run's prompt, not 'three cars'"
+        LuminaError, match=r"00000/metadata\.jsonl: has the prompt of another run, not 'three cars'"
     ):
         draw_all([TWO, CAR], tmp_path)
-    with pytest.raises(LuminaError, match="00001: a prompt that this run does not have"):
+    with pytest.raises(LuminaError, match="00001: this run does not have such a prompt"):
         draw_all([CAR], tmp_path)
 
 
 def test_bad_folders_say_what_is_wrong(tmp_path):
     with pytest.raises(LuminaError, match="no such folder"):
         list(scan_images(tmp_path / "nothing"))
-    with pytest.raises(LuminaError, match="no numbered folder in it"):
+    with pytest.raises(LuminaError, match="has no numbered folder"):
         list(scan_images(tmp_path))
     (tmp_path / "00000" / "samples").mkdir(parents=True)
     with pytest.raises(LuminaError, match=r"metadata\.jsonl: missing"):
@@ -545,10 +545,10 @@ def test_bad_folders_say_what_is_wrong(tmp_path):
     with pytest.raises(LuminaError, match="not one JSON object"):
         list(scan_images(tmp_path))
     metadata.write_text("[1]")
-    with pytest.raises(LuminaError, match="holds list, not one JSON object"):
+    with pytest.raises(LuminaError, match="contains list, not one JSON object"):
         list(scan_images(tmp_path))
     metadata.write_text(json.dumps(CAR))
-    with pytest.raises(LuminaError, match="no picture in it"):
+    with pytest.raises(LuminaError, match="has no image such as"):
         list(scan_images(tmp_path))
 
 

@@ -147,7 +147,7 @@ def test_a_gate_that_holds_and_one_that_fails(pipeline, lumina, tmp_path):
     assert lumina("geneval", "--images", "good", "--gate", "geneval>=0.8")[0] == 0
     code, rows, err = lumina("geneval", "--images", "bad", "--gate", "geneval>=0.8", "--out", "scores")
     assert (code, len(rows)) == (6, 1)
-    assert err.endswith("lumina eval: geneval is 0.0000; the gate asks for >= 0.8\n")
+    assert err.endswith("lumina eval: geneval is 0.0000; the gate requires >= 0.8\n")
     assert Path("scores/summary.json").is_file()
 
 
@@ -199,12 +199,12 @@ def test_a_terminal_gets_a_table_and_no_rows(pipeline, lumina, tmp_path, monkeyp
         (
             "geneval --model x/y --ceiling",
             2,
-            "--ceiling renders the nano world; it says nothing of --model x/y",
+            "--ceiling renders nano scenes and does not apply to --model x/y",
         ),
         (
             "geneval --model tiny --prompts official",
             1,
-            "'a photo of a bench': asks for 'bench'; the nano judge knows only the nano kinds and tints",
+            "'a photo of a bench': requests 'bench'; the nano judge detects only the nano kinds and tints",
         ),
         (
             "compare nothing nothing",
@@ -233,7 +233,7 @@ def test_bad_folders_are_said_in_one_line(pipeline, lumina, tmp_path):
     (place / "00000" / "metadata.jsonl").unlink()
     _, _, err = lumina("geneval", "--images", "theirs")
     assert err == (
-        "lumina eval: theirs/00000/metadata.jsonl: missing; it holds the prompt's row of GenEval's metadata\n"
+        "lumina eval: theirs/00000/metadata.jsonl: missing; GenEval's layout stores the metadata of the prompt in it\n"
     )
 
 

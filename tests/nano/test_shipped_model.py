@@ -11,7 +11,7 @@ import torch
 
 from lumina_cli import load
 from lumina_cli.core.evals.geneval.ground_truth import ground_truth_generator
-from lumina_cli.core.evals.geneval.rules import GenEval, check, keep_things
+from lumina_cli.core.evals.geneval.rules import GenEval, check, group_detections
 from lumina_cli.core.evals.judges.nano import NanoJudge
 from lumina_cli.core.flow import Plan, draw_noise
 from lumina_cli.core.images.io import open_image
@@ -72,7 +72,7 @@ def test_the_judge_reads_true_renders():
     rows = benchmark.prompts("nano", 4, ["en"], 0, "test")
     pictures = ground_truth_generator(seed=5).draw(rows, list(range(len(rows))))
     least = judge.thresholds["default"]
-    seen = [keep_things(things, least, max_overlap=1.0) for things in judge.detect(pictures)]
+    seen = [group_detections(things, least, max_overlap=1.0) for things in judge.detect(pictures)]
     assert np.mean([check(things, row)[0] for things, row in zip(seen, rows, strict=True)]) >= 0.95
 
 
@@ -82,7 +82,7 @@ def test_it_draws_what_it_is_asked_for(pipe):
     judge = NanoJudge()
     rows = GenEval().prompts("nano", 8, ["en", "ru"], 0, "test")
     pictures = pipe([row["prompt"] for row in rows], seed=11)
-    seen = [keep_things(things, judge.thresholds["default"]) for things in judge.detect(pictures)]
+    seen = [group_detections(things, judge.thresholds["default"]) for things in judge.detect(pictures)]
     right = [check(things, row)[0] for things, row in zip(seen, rows, strict=True)]
     assert np.mean(right) >= FLOOR
 

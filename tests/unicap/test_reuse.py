@@ -304,5 +304,5 @@ def test_a_comparison_tells_of_pictures_that_are_not_there(photos, tmp_path, cap
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(["eval", "captions", str(path)]) == 0
     out, err = capsys.readouterr()
-    assert err.splitlines() == ["a.jsonl: 2 of 6 pictures are not there"]
+    assert err.splitlines() == ["a.jsonl: 2 of 6 pictures are missing"]
     assert json.loads(out.splitlines()[0])["captions"] == 6

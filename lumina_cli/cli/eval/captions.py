@@ -34,7 +34,7 @@ def captions(
 
     files = open_files(sources, partial(read_source, need=None))
     for file in files:
-        for note in filter(None, (file.left_out(), file.gone())):
+        for note in filter(None, (file.exclusions(), file.missing_files())):
             output.note(note)
     rows = list(add_facts(files, list(summarize(files))))
     if page:

@@ -1,1 +1,1 @@
-"""Evaluation: prompts, what judges see in pictures, the rules of a benchmark, and scores."""
+"""Evaluation: benchmark prompts, judges, scoring rules and reports."""

@@ -1,4 +1,4 @@
-"""What is made of scored rows: files, a table, gates, and the comparison of two runs."""
+"""Reports of an evaluation: files, a summary table, gates, and the comparison of two runs."""
 
 import json
 import operator
@@ -21,7 +21,7 @@ OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operat
 
 @dataclass(frozen=True)
 class Gate:
-    """A score that a run must reach: `geneval>=0.8`, or of one task or language, `geneval.counting>=0.6`."""
+    """A required score, such as `geneval>=0.8`, or of one task or language, `geneval.counting>=0.6`."""
 
     name: str
     sign: str
@@ -29,7 +29,11 @@ class Gate:
 
     @classmethod
     def parse(cls, text: str, known: Sequence[str] = ()) -> "Gate":
-        """Read "NAME>=VALUE", a name among `known` if those are given; raises UsageError."""
+        """Parse "NAME>=VALUE".
+
+        Raises:
+            UsageError: if `text` has another form, or if `known` is given and does not contain the name.
+        """
         match = re.fullmatch(r"\s*([\w.-]+)\s*(>=|<=|>|<)\s*([0-9.]+)\s*", text)
         try:
             gate = cls(match[1], match[2], float(match[3]))
@@ -40,21 +44,29 @@ class Gate:
         return gate
 
     def measure(self, summary: dict) -> float:
-        """Return the score that the gate is about; UsageError where the summary has none of that name."""
+        """Return the score that the gate refers to.
+
+        Raises:
+            UsageError: if the summary does not have this score.
+        """
         scores = scores_by_name(summary)
         if self.name not in scores:
-            raise UsageError(f"--gate {self.name}: no such score; there are {', '.join(scores)}")
+            raise UsageError(f"--gate {self.name}: no such score; choose from {', '.join(scores)}")
         return scores[self.name]
 
     def check(self, summary: dict) -> None:
-        """Raise GateFailed where the score does not reach the gate."""
+        """Compare the score with the gate.
+
+        Raises:
+            GateFailed: if the score does not satisfy the gate.
+        """
         score = self.measure(summary)
         if not OPERATORS[self.sign](score, self.value):
-            raise GateFailed(f"{self.name} is {score:.4f}; the gate asks for {self.sign} {self.value:g}")
+            raise GateFailed(f"{self.name} is {score:.4f}; the gate requires {self.sign} {self.value:g}")
 
 
 def scores_by_name(summary: dict) -> dict[str, float]:
-    """Return every score of a summary by the name that a gate may use."""
+    """Return all scores of a summary by the names that gates use."""
     name = summary["benchmark"]
     scores = {name: summary["overall"]}
     scores |= {f"{name}.{tag}": task["score"] for tag, task in summary["tasks"].items()}
@@ -62,7 +74,7 @@ def scores_by_name(summary: dict) -> dict[str, float]:
 
 
 def summary_table(summary: dict) -> list[dict]:
-    """Return table rows: one a task, then each language where there are several, then the overall score."""
+    """Return table rows: one per task, one per language if there are several, then the overall score."""
     rows = [
         {"score of": tag, "mean": _figure(task["score"]), "95 % CI": _range(task["ci95"])}
         | {"prompts": task["prompts"], "pictures": task["pictures"]}
@@ -94,7 +106,13 @@ def write_scores(out: Path, rows: Iterable[dict], summary: dict) -> None:
 
 
 def read_scores(place: Path) -> tuple[dict, list[dict]]:
-    """Return the summary and the rows of a run, given its folder or its summary.json; raises LuminaError."""
+    """Return the summary and the rows of a run.
+
+        place    folder of the run, or its summary.json
+
+    Raises:
+        LuminaError: if a file is missing, is not JSON, or is not a summary of `lumina eval`.
+    """
     named = place.is_file() or (place.suffix == ".json" and not place.is_dir())
     folder = place.parent if named else place
     path = folder / "summary.json"
@@ -111,10 +129,13 @@ def read_scores(place: Path) -> tuple[dict, list[dict]]:
 
 
 def compare(first: Path, second: Path, seed: int = 0) -> list[dict]:
-    """Return a row per task and one overall: both scores on the common prompts, and second - first.
+    """Return one row per task and an overall row: both scores on the common prompts, and their difference.
 
-    The bootstrap is paired: a resample takes the same prompts of both runs. `differs` names the settings of
-    the judge and the prompts that are not the same in both.
+    The bootstrap is paired: both runs use the same resampled prompts. `differs` lists the settings of judge
+    and prompts that differ between the runs.
+
+    Raises:
+        LuminaError: if the runs have no prompt in common, or one of them cannot be read.
     """
     (summary_a, rows_a), (summary_b, rows_b) = read_scores(first), read_scores(second)
     table_a, table_b = by_prompt(rows_a), by_prompt(rows_b)

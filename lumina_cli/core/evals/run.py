@@ -1,4 +1,4 @@
-"""One evaluation: pictures that are drawn or found, judged as they come, and the files that stay."""
+"""One evaluation: generate or find images, judge them batch by batch, and write the scores."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,9 +18,11 @@ SYSTEM = "real"  # the system prompt before each prompt
 
 
 def pipeline_generator(pipeline: Any, job: Callable[[str, int, int], Any], seed: int = 0) -> ImageGenerator:
-    """Return a drawer that uses a sampling pipeline with its own plan; `job` makes what the pipeline draws.
+    """Return a generator of images that calls a sampling pipeline with its own plan.
 
-    A picture's settings are those that `lumina sample` writes, so that it can be drawn again from the file.
+        job    (prompt, seed, noise number) -> the pipeline's request for one image
+
+    Images carry the metadata that `lumina sample` writes, so `lumina sample --from` can regenerate them.
     """
 
     def draw(rows: list[dict], numbers: list[int]) -> list[Image]:
@@ -33,10 +35,11 @@ def pipeline_generator(pipeline: Any, job: Callable[[str, int, int], Any], seed:
 
 
 class Evaluation:
-    """Iterate it for a scored row per picture; then `summary` is there, and the files in `out` are written.
+    """An evaluation; iterating it yields one scored row per image.
 
-    `find` takes pictures that exist; `ask` and then `draw` make them. `total` is how many there are, and
-    `settings` names whatever the scores depend on.
+    Call `find` for existing images, or `ask` and then `draw` to generate them. After the iteration, `summary`
+    is set and the files in `out` are written. `total` is the number of images; `settings` has everything that
+    the scores depend on.
     """
 
     def __init__(
@@ -56,30 +59,38 @@ class Evaluation:
         self.summary: dict = {}
 
     def ask(self, prompts: str, per_task: int, languages: list[str], split: str) -> None:
-        """Choose the prompts; raises LuminaError where the judge does not know what they name."""
+        """Choose the prompts.
+
+        Raises:
+            LuminaError: if a prompt names an object or color that the judge cannot detect.
+        """
         self.rows = self.benchmark.prompts(prompts, per_task, languages, self.seed, split)
         self.benchmark.check(((repr(row["prompt"]), row) for row in self.rows), self.judge)
         self.settings |= {"prompts": prompts, "per_task": per_task, "split": split}
 
-    def draw(self, drawer: ImageGenerator, pictures: int) -> None:
-        """Have `pictures` drawn for each prompt, into the folder `out`."""
-        name = Path(str(drawer.settings["model"])).name
+    def draw(self, generator: ImageGenerator, pictures: int) -> None:
+        """Generate `pictures` images per prompt into the folder `out`."""
+        name = Path(str(generator.settings["model"])).name
         self.out = self.out or Path("scores") / f"{self.benchmark.name}-{name}"
-        self.settings |= drawer.settings | {"pictures": pictures}
+        self.settings |= generator.settings | {"pictures": pictures}
         self.total = len(self.rows) * pictures
-        self.pictures = generate_images(self.rows, drawer, self.out, pictures, self.batch)
+        self.images = generate_images(self.rows, generator, self.out, pictures, self.batch)
 
     def find(self, folder: Path) -> None:
-        """Take the pictures of a folder in GenEval's layout; raises LuminaError where it is not in it."""
+        """Use the images of a folder in GenEval's layout.
+
+        Raises:
+            LuminaError: if the folder does not have this layout.
+        """
         found = list(scan_images(folder))
         places = ((str(path.parents[1] / "metadata.jsonl"), row) for path, row in found)
         self.benchmark.check(places, self.judge)
         self.settings |= {"images": str(folder)}
-        self.total, self.pictures = len(found), iter(found)
+        self.total, self.images = len(found), iter(found)
 
     def __iter__(self) -> Iterator[dict]:
         rows = []
-        for row in self.benchmark.score(self.pictures, self.judge, self.batch):
+        for row in self.benchmark.score(self.images, self.judge, self.batch):
             rows.append(row)
             yield row
         self.summary = self.benchmark.summarise(rows, self.seed) | {"settings": self.settings}
@@ -88,7 +99,7 @@ class Evaluation:
 
     @property
     def title(self) -> str:
-        """What was scored, by whom, and where it is kept."""
+        """Benchmark, judge and output folder, for the title of the table."""
         words = f"{self.benchmark.name}, {self.judge.name} judge"
         return f"{words}: rows.jsonl and summary.json in {self.out}" if self.out else words
 
@@ -97,6 +108,10 @@ class Evaluation:
         return report.summary_table(self.summary)
 
     def check_gates(self) -> None:
-        """Raise GateFailed at the first gate that does not hold."""
+        """Check all gates.
+
+        Raises:
+            GateFailed: at the first gate that is not satisfied.
+        """
         for gate in self.gates:
             gate.check(self.summary)

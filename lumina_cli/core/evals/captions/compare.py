@@ -1,10 +1,9 @@
-"""Comparing captioners: files of rows about the same pictures, side by side.
+"""Comparison of captioners: files of rows about the same images.
 
-A kind is a language and a level. Rows are about the same picture where their "image" is the same place, or
-their "key" where images differ in all files. Captions that rows brought are left out where rows
-tell which an engine wrote. Agreement of two captions is the share of character triples (pairs in Chinese and
-Japanese) that they have in common, 0 to 1 (Dice): about 0.2 to 0.4 for two independent descriptions, 1 for
-the same text.
+A kind is a language and a level. Rows match if they have the same "image", or the same "key" if no image is
+common to all files. If rows name the engine of their captions, captions from other sources are excluded.
+Agreement of two captions is the Dice coefficient of their character trigrams (bigrams in Chinese and
+Japanese), 0 to 1: about 0.2 to 0.4 for two independent descriptions, 1 for equal texts.
 """
 
 import os
@@ -16,7 +15,7 @@ from statistics import mean, median, quantiles
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.evals.captions.density import SAID, UNSPACED, count_said, length_of
+from lumina_cli.core.evals.captions.density import FACT_KINDS, UNSPACED, count_facts, length_of
 from lumina_cli.core.evals.captions.provenance import caption_provenance, existing_kinds
 from lumina_cli.core.io.jsonl import LEVELS, get_captions, get_error, in_memory
 
@@ -25,10 +24,10 @@ Kind = tuple[str, str]
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """Rows of one file by the picture that they are about.
+    """The rows of one file, by image.
 
-    `brought` are the kinds of captions that came with rows and are left out; `failed` counts rows that an
-    earlier verb could do nothing with.
+    brought    kinds of captions that no engine wrote; they are excluded
+    failed     number of rows with an error from an earlier verb
     """
 
     name: str
@@ -36,35 +35,44 @@ class CaptionFile:
     brought: frozenset[Kind] = frozenset()
     failed: int = 0
 
-    def left_out(self) -> str | None:
-        """Return what of the file is not compared, in words; None where all of it is."""
-        some = [f"{len(self.brought)} kinds that the rows brought"] if self.brought else []
+    def exclusions(self) -> str | None:
+        """Return a message about the excluded part of the file; None if the whole file is compared."""
+        some = [f"{len(self.brought)} kinds of captions without an engine"] if self.brought else []
         some += [f"{self.failed} rows with an error"] if self.failed else []
-        return f"{self.name}: left out: {', '.join(some)}" if some else None
+        return f"{self.name}: excluded: {', '.join(some)}" if some else None
 
-    def gone(self) -> str | None:
-        """Return how many of its pictures are not where its rows say, in words; None where all are there."""
-        lost = sum(map(_is_gone, self.rows.values()))
-        return f"{self.name}: {lost} of {len(self.rows)} pictures are not there" if lost else None
+    def missing_files(self) -> str | None:
+        """Return a message with the number of missing image files; None if none is missing."""
+        lost = sum(map(_is_missing, self.rows.values()))
+        return f"{self.name}: {lost} of {len(self.rows)} images are missing" if lost else None
 
     def texts(self, kind: Kind) -> dict[str, str]:
-        """Return the captions of a kind by picture."""
+        """Return the captions of a kind, by image."""
         lang, level = kind
-        found = ((picture, row["captions"].get(lang, {}).get(level)) for picture, row in self.rows.items())
-        return {picture: text for picture, text in found if text}
+        found = ((image, row["captions"].get(lang, {}).get(level)) for image, row in self.rows.items())
+        return {image: text for image, text in found if text}
 
 
 def open_files(sources: Sequence[str], read: Callable[[str], Iterable[dict]]) -> list[CaptionFile]:
-    """Return the captions of each source; `read` gives its rows. LuminaError where one has no captions."""
-    told = [list(read(source)) for source in sources]
-    rows = [caption_provenance(_captioned(some, source)) for some, source in zip(told, sources, strict=True)]
-    failed = [sum(map(bool, map(get_error, some))) for some in told]
+    """Return the captions of each source.
+
+        read    source -> its rows
+
+    Raises:
+        LuminaError: if a source has no captions, or a row has neither an image nor a key.
+    """
+    sources_rows = [list(read(source)) for source in sources]
+    rows = [
+        caption_provenance(_captioned(some, source))
+        for some, source in zip(sources_rows, sources, strict=True)
+    ]
+    failed = [sum(map(bool, map(get_error, some))) for some in sources_rows]
     names = _short_names(sources)
     for name in ("image", "key"):
         files = [
             CaptionFile(
                 short,
-                {_picture(row, name): row for row in some if _picture(row, name)},
+                {_image_of(row, name): row for row in some if _image_of(row, name)},
                 frozenset(existing_kinds(some)),
                 bad,
             )
@@ -81,7 +89,9 @@ def _captioned(rows: Iterable[dict], source: str) -> Iterator[dict]:
         if get_error(row):
             continue
         if row.get("image") is None and not row.get("key"):
-            raise LuminaError(f"{source} row {number} has neither 'image' nor 'key' to tell its picture by")
+            raise LuminaError(
+                f"{source} row {number} has neither 'image' nor 'key', which identify its image"
+            )
         captions = get_captions(row, f"{source} row {number}")
         if captions:
             found = True
@@ -90,15 +100,15 @@ def _captioned(rows: Iterable[dict], source: str) -> Iterator[dict]:
         raise LuminaError(f"{source} has no captions to compare; `lumina caption` writes them")
 
 
-def _picture(row: dict, name: str) -> str | None:
+def _image_of(row: dict, name: str) -> str | None:
     value = row.get(name)
     if name == "key" or value is None or isinstance(value, bytes | Image.Image):
         return str(row["key"]) if row.get("key") else None
     return str(value) if ".tar#" in str(value) else os.path.realpath(str(value))
 
 
-def _is_gone(row: dict) -> bool:
-    """Whether a row names a file of this machine that is not there; its captions count all the same."""
+def _is_missing(row: dict) -> bool:
+    """Return whether a row names a local file that does not exist; its captions are compared anyway."""
     place = row.get("image")
     if place is None or in_memory(place) or "://" in str(place):
         return False
@@ -107,7 +117,7 @@ def _is_gone(row: dict) -> bool:
 
 
 def _short_names(sources: Sequence[str]) -> list[str]:
-    """The last parts of the sources, as many as it takes to tell them apart."""
+    """Return the shortest distinct suffixes of the source paths."""
     for parts in range(1, 9):
         names = ["/".join(source.rstrip("/").split("/")[-parts:]) for source in sources]
         if len(set(names)) == len(names):
@@ -116,7 +126,7 @@ def _short_names(sources: Sequence[str]) -> list[str]:
 
 
 def kinds_of(files: Sequence[CaptionFile]) -> list[Kind]:
-    """Return the (language, level) pairs that occur, by language, from the longest level to the shortest."""
+    """Return all (language, level) pairs, by language, from the longest level to the shortest."""
     found = {
         (lang, level)
         for file in files
@@ -129,7 +139,7 @@ def kinds_of(files: Sequence[CaptionFile]) -> list[Kind]:
 
 
 def summarize(files: Sequence[CaptionFile]) -> Iterator[dict]:
-    """Yield a row per file and kind: captions, lengths, density, and agreement with other files."""
+    """Yield one row per file and kind: number of captions, lengths, density, agreement with other files."""
     for kind in kinds_of(files):
         texts = [file.texts(kind) for file in files]
         for number, (file, own) in enumerate(zip(files, texts, strict=True)):
@@ -145,32 +155,32 @@ def summarize(files: Sequence[CaptionFile]) -> Iterator[dict]:
 
 
 def describe(texts: Iterable[str], lang: str) -> dict:
-    """Return how long captions are and how much they say per 100 words (zh, ja: characters)."""
+    """Return the lengths of captions and their facts per 100 words (zh, ja: characters)."""
     texts = list(texts)
     characters = sorted(map(len, texts))
     lengths = [length_of(text, lang) for text in texts]
-    said = [count_said(text, lang) for text in texts]
+    counts_of = [count_facts(text, lang) for text in texts]
     unit = max(1, sum(lengths))
     row = {"captions": len(texts), "different": round(len(set(texts)) / len(texts), 4)}
     row |= {"characters": round(mean(characters), 1), "median": median(characters)}
     row |= {"p90": quantiles(characters, n=10)[-1] if len(texts) > 1 else characters[0]}
     row |= {"words": round(mean(lengths), 1)}
-    for name in SAID:
-        counts = [each[name] for each in said]
+    for name in FACT_KINDS:
+        counts = [each[name] for each in counts_of]
         row[name] = None if None in counts else round(100 * sum(counts) / unit, 2)
     return row
 
 
 def agreement(first: dict[str, str], second: dict[str, str], lang: str) -> float | None:
-    """Return the mean agreement over the pictures that both have, or None where there are none."""
-    common = [picture for picture in first if picture in second]
+    """Return the mean agreement over the common images, or None if there are none."""
+    common = [image for image in first if image in second]
     if not common:
         return None
-    return round(mean(dice(first[picture], second[picture], lang) for picture in common), 4)
+    return round(mean(dice(first[image], second[image], lang) for image in common), 4)
 
 
 def dice(a: str, b: str, lang: str) -> float:
-    """Return the share of character triples (zh, ja: pairs) that two texts have in common, 0 to 1."""
+    """Return the Dice coefficient of the character trigrams (zh, ja: bigrams) of two texts, 0 to 1."""
     size = 2 if lang in UNSPACED else 3
     x, y = (_pieces(text, size) for text in (a, b))
     total = x.total() + y.total()

@@ -1,13 +1,13 @@
-"""How much a caption says for its length: objects, attributes and relations, counted by short word lists.
+"""Information density of captions: objects, attributes and relations, counted with short word lists.
 
-    objects     noun phrases, told by what begins them: an article, a number word or a possessive in English
-                and German, a number with its counter in Chinese and Japanese; None in Russian, which has none
-    attributes  words for colours, sizes, materials, looks and light
-    relations   words that put one thing in relation to another: "left of", "behind", "holding"
+    objects     noun phrases, recognized by their first word: an article, a numeral or a possessive in English
+                and German, a numeral with its counter in Chinese and Japanese; None in Russian
+    attributes  words for colors, sizes, materials, appearance and light
+    relations   words that relate one object to another: "left of", "behind", "holding"
 
-The lists (assets/density.json) are short, so the counts are too low and mean something only against another
-caption of the same language. The unit of length is the word; in Chinese and Japanese, which do not part
-words, the character.
+The lists (assets/density.json) are short, so the counts are lower bounds and comparable only between captions
+of one language. The unit of length is the word; in Chinese and Japanese, which are written without spaces,
+the character.
 """
 
 import json
@@ -17,19 +17,19 @@ from functools import cache
 from lumina_cli.core.registry import ASSETS
 
 _CJK = r"\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-SAID = ("objects", "attributes", "relations")
+FACT_KINDS = ("objects", "attributes", "relations")
 UNSPACED = ("zh", "ja")
 
 
 def length_of(text: str, lang: str) -> int:
-    """Return how many words a caption has, or characters where the language does not part words."""
+    """Return the number of words of a caption, or of characters in a language without spaces."""
     if lang in UNSPACED:
         return len(re.findall(f"[{_CJK}]", text)) + len(re.findall(r"[A-Za-z0-9]+", text))
     return len(re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text))
 
 
-def count_said(text: str, lang: str) -> dict[str, int | None]:
-    """Return {"objects", "attributes", "relations"} of a caption; None where a language has no list."""
+def count_facts(text: str, lang: str) -> dict[str, int | None]:
+    """Return the counts of "objects", "attributes" and "relations"; None if a language has no list."""
     text = text.lower()
     patterns = _patterns(lang)
     return {
@@ -39,14 +39,18 @@ def count_said(text: str, lang: str) -> dict[str, int | None]:
 
 @cache
 def _patterns(lang: str) -> dict[str, re.Pattern | None]:
-    """What finds each kind of word, from the lists in assets/density.json."""
+    """Return a pattern per kind of word, from the lists in assets/density.json."""
     lists = json.loads((ASSETS / "density.json").read_text(encoding="utf-8")).get(lang, {})
-    words = {name: (lists.get(name) or "").split(", " if name == "relations" else None) for name in SAID}
-    if lang in UNSPACED:  # counters are a pattern already
-        found = {name: "|".join(words[name]) for name in SAID}
+    words = {
+        name: (lists.get(name) or "").split(", " if name == "relations" else None) for name in FACT_KINDS
+    }
+    if lang in UNSPACED:  # the counters are patterns already
+        found = {name: "|".join(words[name]) for name in FACT_KINDS}
     else:
         ending = {
             "attributes": r"\w*\b" if lang in ("ru", "de") else r"\b"
-        }  # stems, where words are inflected
-        found = {name: rf"\b(?:{'|'.join(words[name])}){ending.get(name, chr(92) + 'b')}" for name in SAID}
-    return {name: re.compile(found[name]) if any(words[name]) else None for name in SAID}
+        }  # the lists have stems of inflected words
+        found = {
+            name: rf"\b(?:{'|'.join(words[name])}){ending.get(name, chr(92) + 'b')}" for name in FACT_KINDS
+        }
+    return {name: re.compile(found[name]) if any(words[name]) else None for name in FACT_KINDS}

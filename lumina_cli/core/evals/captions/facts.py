@@ -1,7 +1,7 @@
-"""What compared captions of nano scenes say as facts: how dense, how true, and whether two files agree.
+"""Facts in captions of nano scenes: their density, their correctness, and the agreement of two files.
 
-Facts are objects, (object, tint), (object, number) and relations, read back by caption_parser.py. Agreement
-is the share of facts that two captions of a picture have in common, 0 to 1 (Dice).
+Facts are objects, (object, tint), (object, number) and relations, as parsed by nano/caption_parser.py.
+Agreement is the Dice coefficient of the facts of two captions of an image, 0 to 1.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,16 +15,16 @@ from lumina_cli.core.nano.captions import LANGUAGES
 
 
 def scenes_of(files: Sequence[CaptionFile]) -> dict[str, dict]:
-    """Return the nano scene of each picture that any file knows one of."""
-    rows = ((picture, row) for file in files for picture, row in file.rows.items())
-    return {picture: row["scene"] for picture, row in rows if scene_of(row)}
+    """Return the nano scenes by image, from all files."""
+    rows = ((image, row) for file in files for image, row in file.rows.items())
+    return {image: row["scene"] for image, row in rows if scene_of(row)}
 
 
 def add_facts(files: Sequence[CaptionFile], rows: Sequence[dict]) -> Iterator[dict]:
-    """Yield the rows of `summarize` with what is known by the scenes of their pictures, if anything is.
+    """Yield the rows of `summarize`, with figures from the nano scenes of their images, if there are any.
 
-    "truth" holds precision, recall, F1 and the prior's F1 of objects, colours, counts and relations; "facts"
-    how many a caption tells per 100 words (zh, ja: characters); "fact_agreement" that with other files.
+    Adds "truth" (precision, recall, F1 and the F1 of the prior, for objects, colors, counts and relations),
+    "facts" (facts per 100 words; zh, ja: characters) and "fact_agreement" (agreement with other files).
     """
     scenes = scenes_of(files)
     truth = {file.name: _truth(file, scenes) for file in files} if scenes else {}
@@ -50,17 +50,17 @@ def add_facts(files: Sequence[CaptionFile], rows: Sequence[dict]) -> Iterator[di
 
 
 def _truth(file: CaptionFile, scenes: dict[str, dict]) -> dict[tuple[str, str], dict]:
-    rows = [row | {"scene": scenes[picture]} for picture, row in file.rows.items() if picture in scenes]
+    rows = [row | {"scene": scenes[image]} for image, row in file.rows.items() if image in scenes]
     if not rows:
         return {}
-    told = [row for row in score_captions(rows) if row["lang"] in LANGUAGES]
+    scored = [row for row in score_captions(rows) if row["lang"] in LANGUAGES]
     return {
-        (row["lang"], row["level"]): {k: v for k, v in row.items() if isinstance(v, dict)} for row in told
+        (row["lang"], row["level"]): {k: v for k, v in row.items() if isinstance(v, dict)} for row in scored
     }
 
 
 def _density(facts: dict[str, Facts], texts: dict[str, str], lang: str) -> dict[str, float]:
-    words = max(1, sum(length_of(texts[picture], lang) for picture in facts))
+    words = max(1, sum(length_of(texts[image], lang) for image in facts))
     sums = {
         "objects": sum(len(each.kinds) for each in facts.values()),
         "attributes": sum(len(each.tints) for each in facts.values()),
@@ -70,11 +70,11 @@ def _density(facts: dict[str, Facts], texts: dict[str, str], lang: str) -> dict[
 
 
 def _agreement(first: dict[str, Facts], second: dict[str, Facts]) -> float | None:
-    pairs = [(_said(first[picture]), _said(second[picture])) for picture in first if picture in second]
+    pairs = [(_all_facts(first[image]), _all_facts(second[image])) for image in first if image in second]
     if not pairs:
         return None
     return round(mean(2 * len(a & b) / (len(a) + len(b)) if a or b else 1.0 for a, b in pairs), 4)
 
 
-def _said(facts: Facts) -> frozenset:
+def _all_facts(facts: Facts) -> frozenset:
     return facts.kinds | facts.tints | facts.counts | facts.relations

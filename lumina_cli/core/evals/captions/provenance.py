@@ -1,7 +1,7 @@
-"""Which captions of rows an engine wrote, and which the rows brought with them.
+"""Provenance of captions: written by an engine, or already in the input rows.
 
-Rows of `lumina caption` say so in "captioned_by": {language: {level: engine}}. Where any row of a file has
-it, a caption that it does not name came with its row, and is no work of the engine.
+`lumina caption` records the engine in "captioned_by": {language: {level: engine}}. If any row of a file has
+this key, captions that it does not list were in the input.
 """
 
 from collections.abc import Iterable
@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from lumina_cli.core.io.jsonl import get_captions
 
 Kind = tuple[str, str]  # language and level
-BROUGHT = "brought"  # the key under which `written` puts the captions that are not the engine's
+BROUGHT = "brought"  # key of the captions that no engine wrote
 
 
 def caption_provenance(rows: Iterable[dict]) -> list[dict]:
-    """Return rows with the captions of engines as "captions" and the others as "brought".
+    """Return rows with the captions of engines under "captions" and the others under "brought".
 
-    Rows of a file that names no engine are as they were: nobody knows who wrote their captions.
+    If no row names an engine, the rows are returned unchanged.
     """
     rows = list(rows)
     known = any(isinstance(row.get("captioned_by"), dict) for row in rows)
@@ -23,7 +23,7 @@ def caption_provenance(rows: Iterable[dict]) -> list[dict]:
 
 
 def existing_kinds(rows: Iterable[dict]) -> set[Kind]:
-    """Return the kinds of captions that rows out of `written` brought."""
+    """Return the kinds of captions under "brought", in rows from `caption_provenance`."""
     return {(lang, level) for row in rows for lang, texts in row.get(BROUGHT, {}).items() for level in texts}
 
 

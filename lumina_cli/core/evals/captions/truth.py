@@ -1,12 +1,11 @@
-"""How true captions of nano scenes are: precision and recall of what they say, per level and language.
+"""Correctness of captions of nano scenes: precision and recall of their facts, per level and language.
 
-Objects, colours (object and tint), counts (object and number) and relations are counted over all captions
-of a kind. Precision is the share of what was said that is true. Recall is the share of what should be said
-that was: every object, tint and number, and the relation that a scene has; a detailed caption should also
-tell who stands left of whom in a row. A caption that is missing says nothing.
+Facts are objects, colors (object and tint), counts (object and number) and relations, over all captions of a
+kind. Precision is the fraction of stated facts that are true. Recall is the fraction of expected facts that
+are stated: every object, tint and number, and the relation of the scene; a detailed caption should also state
+the left-to-right order of a row. A missing caption states nothing.
 
-Beside each score stands that of the prior: one and the same answer to every picture, the best there is for
-these very pictures.
+Each score comes with that of the prior: the best constant answer for these images.
 """
 
 from collections import Counter
@@ -27,12 +26,12 @@ ASPECTS: dict[str, Callable[[Facts], Captions]] = {
     "counts": lambda facts: facts.counts,
     "relations": lambda facts: facts.relations,
 }
-FAR = 1000  # no number of a scene is larger: world units, and degrees
-SILENT = Facts(frozenset(), frozenset(), frozenset(), frozenset(), None, None)
+FAR = 1000  # limit of the numbers in a scene: world units, and degrees
+NO_FACTS = Facts(frozenset(), frozenset(), frozenset(), frozenset(), None, None)
 
 
 def scene_of(row: dict) -> Scene | None:
-    """Return the nano scene that a row has as "scene"; None where it has none, or what others call so."""
+    """Return the nano scene under "scene" of a row, or None if there is none or it has another format."""
     try:
         scene = Scene.from_json(row["scene"])
         numbers = [n for thing in scene.things for n in (thing.x, thing.y, thing.z, thing.size, thing.turn)]
@@ -51,44 +50,46 @@ def scene_of(row: dict) -> Scene | None:
 
 @dataclass
 class Score:
-    """What captions said, how much of it is true, and how much of what they should say they did."""
+    """Counts of stated, true, expected and found facts."""
 
-    said: int = 0
+    stated: int = 0
     true: int = 0
-    wanted: int = 0
+    expected: int = 0
     found: int = 0
 
-    def add(self, said: Captions, true: Captions, wanted: Captions) -> None:
-        self.said += len(said)
-        self.true += len(said & true)
-        self.wanted += len(wanted)
-        self.found += len(said & wanted)
+    def add(self, stated: Captions, true: Captions, expected: Captions) -> None:
+        self.stated += len(stated)
+        self.true += len(stated & true)
+        self.expected += len(expected)
+        self.found += len(stated & expected)
 
     def to_row(self) -> dict[str, float | None]:
-        """Return precision, recall and F1; None where there was nothing to say."""
-        if not self.wanted and not self.said:
+        """Return precision, recall and F1, or None for each if no fact was expected or stated."""
+        if not self.expected and not self.stated:
             return {"precision": None, "recall": None, "f1": None}
-        precision = self.true / self.said if self.said else 0.0
-        recall = self.found / self.wanted if self.wanted else 1.0
+        precision = self.true / self.stated if self.stated else 0.0
+        recall = self.found / self.expected if self.expected else 1.0
         f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
         return {"precision": round(precision, 4), "recall": round(recall, 4), "f1": round(f1, 4)}
 
 
 def score_captions(rows: Iterable[dict]) -> Iterator[dict]:
-    """Yield a row per language and level with a score of each aspect beside the prior's, then one of all.
+    """Yield one row per language and level with the scores and priors of each aspect, then one overall.
 
-    Rows need a nano "scene" beside their captions, as those of nano:N have; others are passed over, and so,
-    where rows tell which captions an engine wrote, are those that they brought. Raises LuminaError where no
-    row has such a scene.
+    Rows need a nano "scene", as the rows of nano:N have; other rows are skipped. If rows name the engine of
+    their captions, captions from other sources are skipped too.
+
+    Raises:
+        LuminaError: if no row has such a scene.
     """
-    told = [(row, scene_of(row)) for row in caption_provenance(rows)]
-    rows = [row for row, scene in told if scene]
-    known = [(get_captions(row), scene) for row, scene in told if scene]
+    with_scenes = [(row, scene_of(row)) for row in caption_provenance(rows)]
+    rows = [row for row, scene in with_scenes if scene]
+    known = [(get_captions(row), scene) for row, scene in with_scenes if scene]
     if not known:
-        foreign = sum(bool(row.get("scene")) for row, _ in told)
-        others = f" ({foreign} have one of another kind)" if foreign else ""
+        foreign = sum(bool(row.get("scene")) for row, _ in with_scenes)
+        others = f" ({foreign} have one in another format)" if foreign else ""
         raise LuminaError(
-            f'no row has a "scene" of nano to compare its captions with{others}; rows of nano:N do'
+            f'no row has a "scene" of nano to compare its captions with{others}; rows of nano:N have one'
         )
     truths = [facts_of(scene) for _, scene in known]
     kinds = {(lang, level) for captions, _ in known for lang, texts in captions.items() for level in texts}
@@ -98,10 +99,10 @@ def score_captions(rows: Iterable[dict]) -> Iterator[dict]:
         for level in (level for level in LEVELS if (lang, level) in kinds):
             own = [i for i, row in enumerate(rows) if level not in row.get(BROUGHT, {}).get(lang, {})]
             texts = [known[i][0].get(lang, {}).get(level) for i in own]
-            said = [parse_caption(text, lang) if text else SILENT for text in texts]
+            stated = [parse_caption(text, lang) if text else NO_FACTS for text in texts]
             number += sum(map(bool, texts))
             truth, scenes = [truths[i] for i in own], [known[i][1] for i in own]
-            yield _row(lang, level, sum(map(bool, texts)), said, truth, scenes, total)
+            yield _row(lang, level, sum(map(bool, texts)), stated, truth, scenes, total)
     everything = {aspect: score.to_row() for aspect, score in total.items()}
     yield {"lang": "all", "level": "all", "captions": number} | everything
 
@@ -110,7 +111,7 @@ def _row(
     lang: str,
     level: str,
     number: int,
-    said: Sequence[Facts],
+    stated: Sequence[Facts],
     truths: Sequence[Facts],
     scenes: Sequence[Scene],
     total: dict[str, Score],
@@ -118,23 +119,23 @@ def _row(
     row = {"lang": lang, "level": level, "captions": number}
     for aspect, pick in ASPECTS.items():
         true = [pick(truth) for truth in truths]
-        wanted = [main_relations(scene, level) for scene in scenes] if aspect == "relations" else true
+        expected = [main_relations(scene, level) for scene in scenes] if aspect == "relations" else true
         score = Score()
-        for one, *against in zip(map(pick, said), true, wanted, strict=True):
+        for one, *against in zip(map(pick, stated), true, expected, strict=True):
             score.add(one, *against)
             total[aspect].add(one, *against)
-        row[aspect] = score.to_row() | {"prior": _prior(true, wanted)}
+        row[aspect] = score.to_row() | {"prior": _prior(true, expected)}
     return row
 
 
-def _prior(true: Sequence[Captions], wanted: Sequence[Captions]) -> dict[str, float | None]:
-    """Return what the same answer to every picture gets: the commonest facts, as many as make the best F1."""
-    holds, asked = (Counter(fact for facts in sets for fact in facts) for sets in (true, wanted))
-    score = Score(wanted=sum(asked.values()))
-    best = score.to_row() if score.wanted else {"precision": 0.0, "recall": 0.0, "f1": 0.0}
-    for fact, _ in asked.most_common():
-        score.said += len(true)
+def _prior(true: Sequence[Captions], expected: Sequence[Captions]) -> dict[str, float | None]:
+    """Return the best score of a constant answer: the most common facts, as many as maximize F1."""
+    holds, requested = (Counter(fact for facts in sets for fact in facts) for sets in (true, expected))
+    score = Score(expected=sum(requested.values()))
+    best = score.to_row() if score.expected else {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+    for fact, _ in requested.most_common():
+        score.stated += len(true)
         score.true += holds[fact]
-        score.found += asked[fact]
+        score.found += requested[fact]
         best = max(best, score.to_row(), key=lambda row: row["f1"])
     return best

@@ -1,4 +1,4 @@
-"""True pictures of prompts, rendered, not drawn by a model: what a judge says of them is its own ceiling."""
+"""Ground-truth images: renders that show exactly what prompts request; their score is the judge's ceiling."""
 
 import itertools
 from dataclasses import replace
@@ -10,25 +10,29 @@ from lumina_cli.core.evals.geneval.layout import ImageGenerator
 from lumina_cli.core.nano.renderer import render
 from lumina_cli.core.nano.scene import TINTS, Scene, draw_scene, held_out_pairs
 
-SCENES_APART = 100_000  # between the scenes that two pictures start to look at
+SCENES_APART = 100_000  # scene numbers between the first candidates of two images
 
 
 def ground_truth_generator(model: str = "nano", seed: int = 0, size: int = 128) -> ImageGenerator:
-    """Return a drawer that renders scenes which show what nano prompts ask for, size x size pixels."""
+    """Return a generator that renders what nano prompts request, at size x size pixels.
+
+    Raises:
+        UsageError: if `model` is not nano.
+    """
     if model != "nano":
-        raise UsageError(f"--ceiling renders the nano world; it says nothing of --model {model}")
+        raise UsageError(f"--ceiling renders nano scenes and does not apply to --model {model}")
 
     def draw(rows: list[dict], numbers: list[int]) -> list[Image]:
         scenes = [ground_truth_scene(row, seed, number) for row, number in zip(rows, numbers, strict=True)]
-        return [picture.image for picture in render(scenes, size=size)]
+        return [image.image for image in render(scenes, size=size)]
 
     return ImageGenerator(draw, {"model": "true-scenes", "seed": seed, "size": [size, size]})
 
 
 def ground_truth_scene(row: dict, seed: int, index: int) -> Scene:
-    """Return a nano scene that shows what a prompt row asks for; what it leaves open is drawn at random.
+    """Return a nano scene that shows what a prompt row requests; everything else is random.
 
-    It is a drawn scene of the right layout whose things take the kinds and tints of the prompt.
+    The scene is a random one of the right layout, with the kinds and tints replaced by those of the prompt.
     """
     layout = {"single_object": "single", "colors": "single", "counting": "count", "position": "relation"}
     layout = layout.get(row["tag"], "pair")
@@ -40,12 +44,12 @@ def ground_truth_scene(row: dict, seed: int, index: int) -> Scene:
         scene = draw_scene(seed, number)
         fits = (scene.layout, scene.relation, len(scene.things)) == (layout, relation, len(items))
         if fits and (relation is None or scene.things[lower].kind == items[lower]["class"]):
-            return _dressed(scene, items)
-    raise AssertionError  # the supply of scenes has no end
+            return _with_prompt_items(scene, items)
+    raise AssertionError  # unreachable: the supply of scenes is infinite
 
 
-def _dressed(scene: Scene, items: list[dict]) -> Scene:
-    """Give things the kinds and tints of a prompt; a tint that it leaves open is one that training shows."""
+def _with_prompt_items(scene: Scene, items: list[dict]) -> Scene:
+    """Set the kinds and tints of a prompt; a tint that it leaves open is never a held-out combination."""
     unseen = set(held_out_pairs())
     things = []
     for thing, item in zip(scene.things, items, strict=True):

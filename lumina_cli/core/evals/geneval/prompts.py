@@ -1,8 +1,8 @@
-"""GenEval's prompts: the official 553, made again from their seed, and the six tasks over the nano kinds.
+"""GenEval's prompts: the official 553, regenerated from their seed, and the six tasks over the nano kinds.
 
-A prompt row is the official record (`tag`, `include`, `exclude` where things are counted, `prompt`); nano
-rows add `language` and `held_out`. An item of `include` holds `class`, `count`, and where asked `color` or
-`position` (a relation and the index of the item that it relates to).
+A prompt row is the official record (`tag`, `include`, `exclude` for counting, `prompt`); nano rows add
+`language` and `held_out`. An item of `include` has `class` and `count`, and optionally `color` or `position`
+(a relation and the index of the item that it relates to).
 Source: GenEval (arXiv 2310.11513); the odd plurals ("benchs") are part of the benchmark.
 """
 
@@ -19,7 +19,7 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 POSITIONS = ("left of", "right of", "above", "below")
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 SPLITS = ("test", "held-out")
-# COCO's 80 things in COCO's order; GenEval says "computer mouse", "tv remote" and "computer keyboard".
+# COCO's 80 classes in COCO's order; GenEval writes "computer mouse", "tv remote" and "computer keyboard".
 COCO = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
@@ -37,7 +37,7 @@ OFFICIAL_PER_TASK = 100
 
 
 def official_prompts() -> list[dict]:
-    """Return GenEval's 553 rows; as JSON, one a line, they are the official file byte for byte."""
+    """Return GenEval's 553 rows; written as JSON Lines, they equal the official file byte for byte."""
     rng = np.random.default_rng(OFFICIAL_SEED)
     rows = [
         _row("single_object", [_item(COCO[i])], _article(COCO[i]))
@@ -63,7 +63,7 @@ def _official_count(rng: np.random.Generator) -> dict:
 
 
 def _official_color(rng: np.random.Generator) -> dict:
-    name = COCO[rng.choice(79) + 1]  # a person is never coloured
+    name = COCO[rng.choice(79) + 1]  # GenEval never gives a person a color
     color = COLORS[rng.choice(10)]
     return _row("colors", [_item(name, color=color)], f"{_article(color)} {name}")
 
@@ -110,11 +110,14 @@ def _without_repeats(rows: list[dict]) -> list[dict]:
 
 
 def nano_prompts(per_task: int = 40, language: str = "en", seed: int = 0, split: str = "test") -> list[dict]:
-    """Return `per_task` rows of each of the six tasks; every language asks for the same things.
+    """Return `per_task` rows of each of the six tasks; all languages request the same things.
 
-    The split "test" has no combination that was held out of training; "held-out" has nothing else, in the
-    three tasks that know such combinations (colors, position, color_attr). A task with fewer distinct prompts
-    than `per_task` (there are 16 kinds) goes through them again; a repeat is drawn with noise of its own.
+    The split "test" excludes the combinations held out of training; "held-out" has only these, for the three
+    tasks that have any (colors, position, color_attr). A task with fewer distinct prompts than `per_task`
+    (there are 16 kinds) repeats them; each repeat gets its own noise.
+
+    Raises:
+        UsageError: if `split`, `language` or `per_task` is not valid.
     """
     if split not in SPLITS:
         raise UsageError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}")
@@ -134,7 +137,7 @@ def nano_prompts(per_task: int = 40, language: str = "en", seed: int = 0, split:
 
 
 def _nano_choices(tag: str, held_out: bool) -> Iterator[tuple[list[tuple[str, str | None]], str | None, int]]:
-    """Yield (things as (kind, tint), relation, count) for everything that a task may ask for."""
+    """Yield (things as (kind, tint), relation, count) for every possible prompt of a task."""
     pairs, triples = set(held_out_pairs()), set(held_out_triples())
     tinted = [(kind, tint) for kind in KINDS for tint in TINTS if ((tint, kind) in pairs) == held_out]
     different = [(a, b) for a in KINDS for b in KINDS if a != b]
@@ -146,7 +149,7 @@ def _nano_choices(tag: str, held_out: bool) -> Iterator[tuple[list[tuple[str, st
         found = [(a, r, b) for a, b in different for r in POSITIONS if ((a, r, b) in triples) == held_out]
         yield from (([(a, None), (b, None)], relation, 1) for a, relation, b in found)
     elif held_out:
-        return  # these tasks name no tint and no relation: nothing of them was held out
+        return  # these tasks have neither tints nor relations, so nothing was held out
     elif tag == "single_object":
         yield from (([(kind, None)], None, 1) for kind in KINDS)
     elif tag == "two_object":

@@ -1,7 +1,7 @@
-"""GenEval's rules (arXiv 2310.11513): from what a judge saw to right or wrong, and to a summary.
+"""GenEval's rules (arXiv 2310.11513): from detections to correct or incorrect, and to a summary.
 
-Boxes are (x0, y0, x1, y1) in pixels, y down. A picture is right if every clause of `include` is met by the
-most confident things of its class and no clause of `exclude` is.
+Boxes are (x0, y0, x1, y1) in pixels, y down. An image is correct if the most confident detections of each
+class satisfy every clause of `include` and no clause of `exclude`.
 """
 
 import json
@@ -20,14 +20,14 @@ from lumina_cli.core.evals.judges import Detection, Judge
 from lumina_cli.core.images.io import open_image
 from lumina_cli.core.nano.captions import LANGUAGES
 
-MAX_THINGS = 16  # of one class
-SHRINK = 0.1  # of both boxes' sizes: so far must centres be apart before a relation counts
+MAX_THINGS = 16  # detections kept per class
+SHRINK = 0.1  # fraction of both boxes' sizes that centers must be apart before a relation counts
 Box = Sequence[float]
 Detections = dict[str, list[Detection]]
 
 
 def relations(a: Box, b: Box) -> set[str]:
-    """Return what holds of box `a` towards box `b`: left of, right of, above, below, or two of them."""
+    """Return the relations of box `a` to box `b`: left of, right of, above, below, or two of these."""
     offset = [(a[i] + a[i + 2] - b[i] - b[i + 2]) / 2 for i in (0, 1)]
     room = [SHRINK * (a[i + 2] - a[i] + b[i + 2] - b[i]) for i in (0, 1)]
     shrunk = [math.copysign(max(abs(o) - r, 0.0), o) for o, r in zip(offset, room, strict=True)]
@@ -39,35 +39,38 @@ def relations(a: Box, b: Box) -> set[str]:
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over union of two boxes whose last pixel belongs to them (GenEval's convention)."""
+    """Return the intersection over union of two boxes that include their last pixel, as GenEval does."""
     width, height = (min(a[i + 2], b[i + 2]) - max(a[i], b[i]) + 1 for i in (0, 1))
     inside = max(width, 0) * max(height, 0)
     area_a, area_b = ((x1 - x0 + 1) * (y1 - y0 + 1) for x0, y0, x1, y1 in (a, b))
     return inside / (area_a + area_b - inside)
 
 
-def keep_things(found: Iterable[Detection], threshold: float, max_overlap: float = 1.0) -> Detections:
-    """Group by class what passes the threshold, most confident first; `max_overlap` 1 keeps all."""
-    seen: Detections = defaultdict(list)
+def group_detections(found: Iterable[Detection], threshold: float, max_overlap: float = 1.0) -> Detections:
+    """Group the detections above the threshold by class, most confident first.
+
+    max_overlap    largest IoU of two kept detections of a class; 1 keeps all
+    """
+    detections: Detections = defaultdict(list)
     for thing in sorted(found, key=lambda thing: -thing.score):
-        if thing.score > threshold and len(seen[thing.kind]) < MAX_THINGS:
-            seen[thing.kind].append(thing)
-    for kind, things in seen.items():
+        if thing.score > threshold and len(detections[thing.kind]) < MAX_THINGS:
+            detections[thing.kind].append(thing)
+    for kind, things in detections.items():
         kept: list[Detection] = []
         for thing in things:
             if max_overlap >= 1 or all(overlap(thing.box, other.box) <= max_overlap for other in kept):
                 kept.append(thing)
-        seen[kind] = kept
-    return {kind: things for kind, things in seen.items() if things}
+        detections[kind] = kept
+    return {kind: things for kind, things in detections.items() if things}
 
 
-def check(seen: Detections, row: dict) -> tuple[bool, str]:
-    """Return whether what was seen is what the prompt row asks for, and a line for each clause that fails."""
+def check(detections: Detections, row: dict) -> tuple[bool, str]:
+    """Return whether the detections satisfy the prompt row, and one line per failed clause."""
     reasons: list[str] = []
     groups: list[list[Detection] | None] = []
     for clause in row["include"]:
         name, count = clause["class"], clause["count"]
-        things = seen.get(name, [])[:count]
+        things = detections.get(name, [])[:count]
         reason = None
         if len(things) < count:
             reason = f"expected {name}>={count}, found {len(things)}"
@@ -78,7 +81,7 @@ def check(seen: Detections, row: dict) -> tuple[bool, str]:
         groups.append(things if reason is None else None)
         reasons += [reason] if reason else []
     for clause in row.get("exclude", []):
-        found = len(seen.get(clause["class"], []))
+        found = len(detections.get(clause["class"], []))
         if found >= clause["count"]:
             reasons.append(f"expected {clause['class']}<{clause['count']}, found {found}")
     return not reasons, "\n".join(reasons)
@@ -106,24 +109,24 @@ def _wrong_position(clause: dict, things: list, groups: list, include: list[dict
     return None
 
 
-def flaw(row: dict, judge: Judge) -> str | None:
-    """Return what is wrong with a prompt row: not GenEval's form, or a thing that the judge does not know."""
+def find_problem(row: dict, judge: Judge) -> str | None:
+    """Return the problem of a prompt row (wrong form, or a class that the judge cannot detect), or None."""
     if row.get("tag") not in TAGS:
-        return f"tag {row.get('tag')!r} is none of GenEval's six ({', '.join(TAGS)})"
+        return f"tag {row.get('tag')!r} is not one of GenEval's six ({', '.join(TAGS)})"
     include, exclude = row.get("include"), row.get("exclude", [])
     if not (include and isinstance(include, list) and isinstance(exclude, list) and "prompt" in row):
-        return "needs 'prompt' and 'include', a list of what must be there"
+        return "needs 'prompt' and 'include', a list of required objects"
     for number, clause in enumerate([*include, *exclude]):
         if not (isinstance(clause, dict) and isinstance(clause.get("count"), int) and "class" in clause):
             return f"needs 'class' and a whole 'count' in {json.dumps(clause)}"
         name, color = clause["class"], clause.get("color")
         if name not in judge.kinds or (color and color not in judge.tints):
             what = " ".join(filter(None, (color, str(name))))
-            return f"asks for {what!r}; the {judge.name} judge knows only the {judge.name} kinds and tints"
+            return f"requests {what!r}; the {judge.name} judge detects only the {judge.name} kinds and tints"
         if "position" in clause and clause["position"] not in [
             [p, i] for p in POSITIONS for i in range(number)
         ]:
-            return f"needs 'position' as [one of {', '.join(POSITIONS)}; number of an earlier item]"
+            return f"needs 'position' as [one of {', '.join(POSITIONS)}; index of an earlier item]"
     return None
 
 
@@ -141,7 +144,11 @@ class GenEval:
         seed: int = 0,
         split: str = "test",
     ) -> list[dict]:
-        """Return prompt rows of the "official" or "nano" vocabulary; nano ones language after language."""
+        """Return the prompt rows of the "official" or "nano" vocabulary; nano rows language by language.
+
+        Raises:
+            UsageError: if a setting is unknown, or official prompts are requested in another language.
+        """
         if vocabulary == "official":
             if list(languages) != ["en"] or split != "test":
                 raise UsageError(
@@ -154,32 +161,36 @@ class GenEval:
         return [row for language in languages for row in nano_prompts(per_task, language, seed, split)]
 
     def check(self, prompts: Iterable[tuple[str, dict]], judge: Judge) -> None:
-        """Raise LuminaError at the first of (place, prompt row) that cannot be scored by the judge."""
+        """Check (place, prompt row) pairs.
+
+        Raises:
+            LuminaError: at the first prompt row that the judge cannot score.
+        """
         for place, row in prompts:
-            if problem := flaw(row, judge):
+            if problem := find_problem(row, judge):
                 raise LuminaError(f"{place}: {problem}")
 
     def score(
-        self, pictures: Iterable[tuple[Path, dict]], judge: Judge, batch: int = 16, max_overlap: float = 1.0
+        self, images: Iterable[tuple[Path, dict]], judge: Judge, batch: int = 16, max_overlap: float = 1.0
     ) -> Iterator[dict]:
-        """Yield a row per (path, prompt row): filename, tag, prompt, correct, reason, metadata and details.
+        """Yield one row per (path, prompt row): filename, tag, prompt, correct, reason, metadata and details.
 
         As in GenEval's own files, `metadata` (the prompt row) and `details` (class -> boxes with scores) are
         JSON strings. Reads one batch ahead.
         """
-        pictures = iter(pictures)
-        while group := list(islice(pictures, batch)):
+        images = iter(images)
+        while group := list(islice(images, batch)):
             found = judge.detect([open_image(path) for path, _ in group])
             for (path, row), things in zip(group, found, strict=True):
                 threshold = judge.thresholds.get(row["tag"], judge.thresholds["default"])
-                seen = keep_things(things, threshold, max_overlap)
-                correct, reason = check(seen, row)
+                detections = group_detections(things, threshold, max_overlap)
+                correct, reason = check(detections, row)
                 details = {
                     kind: [
                         [*(round(float(v), 3) for v in thing.box), round(float(thing.score), 5)]
                         for thing in kept
                     ]
-                    for kind, kept in seen.items()
+                    for kind, kept in detections.items()
                 }
                 yield {
                     "filename": str(path),
@@ -192,9 +203,13 @@ class GenEval:
                 }
 
     def summarise(self, rows: Sequence[dict], seed: int = 0) -> dict:
-        """Return means per task and over tasks with 95 % intervals, and the same of each language."""
+        """Return the mean of each task and over tasks, with 95 % intervals, in total and per language.
+
+        Raises:
+            LuminaError: without rows.
+        """
         if not rows:
-            raise LuminaError("no picture was scored")
+            raise LuminaError("no image was scored")
         summary = {"benchmark": self.name} | _scores(rows, seed)
         languages = defaultdict(list)
         for row in rows:
@@ -207,7 +222,7 @@ class GenEval:
 
 
 def by_prompt(rows: Iterable[dict]) -> dict[str, dict[str, np.ndarray]]:
-    """Group scored rows: task -> prompt's metadata -> (correct pictures, pictures); GenEval's order."""
+    """Group scored rows by task (in GenEval's order) and prompt metadata: (correct images, images)."""
     table: dict[str, dict[str, np.ndarray]] = {tag: {} for tag in TAGS}
     for row in rows:
         cell = table[row["tag"]].setdefault(row["metadata"], np.zeros(2, dtype=int))

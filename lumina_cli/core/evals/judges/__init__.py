@@ -1,4 +1,4 @@
-"""Judges look at pictures and say what is there; a benchmark decides what that is worth."""
+"""Judges detect objects in images; the rules of a benchmark turn the detections into scores."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -7,7 +7,7 @@ from PIL.Image import Image
 
 
 class Detection(Protocol):
-    """One thing that was seen; `score` is 0 to 1, `box` (x0, y0, x1, y1) in pixels."""
+    """A detected object; `score` is in [0, 1], `box` is (x0, y0, x1, y1) in pixels."""
 
     kind: str
     tint: str
@@ -16,11 +16,14 @@ class Detection(Protocol):
 
 
 class Judge(Protocol):
-    """Knows `kinds` and `tints`; `thresholds` holds the score to pass, by task and "default"."""
+    """A detector of `kinds` of objects in `tints`.
+
+    thresholds    minimum detection score by task, and "default"
+    """
 
     name: str
     kinds: Sequence[str]
     tints: Sequence[str]
     thresholds: dict[str, float]
 
-    def detect(self, pictures: list[Image]) -> list[list[Detection]]: ...
+    def detect(self, images: list[Image]) -> list[list[Detection]]: ...

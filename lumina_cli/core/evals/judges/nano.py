@@ -1,4 +1,4 @@
-"""The judge of the nano world: its own small detector, trained on renders apart from the model's."""
+"""The judge of the nano world: a small detector, trained on other renders than the model."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from lumina_cli.core.nano.scene import KINDS, TINTS
 from lumina_cli.core.registry import ASSETS
 
 SHIPPED = ASSETS / "nano" / "detector"
-THRESHOLDS = {"default": 0.3, "counting": 0.9}  # GenEval's, where a detector brings none of its own
+THRESHOLDS = {"default": 0.3, "counting": 0.9}  # GenEval's, for a detector without calibrated ones
 
 
 class NanoJudge:
-    """Sees the sixteen nano kinds in ten tints; thresholds are those calibrated with its detector.
+    """Detector of the sixteen nano kinds in ten tints, with the thresholds calibrated in its training.
 
-    `ceiling` is how well the detector read true renders when it was trained.
+    `ceiling` is the score of the detector on true renders, measured when it was trained.
     """
 
     name = "nano"
@@ -27,6 +27,6 @@ class NanoJudge:
         self.thresholds = THRESHOLDS | self.detector.thresholds
         self.ceiling = self.detector.ceiling
 
-    def detect(self, pictures: list[Image]) -> list[list[Detection]]:
-        """Return what is seen in each picture."""
-        return self.detector.detect(pictures)
+    def detect(self, images: list[Image]) -> list[list[Detection]]:
+        """Return the detections of each image."""
+        return self.detector.detect(images)
