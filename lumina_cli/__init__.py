@@ -4,7 +4,19 @@ __version__ = "0.1.0"
 
 
 def load(model: str = "auto", **settings):
-    """Return a pipeline that draws: `load("nano")("a red car left of a blue ball", seed=7)` -> PIL images."""
+    """Load a model and return a pipeline that generates images.
+
+    `load("nano")("a red car left of a blue ball", seed=7)` returns a list of PIL images.
+
+        model      nano, lumina-image-2, auto, a model or run folder, or a hub id
+        settings   device: "cpu", "cuda"... (default: a GPU if there is one); dtype: of the network (default:
+                   float32 for a small network, else bfloat16 if the device supports it)
+        returns    a `Pipeline`
+
+    Raises:
+        UsageError: if `model` is not a known name, a folder or a hub id.
+        LuminaError: if a component of the model is missing, damaged or does not fit the others.
+    """
     from lumina_cli.core.sampling import load_pipeline
 
     return load_pipeline(model, **settings)

@@ -202,8 +202,8 @@ def entry(target: str) -> Iterator[str]:
     if dataclasses.is_dataclass(value):
         fields, rest = fields_table(value)
         yield block(head, "python")
-        yield from render("\n\n".join("\n".join(lines) for lines in rest))
-        yield fields
+        blocks = list(render("\n\n".join("\n".join(lines) for lines in rest)))
+        yield from [*blocks[:1], fields, *blocks[1:]]
         return
     if inspect.isclass(value) and path == "Pipeline":
         yield block(head, "python")

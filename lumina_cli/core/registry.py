@@ -28,7 +28,11 @@ class Registry(dict[str, str]):
         self.kind = kind
 
     def load(self, name: str) -> Any:
-        """Import and return what `name` stands for; an unknown name raises UsageError with the known ones."""
+        """Import and return the object that `name` refers to.
+
+        Raises:
+            UsageError: if the registry does not contain `name`; the message lists the known names.
+        """
         if name not in self:
             hint = did_you_mean(name, self) or f"; choose from {', '.join(self)}"
             raise UsageError(f"unknown {self.kind} {name!r}{hint}")

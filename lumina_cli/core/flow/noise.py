@@ -12,8 +12,12 @@ WORD = 2**64
 def draw_noise(seed: int, index: int, shape: Sequence[int]) -> Tensor:
     """Return standard normal noise of `shape`, float32 on the CPU, from a counter keyed by (seed, index).
 
-    Any integers do, negative ones too. The numbers are made in float64 and rounded once, so that the last bit
-    of a processor's logarithm does not show.
+        seed      any integer
+        index     number of the image under this seed; any integer
+        shape     of one image's latents: (C, H, W)
+
+    The values are computed in float64 and rounded once, so that they do not depend on the last bit of a
+    processor's logarithm.
     """
     key = np.array([seed % WORD, index % WORD], dtype=np.uint64)
     normal = np.random.Generator(np.random.Philox(key=key)).standard_normal(tuple(shape))

@@ -31,29 +31,30 @@ UNITS = ("time", "steps", "sigma")
 
 @dataclass(frozen=True)
 class Plan:
-    """How to draw: solver, number of steps and their times, guidance.
+    """Sampling settings: the solver, its steps and their times, and guidance.
 
-        solver        a key of SOLVERS
-        steps         intervals between times; `calls_per_step` says how often the network is called in each
-        shift         spends more steps near the noise; 1 spreads them evenly
-        guidance      how far to move away from the velocity without a caption; 1 stays at the caption's own
-        guide_until   guidance runs to here, exclusive; 1 is to the end, 0 never
-        renorm        a guided velocity may be this many times as large as the caption's own; "row" makes each
-                      row of its latents as large as the caption's; None is no limit
-        guide         how the velocities with and without a caption are put together: one of GUIDES
-        guide_from    guidance runs from here
-        guide_unit    what guide_from and guide_until count: "time", from noise to data; "steps", as shares
-                      of them, a step with all its calls; "sigma", 1 - time: guidance runs while guide_from
-                      <= sigma < guide_until
-        parallel      of "apg": share of the push along the predicted data that is kept
-        momentum      of "apg": share of the last push that is added
-        push_limit    of "apg": largest norm of the push; None is no limit
-        cache         leaves out main layers where calls are alike: "tea:0.2" and "first:0.1" up to a
-                      threshold, "error:0.05" as far as the latents' error was measured to stay within; None
-                      never does
-        renorm_of     what renorm compares: the "velocity", or the "data" that it leads to
+        solver        a name in SOLVERS
+        steps         intervals between times; `calls_per_step` network calls in each
+        shift         time shift: above 1 puts more steps near the noise, 1 spaces them evenly
+        guidance      classifier-free guidance scale; 1 disables guidance
+        guide_until   guidance stops here, exclusive; 1: never, 0: no guidance
+        renorm        largest norm of a guided velocity, as a multiple of the conditional one; "row": each row
+                      of the latents gets the norm of the conditional one; None: no limit
+        guide         guidance method: cfg, apg (adaptive projected guidance) or cfg-zero (CFG-Zero*)
+        guide_from    guidance starts here
+        guide_unit    unit of guide_from and guide_until: "time", from noise to data; "steps", a fraction of
+                      the steps, each with all its calls; "sigma", 1 - time: guide_from <= sigma < guide_until
+        parallel      for apg: fraction kept of the guidance update parallel to the predicted data
+        momentum      for apg: fraction of the previous update that is added
+        push_limit    for apg: largest norm of the update; None: no limit
+        cache         layer cache: "tea:0.2" and "first:0.1" skip main layers below a threshold, "error:0.05"
+                      up to a measured error of the latents; None: off
+        renorm_of     what renorm compares: the "velocity", or the "data" it predicts
 
-    Raises UsageError for a value that cannot be. Source: Lumina-Image 2.0, CFG-Trunc; arXiv 2404.07724.
+    Raises:
+        UsageError: if a value is invalid; the message names the setting and its valid values.
+
+    Source: Lumina-Image 2.0, CFG-Renorm and CFG-Trunc; guidance intervals: arXiv 2404.07724.
     """
 
     solver: str = "midpoint"

@@ -13,11 +13,25 @@ from lumina_cli.core.registry import did_you_mean
 
 @dataclass(frozen=True)
 class NextDiTConfig:
-    """Everything that decides the shapes of a Next-DiT.
+    """Shapes of a Next-DiT.
 
-    `ffn_dim` None means `multiple_of * ceil(4 * dim / multiple_of)`; `sample_size` is the latent side that
-    the model draws when nobody asks for a size (it changes no weight). Raises ValueError where a field cannot
-    be or parts misfit.
+        dim                  width of the residual stream
+        num_layers           blocks over the joint sequence of text and image tokens
+        num_heads            attention heads for queries
+        num_kv_heads         attention heads for keys and values; divides num_heads
+        text_dim             width of the text features
+        axes_dim             parts of head_dim rotated by text position, row and column; their sum is head_dim
+        axes_len             number of positions on each axis
+        num_refiner_layers   blocks of the noise refiner, and of the context refiner
+        multiple_of          divisor of the feed-forward width
+        ffn_dim              feed-forward width; None: multiple_of * ceil(4 * dim / multiple_of)
+        in_channels          latent channels
+        patch_size           side of a patch in latent pixels
+        norm_eps             epsilon of the RMS norms
+        sample_size          default latent side when generating; it does not change the weights
+
+    Raises:
+        ValueError: if a field is invalid or the fields do not fit together.
     """
 
     dim: int
@@ -73,7 +87,11 @@ class NextDiTConfig:
 
     @classmethod
     def named(cls, name: str) -> NextDiTConfig:
-        """The published size called `name`; UsageError lists the names there are."""
+        """Return the published size called `name`: nano, lumina-image-2, lumina-image-2-3b, -4b or -7b.
+
+        Raises:
+            UsageError: if no size has that name; the message lists the names.
+        """
         if name not in NAMED:
             hint = did_you_mean(name, NAMED) or f"; choose from {', '.join(NAMED)}"
             raise UsageError(f"unknown model size {name!r}{hint}")

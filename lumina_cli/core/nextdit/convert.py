@@ -76,18 +76,40 @@ PARTS = ("attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight")
 
 
 def from_official(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
-    """Official names to ours."""
+    """Rename official weights to ours and drop the unused `norm_final.weight`.
+
+        state_dict   name -> tensor, in the official names
+        config       if given, the result is checked against its shapes
+        returns      name -> tensor, for `NextDiT.load_state_dict`
+
+    Raises:
+        LuminaError: if the result does not fit `config`.
+    """
     return checked({name: tensor for name, tensor in state_dict.items() if name != UNUSED}, config)
 
 
 def to_official(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
-    """Our names to the official ones, with the unused norm back as ones."""
+    """Rename our weights to the official names; the unused `norm_final.weight` is written as ones.
+
+        state_dict   name -> tensor, as `NextDiT.state_dict` returns them
+        config       if given, `state_dict` is checked against its shapes
+
+    Raises:
+        LuminaError: if `state_dict` is incomplete or does not fit `config`.
+    """
     norm = require(checked(state_dict, config), "layers.0.attention_norm1.weight")
     return {**state_dict, UNUSED: torch.ones_like(norm)}
 
 
 def from_comfyui(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
-    """ComfyUI names to ours; the other networks of an all-in-one file are left out."""
+    """Rename ComfyUI weights to ours; the other networks of an all-in-one file are left out.
+
+        state_dict   name -> tensor, with the prefix `model.diffusion_model.`
+        config       if given, the result is checked against its shapes
+
+    Raises:
+        LuminaError: if the result does not fit `config`.
+    """
     start = len(COMFYUI_PREFIX)
     return from_official(
         {k[start:]: v for k, v in state_dict.items() if k.startswith(COMFYUI_PREFIX)}, config
@@ -95,12 +117,26 @@ def from_comfyui(state_dict: Weights, config: NextDiTConfig | None = None) -> We
 
 
 def to_comfyui(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
-    """Our names to ComfyUI's."""
+    """Rename our weights to ComfyUI's names: the official ones with a prefix.
+
+        state_dict   name -> tensor, as `NextDiT.state_dict` returns them
+        config       if given, `state_dict` is checked against its shapes
+
+    Raises:
+        LuminaError: if `state_dict` is incomplete or does not fit `config`.
+    """
     return {COMFYUI_PREFIX + name: tensor for name, tensor in to_official(state_dict, config).items()}
 
 
 def from_diffusers(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
-    """diffusers names to ours: q, k and v become one matrix; LuminaError where one of them is missing."""
+    """Rename diffusers weights to ours; q, k and v are joined into one matrix.
+
+        state_dict   name -> tensor, of a `Lumina2Transformer2DModel`
+        config       if given, the result is checked against its shapes
+
+    Raises:
+        LuminaError: if one of q, k and v is missing, or if the result does not fit `config`.
+    """
     ours = {}
     for name, tensor in state_dict.items():
         if not name.endswith(PARTS):
@@ -113,7 +149,14 @@ def from_diffusers(state_dict: Weights, config: NextDiTConfig | None = None) -> 
 
 
 def to_diffusers(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
-    """Our names to diffusers'; LuminaError where a fused matrix cannot be split."""
+    """Rename our weights to diffusers' names; the fused matrix is split into q, k and v.
+
+        state_dict   name -> tensor, as `NextDiT.state_dict` returns them
+        config       if given, `state_dict` is checked against its shapes
+
+    Raises:
+        LuminaError: if a fused matrix cannot be split, or if `state_dict` does not fit `config`.
+    """
     theirs = {}
     for name, tensor in checked(state_dict, config).items():
         if name.endswith(QKV):
@@ -184,7 +227,11 @@ DIALECTS: dict[str, tuple[Converter, Converter]] = {
 
 
 def detect_dialect(state_dict: Weights) -> str:
-    """Which key of DIALECTS the names speak; LuminaError where they belong to another network."""
+    """Return the dialect of the tensor names: lumina, official, diffusers or comfyui.
+
+    Raises:
+        LuminaError: if the names belong to another network.
+    """
     if any(name.startswith(COMFYUI_PREFIX + "cap_embedder.") for name in state_dict):
         return "comfyui"
     if any(name.startswith("time_caption_embed.") for name in state_dict):
@@ -198,7 +245,11 @@ def detect_dialect(state_dict: Weights) -> str:
 
 
 def from_any(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
-    """Weights of whatever dialect to ours."""
+    """Rename weights of any dialect to ours; see `detect_dialect`.
+
+    Raises:
+        LuminaError: if the names belong to another network, or if the weights do not fit `config`.
+    """
     return DIALECTS[detect_dialect(state_dict)][0](state_dict, config)
 
 
@@ -210,9 +261,14 @@ def to_dialect(state_dict: Weights, dialect: str, config: NextDiTConfig | None =
 def load_transformer(
     folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> NextDiT:
-    """The network of a diffusers `transformer/` folder: config.json and weights, whole or in indexed parts.
+    """Load the network of a diffusers `transformer/` folder: config.json and weights, in one file or sharded.
 
-    `dtype` None keeps the dtype of the file. LuminaError, one line, where a file is missing, broken or unfit.
+        folder    the folder
+        dtype     of the loaded weights; None: as stored
+        device    of the loaded weights; None: the CPU
+
+    Raises:
+        LuminaError: if a file is missing or damaged, or if the weights do not fit the config.
     """
     folder = Path(folder)
     config = config_from_diffusers(read_json(folder / "config.json"))
@@ -224,9 +280,14 @@ def load_transformer(
 
 
 def save_transformer(model: NextDiT, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a diffusers `transformer/` folder; the weights appear under their name when they are whole.
+    """Write a diffusers `transformer/` folder; the weight file gets its name when it is complete.
 
-    `dtype` None keeps the dtype of the model. LuminaError where the disk refuses.
+        model     the network
+        folder    the folder, created if needed
+        dtype     of the written weights; None: that of the model
+
+    Raises:
+        LuminaError: if a file cannot be written.
     """
     folder = Path(folder)
     tensors = {name: tensor.to(dtype=dtype or tensor.dtype) for name, tensor in model.state_dict().items()}

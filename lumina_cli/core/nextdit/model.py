@@ -38,9 +38,14 @@ class NextDiT(nn.Module):
     """The velocity network of Lumina-Image 2.0.
 
     Parameter names are the published ones, without the `norm_final` that no forward pass reads. The residual
-    stream has the dtype of the weights, so autocast does not round it. Set `checkpointing` to recompute the
-    main layers in the backward pass instead of keeping what is inside them. Without gradients, `kernel` is
-    the attention to call (`kernels.choice`), and `fused` compiles what lies between matrix products.
+    stream has the dtype of the weights, so autocast does not round it.
+
+        config          the shapes
+        checkpointing   recompute the main layers in the backward pass (gradient checkpointing)
+        kernel          attention implementation without gradients: a name of `kernels.dispatch`, or auto
+        fused           without gradients, compile the elementwise operations between matmuls
+
+    Source: Lumina-Image 2.0, "Unified Next-DiT".
     """
 
     def __init__(self, config: NextDiTConfig):
@@ -91,21 +96,24 @@ class NextDiT(nn.Module):
     ) -> Tensor | list[Tensor]:
         """Predict the velocity of noisy latents, given a caption.
 
-        B pictures, M text tokens, C channels, H W latent size, T text width.
+        B images, M text tokens, C channels, H W latent size, T text width.
 
             latents    (B, C, H, W)   at time t; or a list of (C, H, W) of mixed sizes
             t          (B,)           0 is noise, 1 is data
-            text       (B, M, T)      features of the text encoder; or what `encode_text` made of them. They
-                                      may be kB captions: all pictures with the first B, with the next B...
+            text       (B, M, T)      features of the text encoder, or the result of `encode_text`. With kB
+                                      captions: all images with the first B, then with the next B...
             text_mask  (B, M)         True where a token is real; real tokens come first; None: all are real
-            through    called in place of the main layers, without gradients only: from a MainStage to the
-                       image tokens of each row, as its `run` returns them
-            returns    like latents   data - noise; k times as many for kB captions
+            through    replaces the main layers, without gradients only: maps a LayerStack to the image tokens
+                       of each batch entry, as its `run` returns them
+            returns    like latents   data - noise; k times as many entries for kB captions
 
-        Without gradients and autocast, rows of any lengths are packed without padding (`packed.py`).
+        Without gradients and autocast, batch entries of any length are packed without padding (`packed/`).
 
-        Raises ValueError where H or W is not a multiple of the patch size or leaves the position table, where
-        a caption has more tokens than the table holds, and where the batch sizes differ.
+        Raises:
+            ValueError: if H or W is not a multiple of the patch size or exceeds the position table, if a
+                caption has more tokens than the table, or if the batch sizes differ.
+
+        Source: Lumina-Image 2.0, "Unified Next-DiT".
         """
         check_images([tuple(picture.shape) for picture in latents], self.config)
         if not isinstance(text, EncodedText):
@@ -135,9 +143,14 @@ class NextDiT(nn.Module):
         ]
 
     def encode_text(self, text: Tensor, text_mask: Tensor | None = None) -> EncodedText:
-        """Embed and refine captions (B, M, T): the part that does not depend on time, once per prompt.
+        """Embed and refine captions: the part of the network that does not depend on time, once per prompt.
 
-        Raises ValueError where a caption is empty or too long, or real tokens do not come first.
+            text        (B, M, T)   features of the text encoder
+            text_mask   (B, M)      True where a token is real; real tokens come first; None: all are real
+            returns     EncodedText, which `forward` takes instead of features
+
+        Raises:
+            ValueError: if a caption is empty or too long, or if padding precedes a real token.
         """
         lengths = text_lengths(text, text_mask, self.config)
         text = text[:, : max(lengths)].to(self.dtype)

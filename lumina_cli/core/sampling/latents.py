@@ -35,23 +35,26 @@ def draw_latents(
     on_step: Callable[[int, Tensor], None] | None = None,
     cache: LayerCache | None = None,
 ) -> Tensor:
-    """Draw a batch of latents, float32.
+    """Integrate the flow from noise to latents, float32.
 
-    B pictures, M text tokens, C channels, H W latent size, T text width.
+    B images, M text tokens, C channels, H W latent size, T text width.
 
-        model      (latents, t (B,), text, text_mask) -> velocity; `NextDiT` or anything like it;
-                   what has an `encode_text` reads the captions once a draw, not once a step
-        noise      (B, C, H, W)   the state at time 0
-        text       (B, M, T)      features of the captions; the network sees latents of the same dtype
-        text_mask  (B, M)         True where a token is real, real ones first; None: all are
-        null_text  (B or 1, N, T) features of the empty caption, for guidance; N need not be M
-        null_mask  (B or 1, N)
-        on_step    called as on_step(steps done, latents) after every step
-        cache      what `plan.cache` asks for, if that needs a fit; afterwards it can report
+        model      a `NextDiT`, or any callable (latents, t, text, text_mask) -> velocity; if it has
+                   an `encode_text`, captions are encoded once, not once per step
+        noise      (B, C, H, W)   standard normal noise: the state at time 0
+        text       (B, M, T)      features of the captions; the network gets latents of the same dtype
+        text_mask  (B, M)         True where a token is real; real tokens come first; None: all are real
+        null_text  (B or 1, N, T)   features of the empty caption, for guidance; N may differ from M
+        null_mask  (B or 1, N)   mask of null_text
+        on_step    called as on_step(steps done, latents) after each step
+        cache      the layer cache of `plan.cache`, if it needs a fit; afterwards it can report
+        returns    (B, C, H, W)   the state at time 1
 
-    Raises NotNumbers at the first call after which a picture is no number any more. The state stays float32
-    whatever the network computes in. While guidance runs, the rows with and without a
-    caption share one call of 2B rows.
+    The state stays float32, whatever dtype the network computes in. While guidance runs, both guidance
+    branches share one call of 2B batch entries.
+
+    Raises:
+        NonFiniteLatents: at the first call that produces NaN or infinity.
     """
     if plan.cache is not None:
         model = Through(model, (cache or LayerCache(plan)).start(len(noise)))

@@ -39,15 +39,18 @@ class Budget(Protocol):
 
 
 class Pipeline(ModelFolder):
-    """The parts of a model folder, ready to draw.
+    """A loaded model folder: the components that turn prompts into images.
 
-    transformer, text, vae   the network, the text encoder, the autoencoder
-    features                 what the text encoder made of the last strings
-    room                     keeps the parts within a budget of memory, if there is one
-    cache                    what left out main layers in the last draw, if its plan asked for that
-    base_weights             the fingerprint of the model's folder; `weights` also holds what was `changed`
-    loras, quantize          what was done to the weights after they were read
-    note                     told, once each, lines on how pictures are drawn
+    transformer     the velocity network, a `NextDiT`
+    text            the text encoder
+    vae             the autoencoder
+    features        cache of the latest text features
+    room            memory manager, if a memory budget is set
+    cache           layer cache of the latest call, if its plan has one
+    base_weights    fingerprint of the model folder; `weights` also covers LoRAs and quantization
+    loras           LoRAs merged into the transformer
+    quantize        quantization of the transformer
+    note            called with each message about how images are generated, once per message
     """
 
     def __init__(self, choice: ModelChoice, transformer: NextDiT, text: TextEncoder, vae: Autoencoder):
@@ -103,11 +106,21 @@ class Pipeline(ModelFolder):
         preset: str | Path | None = None,
         **settings,
     ) -> list[Image.Image]:
-        """Draw `count` pictures for every prompt; `settings` change the plan: steps=8, solver="euler"...
+        """Generate `count` images for every prompt.
 
-        `size` is (width, height), "WIDTHxHEIGHT", "16:9" or one number for a square; without it the model's
-        own. An empty prompt draws whatever the system prompt alone asks for; as a row of `draw_rows` it is an
-        error.
+            prompt     one prompt or a list of prompts; an empty one generates from the system prompt
+            seed       any integer; an image depends on the seed, its number and its size, not on the batch
+            count      images per prompt
+            size       (width, height), "WIDTHxHEIGHT", "16:9" or one number for a square; None: model default
+            system     system prompt, by name or as text
+            negative   negative prompt
+            preset     official, diffusers, comfyui, fast or a YAML file; None: the model's own plan
+            settings   fields of `Plan` to change, such as steps=8 or solver="euler"; calls=N sets a budget
+            returns    PIL images: all images of the first prompt, then of the second...
+
+        Raises:
+            UsageError: if a setting or the size is invalid.
+            LuminaError: if the latents contain NaN or infinity; the message names the call.
         """
         wish = SamplingRequest(seed, count, size, settings, preset, system, negative)
         setup, sides = wish.resolve(self), self.size_for(size)
