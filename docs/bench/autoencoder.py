@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lumina_cli.core.nano.renderer import render
+from lumina_cli.core.nano.rendering.renderer import render
 from lumina_cli.core.nano.scene import draw_scene
 from lumina_cli.core.sampling import load_pipeline
 

@@ -14,7 +14,7 @@ from lumina_cli.core.evals.geneval.layout import ImageGenerator, generate_images
 from lumina_cli.core.evals.geneval.prompts import POSITIONS, TAGS, nano_prompts, official_prompts
 from lumina_cli.core.evals.geneval.rules import GenEval, check, group_detections, overlap, relations
 from lumina_cli.core.evals.report import Gate, compare, summary_table, write_scores
-from lumina_cli.core.nano.renderer import render
+from lumina_cli.core.nano.rendering.renderer import render
 from lumina_cli.core.nano.scene import KINDS, TINTS, Scene, held_out_pairs, held_out_triples
 from lumina_cli.core.registry import JUDGES
 from lumina_cli.core.weights.fingerprint import fingerprint

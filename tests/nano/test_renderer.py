@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from lumina_cli.core.nano.dataset import bounding_boxes, render_images
-from lumina_cli.core.nano.renderer import FAR, project, render
+from lumina_cli.core.nano.rendering.renderer import FAR, project, render
+from lumina_cli.core.nano.rendering.shapes import SHAPES, TINT_COLOURS, distance
 from lumina_cli.core.nano.scene import (
     BACKDROPS,
     INVERSE,
@@ -26,7 +27,6 @@ from lumina_cli.core.nano.scene import (
     held_out_triples,
     is_held_out,
 )
-from lumina_cli.core.nano.shapes import SHAPES, TINT_COLOURS, distance
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "scenes.png"  # twelve scenes of 64 pixels, four a row
 

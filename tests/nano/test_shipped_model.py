@@ -16,7 +16,7 @@ from lumina_cli.core.evals.judges.nano import NanoJudge
 from lumina_cli.core.flow import Plan, draw_noise
 from lumina_cli.core.images.io import open_image
 from lumina_cli.core.models.locate import find_nano
-from lumina_cli.core.nano.renderer import render
+from lumina_cli.core.nano.rendering.renderer import render
 from lumina_cli.core.nano.scene import draw_scene
 from lumina_cli.core.sampling.pipeline import Job
 from lumina_cli.core.training.nano.autoencoder import UNSEEN, psnr, to_pixels

@@ -396,7 +396,7 @@ def test_damaged_parts(tiny_folder, tmp_path):
 
 @torch.no_grad()
 def test_tiles_leave_no_seams():
-    from lumina_cli.core.nano.renderer import render
+    from lumina_cli.core.nano.rendering.renderer import render
     from lumina_cli.core.nano.scene import draw_scene
 
     picture = np.array(render([draw_scene(3, 0)], 384)[0].image)

@@ -451,7 +451,7 @@ def test_nano_scenes_are_the_same_alone_and_in_workers(monkeypatch):
 
 
 def test_true_depth_and_masks_come_back(tmp_path):
-    from lumina_cli.core.nano.renderer import render
+    from lumina_cli.core.nano.rendering.renderer import render
     from lumina_cli.core.nano.scene import draw_scene
 
     write(read_source("nano:3?seed=2&size=32&truth=1"), tmp_path / "s")

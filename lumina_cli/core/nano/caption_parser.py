@@ -1,38 +1,47 @@
-"""Reads captions of nano scenes back: what they say is there, in five languages and at any level.
+"""Parser of captions of nano scenes: the facts that they state, in five languages and at any level.
 
-Objects, tints and numbers are found by their words, in whatever sentence they stand. Relations are found by
-the sentence frames of `frames.py`, filled with the objects found, so that a wording which no frame has is not
-understood: it counts as not said.
+Objects, tints and numbers are found by their words, in any sentence. Relations are found with the sentence
+templates of `templates.py`, filled with these objects; a relation in another wording is not recognized.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
 
-from lumina_cli.core.nano.lexicon import BACKDROP_WORDS, PHRASES, Chinese, Japanese
-from lumina_cli.core.nano.scene import BACKDROPS, INVERSE, KINDS, LIGHTS, TINTS, Scene
+from lumina_cli.core.nano.caption_patterns import (
+    SEPARATORS,
+    backdrop_patterns,
+    light_patterns,
+    noun_words,
+    number_words,
+    object_pattern,
+    tint_words,
+)
+from lumina_cli.core.nano.scene import INVERSE, LIGHTS, Scene
 from lumina_cli.core.nano.templates import RELATION_WORDS, SIDES, TEMPLATES
 
 Relation = tuple[str, str, str]  # kind, one of "left of", "above", "in front of", kind
-UPRIGHT = ("left of", "above", "in front of")  # the others are told as these, the other way round
-SEPARATORS = {"zh": "，", "ja": "、"}  # between tags; elsewhere ", "
-SLOT = "⟦{}⟧"  # stands for an object in a sentence that is matched with frames
-END = "⏎"  # stands for the end of a tag
-_ENDINGS = {"en": ("",), "zh": ("",), "ja": ("",), "de": ("", "e", "er", "es", "en", "em")}
-_RUSSIAN = "ый ий ой ая яя ое ее ого его ой ей ым им ом ых их ые ие"
+NORMAL_RELATIONS = (
+    "left of",
+    "above",
+    "in front of",
+)  # the others are converted to these
+SLOT = "⟦{}⟧"  # replaces an object in a sentence that is matched with templates
+END = "⏎"  # marks the end of a tag
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a caption says, or what is true of a scene.
+    """The facts that a caption states, or that are true for a scene.
 
-    kinds      what is there
+    kinds      the objects
     tints      (kind, tint) pairs
     counts     (kind, number) pairs
-    relations  see Relation
-    backdrop   its name, or None where it is not said; so `light`, the side that it comes from
+    relations  see `Relation`
+    backdrop   its name, or None if it is not stated
+    light      the side that the light comes from, or None if it is not stated
     """
 
     kinds: frozenset[str]
@@ -47,44 +56,44 @@ class Facts:
 class _Mention:
     kind: str
     tint: str | None
-    number: int | None  # None: not said
+    number: int | None  # None: not stated
 
 
 def parse_caption(caption: str, language: str) -> Facts:
-    """Return what a caption in one of the five languages says."""
+    """Return the facts that a caption in one of the five languages states."""
     text = caption.lower()
-    told, mentions = _mentions(text, language)
+    text, mentions = _mentions(text, language)
     return Facts(
         frozenset(mention.kind for mention in mentions),
         frozenset((mention.kind, mention.tint) for mention in mentions if mention.tint),
         frozenset(_counts(mentions)),
-        frozenset(_relations(told, mentions, language)),
-        _first(_backdrops(language), text),
-        _first(_lights(language), text),
+        frozenset(_relations(text, mentions, language)),
+        _first(backdrop_patterns(language), text),
+        _first(light_patterns(language), text),
     )
 
 
 def order_of(caption: str, language: str) -> list[str]:
-    """Return the kinds that a caption names, each once, in the order in which it names them."""
+    """Return the kinds of a caption in the order of their first mention."""
     return list(dict.fromkeys(mention.kind for mention in _mentions(caption.lower(), language)[1]))
 
 
 def _mentions(text: str, language: str) -> tuple[str, list[_Mention]]:
-    """Return a text with a slot in the place of each object, and the objects."""
+    """Replace each object of a text by a slot; return the text and the objects."""
     mentions: list[_Mention] = []
 
     def note(found: re.Match) -> str:
         words = {name: word for name, word in found.groupdict().items() if word}
-        number = next((_numbers(language)[w] for n, w in words.items() if n.startswith("number")), None)
-        tint = _tints(language).get(words.get("tint", ""))
-        mentions.append(_Mention(_nouns(language)[words["noun"]], tint, number))
+        number = next((number_words(language)[w] for n, w in words.items() if n.startswith("number")), None)
+        tint = tint_words(language).get(words.get("tint", ""))
+        mentions.append(_Mention(noun_words(language)[words["noun"]], tint, number))
         return SLOT.format(len(mentions) - 1)
 
-    return _phrase(language).sub(note, text), mentions
+    return object_pattern(language).sub(note, text), mentions
 
 
 def facts_of(scene: Scene) -> Facts:
-    """Return all that is true of a scene; its relations are those that a caption may name."""
+    """Return all facts of a scene; its relations are those that a caption may state."""
     kinds = [thing.kind for thing in scene.things]
     return Facts(
         frozenset(kinds),
@@ -97,10 +106,10 @@ def facts_of(scene: Scene) -> Facts:
 
 
 def main_relations(scene: Scene, level: str) -> frozenset[Relation]:
-    """Return the relations that a caption of a level should name; only the detailed one tells every row."""
+    """Return the relations that a caption of a level should state; only "detailed" lists whole rows."""
     if scene.relation is not None:
         a, b = scene.things
-        return frozenset([_upright(a.kind, scene.relation, b.kind)])
+        return frozenset([_normalize(a.kind, scene.relation, b.kind)])
     if level != "detailed" or scene.layout not in ("pair", "group"):
         return frozenset()
     kinds = [thing.kind for thing in scene.things]
@@ -116,24 +125,24 @@ def _true_relations(scene: Scene) -> Iterator[Relation]:
                 yield a.kind, "left of", b.kind
 
 
-def _upright(a: str, relation: str, b: str) -> Relation:
-    return (a, relation, b) if relation in UPRIGHT else (b, INVERSE[relation], a)
+def _normalize(a: str, relation: str, b: str) -> Relation:
+    return (a, relation, b) if relation in NORMAL_RELATIONS else (b, INVERSE[relation], a)
 
 
 def _counts(mentions: list[_Mention]) -> Iterator[tuple[str, int]]:
-    """One of each kind unless a number is said; kinds in several tints are as many."""
+    """Yield (kind, number): the stated number or 1, and at least the number of tints of the kind."""
     for kind in {mention.kind for mention in mentions}:
         same = [mention for mention in mentions if mention.kind == kind]
-        said = max((mention.number or 1) for mention in same)
-        yield kind, max(said, len({mention.tint for mention in same if mention.tint}))
+        stated = max((mention.number or 1) for mention in same)
+        yield kind, max(stated, len({mention.tint for mention in same if mention.tint}))
 
 
-def _relations(told: str, mentions: list[_Mention], language: str) -> Iterator[Relation]:
-    """Match frames with a text whose objects are slots, the longest first, none over another."""
-    taken = [False] * len(told)
+def _relations(text: str, mentions: list[_Mention], language: str) -> Iterator[Relation]:
+    """Match templates with a text whose objects are slots: the longest first, without overlaps."""
+    taken = [False] * len(text)
     found = []
     for pattern, claims in _patterns(language):
-        for match in pattern.finditer(told):
+        for match in pattern.finditer(text):
             if not any(taken[match.start() : match.end()]):
                 taken[match.start() : match.end()] = [True] * (match.end() - match.start())
                 found.append((match, claims))
@@ -146,18 +155,18 @@ def _relations(told: str, mentions: list[_Mention], language: str) -> Iterator[R
                 continue
             other = next(iter(others)) if b == "other" else named[b]
             if named[a] != other:
-                yield _upright(named[a], relation, other)
+                yield _normalize(named[a], relation, other)
 
 
 @cache
 def _patterns(language: str) -> list[tuple[re.Pattern, list[tuple[str, str, str]]]]:
-    """Every way to tell relations: a pattern over slots, and what it claims of its slots; longest first."""
+    """Return a pattern over slots for each wording of a relation, with its claims; longest first."""
     claims = {}
-    for frame, said in _parse_attributes(language):
-        claims.setdefault(frame.lower(), said)
+    for template, stated in _relation_templates(language):
+        claims.setdefault(template.lower(), stated)
     found = []
-    for frame, said in sorted(claims.items(), key=lambda item: -len(item[0])):
-        parts = re.split(r"(⟦\w+⟧)", frame)
+    for template, stated in sorted(claims.items(), key=lambda item: -len(item[0])):
+        parts = re.split(r"(⟦\w+⟧)", template)
         seen: set[str] = set()
         pattern = ""
         for part in parts:
@@ -171,12 +180,12 @@ def _patterns(language: str) -> list[tuple[re.Pattern, list[tuple[str, str, str]
                 pattern += rf"⟦(?P<{name}>\d+)⟧"
         pattern = pattern.replace(END, "(?![^,，、])")
         pattern = rf"(?<!\w){pattern}(?!\w)" if language not in SEPARATORS else pattern
-        found.append((re.compile(pattern), said))
+        found.append((re.compile(pattern), stated))
     return found
 
 
 class _Name(str):
-    """A slot for an object: the same whatever form a frame asks for."""
+    """A slot for an object; it ignores the grammatical form that a template requests."""
 
     def __format__(self, form: str) -> str:
         return SLOT.format(str(self))
@@ -185,123 +194,37 @@ class _Name(str):
 _A, _B, _C = (_Name(name) for name in "abc")
 
 
-def _parse_attributes(language: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
-    """Frames with slots ⟦a⟧ ⟦b⟧ ⟦c⟧ for the objects, each with what it claims."""
-    frames, words = TEMPLATES[language], RELATION_WORDS[language]
+def _relation_templates(language: str) -> Iterator[tuple[str, list[tuple[str, str, str]]]]:
+    """Yield each template with slots ⟦a⟧ ⟦b⟧ ⟦c⟧ for the objects, and the relations that it claims."""
+    templates, words = TEMPLATES[language], RELATION_WORDS[language]
     row = [("a", "left of", "b"), ("b", "left of", "c")]
     for key in ("row", "row photo", "place three"):
-        for frame in frames[key]:
-            if SIDES[language]["left"][0] in frame:  # "b between a and c" says not which is where
-                yield frame.format(a=_A, b=_B, c=_C), row
+        for template in templates[key]:
+            if SIDES[language]["left"][0] in template:  # "b between a and c" does not state the sides
+                yield template.format(a=_A, b=_B, c=_C), row
     for relation, (ways, adverb, here, tag) in words.items():
         claim = [("a", relation, "b")]
         there, other_tag = words[INVERSE[relation]][2:]
         for key in ("relation", "relation photo", "place two"):
-            for frame, way in product(frames[key], ways):
-                yield frame.format(a=_A, b=_B, p=way.format(b=_B), adv=adverb, here=here, there=there), claim
+            for template, way in product(templates[key], ways):
+                yield (
+                    template.format(a=_A, b=_B, p=way.format(b=_B), adv=adverb, here=here, there=there),
+                    claim,
+                )
         comma = SEPARATORS.get(language, ", ")
-        for one, two in product(frames["side tag"], repeat=2):
+        for one, two in product(templates["side tag"], repeat=2):
             yield f"{one.format(a=_A, here=tag)}{comma}{two.format(a=_B, here=other_tag)}", claim
             yield f"{one.format(a=_A, here=here)}{comma}{two.format(a=_B, here=there)}", claim
         yield f"{_A:}{comma}{_B:}{comma}{tag}{END}", claim
     for side in LIGHTS:
         word, further = SIDES[language][side]
         claim = [("a", "in front of", "other"), ("a", f"{side} of", "other")]
-        for frame in frames["place depth"]:
-            yield frame.format(a=_A, side=word, further=further), claim
-
-
-@cache
-def _lights(language: str) -> list[tuple[str, re.Pattern]]:
-    frames, sides = TEMPLATES[language]["light"] + TEMPLATES[language]["light tag"], SIDES[language]
-    return [(side, _either([f.format(side=sides[side][0]) for f in frames], "")) for side in LIGHTS]
-
-
-@cache
-def _backdrops(language: str) -> list[tuple[str, re.Pattern]]:
-    """The words of each backdrop, in every form; whole words, so that "blue" is no "pale blue"."""
-    edge = "" if language in SEPARATORS else r"\b"
-    return [(name, _either(_forms(BACKDROP_WORDS[language][name], language), edge)) for name in BACKDROPS]
+        for template in templates["place depth"]:
+            yield template.format(a=_A, side=word, further=further), claim
 
 
 def _first(patterns: list[tuple[str, re.Pattern]], text: str) -> str | None:
-    """The name of the pattern that is found first, the longer of two at one place."""
+    """Return the name of the first matching pattern; the longer one of two at the same position."""
     matches = [(pattern.search(text), name) for name, pattern in patterns]
     found = [(match.start(), -len(match[0]), name) for match, name in matches if match]
     return min(found)[2] if found else None
-
-
-def _either(words: Iterable[str], edge: str) -> re.Pattern:
-    return re.compile(edge + _choice(word.lower() for word in words) + edge)
-
-
-def _choice(words: Iterable[str]) -> str:
-    return "(?:" + "|".join(re.escape(word) for word in sorted(set(words), key=lambda w: (-len(w), w))) + ")"
-
-
-def _forms(stems: Iterable[str], language: str) -> list[str]:
-    """Adjectives in every form of a language."""
-    endings = _RUSSIAN.split() if language == "ru" else _ENDINGS[language]
-    return [stem + ending for stem in stems for ending in endings]
-
-
-@cache
-def _tints(language: str) -> dict[str, str]:
-    """Every form of every tint."""
-    phrase = PHRASES[language]
-    if language == "en":
-        return {tint: tint for tint in TINTS}
-    return {form: tint for tint in TINTS for form in _forms([phrase.TINTS[tint]], language)}
-
-
-@cache
-def _nouns(language: str) -> dict[str, str]:
-    """Every form of every noun."""
-    phrase, nouns = PHRASES[language], {}
-    for kind in KINDS:
-        if language == "en":
-            plural = phrase.PLURALS.get(kind, f"{kind}s")
-            forms = [kind, plural]
-        else:
-            forms = phrase.NOUNS[kind].split()[1:]
-        if language == "de":
-            forms += [form + ending for form in forms for ending in ("n", "en", "es", "s", "e")]
-        nouns |= {form.lower(): kind for form in forms}
-    return nouns
-
-
-@cache
-def _numbers(language: str) -> dict[str, int]:
-    words = {word: number for number, word in PHRASES[language].NUMBERS.items()}
-    more = {
-        "en": {"one": 1, "a": 1, "an": 1},
-        "de": {"eine": 1, "ein": 1, "einem": 1, "einer": 1},
-        "ru": {"две": 2, "один": 1, "одна": 1, "одно": 1},
-        "zh": {"二": 2},
-        "ja": {},
-    }[language]
-    return words | more | {str(number): number for number in range(1, 10)}
-
-
-@cache
-def _phrase(language: str) -> re.Pattern:
-    """What names an object: number, size and tint before the noun, each of them if said."""
-    tint, noun = (
-        f"(?P<{name}>{_choice(words(language))})" for name, words in (("tint", _tints), ("noun", _nouns))
-    )
-    number = _choice(_numbers(language))
-    if language == "zh":
-        counter = _choice(value.split()[0] for value in Chinese.NOUNS.values())
-        before, after = f"(?:(?P<number>{number}){counter})?", f"(?:，共(?P<number2>{number}){counter})?"
-        return re.compile(f"{before}(?:{tint}的?)?[小大]?{noun}{after}")
-    if language == "ja":
-        counter = _choice(value.split()[0] for value in Japanese.NOUNS.values())
-        before, after = f"(?:(?P<number>{number}){counter}の)?", f"(?:が(?P<number2>{number}){counter})?"
-        return re.compile(f"{before}(?:小さな|大きな)?{tint}?{noun}{after}")
-    size = {
-        "en": "(?:small|large) ",
-        "de": r"(?:klein|groß|gross)\w* ",
-        "ru": r"(?:маленьк|больш)\w+ ",
-    }[language]
-    the = {"en": "the ", "de": "(?:der|die|das|dem|den) ", "ru": "(?!)"}[language]
-    return re.compile(rf"\b(?:(?P<number>{number}) |{the})?(?:{size})?(?:{tint} )?{noun}\b")

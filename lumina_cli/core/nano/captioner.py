@@ -1,10 +1,7 @@
-"""The nano captioner's network and processor: LLaVA's architecture, small, as transformers opens it unaided.
+"""Network and processor of the nano captioner: a small LLaVA that transformers loads without custom code.
 
-A picture of 128 pixels becomes 64 tokens (LeViT: four strided convolutions, then attention), which a small
-Llama reads before the question. Every question that the captioner knows is one token of its own, so that a
-question costs no more to read than a word.
-
-B pictures, N image tokens (8 x 8, row by row), C their width.
+An image of 128 pixels becomes 64 tokens (LeViT: four strided convolutions, then attention), which precede the
+question in a small Llama. Each known question is a single token, which keeps the sequence short.
 """
 
 from collections.abc import Iterable
@@ -27,14 +24,14 @@ SIZE, PATCH = 128, 16  # pixels
 GRID = SIZE // PATCH
 IMAGE, ANSWER = "<image>", "<caption>"
 VISION, TEXT = 192, 192  # widths of the image tokens and of the text model
-# How it wants to be asked, for whoever opens the folder: by plain instructions, in its own languages.
+# Settings for callers, stored in config.json: plain instructions, in the five languages of nano.
 CAPTIONING = {
     "domain": "synthetic",
     "languages": list(LANGUAGES),
     "heeds_hints": False,
     "structured": None,
 }
-# Pictures come before the question, however the asker ordered them.
+# Images precede the question, regardless of their order in the message.
 TEMPLATE = (
     "{{ bos_token }}"
     "{% for message in messages %}{% if message['content'] is string %}{{ message['content'] | trim }}"
@@ -47,30 +44,30 @@ TEMPLATE = (
 
 
 def add_questions(tokenizer: Any, questions: Iterable[str]) -> None:
-    """Give the picture, the start of an answer and every question a token each.
+    """Add one token each for the image, the start of an answer, and every question.
 
-    So gets what every detailed caption says of its style, but for the first letter, which may be a capital.
+    The style sentences of detailed captions become tokens too, without their first letter, whose case varies.
     """
     styles = [sentence[1:] for frames in TEMPLATES.values() for sentence in frames["style"]]
     marks = [AddedToken(mark, normalized=False, special=True) for mark in (IMAGE, ANSWER)]
-    asked = [
+    texts = [
         AddedToken(text, normalized=False, special=False) for text in dict.fromkeys([*questions, *styles])
     ]
-    tokenizer.add_tokens(marks + asked)
+    tokenizer.add_tokens(marks + texts)
     tokenizer.padding_side = "left"
     tokenizer.model_max_length = 1024
 
 
 def build_processor(tokenizer: Any) -> LlavaProcessor:
-    """Return what turns pictures of any size and a talk into inputs; needs Pillow, not torchvision."""
-    pictures = CLIPImageProcessorPil(
+    """Return the processor of images (any size) and chat messages; uses Pillow, not torchvision."""
+    image_processor = CLIPImageProcessorPil(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
     )
     return LlavaProcessor(
-        pictures,
+        image_processor,
         tokenizer,
         patch_size=PATCH,
         vision_feature_select_strategy="full",
@@ -81,18 +78,18 @@ def build_processor(tokenizer: Any) -> LlavaProcessor:
 
 
 def build_captioner(tokenizer: Any, vision_layers: int, text_layers: int) -> LlavaForConditionalGeneration:
-    """Return an untrained captioner whose vocabulary is that of a tokenizer with its questions added."""
+    """Return an untrained captioner for a tokenizer to which `add_questions` was applied."""
     vision = LevitConfig(
         image_size=SIZE,
         patch_size=PATCH,
-        hidden_size=VISION,  # where LLaVA looks for it
+        hidden_size=VISION,  # LLaVA reads the width from here
         hidden_sizes=[VISION, VISION],
         num_attention_heads=[8],
         depths=[vision_layers],
         key_dim=[24],
         mlp_ratio=[2],
         attention_ratio=[2],
-        down_ops=[[""]],  # one stage: its 64 tokens are never thinned out
+        down_ops=[[""]],  # one stage, so the 64 tokens are never downsampled
     )
     text = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,7 +1,7 @@
-"""Captions of nano scenes in five languages and at four levels, and GenEval-style prompts in the same words.
+"""Captions of nano scenes in five languages and at four levels, and GenEval-style prompts.
 
-The same scene, language, level and seed give the same text on every machine. What a caption says is always
-true of the picture, but a short one may leave out tints or the relation, as the prompts of benchmarks do.
+Text is deterministic for a scene, language, level and seed. Captions are always true, but a short one may
+omit tints or the relation, as benchmark prompts do.
 """
 
 import random
@@ -22,13 +22,13 @@ INVERSES |= {b: a for a, b in INVERSES.items()}
 
 @dataclass(frozen=True)
 class Style:
-    """How often a level does what, as shares of 1, and whether it tells sizes.
+    """Probabilities of the wordings of a level, 0 to 1, and whether it states sizes.
 
-    photo           words the caption as that of a photo
-    tintless        leaves out the tints in what is no photo
-    tintless_photo  leaves them out in a photo: more often, since most GenEval prompts name no tint
-    stated          states the relation that the scene has
-    rendered        says in a detailed caption what kind of picture it is
+    photo           word the caption as "a photo of"
+    tintless        omit the tints, in other wordings
+    tintless_photo  omit the tints, in photo wordings: higher, as most GenEval prompts have no tint
+    stated          state the relation of the scene
+    rendered        state the style of the image, in a detailed caption
     """
 
     photo: float
@@ -44,18 +44,22 @@ STYLES = {
     "medium": Style(photo=0.15, tintless=0.0, tintless_photo=0.0, stated=0.9, sizes=True),
     "detailed": Style(photo=0.15, tintless=0.0, tintless_photo=0.0, stated=1.0, sizes=True),
 }
-INVERTED = 1 / 3  # of stated relations
-ONE_TINT = 0.03  # of captions of two things: only one tint is named
+INVERTED = 1 / 3  # probability that a stated relation is worded from the other object
+ONE_TINT = 0.03  # probability that a caption of two objects names only one tint
 
 
 def describe_scene(
     scene: Scene, language: str, level: str, seed: int = 0, styles: dict[str, Style] = STYLES
 ) -> str:
-    """Return a caption of a scene; raise UsageError for a language or level that does not exist."""
+    """Return a caption of a scene.
+
+    Raises:
+        UsageError: if the language or the level does not exist.
+    """
     _check("language", language, LANGUAGES)
     _check("level", level, LEVELS)
-    teller = _Teller(scene, language, random.Random(f"{seed}/{language}/{level}/{scene!r}"), styles)
-    return getattr(teller, level)()
+    writer = _CaptionWriter(scene, language, random.Random(f"{seed}/{language}/{level}/{scene!r}"), styles)
+    return getattr(writer, level)()
 
 
 def all_captions(scene: Scene, seed: int = 0) -> dict[str, dict[str, str]]:
@@ -75,15 +79,17 @@ def prompt_for(
 ) -> str:
     """Return the prompt of a GenEval task about (kind, tint or None) things.
 
-    In English it is GenEval's own sentence, elsewhere the natural counterpart that captions also use.
-    In "position" things[0] stands in `relation` to things[1]; in "counting" there are `count` of things[0].
-    Raises UsageError for unknown names and for arguments that do not fit the task.
+    In English this is GenEval's sentence, in other languages its natural counterpart, as used in captions.
+    In "position", things[0] is in `relation` to things[1]; "counting" requests `count` of things[0].
+
+    Raises:
+        UsageError: if a name is unknown, or an argument does not fit the task.
     """
     _check("task", task, TASKS)
     _check("language", language, LANGUAGES)
-    wanted = 2 if task in ("two_object", "position", "color_attr") else 1
-    if len(things) != wanted:
-        raise UsageError(f"task {task!r} takes {wanted} thing(s), not {len(things)}")
+    needed = 2 if task in ("two_object", "position", "color_attr") else 1
+    if len(things) != needed:
+        raise UsageError(f"task {task!r} takes {needed} thing(s), not {len(things)}")
     for kind, tint in things:
         _check("kind", kind, KINDS)
         _check("tint", tint, (*TINTS, None))
@@ -95,7 +101,7 @@ def prompt_for(
     if task == "position":
         _check("relation", relation, RELATIONS)
         slots["p"] = RELATION_WORDS[language][relation][0][0].format(**slots)
-    key = {"counting": "count", "position": "relation"}.get(task, "one" if wanted == 1 else "two")
+    key = {"counting": "count", "position": "relation"}.get(task, "one" if needed == 1 else "two")
     return TEMPLATES[language][f"{key} photo"][0].format(**slots)
 
 
@@ -107,23 +113,23 @@ def _check(name: str, value: str | None, known: tuple[str | None, ...]) -> None:
 
 
 def _size_words(scene: Scene) -> list[str | None]:
-    """The size word of each thing, or None: said only where the picture clearly shows it."""
+    """Return the size word of each object, or None unless the image clearly shows its size."""
     if scene.layout == "single":
         size = scene.things[0].size
         return ["small" if size < 1.2 else "large" if size > 1.5 else None]
     if scene.layout == "pair" or scene.relation in ("left of", "right of"):
-        sizes = [thing.size * (1 + 0.1 * thing.z) for thing in scene.things]  # what is nearer looks larger
+        sizes = [thing.size * (1 + 0.1 * thing.z) for thing in scene.things]  # nearer objects appear larger
         if max(sizes) > 1.15 * min(sizes):
             return ["large" if size == max(sizes) else "small" for size in sizes]
     return [None] * len(scene.things)
 
 
-class _Teller:
-    """One telling of a scene: holds the random state, and the words of one language."""
+class _CaptionWriter:
+    """Writer of one caption: random state, and the words of one language."""
 
     def __init__(self, scene: Scene, language: str, rng: random.Random, styles: dict[str, Style]):
         self.scene, self.language, self.rng, self.styles = scene, language, rng, styles
-        self.frames = TEMPLATES[language]
+        self.templates = TEMPLATES[language]
         first, second = BACKDROP_WORDS[language][scene.backdrop]
         self.ground = Backdrop(first if self._chance(0.6) else second)
 
@@ -136,7 +142,7 @@ class _Teller:
         return self._on_backdrop(self._core(style, photo), photo)
 
     def detailed(self) -> str:
-        """Two to four sentences: what is there, where it stands, the backdrop, the light."""
+        """Return two to four sentences: objects, positions, backdrop, light."""
         style = self.styles["detailed"]
         photo, early = self._chance(style.photo), self._chance(0.5)
         core = self._core(style, photo)
@@ -169,7 +175,7 @@ class _Teller:
         return {"zh": "，", "ja": "、"}.get(self.language, ", ").join(tags)
 
     def _core(self, style: Style, photo: bool) -> str:
-        """What is in the picture, in one clause."""
+        """Return the objects of the scene, as one clause."""
         scene, things = self.scene, list(self.scene.things)
         tinted = not self._chance(style.tintless_photo if photo else style.tintless)
         phrases = self._phrases(things, tinted, style.sizes)
@@ -201,7 +207,7 @@ class _Teller:
         )
 
     def _places(self) -> str:
-        """Where each thing stands, in one sentence."""
+        """Return the positions of the objects, as one sentence."""
         scene, things = self.scene, self.scene.things
         names = dict(zip("abc", self._phrases(list(things), tinted=False, sizes=False), strict=False))
         if scene.layout == "single":
@@ -223,7 +229,7 @@ class _Teller:
         return self._fill("place two", **names, here=here, there=there)
 
     def _phrases(self, things: list[Thing], tinted: bool, sizes: bool) -> list[Phrase]:
-        """A phrase for each thing, or a single one for the equal things of a counting scene."""
+        """Return a phrase per object, or a single one for the equal objects of a counting scene."""
         phrase = PHRASES[self.language]
         terse, tight, digits = self._chance(0.3), self._chance(0.5), self._chance(0.12)
         if self.scene.layout == "count":
@@ -240,7 +246,7 @@ class _Teller:
         ]
 
     def _on_backdrop(self, core: str, photo: bool) -> str:
-        sentence = core.endswith(("ある", "いる"))  # a Japanese one takes nothing after its verb
+        sentence = core.endswith(("ある", "いる"))  # nothing follows the verb of a Japanese sentence
         first = not photo and (sentence or self._chance(0.25))
         return self._fill("backdrop first" if first else "backdrop", core=core, g=self.ground)
 
@@ -257,11 +263,11 @@ class _Teller:
         return " ".join(f"{clause[0].upper()}{clause[1:]}." for clause in clauses)
 
     def _fill(self, key: str, photo: bool = False, **slots: object) -> str:
-        return self._pick(self.frames[f"{key} photo" if photo else key]).format(**slots)
+        return self._pick(self.templates[f"{key} photo" if photo else key]).format(**slots)
 
-    def _pick(self, frames: tuple[str, ...]) -> str:
-        """The first, plainest one more often than the others."""
-        return frames[0] if self._chance(0.4) else self.rng.choice(frames)
+    def _pick(self, templates: tuple[str, ...]) -> str:
+        """Choose a template; the first and plainest one is the most likely."""
+        return templates[0] if self._chance(0.4) else self.rng.choice(templates)
 
     def _chance(self, share: float) -> bool:
         return self.rng.random() < share

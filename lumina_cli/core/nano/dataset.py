@@ -1,4 +1,4 @@
-"""Rendered nano scenes in bulk, for training the small frozen parts."""
+"""Many rendered nano scenes, for training the small frozen components."""
 
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -10,11 +10,11 @@ from lumina_cli.core.io.atomic import atomic_write
 from lumina_cli.core.nano.scene import draw_scene
 
 CHUNK = 50
-MOST = 4  # things in a scene
+MOST = 4  # objects in a scene
 
 
 def bounding_boxes(masks: np.ndarray) -> np.ndarray:
-    """Boxes (MOST, 4), x0 y0 x1 y1 in pixels, of masks (things, H, W); NaN where no thing is seen."""
+    """Return boxes (MOST, 4), x0 y0 x1 y1 in pixels, of masks (things, H, W); NaN if no pixel is visible."""
     boxes = np.full((MOST, 4), np.nan, np.float32)
     for i, mask in enumerate(masks):
         rows, columns = np.nonzero(mask)
@@ -23,38 +23,38 @@ def bounding_boxes(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _draw(job: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _render_chunk(job: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
-    from lumina_cli.core.nano.renderer import render
+    from lumina_cli.core.nano.rendering.renderer import render
 
     seed, start, stop, size = job
     torch.set_num_threads(1)
-    pictures = render([draw_scene(seed, i) for i in range(start, stop)], size)
-    boxes = np.stack([bounding_boxes(picture.masks) for picture in pictures])
-    return np.stack([np.asarray(picture.image) for picture in pictures]), boxes
+    images = render([draw_scene(seed, i) for i in range(start, stop)], size)
+    boxes = np.stack([bounding_boxes(image.masks) for image in images])
+    return np.stack([np.asarray(image.image) for image in images]), boxes
 
 
 def render_images(
     seed: int, count: int, cache: Path, size: int = 128, workers: int = 2
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return pictures (count, size, size, 3) uint8 and boxes (count, MOST, 4) of the first scenes of a seed.
+    """Render the first `count` scenes of a seed, or read them from the folder `cache`.
 
-    They are kept in the folder `cache`, so that the second call reads them.
+    returns    images (count, size, size, 3) uint8, boxes (count, MOST, 4) float32 in pixels
     """
-    pictures_at, boxes_at = (cache / f"{what}-{seed}-{count}-{size}.npy" for what in ("pictures", "boxes"))
-    if not (pictures_at.exists() and boxes_at.exists()):
+    images_path, boxes_path = (cache / f"{what}-{seed}-{count}-{size}.npy" for what in ("pictures", "boxes"))
+    if not (images_path.exists() and boxes_path.exists()):
         jobs = [(seed, i, min(i + CHUNK, count), size) for i in range(0, count, CHUNK)]
         boxes = []
         with (
             ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-            atomic_write(pictures_at) as aside,
+            atomic_write(images_path) as aside,
         ):
-            pictures = np.lib.format.open_memmap(aside, "w+", np.uint8, (count, size, size, 3))
-            for job, (drawn, boxed) in zip(jobs, pool.map(_draw, jobs), strict=True):
-                pictures[job[1] : job[2]] = drawn
+            images = np.lib.format.open_memmap(aside, "w+", np.uint8, (count, size, size, 3))
+            for job, (rendered, boxed) in zip(jobs, pool.map(_render_chunk, jobs), strict=True):
+                images[job[1] : job[2]] = rendered
                 boxes.append(boxed)
-            pictures.flush()
-        with atomic_write(boxes_at) as aside:
+            images.flush()
+        with atomic_write(boxes_path) as aside:
             np.save(aside, np.concatenate(boxes))
-    return np.load(pictures_at, mmap_mode="r"), np.load(boxes_at)
+    return np.load(images_path, mmap_mode="r"), np.load(boxes_path)

@@ -1,9 +1,9 @@
-"""An independent reader of nano pictures: where things stand, of which kind and tint.
+"""Object detector for nano images: position, kind and tint of each object.
 
-A small convolutional network marks the middle of each thing on a 16 x 16 grid (a heat map per kind), and says
-tint and box there. It judges; it takes no part in training the model.
+A small convolutional network predicts object centers on a 16 x 16 grid (one heat map per kind), with a tint
+and a box per cell, as CenterNet does. It is only a judge: the training of the model does not use it.
 
-B pictures, G grid size; pixels are (B, 3, 128, 128) in [-1, 1].
+B images, G grid size; pixels are (B, 3, 128, 128) in [-1, 1].
 """
 
 import json
@@ -26,7 +26,7 @@ SIZE, STRIDE = 128, 8
 
 @dataclass(frozen=True)
 class Detection:
-    """One thing found: kind, tint, how sure the detector is (0 to 1), and its box x0 y0 x1 y1 in pixels."""
+    """A detected object: kind, tint, confidence in [0, 1], and box x0 y0 x1 y1 in pixels."""
 
     kind: str
     tint: str
@@ -51,9 +51,9 @@ class _Block(nn.Module):
 
 
 class DetectorNet(nn.Module):
-    """pixels (B, 3, 128, 128) -> heat (B, KINDS, G, G), tint (B, TINTS, G, G) and box (B, 4, G, G).
+    """The network: pixels (B, 3, 128, 128) -> heat (B, KINDS, G, G), tint (B, TINTS, G, G), box (B, 4, G, G).
 
-    heat and tint are logits; a box is its middle's offset in its cell and its width and height, in cells.
+    Heat and tint are logits; a box is the offset of the center in its cell, width and height, in cells.
     """
 
     def __init__(self, width: int = 112):
@@ -69,35 +69,35 @@ class DetectorNet(nn.Module):
         self.head = nn.Sequential(
             nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, len(KINDS) + len(TINTS) + 4, 1)
         )
-        nn.init.constant_(self.head[-1].bias[: len(KINDS)], -4.0)  # most cells hold no middle
+        nn.init.constant_(self.head[-1].bias[: len(KINDS)], -4.0)  # most cells contain no center
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return self.head(self.body(self.stem(pixels))).split([len(KINDS), len(TINTS), 4], dim=1)
 
 
 class Detector:
-    """A trained detector; `thresholds` holds the least scores that count, "default" and "counting"."""
+    """A trained detector; `thresholds` has the minimum scores for "default" and "counting"."""
 
     def __init__(self, net: DetectorNet, thresholds: dict[str, float], ceiling: dict | None = None):
         self.net, self.thresholds, self.ceiling = net.eval(), thresholds, ceiling or {}
 
     @torch.inference_mode()
-    def detect(self, pictures: Sequence[Image.Image]) -> list[list[Detection]]:
-        """Return what is in each picture, the surest first; other sizes are resized to 128 px."""
+    def detect(self, images: Sequence[Image.Image]) -> list[list[Detection]]:
+        """Return the detections of each image, most confident first; images are resized to 128 px."""
         found = []
-        for start in range(0, len(pictures), 64):
-            part = pictures[start : start + 64]
-            arrays = [
-                np.asarray(picture.convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)) for picture in part
-            ]
+        for start in range(0, len(images), 64):
+            part = images[start : start + 64]
+            arrays = [np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.BICUBIC)) for image in part]
             pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
-            scales = [(picture.width / SIZE, picture.height / SIZE) for picture in part]
-            found += [_read(*maps, scale) for *maps, scale in zip(*self.net(pixels), scales, strict=True)]
+            scales = [(image.width / SIZE, image.height / SIZE) for image in part]
+            found += [
+                _to_detections(*maps, scale) for *maps, scale in zip(*self.net(pixels), scales, strict=True)
+            ]
         return found
 
 
-def _read(heat: Tensor, tint: Tensor, box: Tensor, scale: tuple[float, float]) -> list[Detection]:
-    """Turn one picture's maps into detections: peaks of the strongest kind, one in each 3 x 3 patch."""
+def _to_detections(heat: Tensor, tint: Tensor, box: Tensor, scale: tuple[float, float]) -> list[Detection]:
+    """Convert the maps of one image into detections: local maxima of the strongest kind in 3 x 3 windows."""
     score, kind = heat.sigmoid().max(0)
     peaks = (score == max_pool2d(score[None, None], 3, 1, 1)[0, 0]) & (score > 0.05)
     found = []
@@ -115,11 +115,17 @@ def _read(heat: Tensor, tint: Tensor, box: Tensor, scale: tuple[float, float]) -
 
 
 def load_detector(folder: Path) -> Detector:
-    """Load a detector from a folder with config.json and model.safetensors."""
+    """Load a detector from a folder with config.json and model.safetensors.
+
+    Raises:
+        LuminaError: if the folder has no detector, or its weights do not fit.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError as error:
-        raise LuminaError(f"{folder} holds no detector; `lumina train nano-detector` makes one") from error
+        raise LuminaError(
+            f"{folder} contains no detector; `lumina train nano-detector` trains one"
+        ) from error
     net = DetectorNet(config["width"])
     weights = read_weights(folder / "model.safetensors")
     check_fits(net, weights, str(folder))

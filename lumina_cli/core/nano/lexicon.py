@@ -1,7 +1,7 @@
-"""Words of five languages for the nano world: nouns, tints and backdrops, inflected by format specs.
+"""Words of the nano world in five languages: nouns, tints and backdrops, inflected by format specs.
 
-A `Phrase` names one thing, or several equal ones. The form that a frame asks for follows the colon: `{a}` is
-the plain one ("a red car"), `{a:def}` that for a thing already named ("the car"),
+A `Phrase` names one object, or several equal ones. Templates select its form after the colon: `{a}` is the
+plain one ("a red car"), `{a:def}` that for a thing already named ("the car"),
 `{a:bare}` that in a list of
 tags ("red car"). German also has `dat` and `one`, Russian `gen`, `ins`, `one` and `two`, Chinese and
 Japanese `n` (number and counter), Chinese also `m` (the counter alone).
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Phrase:
-    """What a noun phrase says: the kind, and where told the tint, size ("small" or "large") and number."""
+    """A noun phrase: the kind, and optionally tint, size ("small" or "large") and number."""
 
     kind: str
     tint: str | None = None
@@ -80,7 +80,7 @@ class German(Phrase):
 
 
 def german_adjective(stem: str, ending: str) -> str:
-    """ "rot" + "er"; words such as "rosa" and "lila" never change."""
+    """Inflect a German adjective: "rot" + "er"; words such as "rosa" and "lila" are invariant."""
     return stem if stem.endswith("a") else stem + ending
 
 
@@ -154,7 +154,7 @@ class Chinese(Phrase):
         if form in ("m", "n", "def"):
             return {"m": measure, "n": number, "def": noun}[form]
         noun = {"small": "小", "large": "大", None: ""}[self.size] + noun
-        if self.tint:  # a noun of one syllable keeps its 的
+        if self.tint:  # monosyllabic nouns keep 的
             noun = (
                 self.TINTS[self.tint]
                 + ("" if (self.tight or form == "bare") and len(noun) > 1 else "的")
@@ -189,7 +189,7 @@ class Japanese(Phrase):
 
 
 class Backdrop(str):
-    """A word for a backdrop; the format spec is its ending, for languages that have one."""
+    """A backdrop adjective; the format spec is its ending, in languages that inflect it."""
 
     def __format__(self, ending: str) -> str:
         if ending == "ый" and self.endswith("голуб"):

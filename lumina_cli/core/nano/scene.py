@@ -1,7 +1,8 @@
-"""What is in a nano picture: things with a kind, a tint and a place, drawn at random by a seed.
+"""Scenes of the nano world: objects with a kind, a tint and a position, sampled by seed.
 
-A scene is plain data (and JSON): `world.py` draws it, `language.py` describes it, the detector reads it.
-World axes: x to the right, y up from the floor, z towards the viewer; a thing of size 1 is about a unit high.
+A scene is plain data (and JSON): `rendering` draws it, `captions.py` describes it, the detector reads it
+back. World axes: x to the right, y up from the floor, z towards the viewer; an object of size 1 is about one
+unit high.
 """
 
 import hashlib
@@ -36,14 +37,14 @@ HEIGHTS = dict(
         (1.0, 0.82, 1.02, 1.12, 1.08, 1.1, 1.2, 1.06, 1.2, 0.92, 0.68, 1.16, 0.86, 1.1, 1.24, 1.26),
         strict=True,
     )
-)  # of a thing of size 1
+)  # of an object of size 1
 HELD_OUT_PAIRS = 15  # of the 160 (tint, kind) pairs
 HELD_OUT_TRIPLES = 50  # of the 1,440 (kind, relation, kind) triples of different kinds
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: its kind and tint, the middle of its foot (x, y, z), its size and its turn in degrees."""
+    """An object: kind, tint, center of its foot (x, y, z), size, and rotation about y in degrees (`turn`)."""
 
     kind: str
     tint: str
@@ -56,11 +57,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things before a backdrop.
+    """Objects in front of a backdrop.
 
-    layout    "single" one thing; "relation" two things, of which things[0] stands in `relation` to things[1];
-              "pair" two things side by side with no relation worth a word; "count" 2 to 4 equal things;
-              "group" three different things in a row, named from left to right
+    layout    "single": one object; "relation": things[0] is in `relation` to things[1]; "pair": two objects
+              side by side, without a relation; "count": 2 to 4 equal objects; "group": three different
+              objects in a row, from left to right
     relation  one of RELATIONS in the layout "relation", else None
     light     the side that the light comes from
     """
@@ -81,7 +82,7 @@ class Scene:
 
 
 def _lowest(words: list[str], count: int) -> frozenset[str]:
-    """The `count` entries with the lowest hash: a fixed choice that no random state can change."""
+    """Return the `count` entries with the lowest hash: a fixed choice, independent of any random state."""
     return frozenset(
         sorted(words, key=lambda word: hashlib.sha256(f"held out {word}".encode()).digest())[:count]
     )
@@ -91,7 +92,7 @@ _PAIRS = _lowest([f"{tint} {kind}" for tint in TINTS for kind in KINDS], HELD_OU
 INVERSE = dict(
     zip(RELATIONS, ("right of", "left of", "below", "above", "behind", "in front of"), strict=True)
 )
-# "a left of b" and "b right of a" are one picture, so a triple is held out together with its inverse.
+# "a left of b" and "b right of a" show the same image, so a triple is held out with its inverse.
 _TRIPLES = _lowest(
     [f"{a} {relation} {b}" for a in KINDS for relation in RELATIONS[::2] for b in KINDS if a != b],
     HELD_OUT_TRIPLES // 2,
@@ -103,18 +104,18 @@ def _is_held_out_triple(a: str, relation: str, b: str) -> bool:
 
 
 def held_out_pairs() -> list[tuple[str, str]]:
-    """(tint, kind) pairs that no training scene shows."""
+    """Return the (tint, kind) pairs that no training scene shows."""
     return [(tint, kind) for tint in TINTS for kind in KINDS if f"{tint} {kind}" in _PAIRS]
 
 
 def held_out_triples() -> list[tuple[str, str, str]]:
-    """(kind, relation, kind) triples that no training scene shows."""
+    """Return the (kind, relation, kind) triples that no training scene shows."""
     triples = [(a, r, b) for a in KINDS for r in RELATIONS for b in KINDS]
     return [triple for triple in triples if _is_held_out_triple(*triple)]
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether a scene shows a combination kept out of training: decided by the scene alone."""
+    """Return whether a scene shows a held-out combination; depends on the scene alone."""
     if any(f"{thing.tint} {thing.kind}" in _PAIRS for thing in scene.things):
         return True
     kinds = [thing.kind for thing in scene.things]
@@ -128,7 +129,7 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def draw_scene(seed: int, index: int, held_out: bool = False) -> Scene:
-    """Return scene `index` of the endless supply of `seed`: none that is held out, or only such."""
+    """Return scene `index` of the infinite sequence of `seed`, without or only with held-out combinations."""
     rng = random.Random(f"{seed}/{index}/{held_out}")
     while True:
         scene = _draw(rng)
@@ -149,12 +150,12 @@ def _draw(rng: random.Random) -> Scene:
         looks = [(rng.choice(KINDS), rng.choice(TINTS))] * number
     elif layout == "single":
         looks = [(rng.choice(KINDS), rng.choice(TINTS))]
-    else:  # different kinds, and mostly different tints: binding is what a model learns last
+    else:  # different kinds and mostly different tints: models learn attribute binding last
         kinds = rng.sample(KINDS, number)
         tints = rng.sample(TINTS, number) if rng.random() < 0.85 else [rng.choice(TINTS)] * number
         looks = list(zip(kinds, tints, strict=True))
     places = PLACES[layout](rng, relation, number)
-    if relation in ("above", "below"):  # the upper one starts at the lower one's head
+    if relation in ("above", "below"):  # the upper object starts at the top of the lower one
         upper, lower = (0, 1) if relation == "above" else (1, 0)
         x, gap, z, size = places[upper]
         places[upper] = (x, HEIGHTS[looks[lower][0]] * places[lower][3] + gap, z, size)
@@ -170,7 +171,7 @@ def _single(rng: random.Random, relation: str | None, number: int) -> list[tuple
 
 
 def _row(rng: random.Random, relation: str | None, number: int) -> list[tuple[float, ...]]:
-    """Side by side from left to right; a gap always stays between neighbours."""
+    """Place objects side by side from left to right, with a gap between neighbors."""
     step, size = {2: (1.45, (0.88, 1.08)), 3: (0.94, (0.62, 0.74))}[number]
     first = -step * (number - 1) / 2 + rng.uniform(-0.06, 0.06)
     jitter = 0.06 if number == 2 else 0.03
@@ -181,12 +182,12 @@ def _row(rng: random.Random, relation: str | None, number: int) -> list[tuple[fl
 
 
 def _related(rng: random.Random, relation: str | None, number: int) -> list[tuple[float, ...]]:
-    """Two places, the first of which stands in `relation` to the second."""
+    """Return two positions; the first is in `relation` to the second."""
     if relation in ("left of", "right of"):
         places = _row(rng, None, 2)
         return places if relation == "left of" else places[::-1]
     x = rng.uniform(-0.3, 0.3)
-    if relation in ("above", "below"):  # the upper one rests on the lower one's head or hovers over it
+    if relation in ("above", "below"):  # the upper object rests on the lower one or hovers above it
         low, high = rng.uniform(0.74, 0.86), rng.uniform(0.7, 0.82)
         upper = (x + rng.uniform(-0.12, 0.12), rng.choice((0.0, rng.uniform(0.06, 0.18))), 0.0, high)
         lower = (x, 0.0, 0.0, low)
@@ -198,7 +199,7 @@ def _related(rng: random.Random, relation: str | None, number: int) -> list[tupl
 
 
 def _counted(rng: random.Random, relation: str | None, number: int) -> list[tuple[float, ...]]:
-    """Equal things on a jittered grid, far enough apart to be counted."""
+    """Place equal objects on a jittered grid, far enough apart to be counted."""
     spots = {
         2: [(-0.75, 0.0), (0.75, 0.0)],
         3: rng.choice(([(-0.92, 0.1), (0.0, 0.1), (0.92, 0.1)], [(-0.72, 0.7), (0.72, 0.7), (0.0, -1.1)])),

@@ -1,12 +1,12 @@
-"""Sentence frames of five languages: every way in which a nano scene can be told.
+"""Sentence templates in five languages for captions of nano scenes.
 
-`FRAMES[language][key]` lists frames; the first is the plainest, the one that GenEval-style prompts use.
+`TEMPLATES[language][key]` lists templates; the first is the plainest, which GenEval-style prompts use.
 Slots: {a} {b} {c} phrases; {p} where a is, seen from b ("left of a blue ball"); {adv} the same without b;
 {here} {there} the sides of a and b; {g} the backdrop; {core} a whole short caption; {side} left or right;
 {further} the same word compared ("further left").
 """
 
-RELATION_WORDS = {  # language -> relation -> (the ways to say {p}), {adv}, {here}, word among tags
+RELATION_WORDS = {  # language -> relation -> (variants of {p}), {adv}, {here}, word in tags
     "en": {
         "left of": (("left of {b}", "to the left of {b}"), "on its left", "on the left", "left"),
         "right of": (("right of {b}", "to the right of {b}"), "on its right", "on the right", "right"),

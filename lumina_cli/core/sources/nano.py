@@ -29,7 +29,7 @@ def nano_rows(
 
 def chunk_rows(job: RenderJob, encode: bool = False) -> list[dict]:
     """Return the rows of one chunk; with `encode` their pictures are the bytes of PNG files."""
-    from lumina_cli.core.nano.renderer import render
+    from lumina_cli.core.nano.rendering.renderer import render
 
     seed, start, stop, size, held_out, truth = job
     scenes = [draw_scene(seed, index, held_out) for index in range(start, stop)]

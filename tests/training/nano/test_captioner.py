@@ -15,7 +15,7 @@ from lumina_cli.core.nano.caption_parser import facts_of, main_relations, parse_
 from lumina_cli.core.nano.captioner import ANSWER, GRID, IMAGE, TEMPLATE, add_questions, build_captioner
 from lumina_cli.core.nano.captions import LANGUAGES, LEVELS
 from lumina_cli.core.nano.dataset import render_images
-from lumina_cli.core.nano.renderer import render
+from lumina_cli.core.nano.rendering.renderer import render
 from lumina_cli.core.nano.scene import INVERSE, draw_scene
 from lumina_cli.core.registry import ASSETS, CAPTIONERS, PARTS
 from lumina_cli.core.training.nano import captioner as training

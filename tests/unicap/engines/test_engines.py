@@ -273,7 +273,7 @@ def test_a_caption_of_several_sentences_is_scored_by_each(tmp_path, monkeypatch)
 
 def test_the_nano_scorer_names_what_the_detector_does_not_see():
     from lumina_cli.core.nano.captions import LANGUAGES, describe_scene
-    from lumina_cli.core.nano.renderer import render
+    from lumina_cli.core.nano.rendering.renderer import render
     from lumina_cli.core.nano.scene import KINDS, draw_scene
     from lumina_cli.core.unicap.batch import CaptionItem, _Task
     from lumina_cli.core.unicap.scoring.clip import open_scorer

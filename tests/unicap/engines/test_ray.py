@@ -13,7 +13,7 @@ import psutil
 import pytest
 from tiny_captioner import run_caption
 
-from lumina_cli.core.nano.renderer import render
+from lumina_cli.core.nano.rendering.renderer import render
 from lumina_cli.core.nano.scene import draw_scene
 
 ray = pytest.importorskip("ray")

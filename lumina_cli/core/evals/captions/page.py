@@ -139,7 +139,7 @@ def _scene_of(row: dict) -> Image.Image | None:
     scene = scene_of(row) if row.get("image") is None else None
     if scene is None:
         return None
-    from lumina_cli.core.nano.renderer import render
+    from lumina_cli.core.nano.rendering.renderer import render
 
     return render([scene])[0].image
 

@@ -7,7 +7,7 @@ from PIL.Image import Image
 
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.evals.geneval.layout import ImageGenerator
-from lumina_cli.core.nano.renderer import render
+from lumina_cli.core.nano.rendering.renderer import render
 from lumina_cli.core.nano.scene import TINTS, Scene, draw_scene, held_out_pairs
 
 SCENES_APART = 100_000  # scene numbers between the first candidates of two images

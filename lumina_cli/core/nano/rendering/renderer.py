@@ -1,11 +1,11 @@
-"""Draws nano scenes: signed distance functions, one camera, a floor that fades into a backdrop, soft shadows.
+"""Renderer of nano scenes: signed distance functions, one camera, a floor and a backdrop, soft shadows.
 
-`render(scenes)` -> pictures with depth and masks. Rays are marched only inside the screen bounds of their
-thing, batched over all things of one kind; the floor is hit in closed form; shadow rays start only where they
-can meet a thing. All arithmetic is elementwise float32 in a fixed order, rounded once at the end.
+`render(scenes)` returns images with depth and masks. Camera rays are marched only within the screen bounds of
+their object, batched over all objects of one kind; the floor is intersected in closed form; shadow rays start
+only where they can hit an object. All arithmetic is elementwise float32 in a fixed order and is rounded once,
+at the end.
 
-S scenes, R rays, P pixels of one picture, W visible surface points. Things are drawn at twice the size, then
-averaged.
+S scenes, R rays, P pixels of an image, W visible surface points. Objects are supersampled 2 x 2.
 """
 
 import math
@@ -17,14 +17,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lumina_cli.core.nano.rendering.marching import (
+    BOUND,
+    ball_interval,
+    light_along,
+    march,
+    surface_normal,
+    to_object_frame,
+)
+from lumina_cli.core.nano.rendering.shapes import BACKDROP_COLOURS, SHAPES, TINT_COLOURS, length
 from lumina_cli.core.nano.scene import Scene, Thing
-from lumina_cli.core.nano.shapes import BACKDROP_COLOURS, SHAPES, TINT_COLOURS, distance, length
 
-EYE, TARGET, SPREAD = (0.0, 3.05, 6.3), (0.0, 0.68, 0.0), 0.21  # half the picture's height at distance 1
-LIGHTS = {"left": (-0.52, 0.72, 0.46), "right": (0.52, 0.72, 0.46)}  # unit vectors to the light, to 1e-3
-BOUND = (0.57, 0.84)  # every thing of size 1 fits into the ball at this height, of this radius
+EYE, TARGET, SPREAD = (0.0, 3.05, 6.3), (0.0, 0.68, 0.0), 0.21  # half the image height at distance 1
+LIGHTS = {"left": (-0.52, 0.72, 0.46), "right": (0.52, 0.72, 0.46)}  # unit vectors towards the light, to 1e-3
 FAR = 30.0
-STEPS, SHADOW_STEPS, CLOSE = 34, 18, 0.004
 
 
 @dataclass(frozen=True)
@@ -34,92 +40,6 @@ class RenderedImage:
     image: Image.Image
     depth: np.ndarray
     masks: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Rays:
-    """Rays in the frame of the thing they may meet: origin and unit direction, (R,) each."""
-
-    ox: Tensor
-    oy: Tensor
-    oz: Tensor
-    dx: Tensor
-    dy: Tensor
-    dz: Tensor
-
-    def at(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.ox + t * self.dx, self.oy + t * self.dy, self.oz + t * self.dz
-
-    def pick(self, index: Tensor) -> "_Rays":
-        return _Rays(*(part[index] for part in (self.ox, self.oy, self.oz, self.dx, self.dy, self.dz)))
-
-
-def _into_frame(things: Sequence[Thing], owner: Tensor, origin, direction) -> _Rays:
-    """Move world rays into the frames of things[owner]: shift to the foot, turn back, divide by the size."""
-    rows = [
-        (t.x, t.y, t.z, 1 / t.size, math.cos(math.radians(t.turn)), math.sin(math.radians(t.turn)))
-        for t in things
-    ]
-    px, py, pz, scale, cos, sin = torch.tensor(rows, dtype=torch.float32).T[:, owner]
-    x, y, z = origin[0] - px, origin[1] - py, origin[2] - pz
-    dx, dy, dz = direction
-    return _Rays(
-        (cos * x - sin * z) * scale,
-        y * scale,
-        (sin * x + cos * z) * scale,
-        cos * dx - sin * dz,
-        dy,
-        sin * dx + cos * dz,
-    )
-
-
-def _span(rays: _Rays, radius: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Where rays enter and leave the bounding ball of a thing, and whether they meet it."""
-    oy = rays.oy - BOUND[0]
-    b = rays.ox * rays.dx + oy * rays.dy + rays.oz * rays.dz
-    c = rays.ox * rays.ox + oy * oy + rays.oz * rays.oz - radius * radius
-    root = b * b - c
-    half = root.clamp(min=0).sqrt()
-    return (-b - half).clamp(min=0), -b + half, (root > 0) & (-b + half > 0)
-
-
-def _march(kind: str, rays: _Rays, near: Tensor, far: Tensor) -> Tensor:
-    """Return the distance at which each ray meets the shape, or infinity."""
-    hit = torch.full_like(near, torch.inf)
-    alive, t, end = torch.arange(len(near)), near, far
-    for step in range(STEPS):
-        d = distance(kind, *rays.at(t))
-        if step % 3 == 2 or step == STEPS - 1:
-            met = d < CLOSE
-            hit[alive[met]] = t[met]
-            go = (~met & (t + d < end)).nonzero()[:, 0]
-            if not len(go):
-                break
-            alive, t, end, d, rays = alive[go], t[go], end[go], d[go], rays.pick(go)
-        t = t + d.clamp(min=0.0) * 0.96
-    return hit
-
-
-def _shade(kind: str, rays: _Rays, near: Tensor, far: Tensor) -> Tensor:
-    """How much light passes along rays towards the light: 1 all, 0 none; near misses give soft edges."""
-    light = torch.ones_like(near)
-    t = near
-    for _ in range(SHADOW_STEPS):
-        d = distance(kind, *rays.at(t))
-        light = torch.where(t < far, torch.minimum(light, 10 * d / t.clamp(min=0.3)), light)
-        t = t + d.clamp(min=0.05, max=0.25)
-    light = light.clamp(0, 1)
-    return light * light * (3 - 2 * light)
-
-
-def _normal(kind: str, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The outward direction at a surface, from four nearby distances."""
-    nx = ny = nz = torch.zeros_like(x)
-    for sx, sy, sz in ((1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)):
-        d = distance(kind, x + 0.003 * sx, y + 0.003 * sy, z + 0.003 * sz)
-        nx, ny, nz = nx + sx * d, ny + sy * d, nz + sz * d
-    size = length(nx, ny, nz).clamp(min=1e-12)
-    return nx / size, ny / size, nz / size
 
 
 def _unit(vector: Sequence[float]) -> tuple[float, ...]:
@@ -133,7 +53,7 @@ _UP = (0.0, -_FORWARD[2], _FORWARD[1])
 
 
 def project(x: float, y: float, z: float, size: int) -> tuple[float, float, float]:
-    """World point -> (column, row, distance along the view) in a picture of `size` pixels."""
+    """Project a world point to (column, row, distance along the view) in an image of `size` pixels."""
     ox, oy, oz = x - EYE[0], y - EYE[1], z - EYE[2]
     ahead = oy * _FORWARD[1] + oz * _FORWARD[2]
     right, up = ox / ahead / SPREAD, (oy * _UP[1] + oz * _UP[2]) / ahead / SPREAD
@@ -141,7 +61,7 @@ def project(x: float, y: float, z: float, size: int) -> tuple[float, float, floa
 
 
 def _directions(size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit directions of the camera's rays through the middles of size x size pixels, each (P,)."""
+    """Return the unit directions of the camera rays through the centers of size x size pixels, each (P,)."""
     steps = ((torch.arange(size, dtype=torch.float32) + 0.5) * (2 / size) - 1) * SPREAD
     up, right = (t.reshape(-1) for t in torch.meshgrid(-steps, steps, indexing="ij"))
     dx, dy, dz = right, _FORWARD[1] + up * _UP[1], _FORWARD[2] + up * _UP[2]
@@ -150,7 +70,7 @@ def _directions(size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _bounds(thing: Thing, size: int) -> tuple[int, int, int, int]:
-    """Columns and rows (x0, x1, y0, y1) that the bounding ball of a thing can touch."""
+    """Return the columns and rows (x0, x1, y0, y1) that the bounding ball of an object can touch."""
     column, row, ahead = project(thing.x, thing.y + BOUND[0] * thing.size, thing.z, size)
     radius = BOUND[1] * thing.size / ahead / SPREAD * size / 2 * 1.08 + 1
     edges = (column - radius, column + radius + 1, row - radius, row + radius + 1)
@@ -158,7 +78,7 @@ def _bounds(thing: Thing, size: int) -> tuple[int, int, int, int]:
 
 
 def _camera_rays(things: Sequence[Thing], members: Sequence[int], size: int) -> tuple[Tensor, Tensor]:
-    """(owner, pixel), each (R,): every pixel in the bounds of things[members]; owner counts members."""
+    """Return (owner, pixel), each (R,): all pixels in the bounds of things[members[owner]]."""
     owners, pixels = [], []
     for owner, member in enumerate(members):
         x0, x1, y0, y1 = _bounds(things[member], size)
@@ -170,7 +90,7 @@ def _camera_rays(things: Sequence[Thing], members: Sequence[int], size: int) -> 
 
 @dataclass
 class _Surface:
-    """Visible points (W,): their thing, pixel (over all scenes), world place, outward direction, colour."""
+    """W visible points: object, pixel (over all scenes), world position, normal, color (W, 3), depth."""
 
     thing: Tensor
     pixel: Tensor
@@ -181,18 +101,18 @@ class _Surface:
 
 
 def _visible(things: Sequence[Thing], scene_of: Tensor, size: int) -> _Surface:
-    """March every thing's rays and keep, of each pixel, the nearest hit."""
-    ways = _directions(size)
+    """March the rays of every object and keep the nearest hit of each pixel."""
+    directions = _directions(size)
     kinds = sorted({thing.kind for thing in things})
     found = []
     for kind in kinds:
         members = [i for i, thing in enumerate(things) if thing.kind == kind]
         owner, pixel = _camera_rays(things, members, size)
         own = [things[i] for i in members]
-        rays = _into_frame(own, owner, EYE, tuple(way[pixel] for way in ways))
-        near, far, meets = _span(rays, BOUND[1])
+        rays = to_object_frame(own, owner, EYE, tuple(direction[pixel] for direction in directions))
+        near, far, meets = ball_interval(rays, BOUND[1])
         keep = meets.nonzero()[:, 0]
-        t = _march(kind, rays.pick(keep), near[keep], far[keep])
+        t = march(kind, rays.pick(keep), near[keep], far[keep])
         hit = t.isfinite().nonzero()[:, 0]
         keep = keep[hit]
         scale = torch.tensor([thing.size for thing in own])[owner[keep]]
@@ -202,35 +122,40 @@ def _visible(things: Sequence[Thing], scene_of: Tensor, size: int) -> _Surface:
     nearest = torch.full((int(scene_of.max() + 1) * size * size,), FAR)
     nearest.scatter_reduce_(0, pixel, depth, "amin")
     won = (depth <= nearest[pixel]).nonzero()[:, 0]
-    return _describe(
-        things, kinds, thing[won], pixel[won], depth[won], tuple(w[pixel[won] % (size * size)] for w in ways)
+    return _surface_of(
+        things,
+        kinds,
+        thing[won],
+        pixel[won],
+        depth[won],
+        tuple(w[pixel[won] % (size * size)] for w in directions),
     )
 
 
-def _describe(things, kinds, thing, pixel, depth, way) -> _Surface:
-    """Colour and outward direction of visible points, kind by kind."""
-    place = tuple(e + depth * w for e, w in zip(EYE, way, strict=True))
+def _surface_of(things, kinds, thing, pixel, depth, direction) -> _Surface:
+    """Compute color and normal of the visible points, kind by kind."""
+    place = tuple(e + depth * w for e, w in zip(EYE, direction, strict=True))
     colour, normal = torch.zeros(len(thing), 3), torch.zeros(3, len(thing))
     kind_of = torch.tensor([kinds.index(t.kind) for t in things])[thing]
     tints = torch.tensor([TINT_COLOURS[t.tint] for t in things])
     turns = torch.tensor([(math.cos(math.radians(t.turn)), math.sin(math.radians(t.turn))) for t in things])
     for number, kind in enumerate(kinds):
         mine = (kind_of == number).nonzero()[:, 0]
-        frame = _into_frame(things, thing[mine], tuple(p[mine] for p in place), (0.0, 0.0, 0.0))
+        frame = to_object_frame(things, thing[mine], tuple(p[mine] for p in place), (0.0, 0.0, 0.0))
         x, y, z = frame.ox, frame.oy, frame.oz
         parts = SHAPES[kind](x, y, z)
         nearest = torch.stack([part for part, _ in parts]).argmin(0)
         for i, (_, fixed) in enumerate(parts):
             part = (nearest == i).nonzero()[:, 0]
             colour[mine[part]] = tints[thing[mine[part]]] if fixed is None else torch.tensor(fixed)
-        nx, ny, nz = _normal(kind, x, y, z)
+        nx, ny, nz = surface_normal(kind, x, y, z)
         cos, sin = turns[thing[mine]].T
         normal[:, mine] = torch.stack([cos * nx + sin * nz, ny, cos * nz - sin * nx])
     return _Surface(thing, pixel, place, tuple(normal), colour, depth)
 
 
-def _may_shade(things: Sequence[Thing], owner: Tensor, place, to_light) -> Tensor:
-    """Numbers of the rays that come near the bounding ball of things[owner]; a few more than do meet it."""
+def _possible_shadows(things: Sequence[Thing], owner: Tensor, place, to_light) -> Tensor:
+    """Return indices of rays that may hit the ball of things[owner]: all hits and a few misses."""
     balls = [(t.x, t.y + BOUND[0] * t.size, t.z, (1.01 * BOUND[1] * t.size) ** 2) for t in things]
     x, y, z, reach = torch.tensor(balls, dtype=torch.float32).T[:, owner]
     x, y, z = x - place[0], y - place[1], z - place[2]
@@ -240,28 +165,30 @@ def _may_shade(things: Sequence[Thing], owner: Tensor, place, to_light) -> Tenso
 
 
 def _light(scenes: Sequence[Scene], scene: Tensor, place: tuple[Tensor, ...]) -> Tensor:
-    """How much of the light reaches points (R,) of scenes[scene], past every thing of the same scene."""
+    """Return the fraction of light at points (R,), shadowed by all objects of scenes[scene]."""
     light = torch.ones(len(scene))
     to_light = torch.tensor([LIGHTS[s.light] for s in scenes])[scene].T
     counts = torch.tensor([len(s.things) for s in scenes])[scene]
     for slot in range(max(len(s.things) for s in scenes)):
         here = (counts > slot).nonzero()[:, 0]
         things = [s.things[min(slot, len(s.things) - 1)] for s in scenes]
-        here = here[_may_shade(things, scene[here], tuple(p[here] for p in place), tuple(to_light[:, here]))]
+        here = here[
+            _possible_shadows(things, scene[here], tuple(p[here] for p in place), tuple(to_light[:, here]))
+        ]
         owner = scene[here]
-        rays = _into_frame(things, owner, tuple(p[here] for p in place), tuple(to_light[:, here]))
-        near, far, meets = _span(rays, BOUND[1])
+        rays = to_object_frame(things, owner, tuple(p[here] for p in place), tuple(to_light[:, here]))
+        near, far, meets = ball_interval(rays, BOUND[1])
         kinds = sorted({thing.kind for thing in things})
         kind_of = torch.tensor([kinds.index(thing.kind) for thing in things])[owner]
         for number, kind in enumerate(kinds):
             keep = (meets & (kind_of == number)).nonzero()[:, 0]
             if len(keep):
-                light[here[keep]] *= _shade(kind, rays.pick(keep), near[keep], far[keep])
+                light[here[keep]] *= light_along(kind, rays.pick(keep), near[keep], far[keep])
     return light
 
 
 def _ground(scenes: Sequence[Scene], size: int) -> tuple[Tensor, Tensor]:
-    """Floor and backdrop of each scene with the things' shadows: colours (S, P, 3) and depths (P,)."""
+    """Return floor and backdrop of each scene with shadows: colors (S, P, 3), and depths (P,)."""
     dx, dy, dz = _directions(size)
     reach = torch.where(dy < -1e-3, -EYE[1] / dy.clamp(max=-1e-3), torch.tensor(FAR)).clamp(max=FAR)
     far = ((reach - 6.0) / 8.0).clamp(0, 1)
@@ -284,8 +211,8 @@ def _ground(scenes: Sequence[Scene], size: int) -> tuple[Tensor, Tensor]:
     return colour, reach
 
 
-def _lit(scenes: Sequence[Scene], scene: Tensor, surface: _Surface) -> Tensor:
-    """Colours (W, 3) of visible points: a soft sky, one light with shadows, a small highlight."""
+def _shaded(scenes: Sequence[Scene], scene: Tensor, surface: _Surface) -> Tensor:
+    """Return the shaded colors (W, 3) of visible points: ambient sky, one light with shadows, a highlight."""
     lx, ly, lz = torch.tensor([LIGHTS[s.light] for s in scenes])[scene].T
     nx, ny, nz = surface.normal
     x, y, z = surface.place
@@ -302,14 +229,14 @@ def _lit(scenes: Sequence[Scene], scene: Tensor, surface: _Surface) -> Tensor:
 
 
 def _masks(owner: Tensor, things: int) -> np.ndarray:
-    """Which pixels (things, H, W) each thing covers by half; the earlier one where two share a pixel."""
+    """Return the masks (things, H, W) of pixels that an object covers at least half; ties go to the first."""
     counts = torch.stack([(owner == slot).sum((1, 3)) for slot in range(things)])
     return ((counts >= 2) & (counts.argmax(0) == torch.arange(things)[:, None, None])).numpy()
 
 
 @torch.inference_mode()
 def render(scenes: Sequence[Scene], size: int = 128) -> list[RenderedImage]:
-    """Draw scenes as size x size pictures; the same scene gives the same pixels in any batch."""
+    """Render scenes as size x size images; a scene has the same pixels in any batch."""
     fine, count = 2 * size, len(scenes)
     things = [thing for scene in scenes for thing in scene.things]
     scene_of = torch.tensor([i for i, scene in enumerate(scenes) for _ in scene.things])
@@ -317,7 +244,7 @@ def render(scenes: Sequence[Scene], size: int = 128) -> list[RenderedImage]:
     ground, reach = _ground(scenes, size)
     surface = _visible(things, scene_of, fine)
     canvas = ground.view(count, size, 1, size, 1, 3).expand(-1, -1, 2, -1, 2, -1).reshape(-1, 3)
-    canvas[surface.pixel] = _lit(scenes, scene_of[surface.thing], surface)
+    canvas[surface.pixel] = _shaded(scenes, scene_of[surface.thing], surface)
     depth = reach.view(1, size, 1, size, 1).expand(count, -1, 2, -1, 2).reshape(-1)
     depth[surface.pixel] = surface.depth
     owner = torch.full((count * fine * fine,), -1, dtype=torch.int8)

@@ -1,8 +1,8 @@
-"""The sixteen things of the nano world as signed distance functions, and the colours of tints and backdrops.
+"""The sixteen kinds of objects as signed distance functions, and the colors of tints and backdrops.
 
-Each shape maps coordinates (R,) in the thing's own frame - foot at the origin, about one unit high, x to its
-right, z to its front - to its parts: (distance, colour), where the colour None stands for the thing's tint. A
-distance may be smaller than the true one, never larger: the marcher relies on that.
+Each shape maps coordinates (R,) in the frame of the object (foot at the origin, about one unit high, x to its
+right, z to its front) to a list of parts (distance, color); color None is the tint of the object. A distance
+may be smaller than the exact one but never larger, because the ray marcher steps by it.
 """
 
 import math
@@ -48,7 +48,7 @@ def least(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _box(x, y, z, size: Colour, rounding: float = 0.02) -> Tensor:
-    """A box around the origin with half sides `size`."""
+    """Return the distance to a box around the origin with half sides `size`."""
     dx, dy, dz = (
         x.abs() - (size[0] - rounding),
         y.abs() - (size[1] - rounding),
@@ -59,18 +59,18 @@ def _box(x, y, z, size: Colour, rounding: float = 0.02) -> Tensor:
 
 
 def _extrude(flat: Tensor, z: Tensor, half: float, rounding: float = 0.03) -> Tensor:
-    """A flat shape's distance, given thickness along z."""
+    """Extrude a flat shape, given by its distance, along z."""
     a, b = flat + rounding, z.abs() - (half - rounding)
     return length(a.clamp(min=0), b.clamp(min=0)) + torch.maximum(a, b).clamp(max=0) - rounding
 
 
 def _pillar(q, y, radius: float, low: float, high: float, rounding: float = 0.02) -> Tensor:
-    """An upright cylinder; q is the distance from its axis."""
+    """Return the distance to an upright cylinder; q is the distance from its axis."""
     return _extrude(q - radius, y - (low + high) / 2, (high - low) / 2, rounding)
 
 
 def _cone(q, y, low: float, high: float, wide: float, narrow: float = 0.0) -> Tensor:
-    """An upright (cut) cone between heights `low` and `high`; a lower bound of the distance."""
+    """Return a lower bound of the distance to an upright (truncated) cone between `low` and `high`."""
     rise, run = high - low, wide - narrow
     slope = ((q - wide) * rise + (y - low) * run) / math.hypot(rise, run)
     return torch.maximum(slope, torch.maximum(low - y, y - high))
@@ -97,7 +97,7 @@ def ring(x, y, z) -> Parts:
 
 
 def star(x, y, z) -> Parts:
-    """A five-pointed star: the plane folded into one half of one point, then one edge."""
+    """A five-pointed star: the plane is folded onto half a point, which has one edge."""
     px, py = x.abs(), y - 0.54
     for angle in (108, 36):  # mirrors between neighbouring points, the lower one first
         nx, ny = math.cos(math.radians(angle)), -math.sin(math.radians(angle))
@@ -112,7 +112,7 @@ def star(x, y, z) -> Parts:
 
 
 def heart(x, y, z) -> Parts:
-    """Two discs on the upper sides of a square that stands on its corner."""
+    """A heart: two discs on the upper sides of a square that is rotated by 45 degrees."""
     px, py = x.abs(), y - 0.05
     half = 0.29
     u, v = (
@@ -203,5 +203,5 @@ SHAPES: dict[str, Callable[[Tensor, Tensor, Tensor], Parts]] = {
 
 
 def distance(kind: str, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Distance (R,) to the nearest part of a kind."""
+    """Return the distance (R,) to the nearest part of a kind."""
     return least([part for part, _ in SHAPES[kind](x, y, z)])

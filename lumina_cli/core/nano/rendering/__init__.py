@@ -1,0 +1,1 @@
+"""The nano renderer: shapes as signed distance functions, ray marching, shading."""
