@@ -358,7 +358,7 @@ def test_the_nano_judge_takes_the_thresholds_of_its_detector(monkeypatch, tmp_pa
 
 
 def test_a_missing_detector_is_named(tmp_path):
-    with pytest.raises(LuminaError, match="nothing holds no detector"):
+    with pytest.raises(LuminaError, match="nothing contains no detector"):
         JUDGES.load("nano")(tmp_path / "nothing")
 
 
