@@ -228,7 +228,7 @@ def test_the_detector_reads_back_its_own_targets(tmp_path):
 
 
 def test_a_folder_without_a_detector_says_so(tmp_path):
-    with pytest.raises(LuminaError, match="holds no detector"):
+    with pytest.raises(LuminaError, match="contains no detector"):
         load_detector(tmp_path)
 
 
