@@ -2,7 +2,8 @@
 
 import json
 import os
-from functools import partial
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,11 +88,23 @@ def write_scheduler(folder: Path) -> None:
 
 
 @pytest.fixture
-def lumina(capsys):
-    """Return a function that runs `lumina caption`; see `run_caption`."""
-    from tiny_captioner import run_caption
+def lumina(capsys) -> Callable[..., tuple[int, list[dict] | str, str]]:
+    """Return a function that runs one command line, without the word `lumina`, in this process.
 
-    return partial(run_caption, capsys)
+    The command is split as a shell splits it. The function returns (exit code, stdout, stderr); stdout is a
+    list of rows if every line of it is a JSON object (so [] if there is none), else text.
+    """
+
+    def run_command(command: str) -> tuple[int, list[dict] | str, str]:
+        from lumina_cli.cli.app import run
+
+        capsys.readouterr()
+        code = run(shlex.split(command))
+        out, err = capsys.readouterr()
+        rows = all(line.startswith("{") and line.endswith("}") for line in out.splitlines())
+        return code, [json.loads(line) for line in out.splitlines()] if rows else out, err
+
+    return run_command
 
 
 @pytest.fixture(scope="module")

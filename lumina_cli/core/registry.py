@@ -1,50 +1,101 @@
-"""Tables of names: a word on the command line is a key here, and its code is imported when it is used."""
+"""Tables of names: a name on the command line is a key here, and its code is imported on first use."""
 
+from collections.abc import Iterable
 from difflib import get_close_matches
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from lumina_cli.core.errors import UsageError
+from lumina_cli.core.errors import LuminaError, UsageError
 
 
-def nearest(word: str, known) -> str | None:
-    """Return the one of `known` that `word` may be misspelt for, or None."""
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """Return the entry of `known` that `word` most likely misspells, or None."""
     cutoff = 0.5 if len(word) <= 2 else 0.55  # one wrong letter of two is half the word
     return next(iter(get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
 
 
-def did_you_mean(word: str, known) -> str:
-    """Return "; did you mean 'x'?" for the nearest of `known`, or an empty string."""
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the nearest entry of `known`, or an empty string."""
     near = nearest(word, known)
     return f"; did you mean {near!r}?" if near else ""
 
 
 class Registry(dict[str, str]):
-    """A table of `name -> "module:attribute"`; `load(name)` imports the attribute."""
+    """A table `name -> "module:attribute"` whose `load(name)` imports the attribute.
 
-    def __init__(self, kind: str, entries: dict[str, str]):
+    Other installed packages add names with entry points in `group`. Built-in names take precedence. Iterating
+    yields built-in names only, because finding entry points reads the metadata of every installed package:
+    that happens when a name is not built in, and in `names`, which error messages list.
+    """
+
+    def __init__(self, kind: str, group: str, entries: dict[str, str]):
         super().__init__(entries)
-        self.kind = kind
+        self.kind, self.group = kind, group
+
+    @cached_property
+    def plugins(self) -> dict[str, list]:
+        """Entry points of other packages by name; more than one if several packages use the same name."""
+        from importlib.metadata import entry_points
+
+        found: dict[str, list] = {}
+        try:
+            for point in entry_points(group=self.group):
+                if not super().__contains__(point.name):
+                    found.setdefault(point.name, []).append(point)
+        except Exception as error:  # metadata is written by other packages and may be damaged in any way
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise LuminaError(f"cannot read the entry points of installed packages: {reason}") from error
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.plugins
+
+    def names(self) -> list[str]:
+        """Return all names: the built-in ones in their order, then those of other packages."""
+        return [*self, *self.plugins]
 
     def load(self, name: str) -> Any:
-        """Import and return the object that `name` refers to.
+        """Import and return the object registered as `name`.
 
         Raises:
-            UsageError: if the registry does not contain `name`; the message lists the known names.
+            UsageError: if no such name exists; the message lists the known names.
+            LuminaError: if the entry point of another package cannot be imported or is ambiguous.
         """
-        if name not in self:
-            hint = did_you_mean(name, self) or f"; choose from {', '.join(self)}"
-            raise UsageError(f"unknown {self.kind} {name!r}{hint}")
-        module, attribute = self[name].split(":")
-        return getattr(import_module(module), attribute)
+        if super().__contains__(name):
+            module, attribute = self[name].split(":")
+            return getattr(import_module(module), attribute)
+        if name in self.plugins:
+            return self._load_plugin(name)
+        known = self.names()
+        hint = did_you_mean(name, known) or f"; choose from {', '.join(known)}"
+        raise UsageError(f"unknown {self.kind} {name!r}{hint}")
+
+    def _load_plugin(self, name: str) -> Any:
+        points = self.plugins[name]
+        packages = " and ".join(sorted({point.dist.name if point.dist else "?" for point in points}))
+        if len(points) > 1:
+            raise LuminaError(
+                f"{self.kind} {name!r} is registered by {packages} (entry points {self.group}); uninstall one"
+            )
+        try:
+            return points[0].load()
+        except LuminaError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise LuminaError(
+                f"{self.kind} {name!r} of package {packages}: cannot load {points[0].value}: {reason}"
+            ) from error
 
 
 CORE = "lumina_cli.core"
-ASSETS = Path(__file__).resolve().parents[1] / "assets"  # what ships inside the package
+ASSETS = Path(__file__).resolve().parents[1] / "assets"  # model files that ship with the package
 
 SOLVERS = Registry(
     "solver",
+    "lumina.solvers",
     {
         "euler": f"{CORE}.flow.solvers:euler",
         "midpoint": f"{CORE}.flow.solvers:midpoint",
@@ -55,8 +106,10 @@ SOLVERS = Registry(
         "unipc": f"{CORE}.flow.solvers:unipc",
     },
 )
+# Captioning engines: `lumina caption --engine`.
 CAPTIONERS = Registry(
     "captioner",
+    "lumina.captioners",
     {
         "transformers": f"{CORE}.unicap.engines.transformers:Captioner",
         "openai": f"{CORE}.unicap.engines.openai:Captioner",
@@ -66,9 +119,20 @@ CAPTIONERS = Registry(
         "noop": f"{CORE}.unicap.engines.noop:Captioner",
     },
 )
-# What `lumina shard score` can measure of a picture.
+# Image-caption agreement: `lumina caption --score`.
+CAPTION_SCORERS = Registry(
+    "scorer",
+    "lumina.caption_scorers",
+    {
+        "clip": f"{CORE}.unicap.scoring.clip:ClipScorer",
+        "objects": f"{CORE}.unicap.scoring.grounding:GroundingScorer",
+        "nano": f"{CORE}.unicap.scoring.clip:NanoScorer",
+    },
+)
+# Image metrics: `lumina shard score --scores`.
 SCORES = Registry(
     "score",
+    "lumina.scores",
     {
         "sharpness": f"{CORE}.curation.metrics:Sharpness",
         "entropy": f"{CORE}.curation.metrics:Entropy",
@@ -78,19 +142,21 @@ SCORES = Registry(
         "nsfw": f"{CORE}.curation.classifiers:Nsfw",
     },
 )
-BENCHMARKS = Registry("benchmark", {"geneval": f"{CORE}.evals.geneval.rules:GenEval"})
-JUDGES = Registry("judge", {"nano": f"{CORE}.evals.judges.nano:NanoJudge"})
-KERNELS = Registry("kernel", {"attention": f"{CORE}.kernels.attention:OP"})
+BENCHMARKS = Registry("benchmark", "lumina.benchmarks", {"geneval": f"{CORE}.evals.geneval.rules:GenEval"})
+JUDGES = Registry("judge", "lumina.judges", {"nano": f"{CORE}.evals.judges.nano:NanoJudge"})
+KERNELS = Registry("kernel", "lumina.kernels", {"attention": f"{CORE}.kernels.attention:OP"})
 MODELS = Registry(
     "model",
+    "lumina.models",
     {
         "nano": f"{CORE}.models.locate:find_nano",
         "lumina-image-2": f"{CORE}.models.locate:find_lumina_image_2",
     },
 )
-# What `lumina train` can build: the transformer of a pipeline, or one of the small frozen parts of nano.
+# Components that `lumina train` trains: a transformer, or one of nano's small frozen components.
 PARTS = Registry(
     "part",
+    "lumina.parts",
     {
         "transformer": f"{CORE}.training.loop:train_transformer",
         "autoencoder": f"{CORE}.training.nano.autoencoder:train_autoencoder",

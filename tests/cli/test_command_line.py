@@ -152,7 +152,7 @@ def test_a_closed_pipe_is_not_an_error(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": "x" * 2000, "n": i}) + "\n" for i in range(2000)))
     code = (
-        "from lumina_cli.cli import output, app; from lumina_cli.core.formats.rows import read_rows; import sys;"
+        "from lumina_cli.cli import output, app; from lumina_cli.core.io.jsonl import read_rows; import sys;"
         "app.app.command('spill')(lambda: output.write_rows(read_rows(sys.argv[1]), True) and None);"
         "app.Verbs.resolve_command = app.TyperGroup.resolve_command; sys.exit(app.run(['spill']))"
     )
@@ -255,7 +255,7 @@ FORKED = """
 import os, signal, time
 from lumina_cli.cli import app
 
-app._heed_sigterm()
+app._handle_sigterm()
 ready, tell = os.pipe()
 child = os.fork()
 if not child:

@@ -45,8 +45,8 @@ def find_model(name: str | Path) -> Path:
         return model_folder(Path(name))
     if HUB_ID.fullmatch(str(name)):
         return fetch(str(name))
-    hint = did_you_mean(str(name), [*MODELS, "auto"])
-    hint = hint or f"; it is no folder, no hub id and none of {', '.join([*MODELS, 'auto'])}"
+    hint = did_you_mean(str(name), [*MODELS.names(), "auto"])
+    hint = hint or f"; it is no folder, no hub id and none of {', '.join([*MODELS.names(), 'auto'])}"
     raise UsageError(f"unknown model {str(name)!r}{hint}")
 
 

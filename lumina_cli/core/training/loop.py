@@ -129,7 +129,10 @@ def find_frozen(name: str) -> Path:
         embedded = ASSETS / name
         return _with_parts(embedded) if embedded.is_dir() else MODELS.load(name)()
     if not Path(name).is_dir():
-        hint = did_you_mean(name, MODELS) or f"; it is no model folder and none of {', '.join(MODELS)}"
+        hint = (
+            did_you_mean(name, MODELS.names())
+            or f"; it is no model folder and none of {', '.join(MODELS.names())}"
+        )
         raise UsageError(f"frozen: unknown model {name!r}{hint}")
     inner = Path(name) / "model"
     return _with_parts(inner if inner.is_dir() else Path(name))

@@ -45,7 +45,8 @@ class Captioner(Engine):
         batch: int = 8,
     ):
         if inner not in CAPTIONERS or inner == "ray":
-            raise UsageError(f"engine 'ray:{inner}': ray runs {', '.join(set(CAPTIONERS) - {'ray'})}")
+            known = [name for name in CAPTIONERS.names() if name != "ray"]
+            raise UsageError(f"engine 'ray:{inner}': ray runs {', '.join(known)}")
         self.ray = _library()
         self.inner = inner
         self.settings = {

@@ -7,18 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.registry import ASSETS, Registry, did_you_mean
+from lumina_cli.core.registry import ASSETS, CAPTION_SCORERS
 from lumina_cli.core.unicap.checks.rules import Reason
 from lumina_cli.core.unicap.stats import CaptionStats
 
-SCORERS = Registry(
-    "scorer",
-    {
-        "clip": "lumina_cli.core.unicap.scoring.clip:ClipScorer",
-        "objects": "lumina_cli.core.unicap.scoring.grounding:GroundingScorer",
-        "nano": "lumina_cli.core.unicap.scoring.clip:NanoScorer",
-    },
-)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 CLIP = "openai/clip-vit-large-patch14"
 
@@ -34,10 +26,7 @@ def open_scorer(words: str, device: str | None = None, tally: CaptionStats | Non
         least = float(number) if at else None
     except ValueError:
         raise UsageError(f"score {words!r}: {number!r} is not a number") from None
-    if name not in SCORERS:
-        hint = did_you_mean(name, SCORERS) or f"; choose from {', '.join(SCORERS)}"
-        raise UsageError(f"unknown scorer {name!r}{hint}")
-    return SCORERS.load(name)(model or None, least, device, tally)
+    return CAPTION_SCORERS.load(name)(model or None, least, device, tally)
 
 
 class CaptionScorer:
