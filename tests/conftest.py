@@ -1,4 +1,4 @@
-"""A tiny random model folder in the layout of diffusers' Lumina2Pipeline, for every test that needs a whole model."""
+"""Fixtures shared by all tests; the main one is a tiny random model folder in diffusers' layout."""
 
 import json
 import os

@@ -1,8 +1,4 @@
-"""A corpus of files that nobody should trust, and what must become of each: words of images/ingest.py, or a code.
-
-`files`, `rows` and `tars` write a part of the corpus below a folder and return {what is expected: by key}. What
-is expected is a tuple of notes for a picture that passes, and the code of the reason for one that does not.
-"""
+"""Malformed and malicious files, each with the expected reject code or notes."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Tiny image-text-to-text models for the tests of `lumina caption`, made from nothing in seconds."""
+"""Tiny image-text-to-text models for the tests of `lumina caption`, built in seconds."""
 
 import json
 

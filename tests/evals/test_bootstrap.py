@@ -1,3 +1,5 @@
+"""Bootstrap intervals: coverage, paired differences and determinism."""
+
 import numpy as np
 import pytest
 

@@ -1,4 +1,4 @@
-"""`lumina eval captions` on rows that tell who wrote their captions, that have no picture, or that failed."""
+"""`lumina eval captions` on rows that name their engine, have no image, or failed."""
 
 import json
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""GenEval: official prompts, layout, rules, scores and the nano tasks."""
+
 import errno
 import hashlib
 import json

@@ -1,3 +1,5 @@
+"""`lumina eval`: rows, messages and exit codes."""
+
 import json
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Captions of nano scenes read back: nothing lost, nothing made up, and scores that tell true from false."""
+"""Parsing captions of nano scenes: complete and exact facts, and scores that separate true from false."""
 
 from dataclasses import replace
 

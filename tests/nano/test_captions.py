@@ -1,4 +1,4 @@
-"""Captions: true, varied, in the shares that a text-to-image model should learn from, and right in five languages."""
+"""Captions of nano scenes: true, varied, with the intended frequencies, and grammatical in five languages."""
 
 import random
 import re

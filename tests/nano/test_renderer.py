@@ -1,4 +1,4 @@
-"""The nano world: the same pixels everywhere, true masks and depth, and held-out combinations by the scene alone."""
+"""The nano renderer: identical pixels on every machine, exact masks and depth, held-out combinations."""
 
 from collections import Counter
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The model that ships: its size, its parts, the same picture in diffusers, and pictures of what was asked for."""
+"""The embedded model: size, components, the same image in diffusers, and images that follow the prompt."""
 
 import json
 import resource

@@ -1,4 +1,4 @@
-"""Models that bring code of their own: it is never run, and nobody is asked whether it may be."""
+"""Models that ship custom code: the code never runs and transformers never prompts on stdin."""
 
 import json
 

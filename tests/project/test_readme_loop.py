@@ -1,4 +1,4 @@
-"""The loop that README leads with, run line by line as a reader would."""
+"""The five-line loop of the README, executed line by line."""
 
 import json
 import os

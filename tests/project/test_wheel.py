@@ -1,4 +1,4 @@
-"""The wheel: it holds what the code looks for, and works where there is no checkout."""
+"""The wheel: it contains all modules and assets, and works without a checkout."""
 
 import json
 import os
