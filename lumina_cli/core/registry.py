@@ -27,12 +27,17 @@ class Registry(dict[str, str]):
 
     Other installed packages add names with entry points in `group`. Built-in names take precedence. Iterating
     yields built-in names only, because finding entry points reads the metadata of every installed package:
-    that happens when a name is not built in, and in `names`, which error messages list.
+    that happens when a name is not built in, and in `names`, which error messages list. `aliases` are further
+    accepted names for built-in ones; they are not listed.
     """
 
-    def __init__(self, kind: str, group: str, entries: dict[str, str]):
+    def __init__(self, kind: str, group: str, entries: dict[str, str], aliases: dict[str, str] | None = None):
         super().__init__(entries)
-        self.kind, self.group = kind, group
+        self.kind, self.group, self.aliases = kind, group, aliases or {}
+
+    def resolve(self, name: str) -> str:
+        """Return the name that `name` is an alias of, or `name` itself."""
+        return self.aliases.get(name, name)
 
     @cached_property
     def plugins(self) -> dict[str, list]:
@@ -50,7 +55,7 @@ class Registry(dict[str, str]):
         return found
 
     def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or name in self.plugins
+        return super().__contains__(name) or name in self.aliases or name in self.plugins
 
     def names(self) -> list[str]:
         """Return all names: the built-in ones in their order, then those of other packages."""
@@ -63,6 +68,7 @@ class Registry(dict[str, str]):
             UsageError: if no such name exists; the message lists the known names.
             LuminaError: if the entry point of another package cannot be imported or is ambiguous.
         """
+        name = self.resolve(name)
         if super().__contains__(name):
             module, attribute = self[name].split(":")
             return getattr(import_module(module), attribute)
@@ -102,8 +108,37 @@ SOLVERS = Registry(
         "heun": f"{CORE}.flow.solvers:heun",
         "rk4": f"{CORE}.flow.solvers:rk4",
         "dpmpp_2m": f"{CORE}.flow.solvers:dpmpp_2m",
-        "dpm": f"{CORE}.flow.solvers:dpmpp_2m",  # alias of dpmpp_2m
         "unipc": f"{CORE}.flow.solvers:unipc",
+    },
+    aliases={"dpm": "dpmpp_2m"},  # the name in plans of earlier releases
+)
+# How a plan combines the two branches of guidance, `guide` of a plan.
+GUIDANCE = Registry(
+    "guidance",
+    "lumina.guidance",
+    {
+        "cfg": f"{CORE}.flow.guidance:cfg_guidance",
+        "apg": f"{CORE}.flow.guidance:apg_guidance",
+        "cfg-zero": f"{CORE}.flow.guidance:cfg_zero_guidance",
+    },
+)
+# Which network calls skip the main layers, `cache` of a plan.
+CACHES = Registry(
+    "cache",
+    "lumina.caches",
+    {
+        "tea": f"{CORE}.sampling.teacache.layer_cache:tea_cache",
+        "first": f"{CORE}.sampling.teacache.layer_cache:first_block_cache",
+        "error": f"{CORE}.sampling.teacache.layer_cache:error_budget_cache",
+    },
+)
+# Replacements for the large linear layers, `--quantize`.
+QUANTIZERS = Registry(
+    "quantization",
+    "lumina.quantizers",
+    {
+        "int8": f"{CORE}.nextdit.packed.quantize:LinearInt8",
+        "int8-weights": f"{CORE}.nextdit.packed.quantize:Int8Weights",
     },
 )
 # Captioning engines: `lumina caption --engine`.

@@ -118,7 +118,7 @@ def test_their_weights_are_in_our_memory():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--quantize", "int4"], "unknown quantisation 'int4'; did you mean 'int8'?"),
+        (["--quantize", "int4"], "unknown quantization 'int4'; did you mean 'int8'?"),
         (["--against", "comfy"], "unknown side 'comfy'; choose from diffusers"),
         (["--random-weights", "--size", "100"], "size 100 is not a multiple of 16 up to 8192"),
         (["--random-weights", "--model", "nan0"], "unknown model size 'nan0'; did you mean 'nano'?"),

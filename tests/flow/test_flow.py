@@ -10,8 +10,8 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan, draw_noise, interpolate, shift_time, train_shift
 from lumina_cli.core.flow.guidance import apg, cfg, guide, renorm, renorm_data, renorm_rows, zero_star
 from lumina_cli.core.flow.path import (
-    data_from,
     from_sigma,
+    predict_data,
     scheduler_config,
     shift_from_scheduler,
     to_sigma,
@@ -20,8 +20,8 @@ from lumina_cli.core.flow.path import (
 from lumina_cli.core.flow.plan import read_settings
 from lumina_cli.core.registry import SOLVERS
 
-ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "dpm": 2, "unipc": 3}
-CALLS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "dpm": 1, "unipc": 1}
+ORDER = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "dpmpp_2m": 2, "unipc": 3}
+CALLS = {"euler": 1, "midpoint": 2, "heun": 2, "rk4": 4, "dpmpp_2m": 1, "unipc": 1}
 FIRST_NOISE = [0.1592954695224762, -1.77418851852417, 1.3265118598937988, 1.2048090696334839]
 MEAN, SPREAD = 0.7, 0.4
 
@@ -60,7 +60,19 @@ def exact():
 @pytest.mark.parametrize("name", SOLVERS)
 def test_error_shrinks_at_the_promised_order(name, exact):
     coarse, fine = ((end_state(name, steps) - exact).norm().item() for steps in (64, 128))
-    assert math.log2(coarse / fine) == pytest.approx(ORDER[name], abs=0.15)
+    assert math.log2(coarse / fine) == pytest.approx(SOLVERS.load(name).order, abs=0.15)
+
+
+def test_the_solvers_declare_their_published_orders_and_calls():
+    assert ORDER.items() <= {name: SOLVERS.load(name).order for name in SOLVERS}.items()
+    assert CALLS.items() <= {name: SOLVERS.load(name).calls for name in SOLVERS}.items()
+
+
+def test_an_alias_is_the_same_solver_and_stays_in_the_plan():
+    assert SOLVERS.load("dpm") is SOLVERS.load("dpmpp_2m")
+    assert "dpm" not in SOLVERS.names()
+    plan = Plan("dpm", 9)
+    assert (plan.to_json()["solver"], plan.times()) == ("dpm", Plan("dpmpp_2m", 9).times())
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -96,7 +108,7 @@ def test_path_runs_from_noise_to_data():
     x = interpolate(data, noise, t)
     torch.testing.assert_close(x[0], 0.25 * data[0] + 0.75 * noise[0])
     torch.testing.assert_close(x[1], data[1])
-    torch.testing.assert_close(data_from(x, velocity(data, noise), t), data)
+    torch.testing.assert_close(predict_data(x, velocity(data, noise), t), data)
 
 
 def test_time_shift_is_diffusers_sigma_shift_seen_from_the_other_end():
@@ -194,7 +206,7 @@ def test_guidance_until_one_covers_the_very_end(unit):
 
 
 def test_guidance_of_one_calls_the_caption_alone():
-    assert [call.rows for call in Plan(guidance=1.0, guide_until=1.0, steps=3).calls()] == [1] * 6
+    assert [call.branches for call in Plan(guidance=1.0, guide_until=1.0, steps=3).calls()] == [1] * 6
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -203,12 +215,12 @@ def test_the_calls_of_a_plan(solver):
     calls = plan.calls()
     assert len(calls) == 5 * plan.calls_per_step == 5 * CALLS[solver]
     assert [call.step for call in calls] == [n for n in range(5) for _ in range(CALLS[solver])]
-    assert all(call.rows == (2 if call.t < 0.25 else 1) for call in calls)
+    assert all(call.branches == (2 if call.t < 0.25 else 1) for call in calls)
 
 
 def test_the_same_quarter_in_three_units():
     """What 0.25 means: to official a time, to diffusers a share of the steps, to ComfyUI a sigma."""
-    guided = lambda **settings: [call.rows - 1 for call in Plan("euler", 12, 6.0, **settings).calls()]  # noqa: E731
+    guided = lambda **settings: [call.branches - 1 for call in Plan("euler", 12, 6.0, **settings).calls()]  # noqa: E731
     assert sum(guided(guide_until=0.25)) == 8  # t = u / (6 - 5 u) < 0.25 as long as u < 2 / 3
     assert guided(guide_until=0.25, guide_unit="steps") == [1] * 3 + [0] * 9
     assert guided(guide_until=0.25, guide_unit="sigma") == [0] * 12  # the last call's sigma is 0.35
@@ -223,14 +235,14 @@ def test_the_same_quarter_in_three_units():
 @pytest.mark.parametrize("ratio", [0.1, 0.25, 0.3, 0.5, 0.7, 1.0])
 def test_steps_count_as_diffusers_counts_them(steps, ratio):
     plan = Plan("euler", steps, guide_until=ratio, guide_unit="steps")
-    assert [call.rows == 2 for call in plan.calls()] == [(i + 1) / steps <= ratio for i in range(steps)]
+    assert [call.branches == 2 for call in plan.calls()] == [(i + 1) / steps <= ratio for i in range(steps)]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (0.25, 0.75), (0.5, 1.0)])
 def test_all_calls_of_a_guided_step_are_guided_and_no_others(solver, low, high):
     plan = Plan(solver, 8, guide_from=low, guide_until=high, guide_unit="steps")
-    rows = [call.rows for call in plan.calls()]
+    rows = [call.branches for call in plan.calls()]
     assert rows == [
         2 if low <= step / 8 and (step + 1) / 8 <= high else 1
         for step in range(8)
@@ -261,8 +273,8 @@ def test_cfg_zero_stands_still_in_its_first_step(solver):
 
 def test_apg_keeps_no_more_of_the_captioned_data_than_asked():
     captioned, free, x, t = *(random_pictures(4, 5, 5) for _ in range(3)), 0.3
-    data = data_from(x, captioned, t)
-    along = lambda guided: ((data_from(x, guided, t) - data) * data).sum((1, 2, 3))  # noqa: E731
+    data = predict_data(x, captioned, t)
+    along = lambda guided: ((predict_data(x, guided, t) - data) * data).sum((1, 2, 3))  # noqa: E731
     zero = torch.zeros(3, dtype=torch.float64)
     torch.testing.assert_close(along(apg(4.0, 0.0, 0.0)(captioned, free, x, t)), zero, atol=1e-9, rtol=0)
     full, half = (along(apg(4.0, share, 0.0)(captioned, free, x, t)) for share in (1.0, 0.5))
@@ -295,12 +307,12 @@ def lengths(pictures):
 def test_of_data_the_norms_are_those_of_what_velocities_lead_to():
     captioned, guided, x, t = *(random_pictures(4, 5, 5) for _ in range(3)), 0.3
     guided = guided * torch.tensor([0.1, 5.0, 50.0], dtype=torch.float64).view(3, 1, 1, 1)
-    own, before = data_from(x, captioned, t), data_from(x, guided, t)
-    after = data_from(x, renorm_data(guided, captioned, x, t, 0.9), t)
+    own, before = predict_data(x, captioned, t), predict_data(x, guided, t)
+    after = predict_data(x, renorm_data(guided, captioned, x, t, 0.9), t)
     torch.testing.assert_close(lengths(after), torch.minimum(lengths(before), 0.9 * lengths(own)))
     torch.testing.assert_close(after / lengths(after), before / lengths(before))
     assert lengths(after)[2] < lengths(before)[2]
-    rows = data_from(x, renorm_data(guided, captioned, x, t, "row"), t)
+    rows = predict_data(x, renorm_data(guided, captioned, x, t, "row"), t)
     torch.testing.assert_close(rows.norm(dim=-1), own.norm(dim=-1))
     assert torch.equal(renorm_data(guided, captioned, x, 1.0, 1.0), guided)
 
@@ -361,7 +373,7 @@ def test_plan_survives_json():
         ({"steps": True}, "steps is True, but must be a whole number from 1"),
         (
             {"solver": ["euler"]},
-            "solver is ['euler'], but must be one of euler, midpoint, heun, rk4, dpm, unipc",
+            "solver is ['euler'], but must be one of euler, midpoint, heun, rk4, dpmpp_2m, unipc",
         ),
         (["euler", 4], """a plan is ['euler', 4], but must be settings by name, such as {"steps": 17}"""),
         ("[]", """a plan is [], but must be settings by name, such as {"steps": 17}"""),

@@ -248,8 +248,8 @@ def variable_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize("kernel", VARIABLE)
-@pytest.mark.parametrize("through", [None, lambda stage: stage.run(range(stage.rows))])
-def test_a_network_packs_all_rows_into_one_call_of_a_variable_kernel(variable_kernels, kernel, through):
+@pytest.mark.parametrize("run_layers", [None, lambda stage: stage.run(range(stage.rows))])
+def test_a_network_packs_all_rows_into_one_call_of_a_variable_kernel(variable_kernels, kernel, run_layers):
     config = NextDiTConfig(
         dim=48, num_layers=3, num_heads=6, num_kv_heads=2, multiple_of=16, text_dim=40, axes_dim=(4, 2, 2)
     )
@@ -262,7 +262,7 @@ def test_a_network_packs_all_rows_into_one_call_of_a_variable_kernel(variable_ke
     with torch.inference_mode():
         wanted = model(x, t, text, mask)
         model.kernel = kernel
-        found = model(x, t, text, mask, through=through)
+        found = model.velocity_packed(x, t, text, mask, run_layers=run_layers)
     for one, two in zip(found, wanted, strict=True):
         assert error(one, two.double()) < 1e-5
 

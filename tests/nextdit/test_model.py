@@ -373,7 +373,7 @@ def arguments(height=8, width=8, tokens=4, channels=16, text_dim=40, mask=None):
         ({"height": 1026}, "latent height 1026 is too large; the position table ends at 1024"),
         ({"tokens": 300}, "a caption has 300 tokens; at most 299 fit"),
         ({"tokens": 0}, "a caption has no token"),
-        ({"channels": 4}, r"latents have shape \(4, 8, 8\); each picture must be \(16, H, W\)"),
+        ({"channels": 4}, r"latents have shape \(4, 8, 8\); each image must be \(16, H, W\)"),
         ({"text_dim": 41}, r"text has shape \(1, 4, 41\); it must be \(B, M, 40\)"),
         ({"mask": torch.tensor([[1, 0, 1, 0]])}, "text_mask has a gap"),
         ({"mask": torch.zeros(1, 4)}, "a caption has no token"),
@@ -398,5 +398,5 @@ def test_the_longest_caption_and_a_padded_wider_one_fit():
 
 def test_batches_that_do_not_pair_are_refused():
     latents, _, text, _ = arguments()
-    with pytest.raises(ValueError, match="1 latents, 2 times and 1 captions do not pair"):
+    with pytest.raises(ValueError, match="batch sizes differ: 1 latents, 2 times, 1 captions"):
         NextDiT(TINY)(latents, torch.zeros(2), text)

@@ -8,7 +8,8 @@ from lumina_cli.core.flow import Plan
 from lumina_cli.core.kernels import attention
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.packed import fused
-from lumina_cli.core.nextdit.packed.quantize import KINDS, LinearInt8, quantize
+from lumina_cli.core.nextdit.packed.quantize import LinearInt8, quantize
+from lumina_cli.core.registry import QUANTIZERS
 from lumina_cli.core.sampling.latents import draw_latents
 
 TINY = NextDiTConfig(
@@ -147,7 +148,10 @@ def test_inputs_and_encoded_text_are_left_as_they_were():
 def test_through_that_runs_all_rows_changes_nothing():
     model, words = randomised(), inputs(1)
     with torch.no_grad():
-        assert torch.equal(model(*words, through=lambda stage: stage.run(range(stage.rows))), model(*words))
+        assert torch.equal(
+            model.velocity_packed(*words, run_layers=lambda stage: stage.run(range(stage.rows))),
+            model(*words),
+        )
 
 
 def test_rows_may_run_in_any_order_and_go_on_from_their_first_layer():
@@ -162,7 +166,7 @@ def test_rows_may_run_in_any_order_and_go_on_from_their_first_layer():
         return [done[row] for row in range(4)]
 
     with torch.no_grad():
-        assert error(model(*words, through=bit_by_bit), model(*words)) < 1e-6
+        assert error(model.velocity_packed(*words, run_layers=bit_by_bit), model(*words)) < 1e-6
 
 
 def test_first_layer_and_signal_are_those_of_the_network():
@@ -184,7 +188,7 @@ def test_first_layer_and_signal_are_those_of_the_network():
         return stage.run([0])
 
     with torch.no_grad():
-        model(x, t, text, mask, through=look)
+        model.velocity_packed(x, t, text, mask, run_layers=look)
 
 
 def test_rows_that_are_skipped_are_not_computed(monkeypatch):
@@ -194,7 +198,9 @@ def test_rows_that_are_skipped_are_not_computed(monkeypatch):
         attention, "grouped", lambda q, *rest, **more: tokens.append(q.shape[0]) or run(q, *rest, **more)
     )
     with torch.no_grad():
-        model(*words, through=lambda stage: [stage.image(0), *stage.run([1]), stage.image(2), stage.image(3)])
+        model.velocity_packed(
+            *words, run_layers=lambda stage: [stage.image(0), *stage.run([1]), stage.image(2), stage.image(3)]
+        )
     assert sum(tokens[-len(model.layers) :]) == len(model.layers)
 
 
@@ -203,7 +209,9 @@ def test_a_network_of_one_layer_still_runs_and_starts():
     x, t, text, mask = inputs(5)
     with torch.no_grad():
         whole = model(x, t, text, mask)
-        begun = model(x, t, text, mask, through=lambda stage: (stage.first([1]), stage.run(range(4)))[1])
+        begun = model.velocity_packed(
+            x, t, text, mask, run_layers=lambda stage: (stage.first([1]), stage.run(range(4)))[1]
+        )
     assert error(whole, model(x, t, text, mask).detach()) < 1e-5
     assert error(begun, whole) < 1e-6
 
@@ -286,10 +294,10 @@ def test_only_the_large_layers_of_blocks_change():
 
 
 def test_what_cannot_be_quantised_is_one_line():
-    with pytest.raises(UsageError, match="unknown quantisation 'int4'; did you mean 'int8'"):
+    with pytest.raises(UsageError, match="unknown quantization 'int4'; did you mean 'int8'"):
         quantize(randomised(), "int4")
-    for kind in KINDS:
-        with pytest.raises(LuminaError, match="the model is quantised already: its layers"):
+    for kind in QUANTIZERS:
+        with pytest.raises(LuminaError, match="the model is quantized already; its layers"):
             quantize(quantize(randomised(), kind), kind)
     with pytest.raises(LuminaError, match="int8 on a CPU needs a model in bfloat16 or float32"):
         quantize(randomised().half(), "int8")

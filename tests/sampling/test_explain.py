@@ -159,7 +159,7 @@ def test_rows_on_a_pipe_and_no_picture(hollow, tmp_path, monkeypatch, capfd):
         (["--init", "wide.png", "--strength", "2"], 2, "strength is 2.0, but must be from 0"),
         (["--init", "wide.png", "--mask", "small.png"], 2, "make them one size"),
         (["--strength", "0.5"], 2, "--mask and --strength need --init"),
-        (["--quantize", "int9"], 2, "unknown quantisation 'int9'"),
+        (["--quantize", "int9"], 2, "unknown quantization 'int9'"),
         (["--lora", "gone.safetensors"], 1, "gone.safetensors"),
         (["--lora", "small.png"], 1, "small.png"),
         (["--attention", "horse"], 2, "'horse' is not in the prompt 'two cups'"),

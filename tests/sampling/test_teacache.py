@@ -192,7 +192,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(network, inputs, kind, solve
 def test_rows_are_those_of_the_plan(network, inputs):
     _, cached = draw(network, inputs, "tea:0.15", solver="midpoint", guide_until=0.25)
     calls = cached.plan.calls()
-    assert cached.report(0)["rows"] == sum(call.rows for call in calls)
+    assert cached.report(0)["rows"] == sum(call.branches for call in calls)
     assert [one.made for one in cached.pictures] == [len(calls)] * 3
 
 

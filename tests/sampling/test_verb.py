@@ -174,7 +174,7 @@ def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
         (["a", "--steps", "0"], 2, "steps is 0, but must be a whole number from 1"),
         (["a", "--plan", "renorm=of"], 2, "renorm is 'of', but must be a number above 0, row, or off"),
         (["a", "--calls", "0"], 2, "calls is 0, but must be 1 or more"),
-        (["a", "--calls", "4", "--steps", "4", "--preset", "diffusers"], 2, "steps and calls both say how long to draw; give one of them"),
+        (["a", "--calls", "4", "--steps", "4", "--preset", "diffusers"], 2, "steps and calls are mutually exclusive"),
         (["a", "--preset", "offical"], 2, "unknown preset 'offical'; did you mean 'official'?"),
         (["a", "--shard", "2/2"], 2, "shard is '2/2', but must be I/N, such as 0/4, with I from 0 to N - 1"),
         (["a", "--size", "0:9"], 2, "size '0:9' is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of square, landscape, portrait, wide, tall"),

@@ -108,7 +108,7 @@ def test_a_budget_of_memory_draws_the_same_picture(sample):
         (["--from", "plain.png"], 1, "does not say how it was drawn"),
         (["x", "--attention", "cup", *FEW], 2, "cup"),
         (["x", "--lora", "m.safetensors", *FEW], 1, "m.safetensors"),
-        (["x", "--quantize", "int9"], 2, "unknown quantisation 'int9'"),
+        (["x", "--quantize", "int9"], 2, "unknown quantization 'int9'"),
         (["x", "--attention", "x", "--quantize", "int8"], 2, "leave --quantize out"),
         (["x", "--memory", "much"], 2, "much"),
         (["x", "--memory", "1M"], 2, "too little"),

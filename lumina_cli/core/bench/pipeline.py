@@ -53,7 +53,7 @@ def compare_pipelines(
     about |= {"threads": torch.get_num_threads()}
     ratio = np.median(np.array(times["diffusers"]) / np.array(times["lumina"]))
     calls = {"lumina": len(settings.calls()), "diffusers": 2 * THEIRS["num_inference_steps"]}
-    rows = {"lumina": sum(call.rows for call in settings.calls()), "diffusers": calls["diffusers"]}
+    rows = {"lumina": sum(call.branches for call in settings.calls()), "diffusers": calls["diffusers"]}
     for side, marks in ((side, np.percentile(one, PERCENTILES)) for side, one in times.items()):
         yield {
             "side": side,

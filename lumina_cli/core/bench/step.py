@@ -22,7 +22,7 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.nextdit import EncodedText, NextDiT, NextDiTConfig, load_transformer
 from lumina_cli.core.nextdit.config import config_to_diffusers
 from lumina_cli.core.nextdit.convert import empty_model, to_diffusers
-from lumina_cli.core.nextdit.packed.quantize import check_kind, quantize
+from lumina_cli.core.nextdit.packed.quantize import check_quantizer, quantize
 from lumina_cli.core.nextdit.sequence import padded_layout, patchify, unpatchify
 from lumina_cli.core.registry import did_you_mean
 
@@ -99,7 +99,7 @@ def _check(
 ) -> list[str]:
     """Raise UsageError for what cannot be, before anything takes time; return each side once."""
     if kind is not None:
-        check_kind(kind)
+        check_quantizer(kind)
     for name in against:
         if name not in SIDES:
             raise UsageError(f"unknown side {name!r}; choose from {', '.join(SIDES)}")

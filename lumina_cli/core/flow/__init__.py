@@ -1,4 +1,4 @@
-"""The flow from noise to data: path, noise, solvers, guidance, and the plan that names their settings."""
+"""The flow from noise to data: path, initial noise, solvers, guidance, and the plan with their settings."""
 
 from lumina_cli.core.flow.noise import draw_noise
 from lumina_cli.core.flow.path import interpolate, shift_time, train_shift

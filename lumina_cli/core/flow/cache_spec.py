@@ -3,29 +3,37 @@
 from dataclasses import dataclass
 
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.registry import did_you_mean
-
-KINDS = ("tea", "first", "error")
+from lumina_cli.core.registry import CACHES, did_you_mean
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What "tea:0.2" means: a kind of KINDS, and its threshold, or of "error" the budget."""
+    """The parsed form of a cache setting.
+
+    kind    a key of CACHES
+    value   the threshold of the cache, or its error budget if `kind` is "error"
+    """
 
     kind: str
     value: float
 
 
 def parse_cache_spec(text: str) -> CacheSpec:
-    """Return the cache setting that `text` names; UsageError where it names none."""
+    """Parse a cache setting `KIND:VALUE`.
+
+    Raises:
+        UsageError: if the kind is not a key of CACHES or the value is not a number from 0.
+    """
     kind, _, value = str(text).partition(":")
-    if kind not in KINDS:
-        hint = did_you_mean(kind, KINDS) or ", but must be tea:0.2, first:0.1 or error:0.05, or off"
+    if kind not in CACHES:
+        hint = did_you_mean(kind, CACHES.names())
+        if not hint:
+            hint = f", but must be KIND:VALUE, such as tea:0.2, with a kind of {', '.join(CACHES.names())}; or off"
         raise UsageError(f"cache is {text!r}{hint}")
     try:
         number = float(value)
     except ValueError:
         number = -1.0
     if not 0 <= number < float("inf"):
-        raise UsageError(f"cache is {text!r}, but a number from 0 must follow {kind}, such as {kind}:0.1")
+        raise UsageError(f"cache is {text!r}, but {kind} needs a number from 0, such as {kind}:0.1")
     return CacheSpec(kind, number)

@@ -1,126 +1,186 @@
-"""Classifier-free guidance and its renormalisation: velocity -> velocity, per picture.
+"""Classifier-free guidance and its renormalization: velocity -> velocity, for each image on its own.
 
-captioned, free, x   (B, ...)   velocities with the captions, without them, and the state that they act on
+v_cond     (B, ...)   velocity with the captions
+v_uncond   (B, ...)   velocity without captions, or with the negative prompts
+x          (B, ...)   the state at which both were computed, at time t
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from lumina_cli.core.flow.path import data_from
+from lumina_cli.core.flow.path import predict_data
 from lumina_cli.core.flow.solvers import Velocity
 
-END = 1 - 1e-6  # from here on the predicted data is the state itself
+END = 1 - 1e-6  # from this time on, the predicted data is the state itself
 NORMS = ("velocity", "data")
-Combine = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (captioned, free, x, t) -> velocity to follow
+Combine = Callable[[Tensor, Tensor, Tensor, float], Tensor]  # (v_cond, v_uncond, x, t) -> guided velocity
+
+
+class GuidanceSettings(Protocol):
+    """The settings of a plan that an entry of GUIDANCE can use; see `Plan`."""
+
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def parallel(self) -> float: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def push_limit(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A way to combine the two guidance branches: an entry of GUIDANCE. Calling it calls `build`.
+
+    build       settings of a plan -> Combine; called once per generation
+    zero_init   whether the velocity of the first step is zero, without a network call
+    """
+
+    build: Callable[[GuidanceSettings], Combine]
+    zero_init: bool = False
+
+    def __call__(self, settings: GuidanceSettings) -> Combine:
+        """Return the function that combines the branches in one generation."""
+        return self.build(settings)
+
+
+@Guidance
+def cfg_guidance(settings: GuidanceSettings) -> Combine:
+    """Classifier-free guidance (arXiv 2207.12598)."""
+    return cfg(settings.guidance)
+
+
+@Guidance
+def apg_guidance(settings: GuidanceSettings) -> Combine:
+    """Adaptive projected guidance (arXiv 2410.02416)."""
+    return apg(settings.guidance, settings.parallel, settings.momentum, settings.push_limit)
+
+
+@partial(Guidance, zero_init=True)
+def cfg_zero_guidance(settings: GuidanceSettings) -> Combine:
+    """CFG-Zero* with zero-init: optimized scale, first step skipped (arXiv 2503.18886)."""
+    return zero_star(settings.guidance)
 
 
 def guide(
     paired: Velocity, combine: Combine, ratio: float | str | None = 1.0, of: str = "velocity"
 ) -> Velocity:
-    """Return the guided velocity (B, ...).
+    """Return the guided velocity (B, ...) -> (B, ...).
 
         paired    (2B, ...) -> (2B, ...)   first half with the captions, second half without
-        combine   what `cfg`, `apg` or `zero_star` return
-        ratio     a number: see `renorm`; "row": see `renorm_rows`; None leaves the guided velocity as it is
-        of        whose norms are compared: one of NORMS; see `renorm_data`
+        combine   what `cfg`, `apg` or `zero_star` returns
+        ratio     a number: see `renorm`; "row": see `renorm_rows`; None: no renormalization
+        of        which norms are compared, one of NORMS; for "data" see `renorm_data`
 
-    Source: Lumina-Image 2.0, CFG-Renorm; arXiv 2207.12598.
+    Source: Lumina-Image 2.0, CFG-Renorm.
     """
 
     def guided(x: Tensor, t: float) -> Tensor:
-        captioned, free = paired(torch.cat([x, x]), t).chunk(2)
-        velocity = combine(captioned, free, x, t)
+        v_cond, v_uncond = paired(torch.cat([x, x]), t).chunk(2)
+        v = combine(v_cond, v_uncond, x, t)
         if ratio is None:
-            return velocity
+            return v
         if of == "data":
-            return renorm_data(velocity, captioned, x, t, ratio)
-        return _renormed(velocity, captioned, ratio)
+            return renorm_data(v, v_cond, x, t, ratio)
+        return _renorm(v, v_cond, ratio)
 
     return guided
 
 
 def cfg(scale: float) -> Combine:
-    """Plain guidance: free + scale (captioned - free)."""
-    return lambda captioned, free, x, t: free + scale * (captioned - free)
+    """Classifier-free guidance: v_uncond + scale (v_cond - v_uncond). Source: arXiv 2207.12598."""
+    return lambda v_cond, v_uncond, x, t: v_uncond + scale * (v_cond - v_uncond)
 
 
 def zero_star(scale: float) -> Combine:
-    """CFG-Zero*: `free` is first scaled to come as near to `captioned` as it can.
+    """CFG-Zero*: classifier-free guidance with an optimized scale of the unconditional velocity.
 
-    Source: arXiv 2503.18886.
+        s = <v_cond, v_uncond> / ||v_uncond||^2 for each image
+        v = s v_uncond + scale (v_cond - s v_uncond)
+
+    Source: CFG-Zero* (arXiv 2503.18886).
     """
 
-    def combine(captioned: Tensor, free: Tensor, x: Tensor, t: float) -> Tensor:
-        free = project(captioned, free)
-        return free + scale * (captioned - free)
+    def combine(v_cond: Tensor, v_uncond: Tensor, x: Tensor, t: float) -> Tensor:
+        v_uncond = project(v_cond, v_uncond)
+        return v_uncond + scale * (v_cond - v_uncond)
 
     return combine
 
 
 def apg(scale: float, parallel: float = 0.0, momentum: float = -0.5, limit: float | None = None) -> Combine:
-    """Adaptive projected guidance: of the push between predicted data keep what turns, not what amplifies.
+    """Adaptive projected guidance, in terms of the predicted data x0 = x + (1 - t) v.
 
-        parallel   share kept of the push's part along the captioned data
-        momentum   share of the last push that is added to this one; negative shows what is new
-        limit      largest norm of the push of one picture, or None
+        push       x0_cond - x0_uncond + momentum * the push of the previous call
+        parallel   factor for the component of the push that is parallel to x0_cond (eta)
+        momentum   negative values emphasize what changed since the previous call (beta)
+        limit      largest norm of the push of an image (r), or None
 
-    For one draw: it remembers the last push. At t = 1 the state is the data, and the caption's velocity is
-    returned. Source: arXiv 2410.02416.
+    Use a new one for each generation, since it holds the previous push. At t = 1, where x0 is the state,
+    v_cond is returned. Source: APG (arXiv 2410.02416).
     """
     last: Tensor | float = 0.0
 
-    def combine(captioned: Tensor, free: Tensor, x: Tensor, t: float) -> Tensor:
+    def combine(v_cond: Tensor, v_uncond: Tensor, x: Tensor, t: float) -> Tensor:
         nonlocal last
         if t >= END:
-            return captioned
-        last = push = (1 - t) * (captioned - free) + momentum * last
+            return v_cond
+        last = push = (1 - t) * (v_cond - v_uncond) + momentum * last
         if limit is not None:
             norm = vector_norm(push, dim=_axes(push), keepdim=True)
             push = push * (limit / norm.clamp(min=_tiny(norm))).clamp(max=1)
-        along = project(push, data_from(x, captioned, t))
-        return captioned + (scale - 1) / (1 - t) * (push - (1 - parallel) * along)
+        push_parallel = project(push, predict_data(x, v_cond, t))
+        return v_cond + (scale - 1) / (1 - t) * (push - (1 - parallel) * push_parallel)
 
     return combine
 
 
 def project(x: Tensor, onto: Tensor) -> Tensor:
-    """Return the part of each picture of `x` (B, ...) that lies along the same picture of `onto`."""
+    """Return the projection of each image of `x` (B, ...) onto the same image of `onto` (B, ...)."""
     axes = _axes(onto)
-    length = onto.square().sum(axes, keepdim=True)
-    return (x * onto).sum(axes, keepdim=True) / length.clamp(min=_tiny(length)) * onto
+    squared = onto.square().sum(axes, keepdim=True)
+    return (x * onto).sum(axes, keepdim=True) / squared.clamp(min=_tiny(squared)) * onto
 
 
-def renorm(guided: Tensor, plain: Tensor, ratio: float = 1.0) -> Tensor:
-    """Scale each picture of `guided` (B, ...) down to at most `ratio` times its norm in `plain`."""
-    limit, norm = (vector_norm(x, dim=_axes(x), keepdim=True) for x in (plain, guided))
-    return guided * (ratio * limit / norm.clamp(min=_tiny(norm))).clamp(max=1)
+def renorm(v: Tensor, v_cond: Tensor, ratio: float = 1.0) -> Tensor:
+    """Scale each image of `v` (B, ...) down to at most `ratio` times its norm in `v_cond`.
+
+    Source: Lumina-Image 2.0, CFG-Renorm, as in the official code, which never scales up.
+    """
+    limit, norm = (vector_norm(x, dim=_axes(x), keepdim=True) for x in (v_cond, v))
+    return v * (ratio * limit / norm.clamp(min=_tiny(norm))).clamp(max=1)
 
 
-def renorm_rows(guided: Tensor, plain: Tensor) -> Tensor:
-    """Scale each row of `guided` (..., W), up or down, to its norm in `plain`: what diffusers does."""
-    limit, norm = (vector_norm(x, dim=-1, keepdim=True) for x in (plain, guided))
-    return guided * (limit / norm.clamp(min=_tiny(norm)))
+def renorm_rows(v: Tensor, v_cond: Tensor) -> Tensor:
+    """Scale each row of `v` (..., W), up or down, to its norm in `v_cond`: diffusers' `cfg_normalization`."""
+    limit, norm = (vector_norm(x, dim=-1, keepdim=True) for x in (v_cond, v))
+    return v * (limit / norm.clamp(min=_tiny(norm)))
 
 
-def renorm_data(guided: Tensor, plain: Tensor, x: Tensor, t: float, ratio: float | str) -> Tensor:
-    """Renormalise the data that a velocity leads to from `x`, not the velocity; return a velocity.
+def renorm_data(v: Tensor, v_cond: Tensor, x: Tensor, t: float, ratio: float | str) -> Tensor:
+    """Renormalize the predicted data instead of the velocity; return a velocity (B, ...).
 
-    At t = 1 the state is the data, and nothing changes. It is what ComfyUI's RenormCFG does.
+    At t = 1 the state is the data, and `v` is returned. ComfyUI's RenormCFG does the same.
     """
     if t >= END:
-        return guided
-    data = data_from(x, guided, t)
-    return guided + (_renormed(data, data_from(x, plain, t), ratio) - data) / (1 - t)
+        return v
+    x0 = predict_data(x, v, t)
+    return v + (_renorm(x0, predict_data(x, v_cond, t), ratio) - x0) / (1 - t)
 
 
-def _renormed(guided: Tensor, plain: Tensor, ratio: float | str) -> Tensor:
-    return renorm_rows(guided, plain) if ratio == "row" else renorm(guided, plain, ratio)
+def _renorm(v: Tensor, v_cond: Tensor, ratio: float | str) -> Tensor:
+    return renorm_rows(v, v_cond) if isinstance(ratio, str) else renorm(v, v_cond, ratio)
 
 
 def _axes(x: Tensor) -> tuple[int, ...]:
+    """The axes of one image."""
     return tuple(range(1, x.ndim))
 
 

@@ -1,42 +1,51 @@
-"""The straight path between noise and data, its time shift, and the only conversion of diffusers' sigma.
+"""The straight path between noise and data, its time shift, and the conversion to diffusers' sigma.
 
 Time t runs from 0 (noise) to 1 (data): x_t = t * data + (1 - t) * noise, velocity = data - noise.
+Other conventions of time are converted here and nowhere else. Source: Lumina-Image 2.0, rectified flow.
 """
 
 import math
 
 from torch import Tensor
 
-# Ends of the line along which the training shift grows, as (image tokens, mu).
-FEW_TOKENS, FEW_MU = 256, 0.5
-MANY_TOKENS, MANY_MU = 4096, 1.15
+# The two points (image tokens, mu) of the line that the training shift e^mu follows.
+BASE_TOKENS, BASE_MU = 256, 0.5
+MAX_TOKENS, MAX_MU = 4096, 1.15
 
 
 def interpolate(data: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
-    """Return x_t, (B, ...) like `data`; `t` is one time or one per picture, (B,)."""
-    t = _per_picture(t, data)
+    """Return x_t = t * data + (1 - t) * noise, (B, ...).
+
+    data    (B, ...)
+    noise   (B, ...)
+    t       (B,) or one time for all images
+    """
+    t = _broadcast_time(t, data)
     return t * data + (1 - t) * noise
 
 
 def velocity(data: Tensor, noise: Tensor) -> Tensor:
-    """Return the velocity of the path from `noise` to `data`; it is the same at every time."""
+    """Return the velocity of the path from `noise` to `data`, (B, ...); it is constant in time."""
     return data - noise
 
 
-def data_from(x: Tensor, velocity: Tensor, t: Tensor | float) -> Tensor:
-    """Return the data that `x` at time `t` flows to if it keeps its `velocity`."""
-    return x + (1 - _per_picture(t, x)) * velocity
+def predict_data(x: Tensor, velocity: Tensor, t: Tensor | float) -> Tensor:
+    """Return the data that `x` (B, ...) at time `t` reaches along a straight line: x + (1 - t) velocity."""
+    return x + (1 - _broadcast_time(t, x)) * velocity
 
 
 def shift_time(t, s: float):
-    """Spend more of [0, 1] near the noise, the more the larger `s`: t / (t + s (1 - t)); 1 is no shift."""
+    """Return t / (t + s (1 - t)): the larger the shift `s`, the more steps near the noise; 1 is no shift."""
     return t / (t + s * (1 - t))
 
 
 def train_shift(seq_len: int) -> float:
-    """Return the shift for training on pictures of `seq_len` image tokens: e^0.5 at 256, e^1.15 at 4096."""
-    slope = (MANY_MU - FEW_MU) / (MANY_TOKENS - FEW_TOKENS)
-    return math.exp(FEW_MU + slope * (seq_len - FEW_TOKENS))
+    """Return the time shift for training on images of `seq_len` image tokens: e^0.5 at 256, e^1.15 at 4096.
+
+    Source: the resolution-dependent shift of Stable Diffusion 3 (arXiv 2403.03206), with FLUX's linear mu.
+    """
+    slope = (MAX_MU - BASE_MU) / (MAX_TOKENS - BASE_TOKENS)
+    return math.exp(BASE_MU + slope * (seq_len - BASE_TOKENS))
 
 
 def to_sigma(t):
@@ -56,18 +65,18 @@ def scheduler_config(shift: float) -> dict:
         "num_train_timesteps": 1000,
         "shift": shift,
         "use_dynamic_shifting": False,
-        "base_shift": FEW_MU,
-        "max_shift": MANY_MU,
-        "base_image_seq_len": FEW_TOKENS,
-        "max_image_seq_len": MANY_TOKENS,
+        "base_shift": BASE_MU,
+        "max_shift": MAX_MU,
+        "base_image_seq_len": BASE_TOKENS,
+        "max_image_seq_len": MAX_TOKENS,
     }
 
 
 def shift_from_scheduler(config: dict) -> float:
-    """Return the shift that a diffusers scheduler_config.json asks for (1 where it names none)."""
+    """Return the shift in a diffusers scheduler_config.json, 1 if it does not contain one."""
     return float(config.get("shift", 1.0))
 
 
-def _per_picture(t: Tensor | float, like: Tensor) -> Tensor | float:
-    """Shape times (B,) so that they multiply `like`, (B, ...)."""
+def _broadcast_time(t: Tensor | float, like: Tensor) -> Tensor | float:
+    """Reshape times (B,) to (B, 1, ...), so that they broadcast over `like` (B, ...)."""
     return t.reshape(-1, *[1] * (like.ndim - 1)) if isinstance(t, Tensor) and t.ndim else t

@@ -1,4 +1,4 @@
-"""The plan: every setting that decides how a picture is drawn from its noise and its caption."""
+"""The plan: every setting that decides how an image is generated from its noise and its caption."""
 
 import json
 import math
@@ -11,22 +11,25 @@ from torch import Tensor
 
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow.cache_spec import parse_cache_spec
-from lumina_cli.core.flow.guidance import NORMS, Combine, apg, cfg, guide, zero_star
-from lumina_cli.core.flow.solvers import Velocity, even_grid
-from lumina_cli.core.registry import SOLVERS, did_you_mean
+from lumina_cli.core.flow.guidance import NORMS, Guidance, guide
+from lumina_cli.core.flow.solvers import Solver, Velocity
+from lumina_cli.core.registry import GUIDANCE, SOLVERS, did_you_mean
+
+UNITS = ("time", "steps", "sigma")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the network: in which step (from 0), at which time, with how many rows for each picture."""
+    """One network call.
+
+    step       index of the solver's step, from 0
+    t          time of the call
+    branches   guidance branches per image: 1 without guidance, 2 with it
+    """
 
     step: int
     t: float
-    rows: int
-
-
-GUIDES = ("cfg", "apg", "cfg-zero")
-UNITS = ("time", "steps", "sigma")
+    branches: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Plan:
         guide_until   guidance stops here, exclusive; 1: never, 0: no guidance
         renorm        largest norm of a guided velocity, as a multiple of the conditional one; "row": each row
                       of the latents gets the norm of the conditional one; None: no limit
-        guide         guidance method: cfg, apg (adaptive projected guidance) or cfg-zero (CFG-Zero*)
+        guide         a name in GUIDANCE: cfg, apg (adaptive projected guidance) or cfg-zero (CFG-Zero*)
         guide_from    guidance starts here
         guide_unit    unit of guide_from and guide_until: "time", from noise to data; "steps", a fraction of
                       the steps, each with all its calls; "sigma", 1 - time: guide_from <= sigma < guide_until
@@ -73,12 +76,13 @@ class Plan:
     renorm_of: str = "velocity"
 
     def __post_init__(self):
-        _check(isinstance(self.solver, str), "solver", self.solver, f"one of {', '.join(SOLVERS)}")
+        _check(isinstance(self.solver, str), "solver", self.solver, f"one of {', '.join(SOLVERS.names())}")
         SOLVERS.load(self.solver)
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
         _check(whole and self.steps >= 1, "steps", self.steps, "a whole number from 1")
         _check(_is_number(self.shift) and self.shift > 0, "shift", self.shift, "a number above 0")
-        _check(self.guide in GUIDES, "guide", self.guide, f"one of {', '.join(GUIDES)}")
+        fits = isinstance(self.guide, str) and self.guide in GUIDANCE
+        _check(fits, "guide", self.guide, f"one of {', '.join(GUIDANCE.names())}")
         _check(self.guide_unit in UNITS, "guide_unit", self.guide_unit, f"one of {', '.join(UNITS)}")
         _check(
             _is_number(self.guide_until), "guide_until", self.guide_until, "a number; 1 is always, 0 never"
@@ -95,74 +99,75 @@ class Plan:
 
     @property
     def calls_per_step(self) -> int:
-        """How many times the solver calls the network in a step."""
-        return getattr(SOLVERS.load(self.solver), "calls", 1)
+        """Network calls per step of the solver."""
+        return self._solver().calls
 
     def times(self) -> list[float]:
-        """Return the `steps` + 1 times of the solver's grid, the last one exactly 1."""
-        grid = getattr(SOLVERS.load(self.solver), "grid", even_grid)
-        return grid(self.steps, self.shift)
+        """Return the `steps` + 1 times of the solver's grid; the last one is exactly 1."""
+        return self._solver().grid(self.steps, self.shift)
 
     def guides(self, step: int, t: float) -> bool:
-        """Whether guidance runs in a call of step `step`, from 0, made at time t."""
+        """Whether a call in step `step`, from 0, at time `t` is guided."""
         low, high = self.guide_from, self.guide_until
         if self.guidance == 1 or low >= high:
             return False
-        if self.guide_unit == "steps":  # as diffusers counts; the last call of a step may be made at its end
+        if self.guide_unit == "steps":  # as in diffusers; a step's last call may be at the time of its end
             return low <= step / self.steps and (step + 1) / self.steps <= high
         place = t if self.guide_unit == "time" else 1 - t
         return low <= place and (place < high or high >= 1)
 
-    def stands_still(self, step: int) -> bool:
-        """Whether the network is not called in step `step`, from 0, and the state stays as it is."""
-        return self.guide == "cfg-zero" and self.steps > 1 and step == 0
+    def skips_network(self, step: int) -> bool:
+        """Whether step `step`, from 0, leaves the state unchanged without a network call (zero-init)."""
+        return step == 0 and self.steps > 1 and self._guidance().zero_init
 
     def solve(self, plain: Velocity, paired: Velocity, noise: Tensor) -> Iterator[Tensor]:
-        """Yield the state after every step from `noise`.
+        """Yield the state (B, ...) after every step, starting from `noise` (B, ...).
 
-        plain    (B, ...) -> (B, ...)     the velocity with each picture's caption
-        paired   (2B, ...) -> (2B, ...)   first half with the captions, second half without; called where
-                                          guidance runs, and `plain`, on half as many rows, elsewhere
+        plain    (B, ...) -> (B, ...)     velocity with each image's caption; called when guidance is off
+        paired   (2B, ...) -> (2B, ...)   first half with the captions, second half without; called when
+                                          guidance is on
         """
-        yield from self.follow(plain, paired, noise, self.times())
+        yield from self.solve_from(plain, paired, noise, self.times())
 
-    def follow(
+    def solve_from(
         self,
         plain: Velocity,
         paired: Velocity,
         x: Tensor,
         times: Sequence[float],
-        hold: Callable[[Velocity], Velocity] = lambda velocity: velocity,
+        wrap: Callable[[Velocity], Velocity] = lambda velocity: velocity,
     ) -> Iterator[Tensor]:
-        """Yield the state after every step through `times`, the last of the plan's, from `x` at the first.
+        """Yield the state after every step, starting from the state `x` at times[0].
 
-        `hold` may change the velocity that is followed.
+        times   the last times of the plan
+        wrap    replaces the velocity that the solver follows
         """
-        step = first = self.steps + 1 - len(times)  # the step that is being taken
-        guided = guide(paired, self._combine(), self.renorm, self.renorm_of)
+        step = first = self.steps + 1 - len(times)  # the current step
+        guided = guide(paired, self._guidance()(self), self.renorm, self.renorm_of)
 
         def velocity(x: Tensor, t: float) -> Tensor:
-            if self.stands_still(step):
+            if self.skips_network(step):
                 return torch.zeros_like(x)
             return guided(x, t) if self.guides(step, t) else plain(x, t)
 
-        states = SOLVERS.load(self.solver)(hold(velocity), x, times)
+        states = self._solver()(wrap(velocity), x, times)
         for step, state in enumerate(states, start=first + 1):  # noqa: B007
             yield state
 
-    def _combine(self) -> Combine:
-        if self.guide == "apg":
-            return apg(self.guidance, self.parallel, self.momentum, self.push_limit)
-        return {"cfg": cfg, "cfg-zero": zero_star}[self.guide](self.guidance)
+    def _solver(self) -> Solver:
+        return SOLVERS.load(self.solver)
+
+    def _guidance(self) -> Guidance:
+        return GUIDANCE.load(self.guide)
 
     def calls(self) -> list[Call]:
-        """Return the network calls of one picture, in order."""
+        """Return the network calls for one image, in order."""
         made: list[Call] = []
         step = 0
 
-        def record(rows: int) -> Velocity:
+        def record(branches: int) -> Velocity:
             def velocity(x: Tensor, t: float) -> Tensor:
-                made.append(Call(step, t, rows))
+                made.append(Call(step, t, branches))
                 return torch.zeros_like(x)
 
             return velocity
@@ -172,12 +177,16 @@ class Plan:
         return made
 
     def to_json(self) -> dict:
-        """Return the settings as a dict that JSON can hold."""
+        """Return the settings as a JSON-serializable dict."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, settings: dict | str) -> "Plan":
-        """Read what `to_json` returned, as a dict or as JSON text; settings left out keep their defaults."""
+        """Return the plan with these settings, a dict or JSON text; missing settings have their defaults.
+
+        Raises:
+            UsageError: if the text is not JSON, or a setting is unknown or invalid.
+        """
         if isinstance(settings, str):
             try:
                 settings = json.loads(settings)
@@ -192,9 +201,10 @@ class Plan:
 
 
 def read_settings(text: str) -> dict:
-    """Return settings of a plan from "steps=20,renorm=off", or from a JSON file with them.
+    """Return settings of a plan from text such as "steps=20,renorm=off", or from a JSON file.
 
-    Raises UsageError for what is neither, and for settings that no plan can have.
+    Raises:
+        UsageError: if `text` is neither, or a setting is unknown or invalid.
     """
     try:
         if not text or "=" in text:
@@ -203,13 +213,13 @@ def read_settings(text: str) -> dict:
         else:
             settings = json.loads(Path(text).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{text!r} is no plan: give steps=20,shift=3 or a JSON file ({error})") from error
+        raise UsageError(f"{text!r} is not a plan; use steps=20,shift=3 or a JSON file ({error})") from error
     Plan.from_json(settings)
     return settings
 
 
 def _read_value(text: str):
-    """A number, None for "off", or the text itself."""
+    """Return a JSON value, None for "off", or the text."""
     if text == "off":
         return None
     try:

@@ -1,4 +1,4 @@
-"""Presets: whole plans by name, and what `steps` counts where another program's habits are followed."""
+"""Presets: plans by name, with the conventions of the program that they follow."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from lumina_cli.core.flow.plan import Plan
 from lumina_cli.core.recipe import load_recipe, packaged_recipes
 from lumina_cli.core.registry import did_you_mean
 
-FOLDER = "sample/"  # of the recipes
+FOLDER = "sample/"  # inside the packaged recipes
 STRICT = ConfigDict(extra="forbid", frozen=True)
 SWITCHES = {"renorm": float | Literal["row", "off"], "push_limit": float | Literal["off"]}
 
@@ -26,11 +26,11 @@ Settings = create_model(
 
 
 class Preset(BaseModel):
-    """A file of recipes/sample, or one like it.
+    """A file in recipes/sample, or a user's file with the same fields.
 
-    steps_are         what --steps counts: steps, or points in time, of which there is one more
-    negative_system   whether the system prompt also stands before a negative prompt that is not empty
-    plan              settings of a Plan; a shift that is not named is the model's own
+    steps_are         what --steps counts: solver steps, or points in time (one more than there are steps)
+    negative_system   whether a non-empty negative prompt is preceded by the system prompt
+    plan              settings of a Plan; without `shift`, the model's own shift applies
     """
 
     model_config = STRICT
@@ -40,10 +40,13 @@ class Preset(BaseModel):
     plan: Settings = Settings()
 
     def resolve(self, shift: float, given: dict[str, Any]) -> Plan:
-        """Return the plan for a model of this time shift, with the settings `given` over the preset's.
+        """Return the plan for a model.
 
-        `given` may hold "calls", a budget of network calls, in place of "steps". UsageError where it does not
-        reach for a step.
+        shift   the model's time shift, used if the preset does not set one
+        given   settings that override the preset's; may contain "calls", see `apply`
+
+        Raises:
+            UsageError: as `apply`.
         """
         own = {name: getattr(self.plan, name) for name in self.plan.model_fields_set}
         plan = Plan.from_json({"shift": shift} | {name: _value(value) for name, value in own.items()})
@@ -51,22 +54,27 @@ class Preset(BaseModel):
 
 
 def apply(plan: Plan, given: dict[str, Any], steps_are: str = "steps") -> Plan:
-    """Return `plan` with settings changed; "calls" gives as many steps as so many calls are enough for."""
+    """Return `plan` with the settings `given` changed.
+
+    Instead of "steps", `given` may contain "calls", a budget of network calls, for as many steps as fit.
+
+    Raises:
+        UsageError: if a setting is unknown or invalid, both "steps" and "calls" are given, or the budget is
+            too small for one step.
+    """
     given = dict(given)
     calls, steps = given.pop("calls", None), given.get("steps")
     if calls is not None and steps is not None:
-        raise UsageError("steps and calls both say how long to draw; give one of them")
+        raise UsageError("steps and calls are mutually exclusive")
     if type(steps) is int and steps_are == "points":
         if steps < 2:
-            raise UsageError(
-                f"steps is {steps}, but this preset counts points in time, of which 2 are a step"
-            )
+            raise UsageError(f"steps is {steps}, but this preset counts points in time: a single step has 2")
         given["steps"] = steps - 1
     plan = Plan.from_json({**plan.to_json(), **given})
     if calls is None:
         return plan
     if calls < plan.calls_per_step:
-        raise UsageError(f"{calls} calls are no step: {plan.solver} needs {plan.calls_per_step} for each")
+        raise UsageError(f"calls is {calls}, but {plan.solver} needs {plan.calls_per_step} per step")
     return replace(plan, steps=calls // plan.calls_per_step)
 
 
@@ -75,7 +83,11 @@ def _value(value: Any) -> Any:
 
 
 def find_preset(name: str | Path) -> Preset:
-    """Return a packaged preset by name, or that of a YAML file; UsageError lists the names."""
+    """Return a packaged preset by name, or the preset in a YAML file.
+
+    Raises:
+        UsageError: if there is no such preset, or the file is not a valid one.
+    """
     known = [one.removeprefix(FOLDER) for one in packaged_recipes() if one.startswith(FOLDER)]
     if str(name) in known:
         return load_recipe(FOLDER + str(name), Preset)

@@ -1,14 +1,16 @@
-"""The joint sequence: pictures to tokens and back, who sits where, and which keys are real.
+"""The joint sequence of text and image tokens: patches, positions and key masks.
 
-B pictures, M text tokens, N image tokens, C channels, H W latent size, p patch side, D width.
+B batch entries, M text tokens, N image tokens, C channels, H W latent size, p patch side, D width, T text
+width, d head width.
 
-Every sample is laid out as [text, padded to M][image, padded to N]. Positions are explicit and padded keys
-are masked, so this computes the same as closing the gap between text and image, without moving a token.
+Every entry is laid out as [text, padded to M][image, padded to N]. Positions are explicit and padded keys are
+masked, so the result is that of the paper's layout, which has no gap between text and image.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import cycle
 
 import torch
 from torch import Tensor
@@ -16,19 +18,19 @@ from torch.nn.functional import pad
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.nextdit.config import NextDiTConfig
-from lumina_cli.core.nextdit.rope import Rotation, axis_tables, look_up
+from lumina_cli.core.nextdit.rope import Rotation, axis_tables, rotation_at
 
 
 class InvalidInput(LuminaError, ValueError):
-    """An input whose shape the model cannot take: a ValueError in Python, one line on the command line."""
+    """An input of a shape that the network does not accept; a ValueError for Python callers."""
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Captions after the part of the model that does not depend on time; reusable at every step.
+    """Captions after the context refiner: independent of time, so computed once per prompt.
 
-    features  (B, M, D)   real tokens first
-    lengths   B numbers   how many tokens are real
+    features   (B, M, D)    real tokens first
+    lengths    B integers   number of real tokens
     """
 
     features: Tensor
@@ -37,7 +39,11 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class Layout:
-    """Rotations and key masks (B, tokens) of the parts and of the whole; no mask: all are real."""
+    """Rotations and key masks of a padded batch.
+
+    text, image, joint        rotations of the text, the image and the joint tokens
+    image_mask, joint_mask    (B, tokens), True for real tokens; None if all are real
+    """
 
     text: Rotation
     image: Rotation
@@ -47,33 +53,57 @@ class Layout:
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, N, p*p*C): patches row by row, channels fastest inside a patch."""
-    x = latents.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))
+    """(B, C, H, W) -> (B, N, p*p*C): patches in row-major order, channels last inside a patch."""
+    x = latents.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, H/p, p, W/p, p)
     return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
 
 
 def unpatchify(tokens: Tensor, size: tuple[int, int], patch: int) -> Tensor:
-    """(B, N, p*p*C) -> (B, C, H, W), with `size` = (H, W); undoes `patchify`."""
+    """(B, N, p*p*C) -> (B, C, H, W) for `size` = (H, W): the inverse of `patchify`."""
     rows, columns = size[0] // patch, size[1] // patch
-    x = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))
+    x = tokens.unflatten(2, (patch, patch, -1)).unflatten(1, (rows, columns))  # (B, H/p, W/p, p, p, C)
     return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def patchify_all(latents: Sequence[Tensor], patch: int) -> Tensor:
-    """Pictures (C, H, W) of mixed sizes -> (B, N, p*p*C), zeros behind the smaller ones."""
-    tokens = [patchify(picture[None], patch)[0] for picture in latents]
-    longest = max(len(rows) for rows in tokens)
-    return torch.stack([pad(rows, (0, 0, 0, longest - len(rows))) for rows in tokens])
+    """Latents (C, H, W) of mixed sizes -> (B, N, p*p*C), padded with zeros to the largest."""
+    tokens = [patchify(image[None], patch)[0] for image in latents]
+    longest = max(map(len, tokens))
+    return torch.stack([pad(own, (0, 0, 0, longest - len(own))) for own in tokens])
+
+
+def unpatchify_like(
+    tokens: Tensor | Sequence[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    patch: int,
+    latents: Tensor | Sequence[Tensor],
+) -> Tensor | list[Tensor]:
+    """Convert image tokens to latents in the form and dtype of `latents`.
+
+    tokens    (B, N, p*p*C) with padding, or (N, p*p*C) for each entry
+    sizes     (H, W) of each entry
+    latents   a tensor (B, C, H, W), or a list of (C, H, W)
+    """
+    if isinstance(latents, Tensor):
+        tokens = tokens if isinstance(tokens, Tensor) else torch.stack(tokens)
+        return unpatchify(tokens, sizes[0], patch).to(latents.dtype)
+    counts = [height * width // patch**2 for height, width in sizes]
+    return [
+        unpatchify(own[None, :count], size, patch)[0].to(image.dtype)
+        for own, count, size, image in zip(tokens, counts, sizes, cycle(latents), strict=False)
+    ]
 
 
 def check_images(sizes: Sequence[tuple[int, ...]], config: NextDiTConfig) -> None:
-    """Raise UnfitInput where a picture (C, H, W) cannot be cut into patches or leaves the position table."""
+    """Check the shapes (C, H, W) of latents.
+
+    Raises:
+        InvalidInput: if a side is not a multiple of the patch size or exceeds the position table.
+    """
     patch = config.patch_size
     for size in sizes:
         if len(size) != 3 or size[0] != config.in_channels:
-            raise InvalidInput(
-                f"latents have shape {size}; each picture must be ({config.in_channels}, H, W)"
-            )
+            raise InvalidInput(f"latents have shape {size}; each image must be ({config.in_channels}, H, W)")
         for name, side, limit in zip(("height", "width"), size[1:], config.axes_len[1:], strict=True):
             if side % patch or side == 0:
                 raise InvalidInput(f"latent {name} {side} is not a multiple of the patch size {patch}")
@@ -84,7 +114,14 @@ def check_images(sizes: Sequence[tuple[int, ...]], config: NextDiTConfig) -> Non
 
 
 def text_lengths(text: Tensor, mask: Tensor | None, config: NextDiTConfig) -> tuple[int, ...]:
-    """How many tokens of each caption in `text` (B, M, T) are real; UnfitInput where they do not fit."""
+    """Return the number of real tokens of each caption.
+
+    text   (B, M, T)
+    mask   (B, M), True for real tokens, which come first; None if all are real
+
+    Raises:
+        InvalidInput: if a shape does not fit, a mask has a gap, or a caption is empty or too long.
+    """
     if text.ndim != 3 or text.shape[2] != config.text_dim:
         raise InvalidInput(f"text has shape {tuple(text.shape)}; it must be (B, M, {config.text_dim})")
     if mask is None:
@@ -104,59 +141,63 @@ def text_lengths(text: Tensor, mask: Tensor | None, config: NextDiTConfig) -> tu
 
 
 def key_mask(lengths: Sequence[int], device: torch.device) -> Tensor | None:
-    """(B, longest), True where a token is real; None where all lengths are equal."""
+    """Return the mask of real tokens, (B, longest), or None if all lengths are equal."""
     if min(lengths) == max(lengths):
         return None
     return real_tokens(lengths, device)
 
 
 def real_tokens(lengths: Sequence[int], device: torch.device) -> Tensor:
-    """(B, longest), True where a token is real."""
+    """Return the mask of real tokens, (B, longest)."""
     return torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
 
 
 @lru_cache(maxsize=64)
 def text_rotation(config: NextDiTConfig, length: int, device: torch.device) -> Rotation:
-    """Text token n stands at (n, 0, 0)."""
+    """Return the rotation of text tokens, (1, length, d/2): token n has position (n, 0, 0)."""
     with torch.inference_mode(False), torch.no_grad():
-        places = torch.zeros(1, length, 3, dtype=torch.long)
-        places[..., 0] = torch.arange(length)
-        return look_up(axis_tables(config.axes_dim, config.axes_len, device), places.to(device))
+        positions = torch.zeros(1, length, 3, dtype=torch.long)
+        positions[..., 0] = torch.arange(length)
+        return rotation_at(axis_tables(config.axes_dim, config.axes_len, device), positions.to(device))
 
 
 def image_rotation(
     config: NextDiTConfig, lengths: Sequence[int], grids: Sequence[tuple[int, int]], device: torch.device
 ) -> Rotation:
-    """The patch of row r and column c stands at (caption length, r, c)."""
-    places = torch.zeros(len(lengths), max(rows * columns for rows, columns in grids), 3, dtype=torch.long)
-    places[..., 0] = torch.tensor(lengths)[:, None]
-    for place, (rows, columns) in zip(places, grids, strict=True):
-        place[: rows * columns, 1] = torch.arange(rows).repeat_interleave(columns)
-        place[: rows * columns, 2] = torch.arange(columns).repeat(rows)
-    return look_up(axis_tables(config.axes_dim, config.axes_len, device), places.to(device))
+    """Return the rotation of image tokens, (B, N, d/2): row r, column c is at (caption length, r, c)."""
+    positions = torch.zeros(len(lengths), max(rows * columns for rows, columns in grids), 3, dtype=torch.long)
+    positions[..., 0] = torch.tensor(lengths)[:, None]
+    for position, (rows, columns) in zip(positions, grids, strict=True):
+        position[: rows * columns, 1] = torch.arange(rows).repeat_interleave(columns)
+        position[: rows * columns, 2] = torch.arange(columns).repeat(rows)
+    return rotation_at(axis_tables(config.axes_dim, config.axes_len, device), positions.to(device))
 
 
-# few entries, because a layout of large pictures is large; enough for both halves of guidance and two sizes
+# few entries, because the layout of large images is large; enough for both branches of guidance and two sizes
 @lru_cache(maxsize=4)
 def padded_layout(
     config: NextDiTConfig, lengths: tuple[int, ...], grids: tuple[tuple[int, int], ...], device: torch.device
 ) -> Layout:
-    """Rotations and masks for captions of `lengths` tokens and pictures of `grids` (rows, columns)."""
+    """Return rotations and masks of a padded batch.
+
+    lengths   tokens of each caption
+    grids     (rows, columns) of the patches of each image
+    """
     if len(set(lengths)) == 1 and len(set(grids)) == 1:
         lengths, grids = lengths[:1], grids[:1]
     with torch.inference_mode(False), torch.no_grad():
         text = text_rotation(config, max(lengths), device)
         image = image_rotation(config, lengths, grids, device)
-        joint = Rotation(*(join(a, b) for a, b in zip(text, image, strict=True)))
+        joint = Rotation(*(_concatenate(a, b) for a, b in zip(text, image, strict=True)))
         image_lengths = [rows * columns for rows, columns in grids]
         image_mask = key_mask(image_lengths, device)
         joint_mask = None
         if len(lengths) > 1:
-            parts = [real_tokens(lengths, device), real_tokens(image_lengths, device)]
-            joint_mask = torch.cat(parts, dim=-1)
+            masks = [real_tokens(lengths, device), real_tokens(image_lengths, device)]
+            joint_mask = torch.cat(masks, dim=-1)
     return Layout(text, image, joint, image_mask, joint_mask)
 
 
-def join(text: Tensor, image: Tensor) -> Tensor:
+def _concatenate(text: Tensor, image: Tensor) -> Tensor:
     """(1, M, d/2) and (B, N, d/2) -> (B, M + N, d/2)."""
     return torch.cat([text.expand(len(image), -1, -1), image], dim=1)

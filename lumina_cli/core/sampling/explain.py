@@ -55,7 +55,7 @@ def explain_rows(
     for number, call in enumerate(setup.plan.calls(), start=1):
         yield {
             "about": "call", "call": number, "step": call.step + 1, "t": call.t, "sigma": to_sigma(call.t),
-            "guided": call.rows == 2, "rows": call.rows,
+            "guided": call.branches == 2, "rows": call.branches,
         }  # fmt: skip
     tokens = Tokens(folder.folder, folder.longest_text)
     index = 0
@@ -90,8 +90,8 @@ def explain_plan(
         "image_tokens": size[0] * size[1] // folder.token_side**2,
         "longest_text": folder.longest_text,
         "calls": len(calls),
-        "guided_calls": sum(call.rows == 2 for call in calls),
-        "network_rows": sum(call.rows for call in calls),
+        "guided_calls": sum(call.branches == 2 for call in calls),
+        "network_rows": sum(call.branches for call in calls),
         "settings": setup.plan.to_json(),
         "from": sources(folder, wish, setup.plan),
         "times": setup.plan.times(),

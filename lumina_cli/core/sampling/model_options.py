@@ -43,9 +43,9 @@ class ModelOptions:
                 raise UsageError("--memory drops weights between uses: leave --quantize and --attention out")
             parse_memory(self.memory)
         if self.quantize is not None:
-            from lumina_cli.core.nextdit.packed.quantize import check_kind
+            from lumina_cli.core.nextdit.packed.quantize import check_quantizer
 
-            check_kind(self.quantize)
+            check_quantizer(self.quantize)
         if self.kernel != "auto" or self.compile:
             from lumina_cli.core.kernels.dispatch import check_choice
             from lumina_cli.core.nextdit.packed.fused import check_compiler

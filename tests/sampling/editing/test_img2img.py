@@ -7,9 +7,8 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
-from lumina_cli.core.flow.plan import GUIDES
 from lumina_cli.core.images.io import read_metadata
-from lumina_cli.core.registry import SOLVERS
+from lumina_cli.core.registry import GUIDANCE, SOLVERS
 from lumina_cli.core.sampling import generate_rows, load_pipeline
 from lumina_cli.core.sampling.editing.img2img import (
     Edit,
@@ -63,7 +62,7 @@ def last(plan, noise):
     return x
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", GUIDANCE)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_from_pure_noise_it_is_the_plan_itself(solver, guide):
     plan = Plan(solver, 5, guide=guide, guide_until=0.7, guide_unit="steps")
@@ -103,7 +102,7 @@ def test_a_time_of_the_grid_is_not_taken_twice():
 def test_guidance_by_steps_counts_from_the_noise():
     plan = Plan("euler", 10, shift=1.0, guide_unit="steps", guide_until=0.5)
     edited = EditedPlan(**plan.to_json(), start=0.3, init=states()[1])
-    assert [call.rows for call in edited.calls()] == [2, 2, 1, 1, 1, 1, 1]
+    assert [call.branches for call in edited.calls()] == [2, 2, 1, 1, 1, 1, 1]
     assert edited.to_json() == plan.to_json()
 
 

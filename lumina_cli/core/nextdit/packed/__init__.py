@@ -1,1 +1,1 @@
-"""The inference path: sequences of all lengths packed without padding."""
+"""Inference: batches of sequences of any lengths, packed without padding."""

@@ -1,6 +1,6 @@
-"""What lies between matrix products, as plain formulas that torch's compiler makes one loop of each.
+"""Elementwise operations of `block.py` as plain formulas, for `torch.compile` to fuse each into one kernel.
 
-n tokens, D width, h heads, d head width. `packed.py` computes the same in chunks if nobody compiles.
+n tokens, D width, h heads, d head width. Without compilation, `block.py` computes the same in chunks.
 """
 
 from collections.abc import Callable
@@ -13,43 +13,53 @@ from torch.nn import functional as F
 from lumina_cli.core.device import find_compiler
 from lumina_cli.core.errors import MissingDependency
 
-VARIANTS = 64  # of one formula: one row or many, one head width or another
+VARIANTS = 64  # compilations per formula: for one or many rows, for each head width
 
 
 def norm(x: Tensor, gain: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """x (n, D) float32 divided by its root mean square, times gain (1 or n, D), in `dtype`."""
+    """Return RMSNorm(x) times `gain` in `dtype`; x (n, D) float32, gain (1 or n, D)."""
     return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * gain).to(dtype)
 
 
 def add(x: Tensor, y: Tensor, gain: Tensor, eps: float) -> None:
-    """Add the norm of y (n, D) times gain (1 or n, D) to x (n, D) float32, in place."""
+    """Add RMSNorm(y) times `gain` to x in place; x (n, D) float32, y (n, D), gain (1 or n, D)."""
     x += norm(y.float(), gain, eps, torch.float32)
 
 
-def rotate(x: Tensor, weight: Tensor, turns: Tensor, eps: float, out: Tensor) -> None:
-    """Write x (n, h, d), normalised, times weight (d,) and turned, to out (h, n, d); turns (n, 1, d/2, 2)."""
+def rotate(x: Tensor, weight: Tensor, rotations: Tensor, eps: float, out: Tensor) -> None:
+    """Write x, normalized, times `weight` and rotated, to `out`.
+
+    x           (n, h, d)
+    weight      (d,)
+    rotations   (n, 1, d/2, 2)   cosine and sine
+    out         (h, n, d)
+    """
     wide = norm(x.float(), weight, eps, torch.float32).unflatten(-1, (-1, 2))
-    (a, b), (cos, sin) = wide.unbind(-1), turns.unbind(-1)
+    (a, b), (cos, sin) = wide.unbind(-1), rotations.unbind(-1)
     pairs = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1)
     out.copy_(pairs.flatten(-2).transpose(0, 1))
 
 
 def gate(x: Tensor, y: Tensor) -> Tensor:
-    """silu(x) y."""
+    """Return silu(x) y, in the dtype of x."""
     return (F.silu(x.float()) * y).to(x.dtype)
 
 
 def check_compiler() -> None:
-    """Raise MissingPart where a CPU has no C++ compiler, which torch's compiler calls there."""
+    """Check that torch.compile has the C++ compiler that it needs on a CPU.
+
+    Raises:
+        MissingDependency: if there is neither a CUDA device nor a C++ compiler.
+    """
     if not torch.cuda.is_available() and not find_compiler():
         raise MissingDependency(
-            "--compile needs a C++ compiler (g++ or clang++); install one, or leave it out"
+            "--compile needs a C++ compiler (g++ or clang++); install one, or omit --compile"
         )
 
 
 @cache
 def compiled(formula: Callable) -> Callable:
-    """A formula of this module as one loop."""
+    """Return a function of this module, compiled for any number of tokens."""
     check_compiler()
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     return torch.compile(formula, fullgraph=True, dynamic=True)

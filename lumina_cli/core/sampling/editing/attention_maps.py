@@ -75,7 +75,7 @@ class AttentionRecorder:
         return getattr(self.network, name)
 
     def __call__(self, *inputs) -> Tensor:
-        return self.network(*inputs, through=self._watch)
+        return self.network.velocity_packed(*inputs, run_layers=self._watch)
 
     def mean(self, row: int) -> list[Tensor]:
         """Return the share of its attention that each image token gives to each word of a row, (N,) each."""
@@ -83,7 +83,7 @@ class AttentionRecorder:
 
     def _watch(self, stage) -> list[Tensor]:
         hooks = [
-            layer.attention.qkv.register_forward_hook(partial(self._read, layer.attention, stage.pack, []))
+            layer.attention.qkv.register_forward_hook(partial(self._read, layer.attention, stage.layout, []))
             for layer in self.layers
         ]
         try:
@@ -102,8 +102,8 @@ class AttentionRecorder:
         self.looks += 1
         for row, words in enumerate(self.rows):
             tokens, image = pack.rows[row], pack.images[row]
-            queries = turned(q[image], attention.q_norm, pack.turns[image])
-            keys = turned(k[tokens], attention.k_norm, pack.turns[tokens])
+            queries = turned(q[image], attention.q_norm, pack.rotations[image])
+            keys = turned(k[tokens], attention.k_norm, pack.rotations[tokens])
             for number, shares in enumerate(word_shares(queries, keys, words)):
                 self.maps[row][number] = self.maps[row][number] + shares
 

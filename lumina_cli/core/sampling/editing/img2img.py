@@ -60,9 +60,9 @@ class EditedPlan(Plan):
             return times
         return [self.start, *(t for t in times if t > self.start + CLOSE)]
 
-    def stands_still(self, step: int) -> bool:
+    def skips_network(self, step: int) -> bool:
         """Whether the state stays as it is in a step: a still first one belongs to the noise."""
-        return super().stands_still(step) and not self.start
+        return super().skips_network(step) and not self.start
 
     def solve(self, plain: Velocity, paired: Velocity, noise: Tensor) -> Iterator[Tensor]:
         """Yield the state after every step; see `Plan.solve`. From time 1 on, that is the picture alone."""
@@ -73,7 +73,7 @@ class EditedPlan(Plan):
         if len(times) == 1:
             yield x
             return
-        yield from self.follow(plain, paired, x, times, partial(self._held, straight(init, noise)))
+        yield from self.solve_from(plain, paired, x, times, partial(self._held, straight(init, noise)))
 
     def _held(self, back: Tensor, velocity: Velocity) -> Velocity:
         """Return `velocity`, but `back` outside the mask: the state stays on the straight path there."""

@@ -6,6 +6,7 @@ B pictures, N image tokens, D width. Rows of a call come as [captioned..., witho
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.cache_spec import parse_cache_spec
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.registry import CACHES, SOLVERS
 from lumina_cli.core.sampling.teacache.policy import (
     BranchState,
     CachePolicy,
@@ -30,7 +32,7 @@ FIT_FILE = "teacache.json"
 
 
 class LayerStackLike(Protocol):
-    """What the network hands over in place of running its main layers; see `nextdit.stage.MainStage`."""
+    """The interface of `nextdit.packed.layer_stack.LayerStack` that a cache uses."""
 
     rows: int
     image: Callable[[int], Tensor]
@@ -78,7 +80,10 @@ class CacheFit:
         calls = len(plan.calls())
         nearest = min(
             self.measures,
-            key=lambda one: (max(calls / one.calls, one.calls / calls), one.solver != plan.solver),
+            key=lambda one: (
+                max(calls / one.calls, one.calls / calls),
+                SOLVERS.resolve(one.solver) != SOLVERS.resolve(plan.solver),
+            ),
         )
         found = Measurement(nearest.solver, nearest.calls, 0.0, 0.0, 0.0)
         for one in sorted(self.measures, key=lambda one: one.threshold):
@@ -115,14 +120,14 @@ def read_cache_fit(folder: Path, weights: str) -> CacheFit:
 
 
 class Through:
-    """A network whose main layers are left to `through`; see `NextDiT.forward`."""
+    """A network whose main layers are left to `through`; see `NextDiT.velocity_packed`."""
 
     def __init__(self, model: Callable[..., Tensor], through: Callable[[LayerStackLike], list[Tensor]]):
         self.model, self.through, self.encode_text = model, through, model.encode_text
 
     def __call__(self, *inputs) -> Tensor:
         """Call the network."""
-        return self.model(*inputs, through=self.through)
+        return self.model.velocity_packed(*inputs, run_layers=self.through)
 
 
 class LayerCache:
@@ -133,7 +138,7 @@ class LayerCache:
     """
 
     def __init__(self, plan: Plan, fit: CacheFit | None = None):
-        self.plan, (self.rule, self.measure) = plan, _rule(plan, fit)
+        self.plan, (self.rule, self.measure) = plan, _policy(plan, fit)
         self.pictures: list[GenerationState] = []
 
     def start(self, pictures: int) -> "LayerCache":
@@ -185,9 +190,48 @@ class LayerCache:
         return told
 
 
+@dataclass(frozen=True)
+class CacheKind:
+    """A kind of cache: an entry of CACHES. Calling it calls `policy`.
+
+    policy      (threshold or error budget, plan, fit) -> the policy and, for a budget, its measurement
+    needs_fit   whether `policy` needs the model's CacheFit
+    """
+
+    policy: Callable[[float, Plan, CacheFit | None], tuple[CachePolicy, Measurement | None]]
+    needs_fit: bool = True
+
+    def __call__(
+        self, value: float, plan: Plan, fit: CacheFit | None
+    ) -> tuple[CachePolicy, Measurement | None]:
+        """Return the policy; LuminaError if it needs a fit and `fit` is None."""
+        if self.needs_fit and fit is None:
+            raise LuminaError(f"cache {plan.cache} needs a {FIT_FILE}; `lumina bench teacache` fits one")
+        return self.policy(value, plan, fit)
+
+
+@CacheKind
+def tea_cache(threshold: float, plan: Plan, fit: CacheFit):
+    """TeaCache with a threshold; see `TeaCache`."""
+    return TeaCache(threshold, fit.curve), None
+
+
+@partial(CacheKind, needs_fit=False)
+def first_block_cache(threshold: float, plan: Plan, fit: CacheFit | None):
+    """First-block cache with a threshold; see `FirstBlockCache`."""
+    return FirstBlockCache(threshold), None
+
+
+@CacheKind
+def error_budget_cache(budget: float, plan: Plan, fit: CacheFit):
+    """TeaCache with the largest threshold whose measured error of the latents is within a budget."""
+    measure = fit.within(budget, plan)
+    return TeaCache(measure.threshold, fit.curve), measure
+
+
 def needs_fit(plan: Plan) -> bool:
-    """Whether the cache of a plan goes by what was fitted to the model."""
-    return plan.cache is not None and parse_cache_spec(plan.cache).kind != "first"
+    """Whether the cache of a plan needs the model's CacheFit."""
+    return plan.cache is not None and CACHES.load(parse_cache_spec(plan.cache).kind).needs_fit
 
 
 def cache_for(plan: Plan, folder: Path, weights: str) -> LayerCache | None:
@@ -205,14 +249,7 @@ def fit_digest(plan: Plan, folder: Path) -> str | None:
     return sha256(path.read_bytes()).hexdigest()[:12]
 
 
-def _rule(plan: Plan, fit: CacheFit | None) -> tuple[CachePolicy, Measurement | None]:
-    """The rule that `plan.cache` asks for and, for a budget, the measure that it rests on."""
-    setting = parse_cache_spec(plan.cache)
-    if setting.kind == "first":
-        return FirstBlockCache(setting.value), None
-    if fit is None:
-        raise LuminaError(f"cache {plan.cache} needs a {FIT_FILE}; `lumina bench teacache` fits one")
-    if setting.kind == "tea":
-        return TeaCache(setting.value, fit.curve), None
-    measure = fit.within(setting.value, plan)
-    return TeaCache(measure.threshold, fit.curve), measure
+def _policy(plan: Plan, fit: CacheFit | None) -> tuple[CachePolicy, Measurement | None]:
+    """Return the policy of `plan.cache` and, for an error budget, the measurement behind it."""
+    spec = parse_cache_spec(plan.cache)
+    return CACHES.load(spec.kind)(spec.value, plan, fit)
