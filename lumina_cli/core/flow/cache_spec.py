@@ -28,7 +28,8 @@ def parse_cache_spec(text: str) -> CacheSpec:
     if kind not in CACHES:
         hint = did_you_mean(kind, CACHES.names())
         if not hint:
-            hint = f", but must be KIND:VALUE, such as tea:0.2, with a kind of {', '.join(CACHES.names())}; or off"
+            kinds = ", ".join(CACHES.names())
+            hint = f", but must be KIND:VALUE, such as tea:0.2, with a kind of {kinds}; or off"
         raise UsageError(f"cache is {text!r}{hint}")
     try:
         number = float(value)
