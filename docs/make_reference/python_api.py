@@ -227,6 +227,8 @@ def tables() -> Iterator[str]:
     for variable, value in vars(registry).items():
         if isinstance(value, registry.Registry):
             yield f"### {code(variable)}"
+            aliases = [f"{code(alias)} is an alias of {code(name)}" for alias, name in value.aliases.items()]
+            yield ". ".join([f"Entry point group: {code(value.group)}", *aliases]) + "."
             rows = [
                 (code(name), code(target.partition(":")[0]), prose(first_line(target)))
                 for name, target in value.items()
