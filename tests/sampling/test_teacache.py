@@ -8,6 +8,7 @@ import torch
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
+from lumina_cli.core.registry import ASSETS
 from lumina_cli.core.sampling import draw_latents, load_pipeline
 from lumina_cli.core.sampling.teacache.calibrate import Recorder, fit_teacache, scene_prompts
 from lumina_cli.core.sampling.teacache.layer_cache import (
@@ -29,6 +30,7 @@ from lumina_cli.core.sampling.teacache.policy import (
     relative_change,
     should_run,
 )
+from lumina_cli.core.weights.fingerprint import fingerprint
 
 LINE = Curve((0.0, 1.0), 1.0)  # the signal's change itself
 
@@ -277,6 +279,11 @@ def test_the_file_is_read_as_written(tmp_path):
     assert cache_for(Plan(cache="tea:0.1"), tmp_path, "w").rule == TeaCache(0.1, LINE)
     assert cache_for(Plan(), tmp_path / "nowhere", "w") is None
     assert cache_for(Plan(cache="first:0.1"), tmp_path / "nowhere", "w").rule == FirstBlockCache(0.1)
+
+
+def test_the_shipped_fit_belongs_to_the_shipped_weights():
+    folder = ASSETS / "nano"
+    assert read_cache_fit(folder, fingerprint(folder)).measures
 
 
 def test_a_cache_of_other_weights_is_refused(tmp_path):
