@@ -38,10 +38,10 @@ from lumina_cli.core.dataset.sampler import Sampler
 from lumina_cli.core.images.buckets import best_size
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards import manifest, pack
-from lumina_cli.core.shards.journal import Journal
-from lumina_cli.core.shards.manifest import schema
+from lumina_cli.core.shards.journal import Journal, digest_rows, encode_images
+from lumina_cli.core.shards.manifest import manifest_schema
 from lumina_cli.core.shards.reader import index_path
-from lumina_cli.core.shards.writer import ShardJob, digests, with_files
+from lumina_cli.core.shards.writer import ShardJob
 
 CHUNK, PER_SHARD, BATCH = 50_000, 1000, 512
 TAR, INDEX = 100 << 20, 500 << 10  # bytes of a shard and of its index
@@ -104,7 +104,7 @@ def chunk(start: int, count: int) -> pa.Table:
         "source": named(random.integers(0, 3, count), ["a", "b", "c"]),
         "origin": numbered(numbers, "s3://pool/", 9, ".jpg"),
     }
-    return pa.table(columns, schema=schema())
+    return pa.table(columns, schema=manifest_schema())
 
 
 def rows_of(count: int) -> Iterator[dict]:
@@ -126,7 +126,7 @@ def no_shard(job: ShardJob) -> dict:
         "index": ["0" * 64, INDEX],
         "scores": [],
     }
-    note["rows"], note["files"] = digests(with_files(job.rows))
+    note["rows"], note["files"] = digest_rows(encode_images(job.rows))
     Journal(job.dest).write(note | {"rejects": []})
     return note | {"rejects": []}
 
@@ -144,7 +144,7 @@ def no_index(rows: int):
 
 def plan(folder: Path, rows: int) -> dict:
     """Plan the shards of the pool."""
-    pack.run_job, manifest._part = no_shard, no_index(rows)
+    pack.run_job, manifest._index_table = no_shard, no_index(rows)
     shards = sum(1 for _ in pack.write_shards(rows_of(rows), folder / "pool", PER_SHARD))
     size = (folder / "pool" / manifest.NAME).stat().st_size
     return {"shards": shards, "manifest_gb": round(size / 1e9, 2)}

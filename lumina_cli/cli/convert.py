@@ -52,7 +52,7 @@ def _convert(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> 
 
     from lumina_cli.core.nextdit import NextDiT, convert
     from lumina_cli.core.nextdit.lora.formats import is_adapter
-    from lumina_cli.core.weights.files import read_json
+    from lumina_cli.core.weights.json_files import read_json
 
     folder = source / "transformer" if (source / "transformer").is_dir() else source
     weights = convert.read_weights(folder)
@@ -69,7 +69,7 @@ def _convert(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> 
         config = convert.infer_config({name: tuple(tensor.shape) for name, tensor in weights.items()})
     with torch.device("meta"):
         model = NextDiT(config)
-    convert.check_fits(model, weights, str(source))
+    convert.check_state_dict(model, weights, str(source))
     if kind is not None:
         weights = {name: tensor.to(kind) for name, tensor in weights.items()}
     if dest.suffix in (".safetensors", ".pth"):

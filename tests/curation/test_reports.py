@@ -18,9 +18,9 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.evals.captions.compare import dice, open_files, summarize
 from lumina_cli.core.evals.captions.density import count_facts, length_of
 from lumina_cli.core.images.buckets import best_size
-from lumina_cli.core.io.html import evenly, histogram
-from lumina_cli.core.shards.inspect import write_shards
+from lumina_cli.core.io.html import histogram, pick_evenly
 from lumina_cli.core.shards.overlays.apply import apply_rows
+from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.sources.source import read_source
 
 EVIL = '<script>alert(1)</script> "><img src=x onerror=alert(2)> {{ 7 * 7 }}'
@@ -208,7 +208,7 @@ def test_histograms():
     assert sum(bar["count"] for bar in marked["bars"] if bar["beyond"]) == 1000 - 257
     assert histogram(np.array([np.nan])) is None
     assert sum(bar["count"] for bar in histogram(np.full(5, 0.016))["bars"]) == 5
-    assert evenly(list(range(10)), 5) == [1, 3, 5, 7, 9]
+    assert pick_evenly(list(range(10)), 5) == [1, 3, 5, 7, 9]
 
 
 def test_density_by_hand():

@@ -19,7 +19,7 @@ def steps(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
     script = runpy.run_path(str(SCRIPT))
     with pytest.MonkeyPatch.context() as patched:  # the script replaces these in its own process
         patched.setattr(pack, "run_job", pack.run_job)
-        patched.setattr(manifest, "_part", manifest._part)
+        patched.setattr(manifest, "_index_table", manifest._index_table)
         return folder, {name: script["run_step"](name, folder, ROWS) for name in script["STEPS"]}
 
 

@@ -13,8 +13,8 @@ from lumina_cli.core.curation.scores import score_shards
 from lumina_cli.core.curation.select import SelectionSettings, parse_best, select_samples
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.shards.inspect import write_shards
 from lumina_cli.core.shards.overlays.apply import apply_rows
+from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.sources.source import open_row_image, read_source
 
 

@@ -10,7 +10,7 @@ from lumina_cli.core.curation.sample_table import open_samples
 from lumina_cli.core.curation.select import SelectionSettings, select_samples
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.shards import manifest
-from lumina_cli.core.shards.manifest import read_batches, write_table
+from lumina_cli.core.shards.manifest import read_batches, write_row_table
 
 COUNT = 211
 
@@ -53,7 +53,7 @@ def write_overlay(folder, name: str, rows: list[dict], values: list[dict]) -> No
         for row, value in zip(rows, values, strict=True)
         if value
     ]
-    write_table(str(place / "values.parquet"), lines, pa.schema(list(types.items())))
+    write_row_table(str(place / "values.parquet"), lines, pa.schema(list(types.items())))
     info = {"name": name, "version": "0001", "settings": {}, "members": ["json"], "fields": ["scores"]}
     (place / "overlay.json").write_text(json.dumps(info))
 
@@ -65,7 +65,7 @@ def pool(request, tmp_path, monkeypatch) -> tuple[str, list[dict]]:
     rows, random = made_up(request.param), np.random.default_rng(100 + request.param)
     folder = tmp_path / "s"
     folder.mkdir()
-    write_table(str(folder / "manifest.parquet"), rows, manifest.schema(["fine"]))
+    write_row_table(str(folder / "manifest.parquet"), rows, manifest.manifest_schema(["fine"]))
     for shard in {row["shard"] for row in rows}:
         (folder / shard).touch()
     first = [
@@ -182,6 +182,6 @@ def check(folder, rows: list[dict], by: str) -> None:
 def test_a_selection_of_samples_that_are_gone(pool, tmp_path):
     folder, rows = pool
     select_samples(folder, str(tmp_path / "a"), SelectionSettings(best=20))
-    write_table(f"{folder}/manifest.parquet", rows[:30], manifest.schema(["fine"]))
+    write_row_table(f"{folder}/manifest.parquet", rows[:30], manifest.manifest_schema(["fine"]))
     with pytest.raises(LuminaError, match="selected samples that its shards no longer hold"):
         select_samples(str(tmp_path / "a"), str(tmp_path / "b"), SelectionSettings(best=1))

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
-from lumina_cli.core.images.a1111 import read_parameters, write_parameters
-from lumina_cli.core.images.io import MAX_PIXELS, open_image, probe, read_metadata, save_image
+from lumina_cli.core.images.io import MAX_PIXELS, open_image, open_with_format, read_metadata, save_image
+from lumina_cli.core.images.metadata import read_parameters, write_parameters
 
 
 def encoded(image: Image.Image, format: str = "PNG", **settings) -> bytes:
@@ -117,7 +117,7 @@ def test_a_decompression_bomb_does_not_go_off(side):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("gone.png", "no such picture"), ("", "is a folder, not a picture")]
+    ("name", "message"), [("gone.png", "no such image"), ("", "is a folder, not an image")]
 )
 def test_missing_files(name, message, tmp_path):
     with pytest.raises(LuminaError, match=message):
@@ -125,7 +125,7 @@ def test_missing_files(name, message, tmp_path):
 
 
 def test_probe_tells_the_format():
-    format, image = probe(encoded(NOISE, "WEBP"))
+    format, image = open_with_format(encoded(NOISE, "WEBP"))
     assert (format, image.size) == ("WEBP", (64, 64))
 
 

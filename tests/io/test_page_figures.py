@@ -15,7 +15,7 @@ from lumina_cli.core.curation.report.stats import compute_stats, write_stats_pag
 from lumina_cli.core.evals.captions.page import headline, marked
 from lumina_cli.core.images.ingest import NOTES
 from lumina_cli.core.io.html import TEMPLATES, histogram
-from lumina_cli.core.shards.inspect import write_shards
+from lumina_cli.core.shards.pack import write_shards
 
 EVIL = '<script>alert(1)</script> "><img src=x onerror=alert(2)>'
 

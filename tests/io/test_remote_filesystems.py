@@ -13,8 +13,10 @@ from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import dump_row
-from lumina_cli.core.shards.inspect import ShardReader, read_shards, verify_shards, write_shards
+from lumina_cli.core.shards.inspect import verify_shards
 from lumina_cli.core.shards.manifest import read_manifest
+from lumina_cli.core.shards.pack import write_shards
+from lumina_cli.core.shards.reader import ShardReader, read_shards
 from lumina_cli.core.sources.source import open_row_image, read_source
 
 COUNT = 7
@@ -144,8 +146,8 @@ def test_a_client_that_is_missing_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("word", "kind", "message"),
     [
-        ("zip://a::memory://b.zip", UsageError, "one file system at a time"),
-        ("nosuch://a", UsageError, "no such kind of place"),
+        ("zip://a::memory://b.zip", UsageError, "use a single file system"),
+        ("nosuch://a", UsageError, "unknown kind of location"),
         ("memory://not/there", LuminaError, "no such source"),
     ],
 )

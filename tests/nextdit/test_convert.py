@@ -133,7 +133,7 @@ def test_a_misfit_lists_missing_unexpected_and_misshaped(model):
     del broken["x_embedder.bias"]
     broken |= {"extra": torch.zeros(2), "x_embedder.weight": torch.zeros(48, 3)}
     with pytest.raises(LuminaError) as caught:
-        c.check_fits(model, broken, "tiny.pth")
+        c.check_state_dict(model, broken, "tiny.pth")
     assert str(caught.value) == (
         "tiny.pth does not fit this model: missing 1 tensor (x_embedder.bias); unexpected 1 tensor (extra); "
         "misshaped 1 tensor (x_embedder.weight is (48, 3), should be (48, 64))"

@@ -6,7 +6,7 @@ import pytest
 
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.images.buckets import crop_sizes
-from lumina_cli.core.images.sizes import fit_ratio, ratio_of
+from lumina_cli.core.images.sizes import fit_ratio, parse_ratio
 from lumina_cli.core.sampling.batching import (
     Split,
     fitting_batch,
@@ -112,10 +112,10 @@ def test_only_a_few_batches_are_read_ahead():
     ],
 )
 def test_ratios_are_sizes_of_training(size, resolution, found):
-    ratio = ratio_of(size)
+    ratio = parse_ratio(size)
     assert fit_ratio(ratio, resolution) == found
     assert found in crop_sizes(ratio[2] or resolution)
 
 
 def test_other_sizes_are_no_ratios():
-    assert [ratio_of(size) for size in ("1024x768", "512", 512, (64, 64), None)] == [None] * 5
+    assert [parse_ratio(size) for size in ("1024x768", "512", 512, (64, 64), None)] == [None] * 5

@@ -155,7 +155,7 @@ def test_rows_on_a_pipe_and_no_picture(hollow, tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (["--init", "gone.png"], 1, "gone.png: no such picture"),
+        (["--init", "gone.png"], 1, "gone.png: no such image"),
         (["--init", "wide.png", "--strength", "2"], 2, "strength is 2.0, but must be from 0"),
         (["--init", "wide.png", "--mask", "small.png"], 2, "make them one size"),
         (["--strength", "0.5"], 2, "--mask and --strength need --init"),

@@ -18,7 +18,7 @@ from lumina_cli.core.sampling.loading import open_pipeline
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
 from lumina_cli.core.sampling.teacache.layer_cache import CacheFit, write_cache_fit
 from lumina_cli.core.sampling.teacache.policy import Curve
-from lumina_cli.core.weights.fingerprint import MOST, adapter_digest, fingerprint, places
+from lumina_cli.core.weights.fingerprint import MOST, digest_adapter, fingerprint, page_offsets
 
 MIB = 2**20
 PLAN = "solver=euler,guide_until=1"
@@ -141,7 +141,7 @@ def test_a_fitted_cache_goes_with_loras_and_8_bits_and_says_what_it_was_fitted_t
 def test_loras_and_8_bits_are_told_and_drawn_again(sample, lora, tmp_path):
     (plain,) = sample("two cups")[1]
     first = sample("two cups", "--lora", f"{lora}:0.7")[1][0]["image"]
-    digest = adapter_digest(tmp_path / lora)
+    digest = digest_adapter(tmp_path / lora)
     assert read_metadata(first)["loras"] == [[lora, 0.7, digest]]
     code, (row,), talk = sample("--from", first, plan=())
     assert (code, row["apart"], talk) == (0, 0, "")
@@ -190,7 +190,7 @@ def test_a_change_in_the_middle_of_a_file_is_another_fingerprint(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 2 * MIB, 2 * MIB + 1, 5 * 10**9, 10**12])
 def test_few_pages_of_a_large_file_are_read(size):
-    found = places(size)
+    found = page_offsets(size)
     assert len(found) <= MOST
     assert bool(found) == (size > 2 * MIB)
     assert not found or size - MIB - found[-1] <= found.step
@@ -199,13 +199,13 @@ def test_few_pages_of_a_large_file_are_read(size):
 def test_the_config_beside_a_lora_of_pefts_counts(tmp_path):
     path, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     path.write_bytes(b"x")
-    found = [adapter_digest(path)]
+    found = [digest_adapter(path)]
     for alpha in (1, 2):
         config.write_text(json.dumps({"lora_alpha": alpha}))
-        found.append(adapter_digest(path))
+        found.append(digest_adapter(path))
     assert len(set(found)) == 3
     other = path.rename(tmp_path / "x.safetensors")  # under this name nothing beside it is read
-    assert adapter_digest(other) == found[0]
+    assert digest_adapter(other) == found[0]
 
 
 def test_a_fit_of_another_model_is_refused_with_loras_too(fitted, lora, monkeypatch, tmp_path):

@@ -19,7 +19,8 @@ from lumina_cli.core.curation.report.stats import compute_stats
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import lock_folder
-from lumina_cli.core.shards.inspect import ShardReader, read_index, write_shards
+from lumina_cli.core.shards.pack import write_shards
+from lumina_cli.core.shards.reader import ShardReader, read_index
 from lumina_cli.core.sources.source import read_source
 
 COUNT, PER_SHARD = 26, 4
@@ -53,7 +54,7 @@ def tree(folder) -> dict[str, bytes]:
 
 
 def write(found: list[dict], dest, told: list | None = None, **settings) -> list[dict]:
-    settings = {"per_shard": PER_SHARD, "max_bad_rate": 1.0, "tell": (told or []).append} | settings
+    settings = {"per_shard": PER_SHARD, "max_bad_rate": 1.0, "notify": (told or []).append} | settings
     return list(write_shards(found, dest, **settings))
 
 
@@ -200,7 +201,7 @@ def test_a_producer_that_died(rows, tmp_path, monkeypatch, capsys):
 
 def test_rows_with_an_error_are_rejects(rows, tmp_path, monkeypatch, capsys):
     left = [
-        {"key": "gone", "image": "gone.jpg", "error": "gone.jpg: no such picture", "code": "missing"},
+        {"key": "gone", "image": "gone.jpg", "error": "gone.jpg: no such image", "code": "missing"},
         {"error": "no picture", "code": "<b>"},
     ]
     lines = [rows[0], left[0], rows[1], {**rows[2], "error": None}, left[1], rows[4]]

@@ -10,8 +10,9 @@ from PIL import Image
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.shards import changed_files
-from lumina_cli.core.shards.inspect import read_shards, write_shards
+from lumina_cli.core.shards.image_ref import ImageFile
+from lumina_cli.core.shards.pack import write_shards
+from lumina_cli.core.shards.reader import read_shards
 
 LATER = 10**9  # nanoseconds
 
@@ -81,7 +82,7 @@ def test_nothing_is_read_where_nothing_tells_a_change(photos, tmp_path, capsys, 
     pack(photos, dest, capsys)
     for path in photos.iterdir():
         date(path, dest / "000000.tar", -LATER)
-    monkeypatch.setattr(changed_files, "read_image_bytes", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(ImageFile, "read", lambda image: pytest.fail(f"{image.place} was read"))
     assert pack(photos, dest, capsys)[0] == 0
     (photos / "2.bmp").unlink()
     rows = [{"key": str(i), "image": str(photos / f"{i}.bmp")} for i in range(5)]

@@ -8,10 +8,11 @@ import hostile
 import pytest
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.images.ingest import NOTES, ingest
+from lumina_cli.core.images.ingest import NOTES, ingest_image
 from lumina_cli.core.images.io import InvalidImage, open_image
-from lumina_cli.core.shards.inspect import ShardReader, read_image_bytes
+from lumina_cli.core.shards.image_ref import image_ref
 from lumina_cli.core.shards.manifest import read_manifest
+from lumina_cli.core.shards.reader import ShardReader
 from lumina_cli.core.sources.source import open_row_image
 
 pytestmark = [  # images/io.py ignores them; pytest sets its own filters
@@ -146,9 +147,9 @@ def test_links_are_taken_where_somebody_asks_for_it(packed, tmp_path, capsys):
 
 def test_a_full_check_finds_what_a_quick_one_cannot():
     lying = hostile.png(50, 50, data=bytes(99))  # its checksums are right, its pixels are not there
-    assert ingest(lying, "x.png").width == 50
+    assert ingest_image(lying, "x.png").width == 50
     with pytest.raises(InvalidImage, match="truncated"):
-        ingest(lying, "x.png", full=True)
+        ingest_image(lying, "x.png", full=True)
 
 
 @pytest.mark.parametrize("name", hostile.DAMAGED)
@@ -156,10 +157,10 @@ def test_a_full_check_finds_a_jpeg_that_pillow_makes_up(name):
     data = hostile.DAMAGED[name]
     assert open_image(data).size == (160, 120)  # grey where nothing is left
     with pytest.raises(InvalidImage, match="damaged") as caught:
-        ingest(data, "x.jpg", full=True)
+        ingest_image(data, "x.jpg", full=True)
     assert caught.value.code == "damaged"
     with pytest.raises(InvalidImage, match=r"x\.jpg: damaged"):  # nor does it become a good PNG
-        ingest(data, "x.jpg", encode="png")
+        ingest_image(data, "x.jpg", encode="png")
     with pytest.raises(InvalidImage, match="damaged"):
         open_row_image({"image": data})
 
@@ -167,7 +168,7 @@ def test_a_full_check_finds_a_jpeg_that_pillow_makes_up(name):
 @pytest.mark.parametrize("name", [*hostile.LARGE, *hostile.ODD])
 def test_a_full_check_takes_what_is_odd_but_whole(name):
     data = (hostile.LARGE | hostile.ODD)[name]
-    assert ingest(data, "x.jpg", full=True).data == data
+    assert ingest_image(data, "x.jpg", full=True).data == data
 
 
 def test_a_jpeg_that_only_pillow_reads_stays_with_pillow(monkeypatch):
@@ -175,7 +176,7 @@ def test_a_jpeg_that_only_pillow_reads_stays_with_pillow(monkeypatch):
         raise ValueError("Sorry, arithmetic coding is not implemented")
 
     monkeypatch.setattr("simplejpeg.decode_jpeg", refuse)
-    assert ingest(hostile.JPEG, "x.jpg", full=True).width == 32
+    assert ingest_image(hostile.JPEG, "x.jpg", full=True).width == 32
 
 
 def test_a_damaged_jpeg_is_a_reject_of_the_command(tmp_path, capsys):
@@ -196,7 +197,7 @@ def test_a_damaged_jpeg_is_a_reject_of_the_command(tmp_path, capsys):
 def test_a_full_check_says_the_same_of_all_others(packed):
     for name, (data, outcome) in hostile.FILES.items():
         try:
-            found = ingest(data, name, full=True).notes
+            found = ingest_image(data, name, full=True).notes
         except InvalidImage as error:
             found = error.code
         assert found == outcome or outcome in ("bad_caption", "captions"), name
@@ -209,5 +210,5 @@ def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
     (tmp_path / "a.jpg").write_bytes(hostile.JPEG)
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(InvalidImage, match="not readable by this user") as caught:
-        read_image_bytes(tmp_path / "a.jpg")
+        image_ref(tmp_path / "a.jpg").read()
     assert caught.value.code == "unreadable"

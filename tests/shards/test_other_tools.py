@@ -13,11 +13,13 @@ from PIL import Image, ImageCms
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.images.ingest import NOTES, ingest
+from lumina_cli.core.images.ingest import NOTES, ingest_image
 from lumina_cli.core.images.io import open_image
-from lumina_cli.core.shards.inspect import ShardReader, read_index, read_shards, verify_shards, write_shards
-from lumina_cli.core.shards.manifest import manifest_row, read_manifest, score_names
-from lumina_cli.core.shards.tar import header
+from lumina_cli.core.shards.inspect import verify_shards
+from lumina_cli.core.shards.manifest import manifest_row, read_manifest, read_score_names
+from lumina_cli.core.shards.pack import write_shards
+from lumina_cli.core.shards.reader import ShardReader, read_index, read_shards
+from lumina_cli.core.shards.tar import tar_header
 from lumina_cli.core.sources.source import open_row_image, read_source
 
 CAPTIONS = {"en": {"short": "a cup", "detailed": "a red cup on a table"}, "zh": {"short": "杯子"}}
@@ -118,12 +120,12 @@ def test_tar_reads_ours(shards, tmp_path):
 def test_headers_are_those_of_tarfile(name, size):
     info = tarfile.TarInfo(name)
     info.size = size
-    assert header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
+    assert tar_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def test_a_member_that_ustar_has_no_room_for():
     with pytest.raises(LuminaError, match="no room in a tar"):
-        header("a.jpg", 8**11)
+        tar_header("a.jpg", 8**11)
 
 
 # Other programs', by ours
@@ -226,7 +228,7 @@ def test_the_manifest_is_the_indexes_as_a_table(shards):
     assert [row["score_clip"] for row in found] == [0, 1 / 8, 2 / 8, None, 4 / 8]
     assert [row["score"] for row in found] == [5.0, None, None, None, None]
     assert {row["source"] for row in found} == {"test"}
-    assert score_names(str(shards)) == ["clip"]
+    assert read_score_names(str(shards)) == ["clip"]
     (batch,) = read_manifest(shards, ["width"])
     assert batch.to_pylist() == [{"width": 24}] * 5
 
@@ -288,18 +290,18 @@ def swapped_profile() -> bytes:
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
 def test_a_profile_is_heeded_by_whoever_reads(format):
     data = encoded(Image.new("RGB", (16, 16), (250, 10, 10)), format, icc_profile=swapped_profile())
-    assert ingest(data, "x").notes == ("icc",)
+    assert ingest_image(data, "x").notes == ("icc",)
     red, _, blue = open_image(data).getpixel((8, 8))
     assert blue > 200 > 60 > red  # red is blue there
     plain = encoded(Image.new("RGB", (16, 16), (250, 10, 10)), format, icc_profile=profile_of("sRGB"))
-    assert ingest(plain, "x").notes == ()
+    assert ingest_image(plain, "x").notes == ()
     assert open_image(plain).getpixel((8, 8))[0] > 240
 
 
 def test_transparency_stays_where_a_profile_is_heeded():
     glass = Image.new("RGBA", (4, 4), (250, 10, 10, 0))
     data = encoded(glass, icc_profile=swapped_profile())
-    assert ingest(data, "x").notes == ("icc", "alpha")
+    assert ingest_image(data, "x").notes == ("icc", "alpha")
     assert open_image(data).getpixel((0, 0)) == (255, 255, 255)
 
 
@@ -337,7 +339,7 @@ VARIETIES = {
 @pytest.mark.parametrize("name", VARIETIES)
 def test_what_the_parts_say_is_what_decoding_says(name):
     """A quick check knows the size, and every note, that Pillow finds out by decoding."""
-    quick, full = (ingest(VARIETIES[name], "x", full=full) for full in (False, True))
+    quick, full = (ingest_image(VARIETIES[name], "x", full=full) for full in (False, True))
     with Image.open(io.BytesIO(VARIETIES[name])) as image:
         transparent = image.has_transparency_data
         image.load()
@@ -348,12 +350,12 @@ def test_what_the_parts_say_is_what_decoding_says(name):
 
 
 def test_a_quick_check_decodes_nothing_of_the_usual_formats(monkeypatch):
-    monkeypatch.setattr("lumina_cli.core.images.ingest.inspect", None)
-    assert [ingest(VARIETIES[name], "x").suffix for name in list(VARIETIES)[:16]] == (
+    monkeypatch.setattr("lumina_cli.core.images.ingest.inspect_image", None)
+    assert [ingest_image(VARIETIES[name], "x").suffix for name in list(VARIETIES)[:16]] == (
         ["jpg"] * 6 + ["webp"] * 5 + ["png"] * 5
     )
     with pytest.raises(TypeError):
-        ingest(VARIETIES["bmp"], "x")
+        ingest_image(VARIETIES["bmp"], "x")
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg", "avif"])

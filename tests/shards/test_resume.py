@@ -17,7 +17,8 @@ from PIL import Image
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.shards.inspect import ShardReader, write_shards
+from lumina_cli.core.shards.pack import write_shards
+from lumina_cli.core.shards.reader import ShardReader
 from lumina_cli.core.sources.source import read_source
 
 COUNT, PER_SHARD = 36, 3

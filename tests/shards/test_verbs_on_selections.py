@@ -12,8 +12,9 @@ from lumina_cli.cli.app import run
 from lumina_cli.core.curation.select import SelectionSettings, select_samples
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.shards.inspect import open_shards, write_shards
-from lumina_cli.core.shards.manifest import read_types
+from lumina_cli.core.shards.manifest import read_schema
+from lumina_cli.core.shards.pack import write_shards
+from lumina_cli.core.shards.reader import open_shards
 from lumina_cli.core.shards.selection import read_samples, write_selection
 
 
@@ -95,7 +96,7 @@ def test_an_error_in_the_middle_leaves_the_earlier_selection(places_of, tmp_path
         select_samples(shards, best, SelectionSettings(best=3))
     before = {name: filesystem.read_file(f"{best}/{name}") for name in filesystem.list_sizes(best)}
     assert len(before) == 2
-    part = read_types(f"{best}/selection.parquet", "selection").empty_table()
+    part = read_schema(f"{best}/selection.parquet", "selection").empty_table()
 
     def parts():
         yield part
@@ -111,7 +112,7 @@ def test_an_error_in_the_middle_leaves_the_earlier_selection(places_of, tmp_path
 def test_a_kill_before_the_last_file_leaves_no_selection(places_of, monkeypatch):
     """The earlier select.json must not stand beside another table."""
     shards, best = places_of
-    part = read_types(f"{best}/selection.parquet", "selection").empty_table()
+    part = read_schema(f"{best}/selection.parquet", "selection").empty_table()
 
     def killed(place, data):
         raise KeyboardInterrupt

@@ -13,16 +13,12 @@ from PIL import Image
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError, TooManyRejects, UsageError
-from lumina_cli.core.images.io import decode_depth, decode_masks
+from lumina_cli.core.images.depth import decode_depth, decode_masks
 from lumina_cli.core.io.jsonl import dump_row
-from lumina_cli.core.shards.inspect import (
-    ShardReader,
-    describe_shards,
-    read_shards,
-    sanitize_key,
-    verify_shards,
-    write_shards,
-)
+from lumina_cli.core.shards.inspect import describe_shards, verify_shards
+from lumina_cli.core.shards.pack import write_shards
+from lumina_cli.core.shards.reader import ShardReader, read_shards
+from lumina_cli.core.shards.tar import sanitize_key
 from lumina_cli.core.sources import source
 from lumina_cli.core.sources.source import open_row_image, read_source
 
@@ -127,7 +123,7 @@ def test_bad_pictures_are_counted_and_named(tmp_path):
     reasons = [
         json.loads(line)["reason"] for line in (tmp_path / "s" / "rejects.jsonl").read_text().splitlines()
     ]
-    assert reasons[1:] == [f"{tmp_path / 'gone.png'}: no such picture", "the row has no 'image'"]
+    assert reasons[1:] == [f"{tmp_path / 'gone.png'}: no such image", "the row has no 'image'"]
     assert len(ShardReader(tmp_path / "s")) == 3
     assert write(broken, tmp_path / "t", max_bad_rate=0.5)[0]["samples"] == 3
 
@@ -380,7 +376,7 @@ def test_rows_come_from_stdin_with_pictures_in_tars(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     found = list(read_source("-"))
     assert open_row_image(found[1]).tobytes() == picture(1).tobytes()
-    with pytest.raises(LuminaError, match=r"holds no picture 'k7\.png'"):
+    with pytest.raises(LuminaError, match=r"does not contain the image 'k7\.png'"):
         open_row_image({"image": f"{tmp_path}/s/000000.tar#k7.png"})
 
 

@@ -12,8 +12,8 @@ from lumina_cli.core.curation.scores import score_shards
 from lumina_cli.core.dataset.precomputed import PrecomputedLatents
 from lumina_cli.core.errors import LuminaError, TooManyRejects
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.shards.inspect import write_shards
 from lumina_cli.core.shards.overlays.reader import newest_version
+from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.sources.source import read_source
 
 COUNT, BAD = 20, (1, 2, 5, 7, 11, 13, 17)

@@ -129,9 +129,9 @@ def test_a_row_whose_picture_is_missing_is_left_out(lumina, llava, photos, monke
     code, rows, err = lumina("-", "--model", llava, "--levels", "short", "--max-bad-rate", 1)
     assert (code, rows) == (
         0,
-        [{"image": "gone.png", "error": "gone.png: no such picture", "code": "missing"}],
+        [{"image": "gone.png", "error": "gone.png: no such image", "code": "missing"}],
     )
-    assert err == ["lumina caption: left out gone.png: no such picture"]
+    assert err == ["lumina caption: left out gone.png: no such image"]
 
 
 def test_a_row_without_a_picture_is_left_out_with_its_line(lumina, llava, photos, monkeypatch):

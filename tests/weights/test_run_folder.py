@@ -56,7 +56,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
 SAVES = {
     "checkpoint": "RunFolder(path).save({'w': big}, {'w': big}, {'state': big}, {'step': 1})",
     "optimizer": "RunFolder(path).save({'w': small}, {'w': small}, {'state': big}, {'step': 1})",
-    "progress": "Progress(path / 'a.pt', net, torch.optim.SGD(net.parameters()), None).save(1)",
+    "progress": "TrainingProgress(path / 'a.pt', net, torch.optim.SGD(net.parameters()), None).save(1)",
 }
 
 
@@ -66,8 +66,8 @@ def test_a_refused_write_is_one_line(name, tmp_path):
         "import resource, signal, torch",
         "from pathlib import Path",
         "from lumina_cli.core.errors import LuminaError",
-        "from lumina_cli.core.formats.checkpoint import RunFolder",
-        "from lumina_cli.core.training.progress import Progress",
+        "from lumina_cli.core.weights.run_folder import RunFolder",
+        "from lumina_cli.core.training.progress import TrainingProgress",
         f"path, big, small = Path({str(tmp_path)!r}), torch.zeros(100000), torch.zeros(2)",
         "net = torch.nn.Linear(300, 300)",
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)",

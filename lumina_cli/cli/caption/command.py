@@ -7,7 +7,7 @@ from itertools import chain
 
 from lumina_cli.cli import output
 from lumina_cli.cli.caption import options as flags
-from lumina_cli.core.io.jsonl import in_memory, parse_split
+from lumina_cli.core.io.jsonl import is_in_memory, parse_split
 
 
 def caption(
@@ -90,7 +90,7 @@ def caption(
 def _watched(source: str, rows: Iterator[dict]) -> Iterator[dict]:
     """Say before the first caption is written that the rows of this source will not name their pictures."""
     for number, row in enumerate(rows):
-        if number == 0 and in_memory(row.get("image")):
+        if number == 0 and is_in_memory(row.get("image")):
             _say(
                 f"the pictures of {source} are in no file, so its rows come out without 'image'; "
                 f"`lumina shard {source} DIR`, then `lumina caption DIR`, keeps them together"

@@ -24,19 +24,20 @@ def overlay(
     lumina caption data | lumina shard overlay data - --name captions
     """
     from lumina_cli.core.shards.overlays.apply import apply_rows
-    from lumina_cli.core.shards.overlays.match import rows_of
+    from lumina_cli.core.shards.overlays.match import read_input_rows
     from lumina_cli.core.shards.overlays.reader import describe_overlays
-    from lumina_cli.core.shards.overlays.writer import remove_overlay
-    from lumina_cli.core.shards.selection import base_of
+    from lumina_cli.core.shards.overlays.versions import remove_overlay
+    from lumina_cli.core.shards.selection import resolve_shards
 
     if remove is not None:
         if rows is not None or add:
             raise UsageError("--remove takes an overlay away; lay rows in another call")
-        output.write_rows(remove_overlay(base_of(shards), remove), json, label="versions")
+        output.write_rows(remove_overlay(resolve_shards(shards), remove), json, label="versions")
     elif rows is None:
-        output.write_rows(describe_overlays(base_of(shards)), json, label="overlays")
+        output.write_rows(describe_overlays(resolve_shards(shards)), json, label="overlays")
     else:
-        output.write_rows(apply_rows(shards, rows_of(rows), name, add, output.note), json, label="shards")
+        done = apply_rows(shards, read_input_rows(rows), name, add, output.note)
+        output.write_rows(done, json, label="shards")
 
 
 @app.command()

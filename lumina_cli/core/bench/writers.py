@@ -14,7 +14,8 @@ from statistics import median
 import numpy as np
 from PIL import Image
 
-from lumina_cli.core.shards.inspect import read_image_bytes, write_shards
+from lumina_cli.core.shards.image_ref import image_ref
+from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.sources.source import read_source
 
 CAPTION = "a picture of number {} that is here to be written, with a caption of a usual length beside it"
@@ -40,7 +41,7 @@ def write_with_webdataset(rows: list[dict], dest: Path, per_shard: int) -> None:
     ) as writer:
         for row in rows:
             rest = {name: value for name, value in row.items() if name != "image"}
-            writer.write({"__key__": row["key"], "jpg": read_image_bytes(row["image"]), "json": rest})
+            writer.write({"__key__": row["key"], "jpg": image_ref(row["image"]).read(), "json": rest})
 
 
 def write_with_lumina(check: str) -> Callable[[list[dict], Path, int], None]:
@@ -60,7 +61,7 @@ def compare_writers(source: str, limit: int, per_shard: int, repeats: int, check
     counted. The ratio is the median of those of each turn.
     """
     rows = list(islice(read_source(source), limit))
-    size = sum(len(read_image_bytes(row["image"])) for row in rows)
+    size = sum(len(image_ref(row["image"]).read()) for row in rows)
     writers = {"webdataset": write_with_webdataset, "lumina": write_with_lumina(check)}
     seconds: dict[str, list[float]] = {name: [] for name in writers}
     with tempfile.TemporaryDirectory(prefix="lumina-bench-", dir=".") as folder:

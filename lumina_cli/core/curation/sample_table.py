@@ -81,7 +81,7 @@ class Samples:
             for each in overlays
             if filesystem.is_file(filesystem.join(each.folder, VALUES))
         ]
-        names = manifest.score_names(self.shards) if self.whole else _names_in(self.tars)
+        names = manifest.read_score_names(self.shards) if self.whole else _names_in(self.tars)
         self.names = {name: name for name in _OWN}  # of a column: what the manifest calls it
         self.names |= {name: manifest.SCORE + name for name in names if name not in self.names}
         self.values = [each for each in found if each.names]
@@ -90,7 +90,7 @@ class Samples:
     def _empty(self, names: Sequence[str]) -> Any:
         import pyarrow as pa
 
-        types = manifest.schema(names)
+        types = manifest.manifest_schema(names)
         fields = {name: types.field(stored).type for name, stored in self.names.items()}
         for each in self.values:
             fields |= {name: type for name, type in each.types.items() if name not in fields}
@@ -137,7 +137,7 @@ class Samples:
                 yield pa.Table.from_batches([batch]).select(stored).rename_columns(columns)
             return
         rows = _index_rows(self.tars, bool(set(CAPTIONS) & set(columns)))
-        types = manifest.schema([name for name, kept in self.names.items() if name != kept])
+        types = manifest.manifest_schema([name for name, kept in self.names.items() if name != kept])
         for group in chunked(rows, manifest.GROUP):
             yield pa.Table.from_pylist(group, schema=types).select(stored).rename_columns(columns)
 
@@ -148,7 +148,7 @@ class _OverlayValues:
     def __init__(self, overlay: Overlay):
         self.overlay, self.place = overlay, filesystem.join(overlay.folder, VALUES)
         self.names, self.types = {}, {}
-        for field in list(manifest.read_types(self.place, "overlay"))[3:]:
+        for field in list(manifest.read_schema(self.place, "overlay"))[3:]:
             name = field.name
             for prefix in COLUMNS.values():
                 name = name.removeprefix(prefix)
@@ -189,7 +189,7 @@ class _SortedJoin:
     def __init__(self, place: str, columns: list[str], kind: str):
         import pyarrow as pa
 
-        types = manifest.read_types(place, kind)
+        types = manifest.read_schema(place, kind)
         self.none = pa.schema([types.field(name) for name in columns]).empty_table()
         batches = manifest.read_batches(place, columns, kind)
         self.parts = (pa.Table.from_batches([batch]).select(columns) for batch in batches)
@@ -267,7 +267,7 @@ def _with_captions(table: Any, rows: Iterable[dict]) -> Any:
     import pyarrow as pa
 
     kinds = [list(lengths_of(row)) for row in rows]
-    types = manifest.schema()
+    types = manifest.manifest_schema()
     for name in set(CAPTIONS) & set(table.column_names):
         at = {"languages": 0, "levels": 1, "characters": 2}.get(name)
         lists = [None if at is None else [kind[at] for kind in each] for each in kinds]

@@ -22,9 +22,10 @@ from lumina_cli.core.shards.overlays.reader import (
     find_overlays,
     newest_version,
 )
-from lumina_cli.core.shards.overlays.writer import Part, Version, begin_version, row_part, write_values
+from lumina_cli.core.shards.overlays.versions import begin_version
+from lumina_cli.core.shards.overlays.writer import Part, Version, make_row_part, write_values
 from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
-from lumina_cli.core.shards.selection import base_of, selected_keys
+from lumina_cli.core.shards.selection import resolve_shards, selected_keys
 from lumina_cli.core.sources.bad_images import UnreadableImages, open_entry
 
 NAME, CAPTION = MEASURED, "caption"
@@ -59,7 +60,7 @@ def score_shards(
     end where they are a larger share than `max_bad_rate`.
     """
     names, models = list(dict.fromkeys(names)), models or {}
-    folder, chosen = base_of(source), selected_keys(source)
+    folder, chosen = resolve_shards(source), selected_keys(source)
     tars = open_shards(folder)
     open_metrics([name for name in names if name != CAPTION], models)
     before = newest_version(folder, NAME)
@@ -75,7 +76,7 @@ def score_shards(
     kept = frozenset(name for name in same if wanted_by[name] == known[name])
     wanted = [None if chosen is None else chosen.get(filesystem.basename(tar), frozenset()) for tar in tars]
     jobs = [_ScoreJob(version, tar, before, kept, keys) for tar, keys in zip(tars, wanted, strict=True)]
-    alone = workers <= 1 or len(jobs) < 2 or filesystem.in_this_process(folder)
+    alone = workers <= 1 or len(jobs) < 2 or filesystem.is_process_local(folder)
     seen = UnreadableImages(max_bad_rate, tell)
     for row, bad in map(_score_shard, jobs) if alone else map_in_order(_score_shard, jobs, workers):
         seen.add(row["shard"], bad, row["measured"] + row["reused"] + row["unreadable"])
@@ -159,7 +160,7 @@ def _parts(job: _ScoreJob, entries: list[dict], row: dict, bad: dict[str, str]) 
             if add and here and (score := caption_score(add(entry, read_entry(job.tar, entry)))) is not None:
                 part.setdefault("scores", {})[CAPTION] = score
             known_by = sorted(models if here else names - {CAPTION})
-            entry, members, more = row_part(entry, part)
+            entry, members, more = make_row_part(entry, part)
             yield entry, members, more | {"by": known_by} | ({"unreadable": fault} if fault else {})
 
 

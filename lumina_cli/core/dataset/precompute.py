@@ -26,9 +26,10 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.shards.overlays.reader import OverlayJoiner, find_overlays
-from lumina_cli.core.shards.overlays.writer import Part, Version, begin_version
+from lumina_cli.core.shards.overlays.versions import begin_version
+from lumina_cli.core.shards.overlays.writer import Part, Version
 from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
-from lumina_cli.core.shards.selection import base_of, selected_keys
+from lumina_cli.core.shards.selection import resolve_shards, selected_keys
 from lumina_cli.core.sources.bad_images import UnreadableImages, open_entry
 from lumina_cli.core.weights.fingerprint import fingerprint
 
@@ -59,7 +60,7 @@ def encode_shards(
             raise UsageError(
                 f"unknown --what {word!r}{did_you_mean(word, WHAT) or '; choose from latents, text'}"
             )
-    chosen, shards = selected_keys(shards), base_of(shards)
+    chosen, shards = selected_keys(shards), resolve_shards(shards)
     tars, seen, place = open_shards(shards), UnreadableImages(max_bad_rate, tell), ""
     if "latents" in what:
         from lumina_cli.core.encoders.vae import Autoencoder

@@ -10,7 +10,7 @@ _SPACES = {"RGB": "RGB ", "RGBA": "RGB ", "L": "GRAY", "LA": "GRAY", "CMYK": "CM
 
 
 @lru_cache(maxsize=64)
-def profile_kind(profile: bytes, space: str) -> str:
+def classify_profile(profile: bytes, space: str) -> str:
     """Return "srgb", "icc" (another profile of this space: "RGB ", "GRAY", "CMYK") or "icc_broken"."""
     if len(profile) > LARGEST:
         return "icc_broken"
@@ -27,7 +27,7 @@ def profile_kind(profile: bytes, space: str) -> str:
     return "icc"
 
 
-def profile_space(mode: str) -> str:
+def expected_space(mode: str) -> str:
     """Return the colour space that the profile of a picture of this mode must have."""
     return _SPACES.get(mode, "RGB ")
 
@@ -44,7 +44,7 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
     Transparency stays. Colours that sRGB lacks are mapped perceptually, as Pillow's default is.
     """
-    if not profile or profile_kind(profile, profile_space(image.mode)) != "icc":
+    if not profile or classify_profile(profile, expected_space(image.mode)) != "icc":
         return image
     if image.mode == "LA":
         grey, alpha = image.split()

@@ -9,14 +9,14 @@ them a picture needs. Nothing is decoded for that where the parts of the file te
 from dataclasses import dataclass
 
 from lumina_cli.core.images.headers import ImageHeader, read_header
-from lumina_cli.core.images.icc import profile_kind
+from lumina_cli.core.images.icc import classify_profile
 from lumina_cli.core.images.io import (
     MAX_PIXELS,
     encode_image,
     inspect_image,
     open_image,
-    orientation_of,
-    too_large,
+    read_orientation,
+    too_large_error,
 )
 
 NOTES = {
@@ -49,7 +49,7 @@ class IngestedImage:
     notes: tuple[str, ...] = ()
 
 
-def ingest(data: bytes, name: str, full: bool = False, encode: str | None = None) -> IngestedImage:
+def ingest_image(data: bytes, name: str, full: bool = False, encode: str | None = None) -> IngestedImage:
     """Return a picture file examined; BadPicture where it cannot be used.
 
     With `full` it is decoded once; without, only where its parts do not tell that it is whole. `encode`, one
@@ -60,13 +60,13 @@ def ingest(data: bytes, name: str, full: bool = False, encode: str | None = None
     if head is None:
         head = ImageHeader(seen.format, *seen.size, seen.space, seen.profile, True, set(seen.notes))
     if head.width * head.height > MAX_PIXELS:
-        raise too_large(name)
-    turn = orientation_of(data) if head.turned else 1
+        raise too_large_error(name)
+    turn = read_orientation(data) if head.turned else 1
     stored = (head.height, head.width) if turn > 4 else (head.width, head.height)
     width, height = seen.size if seen else stored
     notes = head.notes | ({"rotated"} if turn > 1 else set())
     if head.profile:
-        notes |= {profile_kind(head.profile, head.space)} - {"srgb"}
+        notes |= {classify_profile(head.profile, head.space)} - {"srgb"}
     suffix = SUFFIX_OF[head.format]
     if encode and (encode != suffix or notes - {"icc_broken"}):
         picture = open_image(data, name, whole=seen is None)

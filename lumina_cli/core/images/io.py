@@ -8,33 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
-from lumina_cli.core.images.a1111 import read_parameters, write_parameters
-from lumina_cli.core.images.icc import profile_space, to_srgb
+from lumina_cli.core.images.icc import expected_space, to_srgb
 from lumina_cli.core.images.jpeg_check import find_fault
+from lumina_cli.core.images.metadata import metadata_settings, read_parameters, stored_texts
 from lumina_cli.core.io.atomic import atomic_write
-
-__all__ = [
-    "MAX_PIXELS",
-    "SUFFIXES",
-    "InvalidImage",
-    "atomic_write",
-    "decode_depth",
-    "decode_masks",
-    "encode_depth",
-    "encode_image",
-    "encode_masks",
-    "inspect_image",
-    "open_image",
-    "orientation_of",
-    "png_bytes",
-    "probe",
-    "read_metadata",
-    "save_image",
-    "too_large",
-]
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million: a larger one is an attack more often than a picture
@@ -59,11 +39,7 @@ _WRITERS = {
 # Pillow only warns between one and two times the limit, an error here, and of broken EXIF, ignored here.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", module="PIL")
-# In a PNG both are text chunks; elsewhere EXIF holds them, the JSON as its description.
-_METADATA_KEY, _PARAMETERS_KEY = "lumina", "parameters"
-_EXIF_DESCRIPTION, _EXIF_IFD, _EXIF_COMMENT, _EXIF_TURN = 0x010E, 0x8769, 0x9286, 0x0112
-_CODES = {b"UNICODE\0": "utf-16-be", b"ASCII\0\0\0": "latin-1"}  # how a comment begins
-_JPEG_EXIF = 65_000  # bytes; a JPEG has no room for more than 64 KiB
+_EXIF_ORIENTATION = 0x0112
 
 _PLAIN_MODES = ("RGB", "RGBA", "L", "LA", "CMYK")  # a profile can speak of them
 
@@ -86,7 +62,7 @@ def open_image(source: ImageSource, name: str | None = None, whole: bool = False
     missing, truncated, not a picture or larger than MAX_PIXELS. A damaged JPEG is grey from there on, unless
     it is to be `whole`: then it is bad, too (a third more time).
     """
-    picture = _read(source, name, lambda image: _to_rgb(_upright(image)))
+    picture = decode_image(source, name, lambda image: _to_rgb(_upright(image)))
     if whole:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         _check_whole(data, name or (str(source) if isinstance(source, str | Path) else "picture"))
@@ -100,9 +76,9 @@ def _check_whole(data: bytes, name: str) -> None:
         raise InvalidImage(f"{name}: damaged ({fault})", "damaged")
 
 
-def probe(source: ImageSource, name: str | None = None) -> tuple[str, Image.Image]:
+def open_with_format(source: ImageSource, name: str | None = None) -> tuple[str, Image.Image]:
     """Return (format, picture as `open_image` gives it); the format is Pillow's word: "JPEG", "PNG"..."""
-    return _read(source, name, lambda image: (image.format, _to_rgb(_upright(image))))
+    return decode_image(source, name, lambda image: (image.format, _to_rgb(_upright(image))))
 
 
 class ImageInfo(NamedTuple):
@@ -117,7 +93,7 @@ class ImageInfo(NamedTuple):
 
 def inspect_image(data: bytes, name: str) -> ImageInfo:
     """Decode a picture to see whether all of it can be used; BadPicture where it cannot."""
-    seen = _read(data, name, _seen)
+    seen = decode_image(data, name, _seen)
     _check_whole(data, name)
     return seen
 
@@ -128,15 +104,15 @@ def _seen(image: Image.Image) -> ImageInfo:
     size = _to_rgb(_upright(image)).size  # as whoever reads it will
     notes = {"animated": several, "cmyk": mode == "CMYK", "16_bit": mode.startswith("I")}
     notes["alpha"] = image.has_transparency_data
-    space = "GRAY" if mode.startswith("I") else profile_space(mode)
+    space = "GRAY" if mode.startswith("I") else expected_space(mode)
     return ImageInfo(image.format, size, space, profile, tuple(note for note, true in notes.items() if true))
 
 
-def orientation_of(data: bytes) -> int:
+def read_orientation(data: bytes) -> int:
     """Return how a picture is to be turned, 1 to 8 as EXIF counts; 1 where nothing sensible says so."""
     try:
         with Image.open(BytesIO(data), formats=_FORMATS) as image:
-            turn = image.getexif().get(_EXIF_TURN, 1)
+            turn = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # broken EXIF says nothing about the pixels
         return 1
     return turn if turn in range(1, 9) else 1
@@ -151,7 +127,7 @@ def encode_image(image: Image.Image, suffix: str) -> bytes:
     return buffer.getvalue()
 
 
-def too_large(name: str) -> InvalidImage:
+def too_large_error(name: str) -> InvalidImage:
     """Return the error for a picture of more than MAX_PIXELS."""
     return InvalidImage(
         f"{name}: more than {MAX_PIXELS // 10**6} million pixels; resize it first", "too_large"
@@ -164,7 +140,7 @@ def read_metadata(source: ImageSource, name: str | None = None) -> dict:
     The latter by the same names as far as it goes, with "parameters" among them (see images/a1111.py).
     {} for a picture that holds neither.
     """
-    text, parameters = _read(source, name, _texts)
+    text, parameters = decode_image(source, name, stored_texts)
     try:
         value = json.loads(text) if isinstance(text, str) and text.startswith("{") else None
     except (ValueError, RecursionError):
@@ -195,59 +171,18 @@ def save_image(
             f"{path}: this Pillow cannot write {settings['format']}; `pip install -U pillow`"
         )
     if metadata:
-        settings = settings | _metadata_settings(metadata, settings["format"], path)
+        settings = settings | metadata_settings(metadata, settings["format"], path)
     with atomic_write(path, replace) as aside:
         image.save(aside, **settings)
     return path
 
 
-def _metadata_settings(metadata: dict, format: str, path: Path) -> dict:
-    parameters = write_parameters(metadata)
-    if format == "PNG":
-        info = PngImagePlugin.PngInfo()
-        info.add_itxt(_METADATA_KEY, json.dumps(metadata, ensure_ascii=False))
-        if parameters:
-            info.add_text(_PARAMETERS_KEY, parameters)  # iTXt by itself where Latin-1 is not enough
-        return {"pnginfo": info}
-    exif = Image.Exif()
-    exif[_EXIF_DESCRIPTION] = json.dumps(metadata)  # ASCII: EXIF text knows no other encoding
-    if format == "JPEG" and len(exif.tobytes()) > _JPEG_EXIF:
-        raise LuminaError(f"{path}: a JPEG has no room for so long a prompt; write PNG, WebP or AVIF")
-    if parameters:
-        comment = exif.get_ifd(_EXIF_IFD)
-        comment[_EXIF_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be", "replace")
-        if format == "JPEG" and len(exif.tobytes()) > _JPEG_EXIF:
-            del comment[_EXIF_COMMENT]  # the JSON says the same and more
-    return {"exif": exif}
-
-
-def _texts(image: Image.Image) -> tuple[str | None, str | None]:
-    """Our JSON and the text of parameters, each None where a picture has none."""
-    exif = image.getexif()
-    comment = exif.get_ifd(_EXIF_IFD).get(_EXIF_COMMENT)
-    parameters = image.info.get(_PARAMETERS_KEY) or _comment(comment)
-    ours = image.info.get(_METADATA_KEY) or exif.get(_EXIF_DESCRIPTION)
-    return ours, parameters if isinstance(parameters, str) else None
-
-
-def _comment(data: bytes | str | None) -> str | None:
-    """An EXIF comment as text; some programs write its UTF-16 with the low byte first."""
-    if not isinstance(data, bytes):
-        return data
-    code = _CODES.get(data[:8])
-    if code == "utf-16-be" and data[8:].count(0) and data[9:10] == b"\0":
-        code = "utf-16-le"
-    return data[8:].decode(code, "replace") if code else data.decode("utf-8", "replace").strip("\0")
-
-
-def _read(source: ImageSource, name: str | None, use):
+def decode_image(source: ImageSource, name: str | None, use):
     """Return `use(image)` of an opened picture; whatever goes wrong inside becomes one line."""
     name = name or (str(source) if isinstance(source, str | Path) else "picture")
     if isinstance(source, str | Path) and not os.path.isfile(source):
         folder = os.path.isdir(source)
-        raise InvalidImage(
-            f"{name}: {'is a folder, not a picture' if folder else 'no such picture'}", "missing"
-        )
+        raise InvalidImage(f"{name}: {'is a folder, not an image' if folder else 'no such image'}", "missing")
     file = BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(file, formats=_FORMATS) as image:
@@ -255,7 +190,7 @@ def _read(source: ImageSource, name: str | None, use):
                 raise Image.DecompressionBombError
             return use(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise too_large(name) from error
+        raise too_large_error(name) from error
     except PermissionError as error:
         raise InvalidImage(f"{name}: not readable by this user", "unreadable") from error
     except UnidentifiedImageError as error:
@@ -304,34 +239,6 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey to 8 bits; Pillow itself would clip it to white."""
     values = np.asarray(image).astype(np.float64)
     return Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
-
-
-DEPTH_STEPS = 1000  # a 16-bit depth counts thousandths of a world unit; 65535 is as far or farther
-
-
-def encode_depth(depth: np.ndarray) -> bytes:
-    """Return a depth (H, W) in world units as a 16-bit grey PNG in thousandths of a unit."""
-    steps = np.clip(np.round(depth.astype(np.float64) * DEPTH_STEPS), 0, 65535).astype(np.uint16)
-    return png_bytes(Image.fromarray(steps))
-
-
-def decode_depth(data: bytes) -> np.ndarray:
-    """Return the depth (H, W) float32 in world units that `encode_depth` wrote."""
-    return _read(data, "depth", lambda image: np.asarray(image).astype(np.float32) / DEPTH_STEPS)
-
-
-def encode_masks(masks: np.ndarray) -> bytes:
-    """Return masks (things, H, W) as an 8-bit grey PNG: 0 where there is no thing, i + 1 on things[i]."""
-    labels = np.zeros(masks.shape[1:], np.uint8)
-    for number, mask in enumerate(masks, start=1):
-        labels[mask] = number
-    return png_bytes(Image.fromarray(labels))
-
-
-def decode_masks(data: bytes, things: int) -> np.ndarray:
-    """Return the masks (things, H, W) bool that `encode_masks` wrote."""
-    labels = _read(data, "masks", np.asarray)
-    return labels == np.arange(1, things + 1)[:, None, None]
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -12,7 +12,7 @@ HINT = f"WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of {', '.j
 Size = str | int | tuple[int, int] | None
 
 
-def ratio_of(size: Size) -> tuple[float, float, int | None] | None:
+def parse_ratio(size: Size) -> tuple[float, float, int | None] | None:
     """Return (width, height, resolution or None) of a ratio or the word for one; None for other sizes.
 
     "16:9@512" is that ratio with the area of a square of 512.

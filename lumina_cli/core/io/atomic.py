@@ -91,7 +91,7 @@ def open_aside(aside: Path, path: str | Path) -> Iterator[IO[bytes]]:
             file.close()
 
 
-def lock(file: int | IO, place: str | Path, other: str) -> None:
+def lock_file(file: int | IO, place: str | Path, other: str) -> None:
     """Lock an open file or folder for this process until it is closed; the system unlocks it where this dies.
 
     LuminaError where another process has it; `other` says what to do then. A file system without locks
@@ -109,7 +109,7 @@ def lock(file: int | IO, place: str | Path, other: str) -> None:
 
 
 @contextmanager
-def written_alone(folder: str) -> Iterator[None]:
+def locked_folder(folder: str) -> Iterator[None]:
     """Keep other processes from writing a folder of this machine at the same time; any other place passes.
 
     The folder itself is locked, so no file is left in the way.
@@ -131,7 +131,7 @@ def lock_folder(folder: str) -> int | None:
     except OSError:  # a system that does not open folders
         return None
     try:
-        lock(number, folder, "wait for it, or name another folder")
+        lock_file(number, folder, "wait for it, or name another folder")
     except LuminaError:
         os.close(number)
         raise

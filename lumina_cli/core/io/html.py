@@ -58,11 +58,11 @@ def render_page(template: str, **values) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    pages.filters["figure"] = figure
-    return pages.get_template(template).render(**values, **script_of(TEMPLATES / "page.js"))
+    pages.filters["number"] = format_number
+    return pages.get_template(template).render(**values, **inline_script(TEMPLATES / "page.js"))
 
 
-def script_of(path: Path) -> dict:
+def inline_script(path: Path) -> dict:
     """Return "script", as it is, and "script_hash", the only one that a page's policy then lets run."""
     from markupsafe import Markup
 
@@ -80,7 +80,7 @@ def thumbnail(picture: Image.Image, longest: int = THUMB) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def figure(value) -> str:
+def format_number(value) -> str:
     """Return a number as people read it: 12,345 or 0.1235; what is no number as text, nothing as a dash."""
     if value is None or value != value:
         return "–"
@@ -145,12 +145,12 @@ def histogram(values: np.ndarray, bins: int = 32, mark: float | None = None) -> 
 def _label(low: float, high: float, counted: bool) -> str:
     """What a bar holds: "3", "3 to 5" or "0.1 to 0.2"."""
     if not counted:
-        return f"{figure(float(low))} to {figure(float(high))}"
+        return f"{format_number(float(low))} to {format_number(float(high))}"
     first, last = math.ceil(low), math.ceil(high) - 1
-    return figure(first) if first == last else f"{figure(first)} to {figure(last)}"
+    return format_number(first) if first == last else f"{format_number(first)} to {format_number(last)}"
 
 
-def evenly(items: Sequence, count: int) -> list:
+def pick_evenly(items: Sequence, count: int) -> list:
     """Return up to `count` of the items, spread evenly over them, in their order."""
     count = min(count, len(items))
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]

@@ -29,10 +29,10 @@ def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]
     but not in .jsonl and .ndjson files, where only a quoted string is. Errors name the file and the line. The
     values of a .csv file are text, but for "seed"; an empty cell is no value.
     """
-    return (row for _, row in rows_with_lines(source, key))
+    return (row for _, row in read_rows_with_lines(source, key))
 
 
-def rows_with_lines(source: str | Path | IO, key: str | None = None) -> Iterator[tuple[str, dict]]:
+def read_rows_with_lines(source: str | Path | IO, key: str | None = None) -> Iterator[tuple[str, dict]]:
     """Yield (where it is, the row) of each row that `read_rows` gives; where is "FILE line N"."""
     if isinstance(source, str | Path):
         path = Path(source)
@@ -190,7 +190,7 @@ def dump_row(row: dict) -> str:
     Paths become text, numbers that JSON lacks (NaN, infinity) null, arrays lists; what lives only in
     memory (a picture, bytes) is left out.
     """
-    value = plain_value(row)
+    value = to_json_value(row)
     line = json.dumps(value, ensure_ascii=False)
     try:
         line.encode()
@@ -199,22 +199,22 @@ def dump_row(row: dict) -> str:
     return line
 
 
-def plain_value(value: Any) -> Any:
+def to_json_value(value: Any) -> Any:
     """Return `value` with nothing in it that JSON cannot hold."""
     if isinstance(value, dict):
-        return {str(name): plain_value(item) for name, item in value.items() if not in_memory(item)}
+        return {str(name): to_json_value(item) for name, item in value.items() if not is_in_memory(item)}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain_value(item) for item in value if not in_memory(item)]
+        return [to_json_value(item) for item in value if not is_in_memory(item)]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
     if hasattr(value, "tolist"):  # numpy and torch, without importing them
-        return plain_value(value.tolist())
+        return to_json_value(value.tolist())
     return str(value)
 
 
-def in_memory(value: Any) -> bool:
+def is_in_memory(value: Any) -> bool:
     """Whether a value (a picture, bytes) has no place in a line of JSON."""
     return isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "getpixel")
 
@@ -235,7 +235,7 @@ def parse_split(text: str | None) -> tuple[int, int]:
     return index, count
 
 
-def as_captions(text: object) -> dict:
+def caption_fields(text: object) -> dict:
     """Return {"captions": ...} of one caption as other tools write it; empty where it is no text."""
     if not isinstance(text, str) or not text.strip():
         return {}
@@ -247,6 +247,6 @@ def as_captions(text: object) -> dict:
 def with_captions(row: dict) -> dict:
     """Move a caption under one of the names that other tools use to where ours are."""
     for name in ("caption", "text", "prompt"):
-        if "captions" not in row and (captions := as_captions(row.get(name))):
+        if "captions" not in row and (captions := caption_fields(row.get(name))):
             return row | captions
     return row

@@ -11,11 +11,11 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.path import shift_from_scheduler
 from lumina_cli.core.flow.presets import apply, find_preset
-from lumina_cli.core.images.sizes import Size, fit_ratio, parse_size, ratio_of
+from lumina_cli.core.images.sizes import Size, fit_ratio, parse_ratio, parse_size
 from lumina_cli.core.models.locate import ModelChoice
 from lumina_cli.core.nextdit.config import config_from_diffusers
-from lumina_cli.core.weights.files import read_json
 from lumina_cli.core.weights.fingerprint import fingerprint
+from lumina_cli.core.weights.json_files import read_json
 
 PlanLike = Plan | Mapping | None
 
@@ -62,7 +62,7 @@ class ModelFolder:
         """
         if size is None:
             return self.default_size
-        ratio, step = ratio_of(size), self.token_side
+        ratio, step = parse_ratio(size), self.token_side
         if ratio:
             size = fit_ratio(ratio, self.default_size[0])
         return parse_size(size, step, step * self.config.axes_len[2], step * self.config.axes_len[1])

@@ -1,12 +1,12 @@
 """Models by name: from what follows `--model` to a model folder in diffusers' Lumina2Pipeline layout."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
+from lumina_cli.core.weights.json_files import find_indexes, read_weight_map
 
 LUMINA_IMAGE_2 = "Alpha-VLLM/Lumina-Image-2.0"
 ENOUGH_GIB = 15  # both networks in bfloat16, the autoencoder, and one picture of 1024 x 1024 under way
@@ -88,17 +88,10 @@ def _missing_of(folder: Path, part: str) -> list[str]:
     if not (folder / part).is_dir():
         return [f"{part}/"]
     missing = [] if (folder / part / "config.json").is_file() else [f"{part}/config.json"]
-    shards = {name for index in (folder / part).glob("*.safetensors.index.json") for name in _shards(index)}
+    shards = {name for index in find_indexes(folder / part) for name in read_weight_map(index).values()}
     if shards:
         return missing + [f"{part}/{name}" for name in sorted(shards) if not (folder / part / name).is_file()]
     return missing if any((folder / part).glob("*.safetensors")) else [*missing, f"{part}/*.safetensors"]
-
-
-def _shards(index: Path) -> set[str]:
-    try:
-        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise LuminaError(f"{index} is not an index of weights") from error
 
 
 def cached(repo: str) -> Path | None:

@@ -19,7 +19,7 @@ from torch.nn.functional import max_pool2d
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.nano.scene import KINDS, TINTS
-from lumina_cli.core.weights.files import check_fits, read_weights
+from lumina_cli.core.weights.files import check_state_dict, read_weights
 
 SIZE, STRIDE = 128, 8
 
@@ -128,6 +128,6 @@ def load_detector(folder: Path) -> Detector:
         ) from error
     net = DetectorNet(config["width"])
     weights = read_weights(folder / "model.safetensors")
-    check_fits(net, weights, str(folder))
+    check_state_dict(net, weights, str(folder))
     net.load_state_dict(weights)
     return Detector(net, config["thresholds"], config.get("ceiling"))

@@ -20,10 +20,11 @@ from lumina_cli.core.nextdit.config import (
     infer_config,
 )
 from lumina_cli.core.nextdit.model import NextDiT
-from lumina_cli.core.weights.files import check_fits, read_json, read_weights, write_json, write_weights
+from lumina_cli.core.weights.files import check_state_dict, read_weights, write_weights
+from lumina_cli.core.weights.json_files import read_json, write_json
 
 __all__ = [
-    "check_fits",
+    "check_state_dict",
     "config_from_diffusers",
     "config_to_diffusers",
     "detect_dialect",
@@ -172,7 +173,7 @@ def to_diffusers(state_dict: Weights, config: NextDiTConfig | None = None) -> We
 
 
 def rename(name: str, whole: dict[str, str], block: dict[str, str]) -> str:
-    """Translate one tensor name; an unknown name stays, so that `check_fits` can report it."""
+    """Translate one tensor name; an unknown name stays, so that `check_state_dict` can report it."""
     module, _, leaf = name.rpartition(".")
     stack, _, rest = module.partition(".")
     if stack in STACKS:
@@ -202,7 +203,7 @@ def require(state_dict: Weights, name: str) -> Tensor:
 def checked(ours: Weights, config: NextDiTConfig | None) -> Weights:
     """`ours` itself, after LuminaError has had its chance where they do not fit `config`."""
     if config is not None:
-        check_fits(empty_model(config), ours, "the state dict")
+        check_state_dict(empty_model(config), ours, "the state dict")
     return ours
 
 
@@ -274,7 +275,7 @@ def load_transformer(
     config = config_from_diffusers(read_json(folder / "config.json"))
     state_dict = from_any(read_weights(folder, apart=PARTS))  # q, k and v are joined: their own pages can go
     model = empty_model(config)
-    check_fits(model, state_dict, str(folder))
+    check_state_dict(model, state_dict, str(folder))
     model.load_state_dict(state_dict, assign=True)
     return model.to(device=device, dtype=dtype)
 

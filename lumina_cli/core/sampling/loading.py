@@ -14,7 +14,7 @@ from lumina_cli.core.sampling.model_options import ModelOptions
 from lumina_cli.core.sampling.output.metadata import Lora
 from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline, usual_dtype
 from lumina_cli.core.sampling.runner import generate_rows
-from lumina_cli.core.weights.fingerprint import adapter_digest
+from lumina_cli.core.weights.fingerprint import digest_adapter
 
 
 def open_pipeline(
@@ -62,7 +62,7 @@ def _open_within(
     from lumina_cli.core.nextdit.lora.merge import LoraStack
     from lumina_cli.core.sampling.memory.budget import MemoryPlan, parse_memory, plan_memory
     from lumina_cli.core.sampling.memory.offload import MemoryManager, load_parts
-    from lumina_cli.core.weights.files import read_json
+    from lumina_cli.core.weights.json_files import read_json
 
     folder, device = choice.folder, pick_device(own_device())
     with reading_errors(folder / "transformer"):
@@ -105,7 +105,7 @@ def _told(applied: Iterable, note: Callable[[str], None]) -> list[Lora]:
     for one in applied:
         if one.note:
             note(one.note)
-    return [(one.path, one.scale, adapter_digest(Path(one.path))) for one in applied]
+    return [(one.path, one.scale, digest_adapter(Path(one.path))) for one in applied]
 
 
 def generate(

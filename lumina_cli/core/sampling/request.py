@@ -8,7 +8,7 @@ from lumina_cli.core.encoders.prompts import full_negative, full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.presets import find_preset
-from lumina_cli.core.images.sizes import Size, parse_size, ratio_of
+from lumina_cli.core.images.sizes import Size, parse_ratio, parse_size
 from lumina_cli.core.io.jsonl import check_prompt
 from lumina_cli.core.models.folder import ModelFolder, PlanLike
 
@@ -100,7 +100,7 @@ def checked_rows(rows: Iterable[dict]) -> Iterator[dict]:
 
 def check_size(size: Size) -> None:
     """Raise UsageError for a size that no model can draw."""
-    if size is not None and not ratio_of(size):
+    if size is not None and not parse_ratio(size):
         parse_size(size)
 
 

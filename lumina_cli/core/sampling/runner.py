@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.images.sizes import ratio_of
+from lumina_cli.core.images.sizes import parse_ratio
 from lumina_cli.core.models.folder import ModelFolder
 from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.sampling.batching import Split, in_batches, in_windows, own_device
@@ -152,7 +152,7 @@ def size_of(row: dict, wish: SamplingRequest, model: ModelFolder, known: dict, n
     asked = tuple(asked) if isinstance(asked, list) else asked
     if asked not in known:
         known[asked] = model.size_for(asked)
-        if ratio_of(asked):
+        if parse_ratio(asked):
             note("size {}: {}x{}, the nearest size of training".format(asked, *known[asked]))
     return known[asked]
 

@@ -25,36 +25,9 @@ from pathlib import Path
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.overlays.verify import verify_overlays
-from lumina_cli.core.shards.pack import write_shards
-from lumina_cli.core.shards.reader import (
-    ShardReader,
-    index_path,
-    open_shards,
-    read_entry,
-    read_image_bytes,
-    read_index,
-    read_shards,
-    read_totals,
-)
-from lumina_cli.core.shards.selection import base_of, is_selection, selected_entries, selected_keys
-from lumina_cli.core.shards.tar import TarImage, find_tars, read_span, sanitize_key
-
-__all__ = [
-    "ShardReader",
-    "TarImage",
-    "describe_shards",
-    "find_tars",
-    "index_path",
-    "open_shards",
-    "read_entry",
-    "read_image_bytes",
-    "read_index",
-    "read_shards",
-    "read_totals",
-    "sanitize_key",
-    "verify_shards",
-    "write_shards",
-]
+from lumina_cli.core.shards.reader import index_path, open_shards, read_entry, read_index, read_totals
+from lumina_cli.core.shards.selection import is_selection, resolve_shards, selected_entries, selected_keys
+from lumina_cli.core.shards.tar import read_span
 
 
 def describe_shards(path: str | Path) -> Iterator[dict]:
@@ -79,7 +52,7 @@ def _tars_of(path: str | Path) -> tuple[list[str], dict[str, frozenset[str]] | N
     if not is_selection(path):
         return open_shards(path), None
     chosen = selected_keys(path) or {}
-    return [tar for tar in open_shards(base_of(path)) if filesystem.basename(tar) in chosen], chosen
+    return [tar for tar in open_shards(resolve_shards(path)) if filesystem.basename(tar) in chosen], chosen
 
 
 def verify_shards(path: str | Path) -> Iterator[dict]:
@@ -90,7 +63,7 @@ def verify_shards(path: str | Path) -> Iterator[dict]:
     selection the shards that it needs are compared so, and at last whether they hold what it selected.
     """
     tars, chosen = _tars_of(path)
-    folder = filesystem.to_text(path) if chosen is None else base_of(path)
+    folder = filesystem.to_text(path) if chosen is None else resolve_shards(path)
     totals = (read_totals(folder) if filesystem.is_dir(folder) else None) or {}
     wanted = {name: digest for name, _, _, digest, _ in totals.get("tars", ())}
     for tar in tars:

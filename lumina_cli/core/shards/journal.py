@@ -9,12 +9,19 @@ because stores of objects cannot append to one, and because workers then need no
 the disk: after a power cut a file may be shorter than its note says, and such a shard is written again.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator
+from typing import Any
+
+from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.images.io import png_bytes
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import parse_row
+from lumina_cli.core.io.jsonl import is_in_memory, parse_row
+from lumina_cli.core.shards.image_ref import ImageFile, image_ref
 from lumina_cli.core.shards.reader import TOTALS, index_path, is_own_file, read_totals
 
 _SETTINGS = "settings.json"
@@ -42,7 +49,7 @@ class Journal:
         totals = read_totals(self.dest)
         if totals is not None:
             if "input" not in totals or totals.get("settings") != settings:
-                raise self.taken("already holds shards")
+                raise self.conflict("already holds shards")
             return totals
         place = filesystem.join(self.folder, _SETTINGS)
         if filesystem.is_file(place):
@@ -50,16 +57,16 @@ class Journal:
             for name in sorted(known.keys() | settings.keys()):
                 if known.get(name) != settings.get(name):
                     was, asked = known.get(name), settings.get(name)
-                    raise self.taken(f"holds an unfinished run with {name} {was}, not {asked}")
+                    raise self.conflict(f"holds an unfinished run with {name} {was}, not {asked}")
         elif any(is_own_file(name) for name in filesystem.list_sizes(self.dest)):
-            raise self.taken("already holds shards of an unfinished run")
+            raise self.conflict("already holds shards of an unfinished run")
         else:
             self._write_settings(settings)
         filesystem.remove_partial(self.dest)
         filesystem.remove_partial(self.folder)
         return None
 
-    def settle(self, settings: dict) -> None:
+    def reopen(self, settings: dict) -> None:
         """Make a finished folder, whose shards are noted here, one that is gone on with."""
         self._write_settings(settings)
         filesystem.remove(self.dest, [TOTALS])
@@ -68,11 +75,11 @@ class Journal:
         place = filesystem.join(self.folder, _SETTINGS)
         filesystem.write_file(place, json.dumps(settings, ensure_ascii=False).encode() + b"\n", False)
 
-    def taken(self, why: str) -> UsageError:
+    def conflict(self, why: str) -> UsageError:
         """Return the error for a folder that cannot be gone on with."""
         return UsageError(f"{self.dest} {why}; --force replaces them")
 
-    def numbers(self) -> list[int]:
+    def finished_shards(self) -> list[int]:
         """Return the shards that are whole, in order."""
         names = (
             name.removesuffix(".json") for name in filesystem.list_sizes(self.folder) if name != _SETTINGS
@@ -113,3 +120,47 @@ def check_number(number: int) -> None:
     """Raise LuminaError for more shards than names of six digits."""
     if number > 999_999:
         raise LuminaError("more than a million shards; put more samples in each with --per-shard")
+
+
+def encode_images(rows: list[dict]) -> list[dict]:
+    """Return rows whose pictures in memory have become PNG files, as they come from other processes, too."""
+    return [
+        row | {"image": png_bytes(row["image"].convert("RGB"))}
+        if isinstance(row.get("image"), Image.Image)
+        else row
+        for row in rows
+    ]
+
+
+def digest_rows(rows: list[dict]) -> list[str]:
+    """Return two digests of rows: of what they say, and of sizes and dates of the files that they name."""
+    content, files = hashlib.sha256(), hashlib.sha256()
+    for row in rows:
+        content.update(_row_bytes(row))
+        files.update(_file_state(row.get("image")))
+    return [content.hexdigest(), files.hexdigest()]
+
+
+def _row_bytes(row: dict) -> bytes:
+    memory = {name: value for name, value in row.items() if is_in_memory(value)}
+    rest = {name: value for name, value in row.items() if name not in memory} if memory else row
+    try:
+        text = json.dumps(rest, default=str, skipkeys=True).encode()
+    except (ValueError, RecursionError):
+        text = repr((row.get("key"), str(row.get("image")), list(row))).encode()
+    for name, value in memory.items():
+        data = value.tobytes() if hasattr(value, "getpixel") else bytes(value)
+        text += f"{name} {getattr(value, 'size', '')}".encode() + hashlib.sha256(data).digest()
+    return text + b"\n"
+
+
+def _file_state(image: Any) -> bytes:
+    ref = image_ref(image)
+    path = ref.local_path if isinstance(ref, ImageFile) else None
+    if path is None:
+        return b"-"
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return b"gone"
+    return b"%d %d\n" % (status.st_size, status.st_mtime_ns)

@@ -30,7 +30,7 @@ SCORE = "score_"
 _SAME = ("key", "image", "offset", "length", "sha256", "width", "height", "score")
 
 
-def schema(scores: Sequence[str] = ()) -> Any:
+def manifest_schema(scores: Sequence[str] = ()) -> Any:
     """Return the pyarrow schema of a manifest with these named scores."""
     import pyarrow as pa
 
@@ -45,11 +45,11 @@ def schema(scores: Sequence[str] = ()) -> Any:
 
 def manifest_row(shard: str, entry: dict) -> dict:
     """Return the row of the manifest that a line of an index makes; its scores are columns, too."""
-    columns = columns_of(shard, [entry], tuple(entry.get("scores") or ()))
+    columns = manifest_columns(shard, [entry], tuple(entry.get("scores") or ()))
     return {name: values[0] for name, values in columns.items()}
 
 
-def columns_of(shard: str, entries: list[dict], scores: Sequence[str]) -> dict[str, list]:
+def manifest_columns(shard: str, entries: list[dict], scores: Sequence[str]) -> dict[str, list]:
     """Return the columns of the manifest that the lines of an index make."""
     columns = {name: [entry.get(name) for entry in entries] for name in _SAME}
     columns |= {name: [_storable(entry.get(name)) for entry in entries] for name in ("source", "origin")}
@@ -95,23 +95,27 @@ def write_manifest(place: str, tars: Sequence[str], scores: Sequence[str], worke
     """
     jobs = [(tar, tuple(sorted(scores))) for tar in tars]
     many = workers > 1 and len(jobs) > MANY
-    return write_parts(
-        place, map_in_order(_part, jobs, workers) if many else map(_part, jobs), schema(scores)
+    return write_tables(
+        place,
+        map_in_order(_index_table, jobs, workers) if many else map(_index_table, jobs),
+        manifest_schema(scores),
     )
 
 
-def _part(job: tuple[str, tuple[str, ...]]) -> Any:
+def _index_table(job: tuple[str, tuple[str, ...]]) -> Any:
     """Return the samples of one tar as a table."""
     import pyarrow as pa
 
     tar, scores = job
     entries = [json.loads(line) for line in filesystem.read_file(index_path(tar)).splitlines()]
-    return pa.table(columns_of(filesystem.basename(tar), entries, scores), schema=schema(scores))
+    return pa.table(
+        manifest_columns(filesystem.basename(tar), entries, scores), schema=manifest_schema(scores)
+    )
 
 
-def write_table(place: str, rows: Iterable[dict], columns: Any) -> int:
+def write_row_table(place: str, rows: Iterable[dict], columns: Any) -> int:
     """Write rows as a parquet file with these columns, whole or not at all; return how many."""
-    return write_parts(place, (_table(group, columns) for group in chunked(rows, SOME)), columns)
+    return write_tables(place, (_table(group, columns) for group in chunked(rows, SOME)), columns)
 
 
 def _table(rows: Iterable[dict], columns: Any) -> Any:
@@ -124,7 +128,7 @@ def _table(rows: Iterable[dict], columns: Any) -> Any:
     return pa.table(lists, schema=columns)
 
 
-def write_parts(place: str, parts: Iterable[Any], columns: Any) -> int:
+def write_tables(place: str, parts: Iterable[Any], columns: Any) -> int:
     """Write tables as one parquet file, whole or not at all; return how many rows.
 
     Rows are held in groups whose size does not depend on that of the tables.
@@ -134,7 +138,7 @@ def write_parts(place: str, parts: Iterable[Any], columns: Any) -> int:
 
     total, waiting = 0, columns.empty_table()
     with (
-        filesystem.writing(place) as file,
+        filesystem.open_for_writing(place) as file,
         parquet.ParquetWriter(file, columns, compression="zstd") as writer,
     ):
         for part in chain(parts, [None]):
@@ -162,7 +166,7 @@ def read_batches(place: str, columns: Sequence[str] | None, kind: str) -> Iterat
         yield from table.iter_batches(GROUP, columns=list(columns) if columns else None)
 
 
-def read_types(place: str, kind: str) -> Any:
+def read_schema(place: str, kind: str) -> Any:
     """Return the pyarrow schema of a parquet file; LuminaError where it is no `kind`."""
     with _parquet(place, kind) as table:
         return table.schema_arrow
@@ -180,7 +184,7 @@ def _parquet(place: str, kind: str) -> Iterator[Any]:
             raise LuminaError(f"{place} is no {kind} ({' '.join(str(error).split())})") from error
 
 
-def score_names(folder: str) -> list[str]:
+def read_score_names(folder: str) -> list[str]:
     """Return the names of the scores that a folder's manifest has, without `score` itself."""
-    names = read_types(filesystem.join(folder, NAME), "manifest").names
+    names = read_schema(filesystem.join(folder, NAME), "manifest").names
     return [name.removeprefix(SCORE) for name in names if name.startswith(SCORE)]

@@ -6,29 +6,31 @@ theirs short. The journal (journal.py) notes each shard once it is whole.
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError, TooManyRejects, UsageError
 from lumina_cli.core.images.ingest import ENCODINGS
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.atomic import written_alone
+from lumina_cli.core.io.atomic import locked_folder
 from lumina_cli.core.io.jsonl import chunked, dump_row
 from lumina_cli.core.io.process_pool import map_in_order
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.append import (
     REJECTS,
     KnownRows,
+    check_changed_files,
     compare_inputs,
     count_rows,
-    reopen_shard,
-    rows_digest,
+    digest_rejects,
+    reopen_folder,
     upstream_rejects,
 )
-from lumina_cli.core.shards.journal import VERSION, Journal, check_number
+from lumina_cli.core.shards.journal import VERSION, Journal, check_number, digest_rows, encode_images
 from lumina_cli.core.shards.overlays.reader import list_overlays
 from lumina_cli.core.shards.reader import SELECTED, TOTALS, dump_totals
-from lumina_cli.core.shards.writer import Count, ShardJob, ShardSettings, run_job
+from lumina_cli.core.shards.writer import Count, ShardJob, ShardSettings, write_shard
 
 CHECKS = ("quick", "full")
 
@@ -46,7 +48,7 @@ def write_shards(
     count: Count | None = None,
     source: str | None = None,
     upstream: Iterable[dict] = (),
-    tell: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
     """Write rows with pictures as shards; yield a row per finished shard: shard, samples, bytes, rejects.
 
@@ -57,7 +59,7 @@ def write_shards(
     The folder is the same, byte for byte, for any number of `workers` (0 and 1: this process), and however
     often the run was killed before: a run over the same rows with the same settings goes on where the last
     one ended ("kept": True in a row of a shard that was there). A finished folder grows where the rows begin
-    with all those that it was made from; `tell` hears of it. UsageError where `dest` holds other shards,
+    with all those that it was made from; `notify` hears of it. UsageError where `dest` holds other shards,
     which `force` removes; LuminaError where another process writes there.
 
     `check`: "quick" looks at the parts of each file, "full" decodes it; `encode` writes all pictures as png,
@@ -68,7 +70,7 @@ def write_shards(
     settings = {"version": VERSION, "per_shard": per_shard, "check": check, "encode": encode}
     settings |= {"tokenizer": getattr(count, "digest", None), "source": source}
     filesystem.make_dir(dest)
-    with written_alone(dest):
+    with locked_folder(dest):
         journal, left_out = Journal(dest), list(upstream)
         if force:
             journal.clear()
@@ -76,11 +78,11 @@ def write_shards(
         finished = journal.begin(settings)
         if finished is not None:
             known = compare_inputs(groups, finished, journal)
-            if known.rest is None and finished.get("upstream", [0]) == rows_digest(left_out):
+            if known.rest is None and finished.get("upstream", [0]) == digest_rejects(left_out):
                 yield from _there(finished, journal)
             else:
-                _report_growth(finished, known, dest, tell)
-                kept, finished = reopen_shard(journal, finished, known.shards), None
+                _report_growth(finished, known, dest, notify)
+                kept, finished = reopen_folder(journal, finished, known.shards), None
                 groups = known.rest or iter(())
         if finished is None:
             making = ShardSettings(check == "full", encode, count, source)
@@ -94,19 +96,19 @@ def write_shards(
         raise TooManyRejects(f"{share}, more than --max-bad-rate allows; {where} says why")
 
 
-def _report_growth(finished: dict, known: KnownRows, dest: str, tell: Callable[[str], None]) -> None:
+def _report_growth(finished: dict, known: KnownRows, dest: str, notify: Callable[[str], None]) -> None:
     if known.rest is None:
         return
     kept, count = len(known.shards), count_rows(finished)
     line = f"{dest} grows: its {count} rows are the first of these; shards kept: {kept}"
     line += ", the last one is written anew" if count > kept * finished["settings"]["per_shard"] else ""
-    tell(line + ("; its overlays are to be made again" if list_overlays(dest) else ""))
+    notify(line + ("; its overlays are to be made again" if list_overlays(dest) else ""))
 
 
 def _checked(dest: str, per_shard: int, workers: int, check: str, encode: str | None) -> str:
     if per_shard < 1:
         raise UsageError(f"a shard holds at least 1 sample, not {per_shard}")
-    if workers > 1 and filesystem.in_this_process(dest):
+    if workers > 1 and filesystem.is_process_local(dest):
         raise UsageError(f"{dest} is in the memory of this process; other workers cannot write there")
     if filesystem.is_file(filesystem.join(dest, SELECTED)):
         raise UsageError(f"{dest} holds a selection; give the shards a folder of their own")
@@ -120,13 +122,13 @@ def _jobs(
     groups: Iterator[list[dict]], making: ShardSettings, journal: Journal, per_shard: int, start: int
 ) -> Iterator[ShardJob]:
     """Yield the jobs of shards from number `start` on."""
-    done, first, number = set(journal.numbers()), start * per_shard, start - 1
+    done, first, number = set(journal.finished_shards()), start * per_shard, start - 1
     for number, group in enumerate(groups, start=start):
         check_number(number)
         yield ShardJob(journal.dest, number, first, group, making, number in done)
         first += len(group)
     if any(beyond > number for beyond in done):
-        raise journal.taken("holds an unfinished run over more rows")
+        raise journal.conflict("holds an unfinished run over more rows")
 
 
 def _run(jobs: Iterator[ShardJob], workers: int) -> Iterator[dict]:
@@ -136,6 +138,28 @@ def _run(jobs: Iterator[ShardJob], workers: int) -> Iterator[dict]:
     ahead = list(islice(jobs, 2))
     jobs = chain(ahead, jobs)
     return map(run_job, jobs) if len(ahead) < 2 else map_in_order(run_job, jobs, workers)
+
+
+def run_job(job: ShardJob) -> dict:
+    """Write a shard that the journal does not have yet; return its note (see `write_shard`).
+
+    UsageError where the journal has it with other rows, or a picture of theirs has changed.
+    """
+    journal = Journal(job.dest)
+    job = replace(job, rows=encode_images(job.rows))
+    note = journal.read(job.number) if job.done else {}
+    if not note:
+        note = write_shard(job)
+        journal.write(note)
+        return note
+    said, files = digest_rows(job.rows)
+    if note["rows"] != said:
+        raise journal.conflict(f"holds an unfinished run over other rows (shard {job.number})")
+    if note["files"] != files:
+        check_changed_files(
+            job.dest, job.number, job.first, job.rows, note["rejects"], job.making.encode, every=True
+        )
+    return note | {"kept": True}
 
 
 def _watched(notes: Iterator[dict], journal: Journal) -> Iterator[dict]:
@@ -172,7 +196,7 @@ def _finish(
     before = upstream_rejects(left_out, totals["rows"])
     if before:
         totals |= {name: totals[name] + len(before) for name in ("rows", "rejects")}
-        totals["upstream"] = rows_digest(left_out)
+        totals["upstream"] = digest_rejects(left_out)
     if totals["rejects"]:
         lines = "".join(dump_row(row) + "\n" for row in chain(journal.rejects(numbers), before))
         filesystem.write_file(filesystem.join(dest, REJECTS), lines.encode())

@@ -1,8 +1,6 @@
 """Reading shards: rows in order, rows by number, pictures by name; all may be URLs (places.py)."""
 
-import errno
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
@@ -11,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.io import InvalidImage
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import parse_row
 from lumina_cli.core.shards.overlays.reader import Add, open_joiner
-from lumina_cli.core.shards.tar import TRUTH, RejectedImage, TarImage, find_tars, read_span, scan
+from lumina_cli.core.shards.tar import TRUTH, RejectedImage, TarImage, find_tars, read_span, scan_tar
 
 TOTALS = "shards.json"
 SELECTED = "select.json"  # of a selection (selection.py), which holds no shards
-MAX_BYTES = 1 << 30  # of a picture file: MAX_PIXELS of 16-bit colour are half of that
-_GONE = (None, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
-_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # no waiting for a pipe
-_WEB = ("http", "https", "ftp")  # not fetched for a row's sake: img2dataset does that
 
 
 def index_path(tar: str | Path) -> str:
@@ -153,10 +146,10 @@ def read_entry(tar: str, entry: dict) -> dict:
         row["caption"] = (
             read_span(tar, *entry["text"], f"{entry['key']}.txt").decode(errors="replace").strip()
         )
-    return row | {name: TarImage(tar, *span) for name, span in _pictures(entry).items()}
+    return row | {name: TarImage(tar, *span) for name, span in image_spans(entry).items()}
 
 
-def _pictures(entry: dict) -> dict[str, tuple[str, int, int]]:
+def image_spans(entry: dict) -> dict[str, tuple[str, int, int]]:
     """Return the pictures of a sample by name, each as (member, offset, length)."""
     truth = {name: (f"{entry['key']}.{name}.png", *entry[name]) for name in TRUTH if entry.get(name)}
     return {"image": (entry["image"], entry["offset"], entry["length"])} | truth
@@ -172,7 +165,7 @@ def iter_index(tar: str | Path) -> Iterator[dict]:
     tar = filesystem.to_text(tar)
     place = index_path(tar)
     if not filesystem.is_file(place):
-        yield from scan(tar)
+        yield from scan_tar(tar)
         return
     size = filesystem.file_size(tar)
     for number, line in enumerate(filesystem.read_file(place).splitlines(), start=1):
@@ -193,81 +186,6 @@ def _fits(span: Any, size: int) -> bool:
         isinstance(span, list) and len(span) == 2 and all(type(part) is int and part >= 0 for part in span)
     )
     return whole and sum(span) <= size
-
-
-def read_image_bytes(image: str | Path | TarImage | RejectedImage) -> bytes:
-    """Return the bytes of a picture file: a path, a URL, a TarImage, or its text "DIR/000000.tar#key.png".
-
-    BadPicture with its code where it is missing, no plain file, unreadable, too large or refused.
-    """
-    if isinstance(image, TarImage | RejectedImage):
-        return image.read()
-    place = filesystem.to_text(image)
-    if filesystem.scheme_of(place) in _WEB:
-        raise InvalidImage(
-            f"{place}: pictures are not fetched from the web here; img2dataset does that", "web"
-        )
-    if ".tar#" in place and not (not filesystem.is_url(place) and os.path.isfile(place)):
-        tar, _, member = place.rpartition("#")
-        return find_member(tar, member).read()
-    if filesystem.is_url(place):
-        data = filesystem.read_part(
-            place, 0, MAX_BYTES + 1
-        )  # one request, where asking for the size is another
-        if len(data) > MAX_BYTES:
-            raise _too_many_bytes(place)
-        return data
-    return _read_plain_file(place)
-
-
-def _read_plain_file(path: str) -> bytes:
-    try:
-        file = os.open(path, _READ)
-        try:
-            status = os.fstat(file)
-            if not filesystem.is_plain_file(status) and not os.path.isdir(path):
-                raise InvalidImage(f"{path}: no plain file", "not_a_file")
-            if status.st_size > MAX_BYTES:
-                raise _too_many_bytes(path)
-            data = os.read(file, status.st_size + 1)
-            while len(data) < status.st_size and (more := os.read(file, status.st_size - len(data))):
-                data += more
-            return data
-        finally:
-            os.close(file)
-    except IsADirectoryError as error:
-        raise InvalidImage(f"{path}: is a folder, not a picture", "missing") from error
-    except PermissionError as error:
-        raise InvalidImage(f"{path}: not readable by this user", "unreadable") from error
-    except (OSError, ValueError) as error:
-        if getattr(error, "errno", None) not in _GONE:
-            raise InvalidImage(f"{path}: cannot be read ({error})", "unreadable") from error
-        raise InvalidImage(f"{path}: no such picture", "missing") from error
-
-
-def _too_many_bytes(place: str) -> InvalidImage:
-    return InvalidImage(f"{place}: more than {MAX_BYTES >> 30} GiB, too large for a picture", "too_large")
-
-
-def find_member(tar: str, member: str) -> TarImage:
-    """Return the picture called `member` in a tar."""
-    try:
-        found = _members(tar, filesystem.file_version(tar))
-    except InvalidImage:
-        raise
-    except LuminaError as error:
-        if filesystem.is_file(tar):
-            raise
-        raise InvalidImage(f"{tar}: no such shard", "missing") from error
-    span = found.get(member)
-    if span is None:
-        raise InvalidImage(f"{tar} holds no picture {member!r}", "missing")
-    return TarImage(tar, member, *span)
-
-
-@lru_cache(maxsize=16)
-def _members(tar: str, written: str) -> dict[str, tuple[int, int]]:
-    return {member: span for entry in iter_index(tar) for member, *span in _pictures(entry).values()}
 
 
 def dump_totals(totals: dict) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import atomic_write
-from lumina_cli.core.shards.manifest import read_batches, write_parts
+from lumina_cli.core.shards.manifest import read_batches, write_tables
 from lumina_cli.core.shards.overlays.reader import (
     WORD,
     folder_of_shards,
@@ -82,7 +82,7 @@ def _write_table(dest: str, parts: Iterable[Any], columns: Any) -> int:
     place = filesystem.join(dest, TABLE)
     if not filesystem.is_url(dest):
         with atomic_write(place) as aside:
-            count = write_parts(str(aside), parts, columns)
+            count = write_tables(str(aside), parts, columns)
             filesystem.remove(dest, [DONE])  # or a kill right now would leave it with another table
         return count
 
@@ -90,7 +90,7 @@ def _write_table(dest: str, parts: Iterable[Any], columns: Any) -> int:
         yield from parts
         filesystem.remove(dest, [DONE])
 
-    return write_parts(place, last(), columns)
+    return write_tables(place, last(), columns)
 
 
 def _from(dest: str, place: str) -> str:
@@ -99,7 +99,7 @@ def _from(dest: str, place: str) -> str:
     return place if filesystem.is_url(place) or filesystem.is_url(dest) else os.path.relpath(place, dest)
 
 
-def read_info(folder: str) -> dict:
+def read_selection_info(folder: str) -> dict:
     """Return the select.json of a selection; LuminaError where there is none."""
     info = read_json(filesystem.join(folder, DONE))
     if not info or not isinstance(info.get("shards"), str):
@@ -109,7 +109,7 @@ def read_info(folder: str) -> dict:
 
 def selected_shards(folder: str) -> str:
     """Return the shards that a selection is of."""
-    return _seen_from(folder, read_info(folder)["shards"])
+    return _seen_from(folder, read_selection_info(folder)["shards"])
 
 
 def _seen_from(folder: str, where: str) -> str:
@@ -119,7 +119,7 @@ def _seen_from(folder: str, where: str) -> str:
     return os.path.normpath(os.path.join(folder, where))
 
 
-def selections_of(source: str) -> list[tuple[str, dict]]:
+def list_selections(source: str) -> list[tuple[str, dict]]:
     """Return (folder, its select.json) of a selection and of those that it is from, the first one first.
 
     Those that are gone by now are left out; of shards there are none.
@@ -129,14 +129,14 @@ def selections_of(source: str) -> list[tuple[str, dict]]:
         folder = split_source(source)[0]
         if not is_selection(folder) or folder in [known for known, _ in found]:
             return found[::-1]
-        found.append((folder, read_info(folder)))
+        found.append((folder, read_selection_info(folder)))
         source = found[-1][1].get("source")
         if not isinstance(source, str):
             return found[::-1]
         source = _seen_from(folder, source)
 
 
-def base_of(source: str | os.PathLike) -> str:
+def resolve_shards(source: str | os.PathLike) -> str:
     """Return the folder of shards that a folder, a tar or a selection of it stands for."""
     bare = split_source(source)[0]
     return folder_of_shards(selected_shards(bare) if is_selection(bare) else bare)

@@ -32,8 +32,13 @@ class TarImage:
     offset: int
     length: int
 
+    @property
+    def origin(self) -> str:
+        """The tar and the member as text."""
+        return str(self)
+
     def read(self) -> bytes:
-        """Return the bytes of the picture's file."""
+        """Return the bytes of the image file."""
         return read_span(self.tar, self.offset, self.length, self.member)
 
     def open(self) -> Image.Image:
@@ -52,8 +57,13 @@ class RejectedImage:
     code: str
     reason: str
 
+    @property
+    def origin(self) -> str:
+        """The path, URL or tar member as text; "" if the row does not name any."""
+        return self.image
+
     def read(self) -> bytes:
-        """Raise BadPicture."""
+        """Raise InvalidImage with the stored code and reason."""
         raise InvalidImage(f"{self.image}: {self.reason}" if self.image else self.reason, self.code)
 
     def __str__(self) -> str:
@@ -74,7 +84,7 @@ _KIND = b"0" + bytes(100) + b"ustar\00000" + bytes(32 + 32 + 16 + 155 + 12)
 _PLAIN = sum(_MODE_AND_OWNER) + sum(_DATE) + sum(_KIND) + 8 * ord(" ")
 
 
-def header(name: str, size: int) -> bytes:
+def tar_header(name: str, size: int) -> bytes:
     """Return the USTAR header of a plain file: dates and owners are zero, the mode is 0644.
 
     The bytes are those of tarfile.TarInfo(name).tobuf(USTAR_FORMAT), ten times sooner.
@@ -89,7 +99,7 @@ def header(name: str, size: int) -> bytes:
 
 def add_member(file: IO[bytes], at: int, name: str, data: bytes) -> int:
     """Write one member where the file is, at byte `at`; return where the next one begins."""
-    file.write(header(name, len(data)))
+    file.write(tar_header(name, len(data)))
     file.write(data)
     padding = -len(data) % BLOCK
     if padding:
@@ -146,7 +156,7 @@ def find_tars(path: str | Path) -> list[str]:
     return tars
 
 
-def scan(tar: str) -> Iterator[dict]:
+def scan_tar(tar: str) -> Iterator[dict]:
     """Yield index entries of a tar without index: members with one name up to the first dot are a sample.
 
     "row" is the span of its JSON, "text" of its .txt. Links, devices and sparse files are no members. What

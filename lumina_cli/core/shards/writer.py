@@ -6,31 +6,27 @@ A shard depends on its rows and the settings alone, so any process may write any
 import hashlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
-from PIL import Image
-
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.ingest import IngestedImage, ingest
-from lumina_cli.core.images.io import InvalidImage, png_bytes
+from lumina_cli.core.images.ingest import IngestedImage, ingest_image
+from lumina_cli.core.images.io import InvalidImage
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import disk_errors
-from lumina_cli.core.io.jsonl import dump_row, get_captions, get_error, get_error_code, in_memory
-from lumina_cli.core.shards.changed_files import check_changed_files
-from lumina_cli.core.shards.journal import Journal
-from lumina_cli.core.shards.reader import index_path, read_image_bytes
-from lumina_cli.core.shards.tar import BLOCK, TRUTH, RejectedImage, TarImage, add_member, sanitize_key
+from lumina_cli.core.io.jsonl import dump_row, get_captions, get_error, get_error_code
+from lumina_cli.core.shards.image_ref import image_ref
+from lumina_cli.core.shards.journal import digest_rows
+from lumina_cli.core.shards.reader import index_path
+from lumina_cli.core.shards.tar import BLOCK, TRUTH, TarImage, add_member, sanitize_key
 
 AT_ONCE = 32  # pictures fetched together from elsewhere
 LARGE = 1 << 16  # bytes of a picture from which on another thread hashes it; hashlib lets go of the lock
-_NAMED = (str, Path, TarImage, RejectedImage)
 
 Count = Callable[[list[str]], list[int]]  # tokens of texts; picklable where there are workers
 
@@ -60,28 +56,6 @@ class ShardJob:
     done: bool = False  # the journal has it: only its rows are compared
 
 
-def run_job(job: ShardJob) -> dict:
-    """Write a shard that the journal does not have yet; return its note (see `write_shard`).
-
-    UsageError where the journal has it with other rows, or a picture of theirs has changed.
-    """
-    journal = Journal(job.dest)
-    job = replace(job, rows=with_files(job.rows))
-    note = journal.read(job.number) if job.done else {}
-    if not note:
-        note = write_shard(job)
-        journal.write(note)
-        return note
-    said, files = digests(job.rows)
-    if note["rows"] != said:
-        raise journal.taken(f"holds an unfinished run over other rows (shard {job.number})")
-    if note["files"] != files:
-        check_changed_files(
-            job.dest, job.number, job.first, job.rows, note["rejects"], job.making.encode, every=True
-        )
-    return note | {"kept": True}
-
-
 def write_shard(job: ShardJob) -> dict:
     """Write the index and the tar of one shard, each whole or not at all; return what the journal keeps.
 
@@ -96,7 +70,7 @@ def write_shard(job: ShardJob) -> dict:
         note |= _write(
             filesystem.join(job.dest, f"{job.number:06d}.tar"), chain([first], samples), job.making
         )
-    note["rows"], note["files"] = digests(job.rows)
+    note["rows"], note["files"] = digest_rows(job.rows)
     return note | {"rejects": rejects}
 
 
@@ -113,8 +87,7 @@ def _samples(job: ShardJob, rejects: list[dict]) -> Iterator[_Sample]:
     """Yield rows ready to be written, each with its own key; those that cannot be used go to `rejects`."""
     keys: dict[str, int] = {}
     for number, (row, image) in enumerate(_fetched(job.rows), start=job.first):
-        found = row.get("image")
-        origin = str(found) if isinstance(found, _NAMED) else None
+        origin = image_ref(row.get("image")).origin
         try:
             if isinstance(image, LuminaError):
                 raise image
@@ -130,7 +103,7 @@ def _fetched(rows: list[dict]) -> Iterator[tuple[dict, Any]]:
 
     What is elsewhere is fetched some at a time, because a store of objects is slow to answer, not to send.
     """
-    if not any(map(_is_elsewhere, rows)):
+    if not any(map(_is_remote, rows)):
         for row in rows:
             yield row, _fetch(row)
         return
@@ -140,22 +113,16 @@ def _fetched(rows: list[dict]) -> Iterator[tuple[dict, Any]]:
             yield from zip(group, pool.map(_fetch, group), strict=True)
 
 
-def _is_elsewhere(row: dict) -> bool:
-    image = row.get("image")
-    place = image.tar if isinstance(image, TarImage) else image
-    return isinstance(place, str) and filesystem.is_url(place)
+def _is_remote(row: dict) -> bool:
+    origin = image_ref(row.get("image")).origin
+    return origin is not None and filesystem.is_url(origin)
 
 
-def _fetch(row: dict) -> Any:
-    image = row.get("image")
+def _fetch(row: dict) -> bytes | LuminaError:
     if reason := get_error(row):
         return InvalidImage(reason, get_error_code(row))
-    if isinstance(image, bytes):
-        return image
-    if not isinstance(image, _NAMED) or (isinstance(image, str) and not image.strip()):
-        return InvalidImage("the row has no 'image'", "no_image")
     try:
-        return read_image_bytes(image)
+        return image_ref(row.get("image")).read()
     except LuminaError as error:
         return error
 
@@ -163,7 +130,7 @@ def _fetch(row: dict) -> Any:
 def _sample(
     row: dict, image: Any, origin: str | None, keys: dict[str, int], making: ShardSettings
 ) -> _Sample:
-    picture = ingest(image, origin or "the picture in memory", making.full, making.encode)
+    picture = ingest_image(image, origin or "the picture in memory", making.full, making.encode)
     truth = {name: _truth(row[name]) for name in TRUTH if _is_truth(row.get(name))}
     try:
         get_captions(row)
@@ -194,19 +161,21 @@ def _is_truth(value: Any) -> bool:
 
 
 def _truth(value: bytes | str | TarImage) -> bytes:
-    return value if isinstance(value, bytes) else read_image_bytes(value)
+    return value if isinstance(value, bytes) else image_ref(value).read()
 
 
 def _write(tar: str, samples: Iterator[_Sample], making: ShardSettings) -> dict:
     entries, scores, at = [], set(), 0
     with (
-        filesystem.writing(tar, durable=False) as file,  # waiting for the disk would take as long as all else
+        filesystem.open_for_writing(
+            tar, durable=False
+        ) as file,  # waiting for the disk would take as long as all else
         ThreadPoolExecutor(1) as hasher,
     ):
         for sample in samples:  # reading them may fail, too, and that is no fault of this tar
             with disk_errors(tar):
                 entry, at = _add_sample(file, at, sample, hasher)
-            entry |= about(sample.row, making)
+            entry |= index_fields(sample.row, making)
             scores |= entry.get("scores", {}).keys()
             entries.append(entry)
         for entry in entries:
@@ -248,7 +217,7 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def about(row: dict, making: ShardSettings = ShardSettings()) -> dict:
+def index_fields(row: dict, making: ShardSettings = ShardSettings()) -> dict:
     """Return what the index says of a row beside where it is: characters, tokens, scores, source, origin...
 
     That is what `shards.py` tells of it, as far as the row has it.
@@ -272,12 +241,12 @@ def about(row: dict, making: ShardSettings = ShardSettings()) -> dict:
         found["scores"] = named
     source = row.get("source") if isinstance(row.get("source"), str) else making.source
     origin = row.get("origin") if isinstance(row.get("origin"), str) else None
-    rejected = rejected_of(row)
+    rejected = count_rejected_captions(row)
     found |= ({"source": source} if source else {}) | ({"origin": origin} if origin else {})
     return found | ({"rejected_captions": rejected} if rejected else {})
 
 
-def rejected_of(row: dict) -> dict[str, int]:
+def count_rejected_captions(row: dict) -> dict[str, int]:
     """Return how many of a row's captions failed their checks, by the code of the reason."""
     rejected = row.get("rejected_captions")
     entries = [each for each in rejected if isinstance(each, dict)] if isinstance(rejected, list) else []
@@ -294,45 +263,3 @@ def _by_kind(texts: list[tuple], numbers: list[int]) -> dict[str, dict[str, int]
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def with_files(rows: list[dict]) -> list[dict]:
-    """Return rows whose pictures in memory have become PNG files, as they come from other processes, too."""
-    return [
-        row | {"image": png_bytes(row["image"].convert("RGB"))}
-        if isinstance(row.get("image"), Image.Image)
-        else row
-        for row in rows
-    ]
-
-
-def digests(rows: list[dict]) -> list[str]:
-    """Return two digests of rows: of what they say, and of sizes and dates of the files that they name."""
-    said, seen = hashlib.sha256(), hashlib.sha256()
-    for row in rows:
-        said.update(_said(row))
-        seen.update(_seen(row.get("image")))
-    return [said.hexdigest(), seen.hexdigest()]
-
-
-def _said(row: dict) -> bytes:
-    memory = {name: value for name, value in row.items() if in_memory(value)}
-    rest = {name: value for name, value in row.items() if name not in memory} if memory else row
-    try:
-        text = json.dumps(rest, default=str, skipkeys=True).encode()
-    except (ValueError, RecursionError):
-        text = repr((row.get("key"), str(row.get("image")), list(row))).encode()
-    for name, value in memory.items():
-        data = value.tobytes() if hasattr(value, "getpixel") else bytes(value)
-        text += f"{name} {getattr(value, 'size', '')}".encode() + hashlib.sha256(data).digest()
-    return text + b"\n"
-
-
-def _seen(image: Any) -> bytes:
-    if not isinstance(image, str | Path) or filesystem.is_url(image):
-        return b"-"
-    try:
-        status = os.stat(image)
-    except (OSError, ValueError):
-        return b"gone"
-    return b"%d %d\n" % (status.st_size, status.st_mtime_ns)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import SUFFIXES
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import as_captions, chunked, parse_row, with_captions
+from lumina_cli.core.io.jsonl import caption_fields, chunked, parse_row, with_captions
 from lumina_cli.core.shards.tar import RejectedImage
 
 CAPTION_FILES = (".json", ".txt")  # beside a picture; the first that is there
@@ -73,7 +73,7 @@ def _row(found: Found, lenient: bool = False) -> dict:
     try:
         text = _text(found.beside)
         if found.beside.endswith(".txt"):
-            return row | as_captions(text.strip())
+            return row | caption_fields(text.strip())
         return row | with_captions(parse_row(text, found.beside)) | {"image": found.place}
     except LuminaError as error:
         if not lenient:
@@ -108,10 +108,12 @@ def _local(root: str, links: bool) -> Iterator[Found]:
             reason = ("unreadable", (error.strerror or "cannot be read").lower())
             yield Found(os.path.relpath(folder, root), folder, None, reason)
             continue
-        names = {name for name in entries if name.endswith(CAPTION_FILES) and filesystem.holds(entries[name])}
+        names = {
+            name for name in entries if name.endswith(CAPTION_FILES) and filesystem.is_entry(entries[name])
+        }
         for name in sorted(filter(_is_picture, entries)):
             path, stem = os.path.join(folder, name), os.path.splitext(name)[0]
-            if filesystem.holds(entries[name], folder=True):
+            if filesystem.is_entry(entries[name], folder=True):
                 continue
             beside = _beside(stem, names)
             key = os.path.relpath(os.path.join(folder, stem), root) if folder != root else stem

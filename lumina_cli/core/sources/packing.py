@@ -8,8 +8,8 @@ from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.token_count import TokenCounter
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.shards.inspect import write_shards
 from lumina_cli.core.shards.overlays.reader import split_source
+from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.shards.tar import TarImage
 from lumina_cli.core.sources.source import LEFT_OUT, left_out_of, read_source
 
@@ -52,7 +52,9 @@ def pack_source(
     made_here = source.partition(":")[0] in ("nano", "hf") and not filesystem.is_url(source)
     workers = packing.workers
     if workers is None:
-        workers = 0 if filesystem.in_this_process(dest) or filesystem.in_this_process(source) else cpu_count()
+        workers = (
+            0 if filesystem.is_process_local(dest) or filesystem.is_process_local(source) else cpu_count()
+        )
     rows = read_source(source, workers if made_here else 0, lenient=True, links=packing.links)
     left_out = [] if made_here else left_out_of(source)
     if left_out:
@@ -70,7 +72,7 @@ def pack_source(
         count=TokenCounter(packing.tokenizer) if packing.tokenizer else None,
         source=None if source == "-" else source,
         upstream=left_out,
-        tell=tell,
+        notify=tell,
     )
     if len(kinds) > 1 and not packing.encode:
         tell(

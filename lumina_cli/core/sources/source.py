@@ -27,12 +27,13 @@ from PIL import Image
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.io import SUFFIXES, open_image
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import as_captions, check_row, get_error, parse_row, read_rows, with_captions
+from lumina_cli.core.io.jsonl import caption_fields, check_row, get_error, parse_row, read_rows, with_captions
 from lumina_cli.core.registry import did_you_mean
-from lumina_cli.core.shards.inspect import read_image_bytes, read_shards
+from lumina_cli.core.shards.image_ref import MissingImage, image_ref
 from lumina_cli.core.shards.overlays.reader import split_source
+from lumina_cli.core.shards.reader import read_shards
 from lumina_cli.core.shards.selection import is_selection, read_selection
-from lumina_cli.core.shards.tar import RejectedImage, TarImage
+from lumina_cli.core.shards.tar import RejectedImage
 from lumina_cli.core.sources.image_folder import image_row, read_folder
 
 NANO = {"seed": 0, "size": 128, "held_out": 0, "truth": 0}
@@ -107,11 +108,10 @@ def open_row_image(row: dict) -> Image.Image:
     image = row["image"]
     if isinstance(image, Image.Image):
         return image if image.mode == "RGB" else image.convert("RGB")
-    if isinstance(image, bytes):
-        return open_image(image, str(row.get("key") or "picture"), whole=True)
-    if not isinstance(image, str | Path | TarImage | RejectedImage):
-        raise LuminaError(f"the row's 'image' is no path but {type(image).__name__}")
-    return open_image(read_image_bytes(image), str(image), whole=True)
+    ref = image_ref(image)
+    if isinstance(ref, MissingImage):
+        raise LuminaError(f"the row's 'image' is not a path but {type(image).__name__}")
+    return open_image(ref.read(), ref.origin or str(row.get("key") or "image"), whole=True)
 
 
 def _rows_of(source: str | IO, lenient: bool, need: str | None = "image") -> Iterator[dict]:
@@ -222,4 +222,4 @@ def _reason(error: Exception) -> str:
 def _hub_row(row: dict, key: str, settings: dict) -> dict:
     image, text = row.pop(settings["image"]), row.pop(settings["text"], None)
     row = {"key": key, **row, "image": image.get("bytes") or image.get("path")}
-    return row | as_captions(text)
+    return row | caption_fields(text)

@@ -18,7 +18,7 @@ from lumina_cli.core.errors import LuminaError, MissingDependency
 from lumina_cli.core.flow.path import shift_time, train_shift
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.config import NAMED
-from lumina_cli.core.nextdit.convert import check_fits, load_transformer
+from lumina_cli.core.nextdit.convert import check_state_dict, load_transformer
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.training.config import Recipe, Stage
 from lumina_cli.core.training.ema import ema_decay, update_ema
@@ -125,7 +125,7 @@ class Trainer:
     def load(self, weights: dict, ema: dict, optimizer: dict, step: int, name: str) -> None:
         """Take over what a checkpoint holds; LuminaError if it is another model's or another optimiser's."""
         for model, tensors in ((self.model, weights), (self.ema, ema)):
-            check_fits(model, tensors, name)
+            check_state_dict(model, tensors, name)
             model.load_state_dict(tensors)
         try:
             self.optimizer.load_state_dict(optimizer)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.io import InvalidImage
-from lumina_cli.core.io.jsonl import get_captions, get_error, get_error_code, in_memory
+from lumina_cli.core.io.jsonl import get_captions, get_error, get_error_code, is_in_memory
 from lumina_cli.core.unicap.checks.rules import Reason, check_caption
 from lumina_cli.core.unicap.prompts import (
     DOMAINS,
@@ -146,7 +146,7 @@ class CaptionItem:
 def _named(row: Row) -> str:
     """Return what tells a row from others: its file, its key, or both."""
     image, key = row.get("image"), row.get("key")
-    told = [] if image is None or in_memory(image) else [str(image)]
+    told = [] if image is None or is_in_memory(image) else [str(image)]
     told += [f"key {key}"] if key else []
     return ", ".join(told) or "the row"
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.io.atomic import atomic_write, disk_errors, lock
+from lumina_cli.core.io.atomic import atomic_write, disk_errors, lock_file
 from lumina_cli.core.io.jsonl import dump_row, get_error
 
 Row = dict[str, Any]
@@ -188,7 +188,7 @@ def _opened_alone(path: Path) -> IO[bytes]:
     """Open a file to write at its end, where no other process does so; as far as the system can tell."""
     file = path.open("ab", buffering=0)
     try:
-        lock(file, path, "name another file")
+        lock_file(file, path, "name another file")
     except LuminaError:
         file.close()
         raise

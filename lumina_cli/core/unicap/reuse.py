@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.io.jsonl import get_captions, get_error, in_memory
+from lumina_cli.core.io.jsonl import get_captions, get_error, is_in_memory
 
 Row = dict[str, Any]
 TAKEN = "_taken_captions"  # of a row on its way: {language: [level]} that came from the earlier file
@@ -117,7 +117,7 @@ def _captioned(line: bytes) -> Row:
 
 def _name(row: Row) -> str | None:
     image = row.get("image")
-    if image is not None and not in_memory(image):
+    if image is not None and not is_in_memory(image):
         return f"image {image}"
     return f"key {row['key']}" if row.get("key") else None
 

@@ -1,6 +1,5 @@
 """Weight files: read without running code from them, written aside then renamed, checked with exact words."""
 
-import json
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.weights.json_files import find_indexes, read_weight_map, summarize_error
 
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 PREFERRED = ("diffusion_pytorch_model.safetensors", "model.safetensors", "consolidated.00-of-01.pth")
@@ -39,7 +39,7 @@ def read_weights(path: str | Path, apart: tuple[str, ...] = ()) -> dict[str, Ten
 
 def read_folder(folder: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """The weights in a folder: the parts that an index lists, or the one file."""
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    indexes = find_indexes(folder)
     if len(indexes) == 1:
         return read_shards(indexes[0], apart)
     files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", *PICKLED))
@@ -55,18 +55,14 @@ def read_folder(folder: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
 
 def read_shards(index: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """All tensors of the parts that a sharded index names."""
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(part, str) for part in places.values()):
-        raise LuminaError(f"{index} has no weight_map from tensor names to files")
-    if any(Path(part).name != part for part in places.values()):
-        raise LuminaError(f"{index} points outside its own folder")
+    places = read_weight_map(index)
     tensors = {}
     for part in sorted(set(places.values())):
         if not (index.parent / part).exists():
             raise LuminaError(f"{index.parent} lacks {part}, which its index names; fetch it again")
         tensors |= read_safetensors(index.parent / part, apart)
     if lost := places.keys() - tensors.keys():
-        raise LuminaError(f"{index.parent} lacks {count_names(sorted(lost))}, which its index names")
+        raise LuminaError(f"{index.parent} lacks {format_names(sorted(lost))}, which its index names")
     return tensors
 
 
@@ -81,30 +77,19 @@ def read_safetensors(path: Path, apart: tuple[str, ...] = ()) -> dict[str, Tenso
                 tensors |= {name: opened.get_tensor(name) for name in names}
         return tensors
     except (SafetensorError, OSError, ValueError) as error:
-        raise LuminaError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
+        raise LuminaError(f"{path} is not a readable safetensors file: {summarize_error(error)}") from error
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a broken or hostile file makes the restricted unpickler fail in any way
-        raise LuminaError(f"{path} is not a readable file of weights alone: {one_line(error)}") from error
+        raise LuminaError(
+            f"{path} is not a readable file of weights alone: {summarize_error(error)}"
+        ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise LuminaError(f"{path} holds more than weights; a flat dict of tensors by name is needed")
     return dict(tensors)
-
-
-def read_json(path: Path) -> dict:
-    """The object in a JSON file; LuminaError, one line, where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LuminaError(f"{path} does not exist; a folder in the diffusers layout has it") from error
-    except (OSError, ValueError) as error:
-        raise LuminaError(f"{path} is not readable JSON: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise LuminaError(f"{path} holds no JSON object")
-    return content
 
 
 def write_weights(tensors: dict[str, Tensor], path: str | Path) -> None:
@@ -120,13 +105,7 @@ def write_weights(tensors: dict[str, Tensor], path: str | Path) -> None:
             save_file(tensors, aside, metadata={"format": "pt"})
 
 
-def write_json(content: dict, path: Path) -> None:
-    """Write a JSON object, complete or not at all."""
-    with disk_errors(path), atomic_write(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def check_fits(model: nn.Module, state_dict: dict[str, Tensor], name: str) -> None:
+def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], name: str) -> None:
     """Raise LuminaError that names the missing, unexpected and misshaped tensors of `name`, if any."""
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
@@ -148,18 +127,12 @@ def raise_misfit(
     """Raise LuminaError where any of the lists has an entry; `misshaped` says tensor, found, right shape."""
     shapes = [f"{key} is {tuple(found)}, should be {tuple(right)}" for key, found, right in misshaped]
     groups = {"missing": list(missing), "unexpected": list(unexpected), "misshaped": shapes}
-    faults = [f"{kind} {count_names(names)}" for kind, names in groups.items() if names]
+    faults = [f"{kind} {format_names(names)}" for kind, names in groups.items() if names]
     if faults:
         raise LuminaError(f"{name} does not fit this model: {'; '.join(faults)}")
 
 
-def count_names(names: list[str]) -> str:
+def format_names(names: list[str]) -> str:
     """ "5 tensors (a, b, c, ...)": how many, and the first three."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"
-
-
-def one_line(error: Exception) -> str:
-    """The first sentence of an error, short enough for one line."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160]

@@ -20,7 +20,7 @@ def fingerprint(folder: Path) -> str:
         size = path.stat().st_size
         with path.open("rb", buffering=0) as file:  # a buffer would read far more than the pages
             digest.update(f"{path.relative_to(folder)} {size}".encode() + file.read(EDGE))
-            for place in places(size):
+            for place in page_offsets(size):
                 file.seek(place)
                 digest.update(file.read(PAGE))
             file.seek(max(size - EDGE, 0))
@@ -28,13 +28,13 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def places(size: int) -> range:
+def page_offsets(size: int) -> range:
     """Return where pages between the ends of a file of so many bytes begin: MOST of them at most."""
     apart = -(-max(size - 2 * EDGE, 0) // (MOST * PAGE)) * PAGE
     return range(EDGE, size - EDGE, max(APART, apart))
 
 
-def adapter_digest(path: Path) -> str:
+def digest_adapter(path: Path) -> str:
     """Return 12 hex digits of a LoRA: of its whole file and, if it is peft's, of the config beside it."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")

@@ -9,7 +9,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.weights.files import PREFERRED, one_line, read_json
+from lumina_cli.core.weights.files import PREFERRED
+from lumina_cli.core.weights.json_files import find_indexes, read_weight_map, summarize_error
 
 WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "I8": 1}
 
@@ -23,7 +24,7 @@ class TensorLocation:
     width: int
 
     @property
-    def numbers(self) -> int:
+    def numel(self) -> int:
         """How many numbers it holds."""
         return prod(self.shape)
 
@@ -37,24 +38,22 @@ class LazyWeights:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.places: dict[str, TensorLocation] = {}
+        self.locations: dict[str, TensorLocation] = {}
         for file in self._files():
             try:
                 with safe_open(file, "pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 - it is no dict
                         part = opened.get_slice(name)
                         width = WIDTHS.get(part.get_dtype(), 8)
-                        self.places[name] = TensorLocation(file, tuple(part.get_shape()), width)
+                        self.locations[name] = TensorLocation(file, tuple(part.get_shape()), width)
             except (SafetensorError, OSError, ValueError) as error:
-                raise LuminaError(f"{file} is not a readable safetensors file: {one_line(error)}") from error
+                raise LuminaError(
+                    f"{file} is not a readable safetensors file: {summarize_error(error)}"
+                ) from error
 
     def _files(self) -> list[Path]:
-        indexes = sorted(self.folder.glob("*.safetensors.index.json"))
-        if indexes:
-            parts = read_json(indexes[0]).get("weight_map")
-            if not isinstance(parts, dict) or any(Path(part).name != part for part in parts.values()):
-                raise LuminaError(f"{indexes[0]} has no weight_map to files of its own folder")
-            return [self.folder / part for part in sorted(set(parts.values()))]
+        if indexes := find_indexes(self.folder):
+            return [self.folder / name for name in sorted(set(read_weight_map(indexes[0]).values()))]
         files = sorted(self.folder.glob("*.safetensors"))
         files = [file for file in files if file.name in PREFERRED] or files
         if len(files) != 1:
@@ -65,17 +64,17 @@ class LazyWeights:
 
     def read(self, name: str) -> Tensor:
         """The tensor `name` on the CPU, its pages shared with the file until it is dropped."""
-        place = self.places.get(name)
+        place = self.locations.get(name)
         if place is None:
             raise LuminaError(f"{self.folder} has no {name}")
         with safe_open(place.file, "pt") as opened:
             return opened.get_tensor(name)
 
-    def outlines(self) -> dict[str, Tensor]:
+    def meta_tensors(self) -> dict[str, Tensor]:
         """All tensors with their shapes and without memory."""
-        return {name: torch.empty(place.shape, device="meta") for name, place in self.places.items()}
+        return {name: torch.empty(place.shape, device="meta") for name, place in self.locations.items()}
 
-    def numbers(self, *prefixes: str) -> int:
+    def count_parameters(self, *prefixes: str) -> int:
         """How many numbers the tensors hold whose names start with one of `prefixes`; without any, all."""
-        places = self.places.items()
-        return sum(place.numbers for name, place in places if not prefixes or name.startswith(prefixes))
+        places = self.locations.items()
+        return sum(place.numel for name, place in places if not prefixes or name.startswith(prefixes))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
-from lumina_cli.core.weights.files import one_line, read_json, read_weights
+from lumina_cli.core.weights.files import read_weights
+from lumina_cli.core.weights.json_files import read_json, summarize_error
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in a folder of diffusers, of peft
 CONFIG = (
@@ -69,7 +70,7 @@ def read_header(path: Path) -> dict[str, str]:
         with safe_open(path, "pt") as file:
             words = dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise LuminaError(f"{path} is not a readable safetensors file: {one_line(error)}") from error
+        raise LuminaError(f"{path} is not a readable safetensors file: {summarize_error(error)}") from error
     words.pop("format", None)
     return words
 

@@ -19,7 +19,7 @@ from lumina_cli.core.sampling.output.metadata import GenerationRecord, to_metada
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
 from lumina_cli.core.sampling.teacache.layer_cache import CacheFit, write_cache_fit
 from lumina_cli.core.sampling.teacache.policy import Curve
-from lumina_cli.core.weights.fingerprint import adapter_digest
+from lumina_cli.core.weights.fingerprint import digest_adapter
 
 PLAN = Plan("euler", 2, guidance=3.0, guide_until=1.0)
 
@@ -97,7 +97,7 @@ def test_what_was_done_to_the_weights_is_asked_for_again_or_named(pipe, tmp_path
     files = [tmp_path / name for name in ("here.safetensors", "changed.safetensors", "gone.safetensors")]
     for file in files:
         file.write_text(file.name)
-    loras = [(str(file), 0.1 + 0.2, adapter_digest(file)) for file in files]
+    loras = [(str(file), 0.1 + 0.2, digest_adapter(file)) for file in files]
     files[1].write_text("another LoRA")
     files[2].unlink()
     path, told, asked = drawn(pipe, tmp_path), [], []
@@ -189,7 +189,7 @@ def test_a_picture_that_tells_nothing_is_one_line(tmp_path):
     assert refused(path).startswith(f"{path}: the picture does not say how it was drawn: its metadata lacks")
     save_image(Image.new("RGB", (8, 8)), path, {"grid": {}, "of": "a"})
     assert refused(path) == f"{path} is the sheet of a grid; draw one of its pictures again"
-    assert "no such picture" in refused(tmp_path / "gone.png")
+    assert "no such image" in refused(tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize("change", [{"seed": "7"}, {"number": None}, {"prompt": 3}, {"system": []}, {"size": [64]},
@@ -223,6 +223,6 @@ def test_an_edit_of_a_picture_that_changed_is_one_line(pipe, edited, tmp_path):
         again(pipe, [edited], tmp_path)
     (tmp_path / "init.png").unlink()
     with pytest.raises(
-        LuminaError, match=r"edited.png was drawn over another picture: .*init.png: no such picture"
+        LuminaError, match=r"edited.png was drawn over another picture: .*init.png: no such image"
     ):
         again(pipe, [edited], tmp_path)

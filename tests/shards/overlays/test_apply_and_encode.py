@@ -21,10 +21,12 @@ from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import lock_folder
-from lumina_cli.core.shards.inspect import open_shards, read_index, read_shards, verify_shards, write_shards
-from lumina_cli.core.shards.overlays.apply import apply_rows, difference
+from lumina_cli.core.shards.inspect import verify_shards
+from lumina_cli.core.shards.overlays.apply import apply_rows, diff_row
 from lumina_cli.core.shards.overlays.reader import describe_overlays, find_overlays, merge, newest_version
-from lumina_cli.core.shards.overlays.writer import begin_version
+from lumina_cli.core.shards.overlays.versions import begin_version
+from lumina_cli.core.shards.pack import write_shards
+from lumina_cli.core.shards.reader import open_shards, read_index, read_shards
 from lumina_cli.core.sources.source import read_source
 
 
@@ -224,7 +226,7 @@ def test_verify_takes_an_older_overlay_and_names_a_stale_one(shards):
     no_hashes(Path(newest_version(shards, "captions").folder))
     assert all(row["ok"] for row in verify_shards(shards))
     told = []
-    grown = write(shards, rows(7), tell=told.append)
+    grown = write(shards, rows(7), notify=told.append)
     assert told[0].endswith("shards kept: 2, the last one is written anew; its overlays are to be made again")
     found = list(verify_shards(grown))
     assert [row["ok"] for row in found] == [True] * 4 + [False]
@@ -287,7 +289,7 @@ def test_a_broken_index_is_told(shards, line):
 def test_differences_merge_back():
     old = {"a": 1, "c": {"en": {"x": "1", "y": "2"}}, "s": [1]}
     new = {"a": 1, "c": {"en": {"x": "3", "y": "2"}, "de": {"x": "4"}}, "s": [1, 2], "n": None}
-    part = difference(old, new)
+    part = diff_row(old, new)
     assert part == {"c": {"en": {"x": "3"}, "de": {"x": "4"}}, "s": [1, 2]}
     assert merge(old, part) == {name: value for name, value in new.items() if name != "n"}
 
@@ -559,11 +561,11 @@ def test_a_selection_is_scored_and_encoded_alone(shards, tiny_folder, tmp_path):
 
 
 def test_pictures_that_cannot_be_read_are_counted_once(tmp_path, tiny_folder):
-    from lumina_cli.core.shards.tar import header
+    from lumina_cli.core.shards.tar import tar_header
 
     (tmp_path / "s").mkdir()
     data = b"no picture"
-    tar = header("bad.jpg", len(data)) + data + bytes(-len(data) % 512) + bytes(1024)
+    tar = tar_header("bad.jpg", len(data)) + data + bytes(-len(data) % 512) + bytes(1024)
     (tmp_path / "s" / "a.tar").write_bytes(tar)
     folder = str(tmp_path / "s")
     for row in (

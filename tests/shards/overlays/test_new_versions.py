@@ -15,12 +15,14 @@ from lumina_cli.core.dataset.precomputed import PrecomputedLatents
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import lock_folder
-from lumina_cli.core.shards.inspect import open_shards, read_index, verify_shards, write_shards
+from lumina_cli.core.shards.inspect import verify_shards
 from lumina_cli.core.shards.overlays import apply as laying
 from lumina_cli.core.shards.overlays import match
 from lumina_cli.core.shards.overlays.apply import apply_rows
 from lumina_cli.core.shards.overlays.reader import describe_overlays, newest_version
-from lumina_cli.core.shards.overlays.writer import begin_version
+from lumina_cli.core.shards.overlays.versions import begin_version
+from lumina_cli.core.shards.pack import write_shards
+from lumina_cli.core.shards.reader import open_shards, read_index
 from lumina_cli.core.sources.source import read_source
 
 
@@ -115,7 +117,7 @@ def test_rows_with_an_error_are_counted_and_not_laid(shards, tmp_path, capsys):
 
 def test_an_error_that_was_laid_once_goes(shards, monkeypatch):
     monkeypatch.setattr(laying, "NOT_OURS", ("image", "key"))
-    monkeypatch.setattr(match, "error_of", lambda row: None)
+    monkeypatch.setattr(match, "get_error", lambda row: None)
     lay(shards, [told(1, "x") | {"error": "once"}])
     monkeypatch.undo()
     assert list(read_source(shards))[1]["error"] == "once"
@@ -221,7 +223,7 @@ def test_scores_of_another_recipe_are_measured_anew(shards, monkeypatch):
 def test_the_newest_version_is_chosen_under_the_lock(shards, monkeypatch):
     """Nobody can write a version between the look at the newest one and the next one."""
     lay(shards, [told(0, "one")])
-    asked, real = [], laying._base
+    asked, real = [], laying._version_to_extend
 
     def base(*args):
         with pytest.raises(LuminaError, match="being written by another process"):
@@ -229,7 +231,7 @@ def test_the_newest_version_is_chosen_under_the_lock(shards, monkeypatch):
         asked.append(args)
         return real(*args)
 
-    monkeypatch.setattr(laying, "_base", base)
+    monkeypatch.setattr(laying, "_version_to_extend", base)
     lay(shards, [told(1, "two")], add=True)
     assert len(asked) == 1
     os.close(lock_folder(f"{shards}/overlays/captions"))  # let go at the end

@@ -10,7 +10,7 @@ from lumina_cli.core.curation.filter_expr import column
 from lumina_cli.core.curation.sample_table import open_samples
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.html import evenly, figure, thumbnail, write_page
+from lumina_cli.core.io.html import format_number, pick_evenly, thumbnail, write_page
 from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.shards.overlays.reader import OverlayJoiner, find_overlays, split_source
 from lumina_cli.core.shards.reader import read_entry, read_index
@@ -41,14 +41,14 @@ def write_preview(source: str, path: str | Path, samples: int = 48, by: str | No
 def _chosen(table: Any, samples: int, by: str | None) -> tuple[np.ndarray, dict[int, float]]:
     """Numbers of the samples to show, in order, and their values."""
     if by is None:
-        return np.array(evenly(range(len(table)), samples), np.int64), {}
+        return np.array(pick_evenly(range(len(table)), samples), np.int64), {}
     values = column(table, by)
     known = values.is_valid().to_numpy(zero_copy_only=False)
     if not known.any():
         raise LuminaError(f"no sample has a {by!r}; `lumina shard score` measures some")
     numbers = np.flatnonzero(known)
     numbers = numbers[np.argsort(-values.filter(known).to_numpy(), kind="stable")]
-    chosen = evenly(numbers.tolist(), samples)
+    chosen = pick_evenly(numbers.tolist(), samples)
     return np.array(chosen, np.int64), {at: values[at].as_py() for at in chosen}
 
 
@@ -84,5 +84,5 @@ def _card(row: dict, value: float | None, by: str | None) -> dict:
     facts |= {name: score for name, score in scores.items() if isinstance(score, int | float)}
     size = [f"{row['width']} × {row['height']}"] if row.get("width") and row.get("height") else []
     card["notes"] = row["notes"]
-    card["facts"] = size + [f"{name} {figure(score)}" for name, score in facts.items()]
+    card["facts"] = size + [f"{name} {format_number(score)}" for name, score in facts.items()]
     return card

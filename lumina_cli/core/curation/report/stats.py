@@ -24,8 +24,8 @@ from lumina_cli.core.io.html import histogram, write_page
 from lumina_cli.core.io.jsonl import get_captions, read_rows
 from lumina_cli.core.shards.overlays.reader import find_overlays, split_source
 from lumina_cli.core.shards.reader import iter_index, open_shards, read_totals
-from lumina_cli.core.shards.selection import is_selection, selected_entries, selections_of
-from lumina_cli.core.shards.writer import rejected_of
+from lumina_cli.core.shards.selection import is_selection, list_selections, selected_entries
+from lumina_cli.core.shards.writer import count_rejected_captions
 from lumina_cli.core.sources.source import read_source
 
 MOST_TOKENS = 256  # that training reads of a caption, its system prompt among them
@@ -125,7 +125,7 @@ def _yield(folder: str) -> dict | None:
 
 def _selection(source: str, samples: int, lost: dict | None) -> dict | None:
     """What each step of a selection left, of those that it was selected from, too; None for shards."""
-    found = selections_of(source)
+    found = list_selections(source)
     if not found:
         return None
     steps = [{"selection": folder} | step for folder, info in found for step in info.get("steps", ())]
@@ -223,7 +223,7 @@ def _from_rows(source: str, count: Count | None) -> tuple[dict[str, list[int]], 
         held.clear()
 
     for row in read_source(source):
-        rejected.update(rejected_of(row))
+        rejected.update(count_rejected_captions(row))
         for lang, levels in get_captions(row, str(row["image"])).items() if count else ():
             held.extend((f"{lang}.{level}", text) for level, text in levels.items())
         if len(held) > 4096:

@@ -17,7 +17,7 @@ from PIL import Image
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.evals.captions.density import FACT_KINDS, UNSPACED, count_facts, length_of
 from lumina_cli.core.evals.captions.provenance import caption_provenance, existing_kinds
-from lumina_cli.core.io.jsonl import LEVELS, get_captions, get_error, in_memory
+from lumina_cli.core.io.jsonl import LEVELS, get_captions, get_error, is_in_memory
 
 Kind = tuple[str, str]
 
@@ -110,7 +110,7 @@ def _image_of(row: dict, name: str) -> str | None:
 def _is_missing(row: dict) -> bool:
     """Return whether a row names a local file that does not exist; its captions are compared anyway."""
     place = row.get("image")
-    if place is None or in_memory(place) or "://" in str(place):
+    if place is None or is_in_memory(place) or "://" in str(place):
         return False
     tar, found, _ = str(place).partition(".tar#")
     return not os.path.exists(f"{tar}.tar" if found else tar)

@@ -13,7 +13,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.evals.captions.compare import LEVELS, CaptionFile, Kind, dice, kinds_of
 from lumina_cli.core.evals.captions.density import FACT_KINDS, UNSPACED, length_of
 from lumina_cli.core.evals.captions.truth import scene_of
-from lumina_cli.core.io.html import evenly, thumbnail, write_page
+from lumina_cli.core.io.html import pick_evenly, thumbnail, write_page
 
 MOST_MARKED = 4000  # no marks in longer texts (characters): comparing takes quadratic time
 SPARE = (
@@ -131,7 +131,7 @@ def choose_images(files: Sequence[CaptionFile], count: int) -> list[str]:
         for image in file.rows:
             have[image] = have.get(image, 0) + 1
     most = max(have.values(), default=0)
-    return evenly([image for image, number in have.items() if number == most], count)
+    return pick_evenly([image for image, number in have.items() if number == most], count)
 
 
 def _scene_of(row: dict) -> Image.Image | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.nextdit.convert import STACKS
 from lumina_cli.core.nextdit.lora.factors import PARTS, QKV, LoraFactors, Pairs, Site, joined, split
-from lumina_cli.core.weights.files import count_names
+from lumina_cli.core.weights.files import format_names
 from lumina_cli.core.weights.lora_files import AdapterFile
 
 INNER = {
@@ -112,7 +112,7 @@ def read_pairs(file: AdapterFile) -> tuple[Pairs, list[str]]:
 def _not_known(names: Mapping[str, Tensor]) -> str:
     if not names:
         return "it holds no tensors"
-    return f"none of its {count_names(list(names))} belongs to a layer of a Next-DiT"
+    return f"none of its {format_names(list(names))} belongs to a layer of a Next-DiT"
 
 
 def _pair(parts: dict[str, Tensor], module: str, file: AdapterFile) -> LoraFactors:

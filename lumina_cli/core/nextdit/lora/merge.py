@@ -20,7 +20,7 @@ from lumina_cli.core.nextdit.config import NextDiTConfig
 from lumina_cli.core.nextdit.convert import empty_model
 from lumina_cli.core.nextdit.lora.factors import PARTS, LoraFactors, Pairs
 from lumina_cli.core.nextdit.lora.formats import TEXT_ENCODER, WRITERS, detect_dialect, number, read_pairs
-from lumina_cli.core.weights.files import count_names
+from lumina_cli.core.weights.files import format_names
 from lumina_cli.core.weights.lora_files import AdapterFile, read_adapter, write_adapter
 
 # the weights as they were before any LoRA, of the models that have some now
@@ -183,7 +183,7 @@ def unused_note(path: str | Path, unused: Sequence[str]) -> str | None:
     encoder = [name for name in unused if TEXT_ENCODER.match(name)]
     others = [name for name in unused if not TEXT_ENCODER.match(name)]
     kinds = (encoder, "of a text encoder"), (others, "unknown")
-    words = [f"{count_names(names)} {kind}" for names, kind in kinds if names]
+    words = [f"{format_names(names)} {kind}" for names, kind in kinds if names]
     return f"{path}: not used: {'; '.join(words)}" if words else None
 
 

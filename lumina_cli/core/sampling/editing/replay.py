@@ -16,7 +16,7 @@ from lumina_cli.core.sampling.output.filenames import FileNames
 from lumina_cli.core.sampling.output.metadata import GenerationRecord, Lora, from_metadata
 from lumina_cli.core.sampling.pipeline import Pipeline
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
-from lumina_cli.core.weights.fingerprint import adapter_digest
+from lumina_cli.core.weights.fingerprint import digest_adapter
 
 Note = Callable[[str], None]
 CHANGES = ("seed", "size", "system", "negative", "negative_system")  # beside the settings of the plan
@@ -195,7 +195,7 @@ def _state(lora: Lora, whole: str = "is left out here") -> str:
     """What became of the file of a LoRA; `whole` where nothing did."""
     path, _, digest = lora
     try:
-        same = Path(path).is_file() and adapter_digest(Path(path)) == digest
+        same = Path(path).is_file() and digest_adapter(Path(path)) == digest
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
     if same:

@@ -20,7 +20,7 @@ from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.nextdit.config import NextDiTConfig, config_from_diffusers
 from lumina_cli.core.nextdit.convert import empty_model
 from lumina_cli.core.sampling.memory.streaming import block_of, streamable
-from lumina_cli.core.weights.files import read_json
+from lumina_cli.core.weights.json_files import read_json
 from lumina_cli.core.weights.lazy import LazyWeights
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -169,8 +169,8 @@ def text_needs(folder: Path, dtype: torch.dtype) -> MemoryNeeds:
     """A Gemma-2 without its table of tokens and its last layer, reading one prompt."""
     fields, stored, number = read_json(folder / "config.json"), LazyWeights(folder), dtype.itemsize
     layers = range(fields["num_hidden_layers"] - 1)
-    start = "model." if any(name.startswith("model.") for name in stored.places) else ""
-    sizes = {f"{n}": number * stored.numbers(f"{start}layers.{n}.") for n in layers}
+    start = "model." if any(name.startswith("model.") for name in stored.locations) else ""
+    sizes = {f"{n}": number * stored.count_parameters(f"{start}layers.{n}.") for n in layers}
     hidden, inner, heads = (
         fields[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads")
     )
@@ -207,13 +207,13 @@ def transformer_needs(
     if device.type != "cpu":
         scratch += number * 3 * config.hidden_dim  # on a CPU the feed-forward runs in spans
     window = max(blocks.values()) + reading_bytes(stored, config.dim * config.hidden_dim, number)
-    weights = number * stored.numbers()
+    weights = number * stored.count_parameters()
     return MemoryNeeds(weights, tokens * (residual + scratch) + 2 * SLACK, window, matrices)
 
 
 def reading_bytes(stored: LazyWeights, matrix: int, number: int) -> int:
     """What a matrix of so many numbers takes while it is read: as it is stored, and as it is used."""
-    return matrix * (max(place.width for place in stored.places.values()) + number)
+    return matrix * (max(place.width for place in stored.locations.values()) + number)
 
 
 def vae_needs(
@@ -223,7 +223,7 @@ def vae_needs(
 
     It is counted in float32; in bfloat16 it takes less.
     """
-    weights, factor = 4 * LazyWeights(folder).numbers(), 2 ** (len(fields["block_out_channels"]) - 1)
+    weights, factor = 4 * LazyWeights(folder).count_parameters(), 2 ** (len(fields["block_out_channels"]) - 1)
     channels = fields["block_out_channels"][:2][-1]
     pictures = 4 * 3 * 2 * batch * latents[0] * latents[1] * factor**2
     needs = {}

@@ -16,7 +16,7 @@ from lumina_cli.core.nextdit.config import config_from_diffusers
 from lumina_cli.core.nextdit.lora.merge import LoraStack
 from lumina_cli.core.sampling.memory.budget import MemoryPlan, release_memory, trim_allocator
 from lumina_cli.core.sampling.memory.streaming import StoredTextEncoder, read_transformer
-from lumina_cli.core.weights.files import read_json
+from lumina_cli.core.weights.json_files import read_json
 
 Size = tuple[int, int]
 FIELDS = {"text": "text_streamed", "transformer": "streamed", "vae": "tile"}  # what a plan says of a part

@@ -22,7 +22,8 @@ from lumina_cli.core.nextdit.convert import (
     to_diffusers,
 )
 from lumina_cli.core.nextdit.lora.merge import LoraStack
-from lumina_cli.core.weights.files import check_fits, raise_misfit, read_json
+from lumina_cli.core.weights.files import check_state_dict, raise_misfit
+from lumina_cli.core.weights.json_files import read_json
 from lumina_cli.core.weights.lazy import LazyWeights
 
 Read = Callable[[str], Tensor]
@@ -112,9 +113,9 @@ def read_transformer(
     """The network of a transformer/ folder; in memory twice while it is read is one matrix at most."""
     stored = LazyWeights(folder)
     model = empty_model(config_from_diffusers(read_json(folder / "config.json")))
-    outlines = from_any(stored.outlines())
-    check_fits(model, outlines, str(folder))
-    dialect = detect_dialect(stored.places)
+    outlines = from_any(stored.meta_tensors())
+    check_state_dict(model, outlines, str(folder))
+    dialect = detect_dialect(stored.locations)
 
     def read(name: str) -> Tensor:
         parts = [stored.read(piece) for piece in pieces(name, outlines[name], dialect)]
@@ -158,9 +159,9 @@ def gemma_outline(folder: Path) -> Gemma2Model:
 def _read_gemma(folder: Path, device: torch.device, dtype: torch.dtype, streamed: bool) -> Gemma2Model:
     stored = LazyWeights(folder)
     model = gemma_outline(folder)
-    start = "model." if "model.embed_tokens.weight" in stored.places else ""
+    start = "model." if "model.embed_tokens.weight" in stored.locations else ""
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    found = {name.removeprefix(start): place.shape for name, place in stored.places.items()}
+    found = {name.removeprefix(start): place.shape for name, place in stored.locations.items()}
     misshaped = [
         (name, found[name], shape) for name, shape in wanted.items() if found.get(name, shape) != shape
     ]

@@ -17,7 +17,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import SUFFIXES, read_metadata
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
-from lumina_cli.core.io.html import script_of
+from lumina_cli.core.io.html import inline_script
 from lumina_cli.core.registry import ASSETS
 
 NAME = "gallery.html"
@@ -79,7 +79,7 @@ def write_gallery(folder: str | Path, title: str | None = None, note: Note | Non
 def render(pictures: list[GalleryImage], title: str) -> str:
     """Return the page."""
     template = Environment(autoescape=True).from_string((ASSETS / NAME).read_text(encoding="utf-8"))
-    return template.render(pictures=pictures, title=title, **script_of(ASSETS / "gallery.js"))
+    return template.render(pictures=pictures, title=title, **inline_script(ASSETS / "gallery.js"))
 
 
 def describe(path: Path, metadata: dict) -> GalleryImage:

@@ -13,7 +13,8 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io.jsonl import get_captions, with_captions
-from lumina_cli.core.shards.overlays.match import LEVELS, RowMatcher, checked
+from lumina_cli.core.shards.overlays.lock import lock_overlay
+from lumina_cli.core.shards.overlays.match import LEVELS, RowMatcher, validate_row
 from lumina_cli.core.shards.overlays.reader import (
     MEASURED,
     Overlay,
@@ -24,9 +25,10 @@ from lumina_cli.core.shards.overlays.reader import (
     newest_version,
     open_version,
 )
-from lumina_cli.core.shards.overlays.writer import Part, begin_version, lock_overlay, row_part, write_values
+from lumina_cli.core.shards.overlays.versions import begin_version
+from lumina_cli.core.shards.overlays.writer import Part, make_row_part, write_values
 from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
-from lumina_cli.core.shards.selection import base_of
+from lumina_cli.core.shards.selection import resolve_shards
 
 OF_CAPTIONS = ("captioned_by", "caption_scores")  # {language: {level: ...}}, known of one caption each
 NOT_OURS = ("image", "key", "depth", "masks", "error", "code")  # where a sample is, or what became of a row
@@ -38,12 +40,12 @@ def apply_rows(
     rows: Iterable[dict],
     name: str,
     add: bool = False,
-    tell: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
     """Write rows as a version of the overlay `name`; yield a row per shard and one for all.
 
     With `add` the version holds, too, what the newest one says where the rows say nothing. The same rows make
-    no second version. `tell` hears of rows without a sample and with an error, of levels of captions that
+    no second version. `notify` hears of rows without a sample and with an error, of levels of captions that
     are not LEVELS, and of samples that the newest version knew and this one does not.
     Of pictures that were replaced since, what other overlays and earlier versions say counts no more.
     UsageError for a name that other verbs find their own overlays by. LuminaError, before anything is
@@ -53,38 +55,38 @@ def apply_rows(
         raise UsageError(
             f"overlays called {name} are what `lumina shard score` and `encode` write; take another --name"
         )
-    shards = base_of(shards)
+    shards = resolve_shards(shards)
     tars = open_shards(shards)
     with tempfile.TemporaryDirectory() as aside:
-        sorter = RowMatcher(shards, tars, Path(aside))
+        matcher = RowMatcher(shards, tars, Path(aside))
         for number, row in enumerate(rows, start=1):
-            sorter.take(checked(row, f"row {number}"))
-        sorter.flush()
-        if not sorter.matched:
-            raise LuminaError(_nothing(sorter, shards))
-        _report(sorter, shards, tell)
+            matcher.add(validate_row(row, f"row {number}"))
+        matcher.flush()
+        if not matcher.matched:
+            raise LuminaError(_nothing(matcher, shards))
+        _report(matcher, shards, notify)
         with lock_overlay(shards, name):  # before the newest version is looked at: it stays the newest
-            yield from _apply(shards, tars, sorter, name, add, tell)
+            yield from _apply(shards, tars, matcher, name, add, notify)
 
 
-def _nothing(sorter: RowMatcher, shards: str) -> str:
-    if sorter.failed == sorter.count and sorter.count:
-        return f"each of {sorter.count} rows has an error, so there is nothing to lay: {sorter.first_error}"
-    return f"none of {sorter.count} rows names a sample of {shards}{sorter.unmatched()}"
+def _nothing(matcher: RowMatcher, shards: str) -> str:
+    if matcher.failed == matcher.count and matcher.count:
+        return f"each of {matcher.count} rows has an error, so there is nothing to lay: {matcher.first_error}"
+    return f"none of {matcher.count} rows names a sample of {shards}{matcher.match_hint()}"
 
 
 def _apply(
-    shards: str, tars: list[str], sorter: RowMatcher, name: str, add: bool, tell: Callable[[str], None]
+    shards: str, tars: list[str], matcher: RowMatcher, name: str, add: bool, notify: Callable[[str], None]
 ) -> Iterator[dict]:
-    made_by = {"rows": sorter.digest.hexdigest()[:16]}
-    before, newest = _base(shards, name, made_by) if add else None, newest_version(shards, name)
+    made_by = {"rows": matcher.digest.hexdigest()[:16]}
+    before, newest = _version_to_extend(shards, name, made_by) if add else None, newest_version(shards, name)
     made_by |= {"over": before.version} if before else {}
     if before and before.info["settings"].get("rows") == made_by["rows"]:
         made_by = before.info["settings"]  # the same rows again
     others = [each for each in find_overlays(shards) if each.name != name]
     version, hidden = begin_version(shards, name, made_by), 0
     for tar in tars:
-        entries, found = read_index(tar), sorter.rows(tar)
+        entries, found = read_index(tar), matcher.read_rows(tar)
         if newest and not before and newest.version != version.version:
             hidden += len(newest.open(tar, entries, strict=False).keys() - found.keys())
         if not version.has(tar, entries):
@@ -94,26 +96,28 @@ def _apply(
     info = version.finish(tars)
     if hidden:
         told = f"{name}@{newest.version} told of {hidden} samples that these rows do not name"
-        tell(f"{told}; that is hidden now, and with --add it stays")
-    row = {"overlay": name, "version": version.version, "samples": info["samples"], "rows": sorter.count}
-    row |= {"matched": sorter.matched, "unmatched": sorter.count - sorter.matched - sorter.failed}
-    yield row | {"failed": sorter.failed}
+        notify(f"{told}; that is hidden now, and with --add it stays")
+    row = {"overlay": name, "version": version.version, "samples": info["samples"], "rows": matcher.count}
+    row |= {"matched": matcher.matched, "unmatched": matcher.count - matcher.matched - matcher.failed}
+    yield row | {"failed": matcher.failed}
 
 
-def _base(shards: str, name: str, made_by: dict) -> Overlay | None:
+def _version_to_extend(shards: str, name: str, made_by: dict) -> Overlay | None:
     """Return the newest version that rows are added to: not one that holds these rows alone."""
     found = (open_version(shards, name, version) for version in reversed(list_versions(shards, name)))
     return next((one for one in found if one and one.info["settings"] != made_by), None)
 
 
-def _report(sorter: RowMatcher, shards: str, tell: Callable[[str], None]) -> None:
-    if sorter.failed:
-        tell(f"{sorter.failed} of {sorter.count} rows have an error and were not laid: {sorter.first_error}")
-    if missed := sorter.count - sorter.matched - sorter.failed:
-        tell(f"{missed} of {sorter.count} rows name no sample of {shards}{sorter.unmatched()}")
-    if sorter.levels:
-        found = ", ".join(f"{level} ({count})" for level, count in sorter.levels.most_common())
-        tell(f"levels of captions that nothing else knows: {found}; the known ones are {', '.join(LEVELS)}")
+def _report(matcher: RowMatcher, shards: str, notify: Callable[[str], None]) -> None:
+    if matcher.failed:
+        notify(
+            f"{matcher.failed} of {matcher.count} rows have an error and were not laid: {matcher.first_error}"
+        )
+    if missed := matcher.count - matcher.matched - matcher.failed:
+        notify(f"{missed} of {matcher.count} rows name no sample of {shards}{matcher.match_hint()}")
+    if matcher.levels:
+        found = ", ".join(f"{level} ({count})" for level, count in matcher.levels.most_common())
+        notify(f"levels of captions that nothing else knows: {found}; the known ones are {', '.join(LEVELS)}")
 
 
 def _parts(
@@ -129,9 +133,9 @@ def _parts(
         if row:
             sample = read_entry(tar, entry)
             for known in [merge(join(entry, sample), part) for join in joins]:
-                part = merge(merge(part, _outdated(known, row), True), difference(known, row), True)
+                part = merge(merge(part, _outdated(known, row), True), diff_row(known, row), True)
         if part:
-            yield row_part(entry, part)
+            yield make_row_part(entry, part)
 
 
 def _ours(row: dict) -> dict:
@@ -159,13 +163,13 @@ def _of_caption(row: dict, name: str, lang: str, level: str) -> Any:
     return row
 
 
-def difference(row: dict, other: dict) -> dict:
+def diff_row(row: dict, other: dict) -> dict:
     """Return what `other` says that `row` does not say so: merged with `row` it gives both."""
     found = {}
     for name, value in other.items():
         known = row.get(name)
         if isinstance(value, dict) and isinstance(known, dict):
-            if inner := difference(known, value):
+            if inner := diff_row(known, value):
                 found[name] = inner
         elif value is not None and value != known:
             found[name] = value

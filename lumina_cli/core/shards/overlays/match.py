@@ -22,7 +22,14 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import LEVELS, dump_row, get_captions, get_error, rows_with_lines, with_captions
+from lumina_cli.core.io.jsonl import (
+    LEVELS,
+    dump_row,
+    get_captions,
+    get_error,
+    read_rows_with_lines,
+    with_captions,
+)
 from lumina_cli.core.shards.reader import read_index
 
 OTHER_NAMES = ("caption", "text")  # under which other tools have their one caption
@@ -31,13 +38,13 @@ NAMED = 3  # rows without a sample that are named
 EXACT = 1 << 53  # up to here floats hold whole numbers to the last digit
 
 
-def rows_of(word: str) -> Iterator[dict]:
+def read_input_rows(word: str) -> Iterator[dict]:
     """Yield the rows of a file, or of stdin for "-"; LuminaError names the line of one that is malformed."""
     stdin = getattr(sys.stdin, "buffer", sys.stdin)
-    return (checked(row, where) for where, row in rows_with_lines(stdin if word == "-" else word))
+    return (validate_row(row, where) for where, row in read_rows_with_lines(stdin if word == "-" else word))
 
 
-def checked(row: dict, where: str) -> dict:
+def validate_row(row: dict, where: str) -> dict:
     """Return a row as it is laid over a sample; LuminaError, with the key, where readers would refuse it.
 
     One caption under "caption" or "text" is put where captions are. A number that a table of floats cannot
@@ -112,7 +119,7 @@ class RowMatcher:
         self.missed: list[str] = []  # the first rows without a sample
         self.levels: Counter[str] = Counter()
 
-    def take(self, row: dict) -> None:
+    def add(self, row: dict) -> None:
         """Set a row aside, if it names a sample and has no error."""
         self.count += 1
         if error := get_error(row):
@@ -140,7 +147,7 @@ class RowMatcher:
                 file.writelines(line + "\n" for line in lines)
         self.held = {}
 
-    def rows(self, tar: str) -> dict[str, dict]:
+    def read_rows(self, tar: str) -> dict[str, dict]:
         """Return the rows of a shard by key; of several for one sample, the last."""
         path = self.aside / f"{filesystem.basename(tar)}.jsonl"
         if not path.exists():
@@ -194,7 +201,7 @@ class RowMatcher:
                         )
         return found
 
-    def unmatched(self) -> str:
+    def match_hint(self) -> str:
         """Return how to go on with the rows that have no sample, the first ones named."""
         return (
             f": {', '.join(self.missed)}; 'image' or 'key' must be one that `lumina shard cat` shows, or "

@@ -15,9 +15,9 @@ from lumina_cli.core.shards.overlays.reader import (
     overlay_index_path,
     read_shard_index,
 )
-from lumina_cli.core.shards.overlays.writer import VALUES, hash_of, indexes_digest
+from lumina_cli.core.shards.overlays.writer import VALUES, hash_file, indexes_digest
 from lumina_cli.core.shards.reader import read_index
-from lumina_cli.core.shards.tar import BLOCK, header, read_span
+from lumina_cli.core.shards.tar import BLOCK, read_span, tar_header
 
 _ARRAY = b"\x93NUMPY"  # how a .npy file begins
 
@@ -61,12 +61,12 @@ def _verify(overlay: Overlay, tars: list[str], newest: bool) -> None:
         )
     if digests.get("values"):
         place = filesystem.join(overlay.folder, VALUES)
-        _compare(place, "its bytes", digests["values"], hash_of(place))
+        _compare(place, "its bytes", digests["values"], hash_file(place))
 
 
 def _verify_tar(tar: str, lines: list[dict]) -> None:
     if lines[0].get("sha256"):
-        _compare(tar, "its bytes", lines[0]["sha256"], hash_of(tar))
+        _compare(tar, "its bytes", lines[0]["sha256"], hash_file(tar))
     size = filesystem.file_size(tar) if filesystem.is_file(tar) else 0
     for line in lines[1:]:
         for member, (offset, length) in line["members"].items():
@@ -79,7 +79,7 @@ def _verify_tar(tar: str, lines: list[dict]) -> None:
 
 def _verify_member(tar: str, name: str, offset: int, length: int) -> None:
     data = read_span(tar, offset - BLOCK, BLOCK + length, name)
-    if data[:BLOCK] != header(name, length):
+    if data[:BLOCK] != tar_header(name, length):
         raise LuminaError(f"{tar}: {name} is not where the index says; {_rewrite_hint(tar)}")
     if name.endswith(".json"):
         parse_row(data[BLOCK:].decode(errors="replace"), f"{tar}#{name}")

@@ -10,28 +10,23 @@ before: overlays/NAME.removed holds the highest one.
 
 import hashlib
 import json
-import os
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO
 
-from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.atomic import disk_errors, lock_folder
+from lumina_cli.core.io.atomic import disk_errors
 from lumina_cli.core.io.jsonl import dump_row
-from lumina_cli.core.shards.manifest import write_table
+from lumina_cli.core.shards.manifest import write_row_table
 from lumina_cli.core.shards.overlays import reader
+from lumina_cli.core.shards.overlays.lock import release
 from lumina_cli.core.shards.overlays.reader import DONE, base_digest, image_identity
 from lumina_cli.core.shards.tar import BLOCK, add_member, read_span
 
 BUILDING, VALUES = "building.json", "values.parquet"
-REMOVED = ".removed"  # ends the name of the file with the highest number of a version that was removed
 CHUNK = 1 << 20
 COLUMNS = {"scores": "score_", "hashes": "hash_"}
 INLINE = ("scores", "hashes", "score")  # of a part of a row: these stand in the index, too
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 Part = tuple[dict, dict[str, bytes], dict]  # entry of the base's index, members by name, more for the index
 
@@ -75,7 +70,7 @@ class Version:
         lines = [{"base": base_digest(entries)}]
         place = filesystem.join(self.folder, filesystem.basename(tar))
         at = 0
-        with filesystem.writing(place) as plain:
+        with filesystem.open_for_writing(place) as plain:
             file = _Hashed(plain)
             for entry, members, more in parts:
                 spans = {}
@@ -108,10 +103,10 @@ class Version:
         values = filesystem.join(self.folder, VALUES)
         info["digests"] = {"indexes": indexes_digest(self.folder, tars)}
         if filesystem.is_file(values):
-            info["digests"]["values"] = hash_of(values)
+            info["digests"]["values"] = hash_file(values)
         filesystem.write_file(filesystem.join(self.folder, DONE), dump_row(info).encode())
         filesystem.remove(self.folder, [BUILDING])
-        _let_go(self.shards, self.name)
+        release(self.shards, self.name)
         return info
 
 
@@ -126,7 +121,7 @@ class _Hashed:
         return self.file.write(data)
 
 
-def hash_of(place: str) -> str:
+def hash_file(place: str) -> str:
     """Return the sha256 of a file, which is read in chunks."""
     digest = hashlib.sha256()
     with filesystem.open_file(place) as file:
@@ -166,7 +161,7 @@ def write_values(version: Version, tars: Iterable[str]) -> list[str]:
         for kind, name in sorted(names)
     }
     rows = (_values(tar, line) for tar in tars for line in reader.read_shard_index(version.folder, tar)[1:])
-    write_table(filesystem.join(version.folder, VALUES), rows, pa.schema(list(columns.items())))
+    write_row_table(filesystem.join(version.folder, VALUES), rows, pa.schema(list(columns.items())))
     return sorted(columns)
 
 
@@ -177,145 +172,7 @@ def _values(tar: str, line: dict) -> dict:
     return row | {"score": line.get("score")}
 
 
-def begin_version(shards: str, name: str, settings: dict) -> Version:
-    """Return the version of an overlay that is made with these settings, the newest one or the next.
-
-    No other process writes overlays of this name until it is finished, or this process ends. UsageError for a
-    name that is no plain word, LuminaError where another process writes such overlays just now, or where
-    their folder is a link to another one.
-    """
-    settings = json.loads(json.dumps(settings))
-    shards = filesystem.to_text(shards)
-    _hold(shards, name)
-    found = reader.list_versions(shards, name)
-    if found:
-        folder = reader.version_folder(shards, name, found[-1])
-        if links := _links(folder):
-            raise LuminaError(f"{links[0]} is a link: nothing is written there; put a folder in its place")
-        done = reader.read_json(filesystem.join(folder, DONE))
-        known = done or reader.read_json(filesystem.join(folder, BUILDING)) or {}
-        if known.get("settings") == settings:
-            if done is None:
-                filesystem.remove_partial(folder)
-            return Version(shards, name, found[-1], settings, known.get("order", 0))
-    number = 1 + max(_highest(found), _removed(shards, name))
-    version = Version(shards, name, f"{number:04d}", settings, _next_order(shards))
-    filesystem.make_dir(version.folder)
-    building = json.dumps({"order": version.order, "settings": settings}, ensure_ascii=False)
-    filesystem.write_file(filesystem.join(version.folder, BUILDING), building.encode())
-    return version
-
-
-def _highest(versions: Iterable[str]) -> int:
-    return max((int(version) for version in versions if version.isdecimal()), default=0)
-
-
-def _removed(shards: str, name: str) -> int:
-    """Return the highest number of a version that was removed, 0 where none was."""
-    place = _removed_place(shards, name)
-    number = (reader.read_json(place) or {}).get("highest")
-    return number if type(number) is int else 0
-
-
-def _removed_place(shards: str, name: str) -> str:
-    return "/".join([filesystem.to_text(shards), reader.FOLDER, name + REMOVED])
-
-
-def _next_order(shards: str) -> int:
-    """Return a number greater than that of each version of an overlay; those of before had none."""
-    found = [
-        reader.version_folder(shards, name, version)
-        for name in reader.list_overlays(shards)
-        for version in reader.list_versions(shards, name)
-    ]
-    infos = (reader.read_json(filesystem.join(each, file)) for each in found for file in (DONE, BUILDING))
-    orders = ((info or {}).get("order") for info in infos)
-    return 1 + max((order for order in orders if type(order) is int), default=0)
-
-
-def remove_overlay(shards: str, word: str) -> Iterator[dict]:
-    """Delete an overlay NAME, or one version of it, NAME@VERSION; yield a row for each version.
-
-    UsageError where there is none of that name. LuminaError where another process writes it, or where its
-    folder is a link or holds what is no file of an overlay.
-    """
-    shards = filesystem.to_text(shards)
-    name, sign, version = word.partition("@")
-    found = reader.list_versions(shards, name) if _NAME.fullmatch(name) else []
-    chosen = [each for each in found if not sign or each == version]
-    if not chosen or not all(map(_NAME.fullmatch, chosen)):
-        have = reader.list_overlays(shards)
-        have = [*have, *(f"{each}@{one}" for each in have for one in reader.list_versions(shards, each))]
-        hint = f"; it has {', '.join(have)}" if have else "; it has no overlays"
-        raise UsageError(f"{shards} has no overlay {word!r} to remove{hint}")
-    _hold(shards, name)
-    try:
-        for each in chosen:
-            folder = reader.version_folder(shards, name, each)
-            files = _files_of_version(folder)
-            highest = {"highest": max(_highest([each]), _removed(shards, name))}
-            filesystem.write_file(_removed_place(shards, name), dump_row(highest).encode())
-            filesystem.remove(
-                folder, [DONE]
-            )  # first: without it the version is not whole, and nobody reads it
-            filesystem.remove(folder, files)
-            filesystem.remove_dir(folder)
-            yield {"overlay": name, "version": each, "removed": True}
-    finally:
-        _let_go(shards, name)
-    if len(chosen) == len(found):
-        filesystem.remove_dir(reader.version_folder(shards, name, "").rstrip("/"))
-
-
-def _files_of_version(folder: str) -> list[str]:
-    """Return the names of the files of a version; LuminaError where more is there than was written."""
-    names = list(filesystem.list_sizes(folder))
-    strange = _links(folder) + [each for each in filesystem.list_names(folder) if each not in names]
-    if strange:
-        raise LuminaError(f"{folder} stays: {strange[0]} is no file of an overlay; delete it by hand")
-    return names
-
-
-def _links(folder: str) -> list[str]:
-    """Return which of the folder of a version, of its overlay and of all overlays are links."""
-    parents = [folder, filesystem.parent(folder), filesystem.parent(filesystem.parent(folder))]
-    return [] if filesystem.is_url(folder) else [each for each in parents if os.path.islink(each)]
-
-
-@contextmanager
-def lock_overlay(shards: str, name: str) -> Iterator[None]:
-    """Keep other processes from writing overlays of this name; raises what `begin` raises."""
-    _hold(filesystem.to_text(shards), name)
-    try:
-        yield
-    finally:
-        _let_go(filesystem.to_text(shards), name)
-
-
-_held: dict[tuple[str, str], int] = {}  # (shards, name): the open folder of an overlay, locked (atomic.py)
-
-
-def _hold(shards: str, name: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name of an overlay: letters, digits, - and _ only")
-    folder = reader.version_folder(shards, name, "")
-    if (shards, name) in _held or filesystem.is_url(folder):
-        return
-    if links := _links(folder + "none"):
-        raise LuminaError(f"{links[0]} is a link: nothing is written there; put a folder in its place")
-    filesystem.make_dir(folder)
-    number = lock_folder(folder.rstrip("/"))
-    if number is not None:
-        _held[shards, name] = number
-
-
-def _let_go(shards: str, name: str) -> None:
-    number = _held.pop((shards, name), None)
-    if number is not None:
-        os.close(number)
-
-
-def row_part(entry: dict, part: dict) -> Part:
+def make_row_part(entry: dict, part: dict) -> Part:
     """Return what `Version.write` takes for a part of a row."""
     known = {name: part[name] for name in INLINE if name in part} | {"fields": sorted(part)}
     return entry, {"json": dump_row(part).encode()}, known

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.images.io import png_bytes
-from lumina_cli.core.io.jsonl import dump_row, in_memory
+from lumina_cli.core.io.jsonl import dump_row, is_in_memory
 from lumina_cli.core.registry import CAPTIONERS
 from lumina_cli.core.unicap.batch import CaptionItem, CaptionRequest, caption_batch
 from lumina_cli.core.unicap.engines import open_engine
@@ -137,7 +137,7 @@ _BROUGHT = ("error", "code", "captions", "scores", "rejected", "counts")
 def _packed(shot: CaptionItem) -> dict[str, Any]:
     image = shot.row.get("image")
     data = b""
-    if in_memory(image):
+    if is_in_memory(image):
         data = bytes(image) if isinstance(image, bytes | bytearray) else png_bytes(image.convert("RGB"))
     return {"row": dump_row(shot.row), "image": data}
 
