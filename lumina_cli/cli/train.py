@@ -77,5 +77,6 @@ def _handed(part: str, stage: str) -> dict:
         from lumina_cli.core.unicap.prompts import instruction
         from lumina_cli.core.unicap.structured import rewriting
 
-        return {"asking": PromptSet(instruction, rewriting, lambda *caption: check_caption(*caption) is None)}
+        prompts = PromptSet(instruction, rewriting, lambda *caption: check_caption(*caption) is None)
+        return {"prompts": prompts}
     return {}

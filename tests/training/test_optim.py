@@ -1,3 +1,5 @@
+"""Optimizers, the learning rate, and the moving average of the weights."""
+
 from itertools import pairwise
 
 import pytest
@@ -21,7 +23,7 @@ TINY = NextDiTConfig(
 )
 
 
-def test_muon_gets_the_matrices_of_attention_and_feed_forward_only():
+def test_muon_trains_only_the_matrices_of_attention_and_feed_forward():
     model = NextDiT(TINY)
     matrices, rest = split_parameters(model)
     assert len(matrices) == 3 * 5  # blocks x (qkv, out, w1, w2, w3)
@@ -30,7 +32,7 @@ def test_muon_gets_the_matrices_of_attention_and_feed_forward_only():
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_optimizer_lowers_a_loss_and_its_state_goes_on_where_it_was(name):
+def test_an_optimizer_lowers_a_loss_and_its_state_can_be_restored(name):
     def make():
         torch.manual_seed(0)
         model = nn.ModuleDict({"a": nn.ModuleDict({"attention": nn.Linear(8, 8)}), "b": nn.Linear(8, 8)})
@@ -55,7 +57,7 @@ def test_optimizer_lowers_a_loss_and_its_state_goes_on_where_it_was(name):
     assert run(other, other_optimizer, 10) == last
 
 
-def test_muon_moves_a_matrix_as_far_as_adamw_does():
+def test_updates_of_muon_have_the_size_of_those_of_adamw():
     moved = {}
     for name in ("muon", "adamw"):
         torch.manual_seed(0)
@@ -69,7 +71,7 @@ def test_muon_moves_a_matrix_as_far_as_adamw_does():
     assert 0.1 < moved["muon"] / moved["adamw"] < 1
 
 
-def test_rate_warms_up_stays_and_falls_to_zero():
+def test_the_learning_rate_warms_up_stays_constant_and_decays_to_zero():
     stage = Stage(size=64, steps=100, batch=1, lr=1.0, warmup=10, decay=0.25)
     rates = [learning_rate(stage, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
@@ -78,7 +80,7 @@ def test_rate_warms_up_stays_and_falls_to_zero():
     assert all(a > b for a, b in pairwise(rates[75:]))
 
 
-def test_average_forgets_the_start_soon_and_ends_at_its_decay():
+def test_the_average_drops_the_initial_weights_quickly_and_reaches_its_decay():
     assert ema_decay(1, 0.999) < 0.2
     assert ema_decay(10**6, 0.999) == 0.999
     average, weight = [torch.zeros(3)], [torch.ones(3)]

@@ -1,4 +1,4 @@
-"""Which settings `lumina train --resume` goes on with."""
+"""The settings that `lumina train --resume` uses."""
 
 import json
 
@@ -18,8 +18,8 @@ def recipe(tmp_path, tiny_folder):
     for name in ("rows", "others"):
         with (tmp_path / f"{name}.jsonl").open("w") as file:
             for i in range(8):
-                picture = random.integers(0, 255, (64, 64, 3), dtype=np.uint8)
-                Image.fromarray(picture).save(tmp_path / f"{name}{i}.png")
+                pixels = random.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / f"{name}{i}.png")
                 file.write(
                     json.dumps({"image": f"{name}{i}.png", "captions": {"en": {"short": "red"}}}) + "\n"
                 )
@@ -33,8 +33,8 @@ def recipe(tmp_path, tiny_folder):
 
 
 @pytest.fixture
-def begun(recipe, tmp_path, capsys):
-    """A run whose stage low is done, with data and steps that the recipe does not have."""
+def started(recipe, tmp_path, capsys):
+    """A run whose stage low is finished, with data and steps that differ from the recipe."""
     words = [f"out={tmp_path / 'run'}", f"data={tmp_path / 'others.jsonl'}", "stages.low.steps=3"]
     assert run(["train", recipe, "--stage", "low", *words]) == 0
     capsys.readouterr()
@@ -51,52 +51,54 @@ def stages_of(capsys):
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_a_plain_resume_goes_on_exactly_as_it_was(named, begun, recipe, tmp_path, capsys):
-    before = saved(begun)
-    assert run(["train", *[recipe] * named, f"out={begun}", "--resume"]) == 0
-    assert saved(begun) == before
+def test_a_resume_keeps_the_settings_of_the_run(named, started, recipe, tmp_path, capsys):
+    before = saved(started)
+    assert run(["train", *[recipe] * named, f"out={started}", "--resume"]) == 0
+    assert saved(started) == before
     assert before["data"] == str(tmp_path / "others.jsonl")
     assert stages_of(capsys) == [("hq", 1), ("hq", 2)]
 
 
-def test_what_the_run_has_otherwise_than_the_recipe_is_told(begun, recipe, capsys):
-    assert run(["train", recipe, f"out={begun}", "--resume", "--dry-run"]) == 0
-    told = f"going on with {begun}/recipe.yaml, which differs from {recipe} in data, stages.low.steps\n"
+def test_a_resume_reports_the_settings_that_differ_from_the_recipe(started, recipe, capsys):
+    assert run(["train", recipe, f"out={started}", "--resume", "--dry-run"]) == 0
+    told = f"going on with {started}/recipe.yaml, which differs from {recipe} in data, stages.low.steps\n"
     assert capsys.readouterr().err == told
-    assert run(["train", f"out={begun}", "--resume", "--dry-run"]) == 0
+    assert run(["train", f"out={started}", "--resume", "--dry-run"]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_settings_given_now_change_the_run(begun, recipe, capsys):
-    assert run(["train", recipe, f"out={begun}", "--resume", "stages.low.steps=4", "stages.hq.steps=1"]) == 0
+def test_overrides_change_a_resumed_run(started, recipe, capsys):
+    assert (
+        run(["train", recipe, f"out={started}", "--resume", "stages.low.steps=4", "stages.hq.steps=1"]) == 0
+    )
     assert stages_of(capsys) == [("low", 4), ("hq", 1)]
-    assert [stage["steps"] for stage in saved(begun)["stages"].values()] == [4, 1]
+    assert [stage["steps"] for stage in saved(started)["stages"].values()] == [4, 1]
 
 
-def test_the_next_stage_without_resume_is_the_recipes(begun, recipe, tmp_path, capsys):
-    assert run(["train", recipe, f"out={begun}", "--stage", "hq"]) == 0
+def test_the_next_stage_without_resume_uses_the_recipe(started, recipe, tmp_path, capsys):
+    assert run(["train", recipe, f"out={started}", "--stage", "hq"]) == 0
     assert stages_of(capsys) == [("hq", 1), ("hq", 2)]
-    assert saved(begun)["data"] == str(tmp_path / "rows.jsonl")
+    assert saved(started)["data"] == str(tmp_path / "rows.jsonl")
 
 
 @pytest.mark.parametrize("words", [["nano"], ["model=nano"]])
-def test_another_model_cannot_go_on(words, begun, tiny_folder, capsys):
-    before = saved(begun)
-    assert run(["train", *words, f"out={begun}", "--resume"]) == 2
+def test_resuming_with_another_model_is_an_error(words, started, tiny_folder, capsys):
+    before = saved(started)
+    assert run(["train", *words, f"out={started}", "--resume"]) == 2
     error = capsys.readouterr().err
-    assert f"{begun} trains the model {tiny_folder}, not nano; without RECIPE and model=" in error
+    assert f"{started} trains the model {tiny_folder}, not nano; without RECIPE and model=" in error
     assert error.count("\n") == 1
-    assert saved(begun) == before
+    assert saved(started) == before
 
 
-def test_another_part_has_nothing_to_go_on_with(begun, capsys):
-    assert run(["train", "nano-detector", f"out={begun}", "scenes=24", "batch=4", "--resume"]) == 1
-    assert f"{begun} has nothing to resume" in capsys.readouterr().err
+def test_a_part_without_a_run_has_nothing_to_resume(started, capsys):
+    assert run(["train", "nano-detector", f"out={started}", "scenes=24", "batch=4", "--resume"]) == 1
+    assert f"{started} has nothing to resume" in capsys.readouterr().err
 
 
-def test_a_small_part_goes_on_with_its_settings_too(tmp_path, capsys, monkeypatch):
-    draw = detector.render_images
-    monkeypatch.setattr(detector, "draw_pictures", lambda s, n, out: draw(s, n, out, workers=1))
+def test_a_nano_component_resumes_with_its_settings(tmp_path, capsys, monkeypatch):
+    render = detector.render_images
+    monkeypatch.setattr(detector, "render_images", lambda s, n, out: render(s, n, out, workers=1))
     monkeypatch.setattr(detector, "calibrate", lambda net, out: ({}, {"n": 1}))
     words = ["scenes=4", "batch=2", "steps=2", "width=16"]
     assert run(["train", "nano-detector", f"out={tmp_path}", *words]) == 0
@@ -107,14 +109,14 @@ def test_a_small_part_goes_on_with_its_settings_too(tmp_path, capsys, monkeypatc
     assert [settings[name] for name in ("scenes", "batch", "steps", "width")] == [4, 2, 3, 16]
 
 
-def test_differences_are_named_with_their_group():
+def test_differences_are_dotted_names():
     one = {"a": 1, "b": {"c": 2, "d": 3}, "e": {}}
     assert differences(one, one) == []
     assert differences(one, {"a": 2, "b": {"c": 2, "d": 4, "f": 5}, "e": 1}) == ["a", "b.d", "b.f", "e"]
 
 
 @pytest.mark.parametrize("option", [[], ["--dry-run"]])
-def test_several_processes_are_refused(option, recipe, tmp_path, capsys, monkeypatch):
+def test_training_in_several_processes_is_an_error(option, recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert run(["train", recipe, f"out={tmp_path / 'run'}", *option]) == 2
     told = "lumina train: training in several processes is not supported yet; start one, without torchrun\n"

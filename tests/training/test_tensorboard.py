@@ -1,4 +1,4 @@
-"""What training writes for TensorBoard, and what a full disk makes of it: one line, no thread's traceback."""
+"""Scalars for TensorBoard, and the one-line error on a full disk."""
 
 import re
 import subprocess
@@ -24,7 +24,7 @@ def read(folder):
     return {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
 
 
-def test_tensorboard_reads_the_scalars_and_forgets_what_a_resumed_run_does_again(tmp_path):
+def test_tensorboard_shows_the_scalars_and_drops_those_that_a_resumed_run_writes_again(tmp_path):
     run = RunFolder(tmp_path)
     with log_to(run, 0) as log:
         for step in (1, 2, 3):
@@ -34,7 +34,7 @@ def test_tensorboard_reads_the_scalars_and_forgets_what_a_resumed_run_does_again
     assert read(tmp_path) == {"low/loss": [(1, 0.5), (2, 8.0)]}
 
 
-def test_a_row_is_on_the_disk_when_it_is_logged(tmp_path):
+def test_a_logged_row_is_on_the_disk(tmp_path):
     with log_to(RunFolder(tmp_path), 0) as log:
         log(ROW)
         assert read(tmp_path) == {"low/loss": [(1, 0.5)]}
@@ -42,7 +42,7 @@ def test_a_row_is_on_the_disk_when_it_is_logged(tmp_path):
 
 @needs_full
 @pytest.mark.parametrize("full", ["metrics.jsonl", "events"])
-def test_a_full_disk_is_one_line_that_names_the_file(full, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_one_line_error_with_the_file(full, tmp_path, monkeypatch):
     monkeypatch.setattr(tensorboard, "new_event_file", lambda folder, step: folder / "events")
     (tmp_path / full).symlink_to(FULL)
     before = threading.active_count()
@@ -57,12 +57,12 @@ def log_one_row(folder):
 
 
 @pytest.mark.slow
-def test_a_disk_that_fills_up_while_training_ends_it_in_one_line(tmp_path):
-    """A child with a limit on file sizes logs until it is refused."""
+def test_a_disk_that_fills_up_during_training_is_a_one_line_error(tmp_path):
+    """A child process with a limit on file sizes logs until a write fails."""
     lines = (
         "import resource, signal, warnings; warnings.simplefilter('ignore')",
         "from pathlib import Path; from lumina_cli.core.errors import LuminaError",
-        "from lumina_cli.core.formats.checkpoint import RunFolder; from lumina_cli.core.training.loop import log_to",
+        "from lumina_cli.core.weights.run_folder import RunFolder; from lumina_cli.core.training.loop import log_to",
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))",
         "try:",
         f"    with log_to(RunFolder(Path({str(tmp_path)!r})), 0) as log:",

@@ -1,3 +1,5 @@
+"""Training a transformer: losses, resuming, stages, the exported model, and errors."""
+
 import json
 import signal
 from pathlib import Path
@@ -16,9 +18,8 @@ from lumina_cli.core.flow.plan import Plan
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import from_official, load_transformer
 from lumina_cli.core.sampling.pipeline import default_plan
-from lumina_cli.core.training import loop
 from lumina_cli.core.training.config import Recipe
-from lumina_cli.core.training.loop import ASSETS, describe_run, find_frozen, train_transformer
+from lumina_cli.core.training.loop import describe_run, train_transformer
 from lumina_cli.core.training.objective import (
     LOW,
     MAIN,
@@ -56,7 +57,7 @@ def relative(ours, theirs):
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-def test_losses_and_gradients_are_the_official_ones(golden_model):
+def test_losses_and_gradients_match_the_official_implementation(golden_model):
     text, mask = TENSORS["in.caption_features"], TENSORS["in.caption_mask"].bool()
     losses = velocity_loss(
         lambda x, t: golden_model(x, t, text, mask), TENSORS["in.x"], TENSORS["in.noise"], TENSORS["in.t"]
@@ -70,7 +71,7 @@ def test_losses_and_gradients_are_the_official_ones(golden_model):
             assert relative(ours, theirs) < 1e-5, name
 
 
-def test_a_list_has_the_losses_of_a_batch(golden_model):
+def test_a_list_of_latents_has_the_same_losses_as_a_batch(golden_model):
     text, mask, t = TENSORS["in.caption_features"], TENSORS["in.caption_mask"].bool(), TENSORS["in.t"]
 
     def velocity(x, t):
@@ -81,14 +82,14 @@ def test_a_list_has_the_losses_of_a_batch(golden_model):
     assert torch.allclose(batch, listed, rtol=1e-5)
 
 
-def test_training_times_are_the_official_ones():
+def test_training_times_match_the_official_implementation():
     shift = train_shift(4096)
     ours = shift_time(torch.tensor(FACTS["train_shift"]["u"]), shift)
     assert torch.allclose(ours, torch.tensor(FACTS["train_shift"]["t"]), atol=1e-5)
     times, _ = draw_time_and_noise(0, 0, range(20_000), [(1,)] * 20_000)
-    for share, time in FACTS["train_t_quantiles"].items():
-        assert shift_time(times, shift).quantile(float(share)).item() == pytest.approx(time, abs=0.01)
-        assert shift_time(even_times(10_000), shift).quantile(float(share)).item() == pytest.approx(
+    for quantile, time in FACTS["train_t_quantiles"].items():
+        assert shift_time(times, shift).quantile(float(quantile)).item() == pytest.approx(time, abs=0.01)
+        assert shift_time(even_times(10_000), shift).quantile(float(quantile)).item() == pytest.approx(
             time, abs=0.004
         )
 
@@ -104,7 +105,7 @@ def test_noise_depends_on_seed_step_and_sample_only():
 
 
 def loss_by_hand(data, shift, stream):
-    """The loss of a model that answers 2 x_t + t, written out; times and noise are the stream's own."""
+    """The loss of a model that predicts 2 x_t + t, with the times and the noise of the stream."""
     times, noise = draw_time_and_noise(5, 9, range(len(data)), [tuple(x.shape) for x in data], stream)
     errors = []
     for x, n, u in zip(data, noise, times, strict=True):
@@ -114,7 +115,7 @@ def loss_by_hand(data, shift, stream):
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_auxiliary_loss_is_the_loss_of_pooled_latents_at_the_same_shift_and_draws_of_its_own(listed):
+def test_auxiliary_loss_is_the_loss_of_pooled_latents_with_the_same_shift_and_its_own_noise(listed):
     data = torch.randn(3, 16, 8, 8)
 
     def draw(shapes, stream):
@@ -134,15 +135,15 @@ def test_auxiliary_loss_is_the_loss_of_pooled_latents_at_the_same_shift_and_draw
     assert (alone.item(), nothing) == (loss.item(), None)
 
 
-def test_the_two_losses_share_neither_times_nor_noise():
+def test_main_and_auxiliary_loss_share_neither_times_nor_noise():
     (t, (noise,)), (other, (low,)) = (draw_time_and_noise(0, 0, [0], [(4, 4)], s) for s in (MAIN, LOW))
     assert t != other
     assert not torch.equal(noise, low)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+def images(tmp_path_factory):
+    folder, random = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     with (folder / "rows.jsonl").open("w") as file:
         for i in range(30):
             Image.fromarray(random.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
@@ -152,11 +153,11 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture
-def recipe(tiny_folder, pictures, tmp_path_factory):
+def recipe(tiny_folder, images, tmp_path_factory):
     def make(**changes):
         stage = {"size": 64, "steps": 4, "batch": 4, "lr": 1e-3, "system": "empty"}
         values = {
-            "model": str(tiny_folder), "frozen": str(tiny_folder), "data": str(pictures), "precision": "fp32",
+            "model": str(tiny_folder), "frozen": str(tiny_folder), "data": str(images), "precision": "fp32",
             "cache": tmp_path_factory.getbasetemp() / "latents", "log_every": 1, "checkpoint_every": 3,
             "validation": {"samples": 2, "every": 4}, "optimizer": {"name": "muon"},
             "stages": {"low": stage, "high": {**stage, "decay": 0.5, "auxiliary_loss": 1.0}},
@@ -176,12 +177,12 @@ def losses(out):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_a_resumed_run_is_the_run_that_was_never_stopped(recipe, tmp_path, exact):
+def test_a_resumed_run_equals_an_uninterrupted_run(recipe, tmp_path, exact):
     settings = recipe(exact_lengths=exact)
     train(settings, tmp_path / "straight")
     rows = train_transformer(settings, tmp_path / "killed", open_data=TrainingData)
     for row in rows:
-        if row["step"] == 6:  # after the checkpoint of step 6 has been promised, before it is written
+        if row["step"] == 6:  # the checkpoint of step 6 is due but not written yet
             break
     rows.close()
     train(settings, tmp_path / "killed", resume=True)
@@ -193,7 +194,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(recipe, tmp_path, exact
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_model_of_a_run_is_drawn_with_the_plan_of_its_recipe(recipe, tmp_path):
+def test_the_exported_model_uses_the_plan_of_its_recipe(recipe, tmp_path):
     stage = {"size": 64, "steps": 1, "batch": 2, "lr": 1e-3, "system": "empty"}
     train(recipe(stages={"low": stage}, plan={"shift": 3, "guide_until": 1}), tmp_path)
     assert default_plan(tmp_path / "model") == Plan(shift=3, guide_until=1)
@@ -203,7 +204,7 @@ def test_the_model_of_a_run_is_drawn_with_the_plan_of_its_recipe(recipe, tmp_pat
         recipe(plan={"shif": 3})
 
 
-def test_training_lowers_the_loss_and_leaves_a_model_that_opens(recipe, tmp_path, tiny_folder):
+def test_training_lowers_the_loss_and_exports_a_model_that_opens(recipe, tmp_path, tiny_folder):
     stage = {"size": 64, "steps": 30, "batch": 4, "lr": 5e-3, "system": "empty"}
     rows = train(recipe(stages={"low": stage}, log_every=10, ema=0.9, export="bf16"), tmp_path)
     means = [row["loss"] for row in rows if "loss" in row]
@@ -222,11 +223,13 @@ def test_stages_can_be_run_one_at_a_time(recipe, tmp_path):
     train(settings, tmp_path / "apart", stage="high")
     train(settings, tmp_path / "together")
     assert losses(tmp_path / "apart") == losses(tmp_path / "together")
-    with pytest.raises(LuminaError, match="holds checkpoints up to step 8; --resume goes on"):
+    with pytest.raises(
+        LuminaError, match="contains checkpoints up to step 8; resume it with --resume, or set another out="
+    ):
         train(settings, tmp_path / "apart")
 
 
-def test_a_stage_waits_for_the_one_before(recipe, tmp_path):
+def test_a_stage_requires_the_previous_stage_to_be_finished(recipe, tmp_path):
     rows = train_transformer(recipe(checkpoint_every=2), tmp_path, open_data=TrainingData)
     next(row for row in rows if row["step"] == 3)
     rows.close()
@@ -234,7 +237,7 @@ def test_a_stage_waits_for_the_one_before(recipe, tmp_path):
         train(recipe(), tmp_path, stage="high", resume=True)
 
 
-def test_an_interrupt_writes_a_checkpoint_first(recipe, tmp_path):
+def test_an_interrupt_writes_a_checkpoint(recipe, tmp_path):
     rows = train_transformer(recipe(checkpoint_every=1000), tmp_path, open_data=TrainingData)
     next(row for row in rows if row["step"] == 2)
     signal.raise_signal(signal.SIGINT)
@@ -247,29 +250,29 @@ def test_an_interrupt_writes_a_checkpoint_first(recipe, tmp_path):
     ("changes", "message"),
     [
         ({"model": "nanoo"}, "model 'nanoo' is unknown; did you mean 'nano'"),
-        ({"model": "nano"}, "reads text of width 256; the frozen encoder gives 32"),
+        ({"model": "nano"}, "requires text features of width 256; the frozen encoder has width 32"),
         ({"frozen": "nowhere"}, "unknown model 'nowhere'"),
     ],
 )
-def test_what_does_not_fit_is_one_line(recipe, tmp_path, changes, message):
+def test_models_that_do_not_fit_are_one_line_errors(recipe, tmp_path, changes, message):
     with pytest.raises(LuminaError, match=message):
         train(recipe(**changes), tmp_path)
 
 
-def test_resuming_nothing_and_unknown_stages_are_errors(recipe, tmp_path):
+def test_resuming_without_a_run_and_unknown_stages_are_errors(recipe, tmp_path):
     with pytest.raises(LuminaError, match="has no run to resume"):
         train(recipe(), tmp_path, resume=True)
     with pytest.raises(UsageError, match="no stage 'lo'; did you mean 'low'"):
         train(recipe(), tmp_path, stage="lo")
 
 
-def test_another_optimiser_cannot_resume(recipe, tmp_path):
+def test_resuming_with_another_optimizer_is_an_error(recipe, tmp_path):
     train(recipe(), tmp_path, stage="low")
-    with pytest.raises(LuminaError, match="trained with another optimiser than adamw"):
+    with pytest.raises(LuminaError, match="trained with another optimizer than adamw"):
         train(recipe(optimizer={"name": "adamw"}), tmp_path, resume=True)
 
 
-def test_describe_counts_without_training(recipe):
+def test_a_dry_run_counts_tokens_and_parameters_without_training(recipe):
     rows = list(describe_run(recipe(model="nano")))
     assert [row["stage"] for row in rows] == ["low", "high"]
     assert rows[0]["image_tokens"] == 16
@@ -277,8 +280,8 @@ def test_describe_counts_without_training(recipe):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # the compiler warns of its own code
-def test_compiled_blocks_train_like_plain_ones(recipe, tmp_path):
+@pytest.mark.filterwarnings("ignore")  # the compiler emits warnings about its own code
+def test_compiled_blocks_train_like_uncompiled_ones(recipe, tmp_path):
     stage = {
         "size": 64,
         "steps": 2,
@@ -297,7 +300,7 @@ def test_compiled_blocks_train_like_plain_ones(recipe, tmp_path):
     assert compiled == pytest.approx(plain, rel=1e-3)
 
 
-def test_compiling_without_a_compiler_says_what_to_do(monkeypatch):
+def test_compiling_without_a_compiler_suggests_compile_false(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -305,7 +308,7 @@ def test_compiling_without_a_compiler_says_what_to_do(monkeypatch):
         compile_blocks(build_model("nano"))
 
 
-def test_checkpointing_changes_no_gradient(recipe, tiny_folder):
+def test_gradient_checkpointing_does_not_change_gradients(recipe, tiny_folder):
     batch = TrainBatch(torch.randn(2, 16, 8, 8), torch.ones(2, 3, dtype=torch.long), None)
     weights, calls = [], []
     for checkpointing in (False, True):
@@ -321,25 +324,25 @@ def test_checkpointing_changes_no_gradient(recipe, tiny_folder):
         trainer.update(batch, settings.stages["low"], 1e-3)
         weights.append(gradients)
         calls.append(count[0])
-    assert calls == [1, 2]  # on the way back once more
+    assert calls == [1, 2]  # once more in the backward pass
     assert all(torch.equal(one, other) for one, other in zip(*weights, strict=True))
 
 
-def test_the_auxiliary_loss_trains_with_its_weight(recipe, tiny_folder):
-    """Gradients are linear in the weight: each unit of it adds the same, which is not nothing."""
+def test_gradients_of_the_auxiliary_loss_scale_with_its_weight(recipe, tiny_folder):
+    """Gradients are linear in the weight: each unit adds the same non-zero gradient."""
     batch = TrainBatch(torch.randn(2, 16, 8, 8), torch.ones(2, 3, dtype=torch.long), None)
     trainer = Trainer(recipe(clip=1e9), TextEncoder(tiny_folder, torch.device("cpu")), torch.device("cpu"))
-    gradients, figures = [], []
+    gradients, metrics = [], []
     for weight in (0.0, 1.0, 2.0):
         stage = recipe().stages["low"].model_copy(update={"auxiliary_loss": weight})
         trainer.step = 0
         trainer._apply = lambda norm, lr: gradients.append(
             torch.cat([parameter.grad.flatten() for parameter in trainer.model.parameters()])
         )
-        figures.append(trainer.update(batch, stage, 1e-3))
+        metrics.append(trainer.update(batch, stage, 1e-3))
         trainer.optimizer.zero_grad()
-    assert "auxiliary_loss" not in figures[0]
-    assert figures[1]["loss"] == figures[2]["loss"] == figures[0]["loss"]
+    assert "auxiliary_loss" not in metrics[0]
+    assert metrics[1]["loss"] == metrics[2]["loss"] == metrics[0]["loss"]
     none, once, twice = gradients
     assert relative(once, none) > 0.01
     assert torch.allclose(twice - once, once - none, atol=1e-4 * float(once.abs().max()))
@@ -349,8 +352,8 @@ def exported(folder):
     return load_transformer(folder / "model" / "transformer").state_dict()
 
 
-def test_the_model_that_is_left_holds_the_average_of_the_weights(recipe, tmp_path, tiny_folder):
-    """The average is made anew from the weights of every step, by its definition."""
+def test_the_exported_model_contains_the_moving_average_of_the_weights(recipe, tmp_path, tiny_folder):
+    """The average is computed again from the weights of each step, by its definition."""
     stage = {"size": 64, "steps": 5, "batch": 4, "lr": 1e-2, "system": "empty"}
     train(recipe(stages={"low": stage}, ema=0.25, checkpoint_every=1, keep=9), tmp_path)
     average = load_transformer(tiny_folder / "transformer").state_dict()
@@ -363,11 +366,11 @@ def test_the_model_that_is_left_holds_the_average_of_the_weights(recipe, tmp_pat
     assert max(relative(model[name], weights[name]) for name in weights) > 1e-3
 
 
-def test_truncated_pictures_do_not_end_a_run(recipe, pictures, tmp_path):
-    lines = pictures.read_text().splitlines()
+def test_truncated_images_do_not_end_a_run(recipe, images, tmp_path):
+    lines = images.read_text().splitlines()
     for i in range(len(lines)):
         (tmp_path / f"{i}.png").write_bytes(
-            (pictures.parent / f"{i}.png").read_bytes()[: 300 if i == 7 else None]
+            (images.parent / f"{i}.png").read_bytes()[: 300 if i == 7 else None]
         )
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     rows = train(recipe(data=str(tmp_path / "rows.jsonl"), cache=tmp_path / "cache"), tmp_path / "run")
@@ -375,33 +378,3 @@ def test_truncated_pictures_do_not_end_a_run(recipe, pictures, tmp_path):
         "phase": "cache latents", "pictures": 30, "rejects": 1,
         "why": str(next((tmp_path / "cache").glob("*-64")) / "rejects.jsonl"),
     }  # fmt: skip
-
-
-def test_frozen_parts_are_found_by_name_before_any_folder(tmp_path, monkeypatch, tiny_folder):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "nano").mkdir()
-    assert find_frozen("nano") == ASSETS / "nano"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "model").symlink_to(tiny_folder)
-    assert find_frozen("run") == Path("run/model")
-    assert find_frozen(str(tiny_folder)) == tiny_folder
-    with pytest.raises(LuminaError, match="nano has no vae, text_encoder, tokenizer"):
-        find_frozen("./nano")
-    with pytest.raises(UsageError, match="frozen: unknown model 'nanoo'; did you mean 'nano'"):
-        find_frozen("nanoo")
-
-
-def test_frozen_is_never_a_path_into_the_assets(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="frozen: unknown model"):
-        find_frozen("nano/../nano")
-
-
-def test_an_embedded_model_without_transformer_gives_its_frozen_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "ASSETS", tmp_path)
-    for part in ("vae", "text_encoder", "tokenizer"):
-        (tmp_path / "nano" / part).mkdir(parents=True)
-    assert find_frozen("nano") == tmp_path / "nano"
-    (tmp_path / "nano" / "vae").rmdir()
-    with pytest.raises(LuminaError, match="has no vae"):
-        find_frozen("nano")

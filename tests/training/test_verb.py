@@ -1,3 +1,5 @@
+"""`lumina train`: rows, dry runs, progress bars, errors and interruptions."""
+
 import io
 import json
 import os
@@ -37,7 +39,7 @@ def rows_of(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_rows_of_metrics_come_out_and_a_model_is_left(recipe, tmp_path, capsys):
+def test_training_prints_rows_of_metrics_and_exports_a_model(recipe, tmp_path, capsys):
     out = tmp_path / "run"
     assert run(["train", recipe, f"out={out}", "stages.low.steps=4"]) == 0
     rows = rows_of(capsys)
@@ -55,7 +57,7 @@ def test_rows_of_metrics_come_out_and_a_model_is_left(recipe, tmp_path, capsys):
     assert rows_of(capsys) == rows[-1:]
 
 
-def test_one_stage_and_then_the_next(recipe, tmp_path, capsys):
+def test_stages_can_be_trained_one_at_a_time(recipe, tmp_path, capsys):
     for stage in ("low", "hq"):
         assert run(["train", recipe, "--stage", stage, f"out={tmp_path / 'run'}"]) == 0
         assert {row["stage"] for row in rows_of(capsys)[:-1]} == {stage}
@@ -72,7 +74,7 @@ def test_dry_run_shows_the_stages_and_trains_nothing(recipe, tmp_path, capsys):
 
 
 def test_the_shipped_recipe_is_valid(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # where no run is yet
+    monkeypatch.chdir(tmp_path)  # a folder without a run
     assert run(["train", "nano", "--dry-run"]) == 0
     rows = rows_of(capsys)
     assert [row["stage"] for row in rows] == ["low", "high", "hq"]
@@ -89,7 +91,7 @@ def test_every_shipped_recipe_has_a_dry_run(name, tmp_path, capsys, monkeypatch)
 @pytest.mark.parametrize(
     "words", [[], ["out=runs/x"], ["--resume"], ["--dry-run"], ["stages.low.steps=3", "model=nano"]]
 )
-def test_without_a_recipe_nothing_starts(words, tmp_path, capsys, monkeypatch):
+def test_a_recipe_is_required(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["train", *words]) == 2
     error = capsys.readouterr().err
@@ -109,7 +111,7 @@ def test_without_a_recipe_nothing_starts(words, tmp_path, capsys, monkeypatch):
         (["--resume"], 1, "has no run to resume"),
     ],
 )
-def test_a_dry_run_refuses_what_training_refuses(recipe, tmp_path, capsys, words, code, message, dry):
+def test_a_dry_run_reports_the_errors_of_training(recipe, tmp_path, capsys, words, code, message, dry):
     assert run(["train", recipe, f"out={tmp_path / 'run'}", *words, *dry]) == code
     told = capsys.readouterr()
     assert message in told.err
@@ -117,12 +119,12 @@ def test_a_dry_run_refuses_what_training_refuses(recipe, tmp_path, capsys, words
 
 
 @pytest.mark.parametrize("words", [[], ["nano-detector"], ["nano"]])
-def test_a_dry_run_resumes_no_run_that_is_not_there(words, tmp_path, capsys):
+def test_a_dry_run_of_a_resume_requires_a_run(words, tmp_path, capsys):
     assert run(["train", *words, f"out={tmp_path / 'run'}", "--resume", "--dry-run"]) == 1
     assert "to resume; start " in capsys.readouterr().err
 
 
-def test_a_finished_run_says_that_nothing_is_left(recipe, tmp_path, capsys):
+def test_resuming_a_finished_run_is_reported(recipe, tmp_path, capsys):
     out = tmp_path / "run"
     assert run(["train", recipe, f"out={out}"]) == 0
     assert capsys.readouterr().err == ""
@@ -136,7 +138,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_sees_stage_steps_and_loss_as_they_come(recipe, tmp_path, monkeypatch):
+def test_a_terminal_shows_stage_steps_and_loss_during_training(recipe, tmp_path, monkeypatch):
     bars, err = [], Terminal()
     update = Progress.update
 
@@ -158,14 +160,14 @@ def test_a_terminal_sees_stage_steps_and_loss_as_they_come(recipe, tmp_path, mon
 
 
 @pytest.mark.parametrize("stage", ["low", "hq"])
-def test_one_stage_counts_to_its_own_end(stage, recipe):
+def test_the_progress_total_is_the_end_of_the_selected_stages(stage, recipe):
     settings = load_recipe(recipe, Recipe)
     row = {"step": 11, "stage_step": 1, "stage": stage, "loss": 0.5}
     assert describer(settings, stage)(row) == (11, 12, f"{stage}  loss 0.5")
     assert describer(settings, "all")(row)[1] == {"low": 14, "hq": 12}[stage]
 
 
-def test_a_closed_pipe_leaves_a_checkpoint(recipe, tmp_path, monkeypatch):
+def test_a_closed_pipe_writes_a_checkpoint(recipe, tmp_path, monkeypatch):
     lines = []
 
     class Head(io.StringIO):
@@ -197,7 +199,7 @@ def test_a_closed_pipe_leaves_a_checkpoint(recipe, tmp_path, monkeypatch):
         (["another"], 2, "one recipe at a time"),
     ],
 )
-def test_mistakes_are_one_line(recipe, tmp_path, capsys, words, code, message):
+def test_invalid_arguments_are_one_line_errors(recipe, tmp_path, capsys, words, code, message):
     assert run(["train", recipe, f"out={tmp_path / 'run'}", *words]) == code
     error = capsys.readouterr().err
     assert message in error
@@ -205,13 +207,13 @@ def test_mistakes_are_one_line(recipe, tmp_path, capsys, words, code, message):
     assert error.count("\n") == 1
 
 
-def test_an_unknown_recipe_is_named(capsys):
+def test_an_unknown_recipe_suggests_a_known_one(capsys):
     assert run(["train", "nanoo"]) == 2
     assert "no recipe 'nanoo'; did you mean 'nano'?" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_and_an_interrupted_one_ends_with_130(recipe, tmp_path):
+def test_a_killed_run_resumes_and_an_interrupted_one_ends_with_130(recipe, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "lumina_cli", "train", recipe, f"out={out}"]
     command += ["stages.low.steps=100000", "checkpoint_every=5"]

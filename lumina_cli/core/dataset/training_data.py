@@ -96,7 +96,7 @@ class StageData:
         self.seed = recipe.seed * 16 + list(recipe.stages).index(name)
         kinds, weights = caption_kinds(store.captions, self.settings)
         self.kinds, self.ready = kinds, PrecomputedFeatures(frozen, self.settings.system) if frozen else None
-        self.lacking = missing_captions(kinds, self.settings)
+        self.missing = missing_captions(kinds, self.settings)
         self.null = np.array(tokenizer([""])[0], np.int32)
         self.tokens = CaptionTokens(store, kinds, self.settings.system, tokenizer)
         lengths = np.where(self._trained()[:, None], self.tokens.lengths, 0)

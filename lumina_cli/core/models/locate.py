@@ -63,15 +63,20 @@ def find_lumina_image_2() -> Path:
 def model_folder(folder: Path) -> Path:
     """Return `folder`, or the newest model in it if it is a run folder; LuminaError where it is not whole."""
     if (folder / "recipe.yaml").is_file() or (folder / "model" / "transformer").is_dir():
-        if not (folder / "model").is_dir():
-            raise LuminaError(f"{folder} has no checkpoint yet; `lumina train ... out={folder}` writes one")
-        folder = folder / "model"
+        run, folder = folder, newest_model(folder)
+        if folder == run:
+            raise LuminaError(f"{run} has no checkpoint yet; `lumina train ... out={run}` writes one")
     missing = missing_files(folder)
     if len(missing) >= len(PARTS):
         raise LuminaError(f"{folder} is not a model folder; it would hold {'/, '.join(PARTS)}/")
     if missing:
         raise LuminaError(f"{folder} is not whole: it has no {', '.join(missing)}")
     return folder
+
+
+def newest_model(folder: Path) -> Path:
+    """Return the model folder in a run folder, or `folder` itself if it does not contain one."""
+    return folder / "model" if (folder / "model").is_dir() else folder
 
 
 def missing_files(folder: Path) -> list[str]:

@@ -1,0 +1,1 @@
+"""Training: recipes, the transformer's training loop, and the components of nano."""

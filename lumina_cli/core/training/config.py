@@ -1,4 +1,4 @@
-"""The recipe of a transformer: every setting of `lumina train`, its default, and what it means."""
+"""The recipe of a transformer: each setting of `lumina train`, its default and its meaning."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,13 +13,13 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**31)]  # of the small parts: numpy takes none below 0
+Seed = Annotated[int, Field(ge=0, lt=2**31)]  # of the nano components: numpy accepts no negative seed
 Weights = dict[str, Weight]
-Setting = Annotated[int | float | str | None, Field(union_mode="left_to_right")]  # of a plan
+Setting = Annotated[int | float | str | None, Field(union_mode="left_to_right")]  # of a sampling plan
 
 
 def enough_scenes(settings: Any) -> Any:
-    """Refuse a batch that its scenes cannot fill: every picture of a batch is another one."""
+    """Reject a batch larger than the number of scenes: a batch contains each scene at most once."""
     if settings.batch > settings.scenes:
         raise ValueError(f"a batch of {settings.batch} needs as many scenes, not {settings.scenes}")
     return settings
@@ -47,7 +47,7 @@ class OptimizerSettings(Strict):
 
 
 class Stage(Strict):
-    """One stretch of training at one size."""
+    """One training stage at one image size."""
 
     size: Annotated[int, Field(ge=64, multiple_of=64)]
     """Image size in pixels: the side of a square; images are cropped to buckets of about its area."""
@@ -76,7 +76,7 @@ class Stage(Strict):
 
 
 class Validation(Strict):
-    """The loss of the averaged weights on pictures held back from training, at fixed times and noise."""
+    """The loss of the averaged weights on images held back from training, at fixed times and noise."""
 
     samples: Annotated[int, Field(ge=0)] = 256
     """Images held back from training; 0 disables validation."""
@@ -85,7 +85,7 @@ class Validation(Strict):
 
 
 class Recipe(Strict):
-    """What `lumina train` does for the part `transformer`."""
+    """The settings of `lumina train` for the part `transformer`."""
 
     part: Literal["transformer"] = "transformer"
     """The part that the recipe trains."""
@@ -139,7 +139,11 @@ class Recipe(Strict):
     @field_validator("stages", mode="before")
     @classmethod
     def known_stages(cls, stages: Any) -> Any:
-        """Put the stages in their order; a name that is not a stage is an error."""
+        """Sort the stages in the order of training.
+
+        Raises:
+            ValueError: if a name is not a stage, or if there are none.
+        """
         if not isinstance(stages, dict):
             return stages
         for name in stages:
@@ -153,8 +157,12 @@ class Recipe(Strict):
     @field_validator("plan")
     @classmethod
     def possible_plan(cls, plan: dict[str, Setting]) -> dict[str, Setting]:
-        """Refuse settings that no plan has."""
-        from lumina_cli.core.flow.plan import Plan  # imports torch, which a recipe alone does not need
+        """Check the settings of the sampling plan.
+
+        Raises:
+            ValueError: if a setting is unknown or invalid.
+        """
+        from lumina_cli.core.flow.plan import Plan  # imports torch: only for recipes with a plan
 
         try:
             Plan.from_json(plan)
@@ -162,8 +170,12 @@ class Recipe(Strict):
             raise ValueError(str(error)) from error
         return plan
 
-    def chosen(self, stage: str) -> list[str]:
-        """Return the names of the stages that `--stage` asks for; raises UsageError for an unknown one."""
+    def select_stages(self, stage: str) -> list[str]:
+        """Return the names of the stages that `--stage` selects.
+
+        Raises:
+            UsageError: if the recipe does not have the stage.
+        """
         if stage == "all":
             return list(self.stages)
         if stage not in self.stages:

@@ -1,6 +1,6 @@
-"""Flow matching: the loss of a model on noised latents, and its low-resolution companion.
+"""Flow matching: the loss of a model on noised latents, and the auxiliary loss at low resolution.
 
-B pictures, C channels, H W latent size. Time runs from noise (0) to data (1).
+B batch, C channels, H W latent size. Time runs from noise (0) to data (1).
 """
 
 import math
@@ -14,15 +14,16 @@ from torch.nn.functional import avg_pool2d
 from lumina_cli.core.flow.path import interpolate, shift_time
 
 Latents = Tensor | list[Tensor]
-MAIN, LOW = 0, 1  # random streams of the two losses
+MAIN, LOW = 0, 1  # random streams of the main and the auxiliary loss
 
 
 def draw_time_and_noise(
     seed: int, step: int, samples: Sequence[int], shapes: Sequence[tuple[int, ...]], stream: int = MAIN
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return unshifted times (B,) and float32 noise of each shape.
+    """Return times (B,) before their shift, and float32 noise of each of `shapes`, one per sample.
 
-    Every value is keyed by (seed, step, sample) alone: the same after a resume, and in whichever process.
+    The times are logit-normal: the sigmoid of a standard normal. Each value depends only on (seed, step,
+    sample, stream), so that a resumed run draws the same numbers. `stream` is MAIN or LOW.
     """
     times, noises = [], []
     for sample, shape in zip(samples, shapes, strict=True):
@@ -36,10 +37,10 @@ def draw_time_and_noise(
 def velocity_loss(
     velocity: Callable[[Latents, Tensor], Latents], data: Latents, noise: Latents, t: Tensor
 ) -> Tensor:
-    """Return the mean squared error of the velocity of each picture (B,), averaged over its C, H and W.
+    """Return the mean squared error (B,) of the predicted velocity of each batch entry, over C, H and W.
 
-    `data` and `noise` are (B, C, H, W), or lists of (C, H, W) of mixed sizes; `velocity(x_t, t)` is the model
-    with its text filled in.
+    `data` and `noise` are (B, C, H, W), or lists of (C, H, W) of mixed sizes; `t` (B,) are shifted times;
+    `velocity(x_t, t)` is the model with its text bound. The target is data - noise.
     """
     if isinstance(data, Tensor):
         error = velocity(interpolate(data, noise, t), t).float() - (data - noise)
@@ -58,24 +59,26 @@ def stage_loss(
     shift: float,
     auxiliary: float,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the mean loss of a batch and, where `auxiliary` > 0, the mean loss on latents pooled by 4.
+    """Return the mean loss of a batch and, if `auxiliary` > 0 (else None), that on latents pooled by 4.
 
-    `draw(shapes, stream)` returns unshifted times and noise. Both losses use the shift of the full size.
+    `draw(shapes, stream)` returns times before their shift, and noise. Both losses use the time shift of the
+    full resolution, but times and noise of their own. Source: Lumina-Image 2.0, multi-domain training with
+    the auxiliary loss.
     """
     losses = []
     for stream, x in enumerate((data, pool(data)) if auxiliary else (data,)):
-        t, noise = draw([tuple(picture.shape) for picture in x], stream)
+        t, noise = draw([tuple(entry.shape) for entry in x], stream)
         noise = torch.stack(noise) if isinstance(x, Tensor) else noise
         losses.append(velocity_loss(velocity, x, noise, shift_time(t, shift)).mean())
     return losses[0], losses[1] if auxiliary else None
 
 
 def pool(data: Latents) -> Latents:
-    """Average latents over squares of 4 x 4."""
+    """Average latents over windows of 4 x 4."""
     return avg_pool2d(data, 4) if isinstance(data, Tensor) else [avg_pool2d(x, 4) for x in data]
 
 
 def even_times(count: int) -> Tensor:
-    """Return `count` times at even quantiles of the training distribution before its shift."""
+    """Return `count` times (count,) at evenly spaced quantiles of the logit-normal training distribution."""
     quantiles = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     return torch.special.ndtri(quantiles).sigmoid().float()

@@ -1,18 +1,18 @@
-"""Muon on the matrices of attention and feed-forward, AdamW on everything else, and the rate over a stage."""
+"""Optimizer and learning rate: Muon for the matrices of attention and feed-forward, AdamW for the rest."""
 
 import torch
 from torch import Tensor, nn
 
 from lumina_cli.core.training.config import OptimizerSettings, Stage
 
-INNER = (".attention.", ".feed_forward.")  # what the names of our transformer's inner matrices contain
+INNER = (".attention.", ".feed_forward.")  # in the parameter names of the matrices that Muon trains
 
 
 class Optimizer:
-    """Several torch optimisers that step as one, their rate scaled together.
+    """Several torch optimizers that step together, with one learning rate.
 
-    The rate of AdamW is the stage's `lr`; that of Muon is `muon_ratio` times as much, its updates scaled
-    to the size that AdamW's have, so that one rate fits both.
+    AdamW uses the stage's `lr`; Muon uses `muon_ratio` times as much. Muon's updates are scaled to the RMS of
+    AdamW's updates, so that one learning rate suits both.
     """
 
     def __init__(self, model: nn.Module, settings: OptimizerSettings, inner: tuple[str, ...] = INNER):
@@ -34,7 +34,7 @@ class Optimizer:
         self.ratios = {"adamw": 1.0, "muon": settings.muon_ratio}
 
     def step(self, lr: float) -> None:
-        """Update the weights at rate `lr`, then forget the gradients."""
+        """Update the weights at learning rate `lr`, then reset the gradients."""
         for name, part in self.parts.items():
             for group in part.param_groups:
                 group["lr"] = lr * self.ratios[name]
@@ -42,14 +42,20 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
 
     def zero_grad(self) -> None:
+        """Reset the gradients."""
         for part in self.parts.values():
             part.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict:
+        """Return optimizer name -> state."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict) -> None:
-        """Restore what `state_dict` returned; raises KeyError where the recipe's optimiser is another one."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            KeyError: if `state` is that of another optimizer.
+        """
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
 
@@ -64,7 +70,7 @@ def split_parameters(model: nn.Module, inner: tuple[str, ...] = INNER) -> tuple[
 
 
 def learning_rate(stage: Stage, step: int) -> float:
-    """Return the rate of a stage's step, counted from 0: linear warm-up, constant, linear decay to 0."""
+    """Return the learning rate of a step, counted from 0: linear warmup, constant, linear decay to 0."""
     warm = min(1.0, (step + 1) / stage.warmup) if stage.warmup else 1.0
     falling = stage.decay * stage.steps
     left = min(1.0, (stage.steps - step) / falling) if falling else 1.0

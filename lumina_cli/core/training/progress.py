@@ -1,5 +1,6 @@
-"""Where a training run stands: how far a row is, and for a small part a state to go on from."""
+"""Progress of a training run: means of metrics, the saved state of a nano component, and progress lines."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,23 +9,79 @@ from typing import Any
 import torch
 import yaml
 from pydantic import BaseModel
+from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
 from lumina_cli.core.weights.run_folder import first_line, write_text
 
 
+class MetricsWindow:
+    """Means of metrics over the steps since the last row.
+
+    Checkpoints contain the window, so that a resumed run writes the same rows. Scalars on a device are kept
+    as they are and read together only when a row or a checkpoint needs them, so that the host does not wait
+    for the device in each step.
+    """
+
+    def __init__(self, state: dict | None = None):
+        saved = (state or {}).get("window") or {"sums": {}, "steps": 0}
+        self.sums, self.steps = dict(saved["sums"]), saved["steps"]
+        self.unread: dict[str, list[Tensor]] = {}
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Measure the speed from now on: the time since the last row was not spent on training."""
+        self.start, self.images = time.monotonic(), 0
+
+    def add(self, metrics: dict[str, float | Tensor], images: int) -> None:
+        """Add the metrics of one step on `images` images; tensors are scalars."""
+        for name, value in metrics.items():
+            self.sums.setdefault(name, 0.0)  # in the order of the first step, which is that of the row
+            if isinstance(value, Tensor):
+                self.unread.setdefault(name, []).append(value)
+            else:
+                self.sums[name] += value
+        self.steps += 1
+        self.images += images
+
+    def _read(self) -> None:
+        """Add the scalars that are still on the device, step by step: another order would round otherwise."""
+        for name, values in self.unread.items():
+            for value in torch.stack(values).tolist():
+                self.sums[name] += value
+        self.unread = {}
+
+    def close(self) -> dict[str, float]:
+        """Return the means and the speed in images per second, and start the next window."""
+        self._read()
+        means = {name: value / self.steps for name, value in self.sums.items()}
+        speed = self.images / max(time.monotonic() - self.start, 1e-9)
+        self.sums, self.steps = {}, 0
+        self.restart_clock()
+        return means | {"pictures_per_second": round(speed, 1)}
+
+    def to_json(self) -> dict:
+        """Return the state that the constructor takes."""
+        self._read()
+        return {"window": {"sums": self.sums, "steps": self.steps}}
+
+
 def check_state(path: Path) -> None:
-    """Raise LuminaError where there is no run to go on with."""
+    """Check that a run can be resumed.
+
+    Raises:
+        LuminaError: if its state file does not exist.
+    """
     if not path.exists():
-        raise LuminaError(f"{path.parent} has nothing to resume; start it without --resume")
+        raise LuminaError(f"{path.parent} has nothing to resume; start the run without --resume")
 
 
 @dataclass
 class TrainingProgress:
-    """Weights, optimiser state and step of one run, in one file that is only ever replaced whole.
+    """Weights, optimizer state and step of one run in one file, which is replaced atomically.
 
-    The settings of the run lie beside it, as YAML.
+    The settings of the run are stored next to it, as YAML.
     """
 
     path: Path
@@ -41,12 +98,17 @@ class TrainingProgress:
         write_text(self.path.with_suffix(".yaml"), yaml.safe_dump(settings, sort_keys=False))
 
     def load(self) -> int:
-        """Restore the last saved state and return its step; LuminaError if it is damaged or does not fit."""
+        """Restore the last saved state and return its step.
+
+        Raises:
+            LuminaError: if the file is missing or damaged, or contains another network than the settings
+                describe.
+        """
         check_state(self.path)
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
             step, weights, optimizer = state["step"], state["model"], state["optimizer"]
-        except Exception as error:  # zip, pickle and torch each raise their own kind
+        except Exception as error:  # zip, pickle and torch raise exceptions of their own
             raise LuminaError(
                 f"{self.path} cannot be read ({first_line(error)}); delete it to start again"
             ) from error
@@ -55,13 +117,16 @@ class TrainingProgress:
             self.optimizer.load_state_dict(optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LuminaError(
-                f"{self.path} holds another network than these settings make; delete it to start again"
+                f"{self.path} contains another network than these settings describe; delete it to start again"
             ) from error
         return step
 
 
 def describer(settings: Any, stage: str) -> Callable[[dict], tuple]:
-    """Return a function that says how far a row is: (steps done, of how many, stage and loss)."""
+    """Return a function that maps a row to (steps done, total steps, text) for a progress bar.
+
+    `settings` are those of the run; `stage` is the value of `--stage`.
+    """
 
     def describe(row: dict) -> tuple[int | None, int | None, str | None]:
         name = row.get("stage", settings.part)
@@ -72,9 +137,9 @@ def describer(settings: Any, stage: str) -> Callable[[dict], tuple]:
 
 
 def _total(settings: Any, stage: str, row: dict) -> int | None:
-    """Return the step at which the run ends: a stage counts on from wherever the one before it stopped."""
+    """Return the step at which the run ends, counted over all stages."""
     if "stage_step" not in row:
         return getattr(settings, "steps", None)
-    names = settings.chosen(stage)
+    names = settings.select_stages(stage)
     left = sum(settings.stages[name].steps for name in names[names.index(row["stage"]) :])
     return row["step"] - row["stage_step"] + left

@@ -1,4 +1,4 @@
-"""The settings that a run goes on with: those it was started with, and what is said now laid over them."""
+"""The settings of a resumed run: those that it was started with, with the new overrides applied."""
 
 from pathlib import Path
 
@@ -9,29 +9,32 @@ from lumina_cli.core.recipe import load_recipe
 
 
 def settings_file(out: Path, part: str) -> Path:
-    """Return where a run keeps its settings; nano's small parts share one folder."""
+    """Return the path of the saved settings of a run; the nano components share one folder."""
     return out / ("recipe.yaml" if part == "transformer" else f"{part}.yaml")
 
 
 def resumed_settings(
     named: BaseModel, recipe: str | None, out: Path, overrides: list[str]
 ) -> tuple[BaseModel, list[str]]:
-    """Return the settings saved in `out` under `overrides`, and where those of `recipe` differ.
+    """Return the settings saved in `out` with `overrides` applied, and the names in which `recipe` differs.
 
-    `named` is what `recipe` (None: no recipe was named) and `overrides` say; it serves where `out` holds no
-    settings. UsageError where a run would go on as another model.
+    `named` is the result of `recipe` (None: no recipe was given) and `overrides`; it is returned if `out`
+    has no saved settings.
+
+    Raises:
+        UsageError: if the run would continue with another model.
     """
     path = settings_file(out, named.part)
     if not path.exists():
         return named, []
     before, now = (load_recipe(path, type(named), words) for words in ([], overrides))
-    wanted = named if recipe else now
-    if getattr(wanted, "model", None) != getattr(before, "model", None):
+    requested = named if recipe else now
+    if getattr(requested, "model", None) != getattr(before, "model", None):
         raise UsageError(
-            f"{out} trains the model {before.model}, not {wanted.model}; "
-            f"without RECIPE and model=, --resume goes on with {path}"
+            f"{out} trains the model {before.model}, not {requested.model}; "
+            f"without RECIPE and model=, --resume uses {path}"
         )
-    return now, differences(now.model_dump(), wanted.model_dump())
+    return now, differences(now.model_dump(), requested.model_dump())
 
 
 def differences(one: dict, other: dict, group: str = "") -> list[str]:

@@ -1,6 +1,6 @@
-"""Scalars for TensorBoard, written in the caller's own thread: a full disk is then the caller's error.
+"""Scalars for TensorBoard, written in the calling thread, so that the caller can handle a full disk.
 
-torch's SummaryWriter hands events to a thread of its own, which dies of a full disk with a traceback.
+torch's SummaryWriter writes in a background thread, which fails on a full disk with a traceback.
 """
 
 import os
@@ -19,13 +19,19 @@ VERSION = "brain.Event:2"
 
 
 def new_event_file(folder: Path, step: int) -> Path:
-    """Return the name of the events that follow `step`; TensorBoard reads a folder's files in their order."""
+    """Return the path of the events after `step`; TensorBoard reads files in the order of their names."""
     return folder / f"events.out.tfevents.{int(time.time()):010d}.{os.getpid()}.{step:07d}"
 
 
 @contextmanager
 def event_file(folder: Path, step: int) -> Iterator[Callable[[dict[str, float], int], None]]:
-    """Give a function that writes scalars by name at a step; older ones after `step` are shown no more."""
+    """Provide a function that writes scalars, name -> value, at a step.
+
+    TensorBoard discards earlier events after `step`, which a resumed run writes again.
+
+    Raises:
+        LuminaError: if the file cannot be written.
+    """
     path = new_event_file(folder, step)
     with disk_errors(path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -47,5 +53,5 @@ def event_file(folder: Path, step: int) -> Iterator[Callable[[dict[str, float], 
         write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         yield add
     finally:
-        with suppress(OSError):  # all is flushed by now, or its error told
+        with suppress(OSError):  # each event was flushed, or its error was raised
             file.close()

@@ -1,4 +1,4 @@
-"""The nano captioner: how it is trained, what it opens as, and how true its captions of unseen scenes are."""
+"""The nano captioner: its training, its model folder, and the accuracy of its captions of unseen scenes."""
 
 import json
 import random
@@ -19,13 +19,15 @@ from lumina_cli.core.nano.rendering.renderer import render
 from lumina_cli.core.nano.scene import INVERSE, draw_scene
 from lumina_cli.core.registry import ASSETS, CAPTIONERS, PARTS
 from lumina_cli.core.training.nano import captioner as training
-from lumina_cli.core.training.nano.caption_batches import PAIRS, Writer, describing, mirrored
+from lumina_cli.core.training.nano.caption_batches import PAIRS, CaptionWriter, draw_caption, mirrored
+from lumina_cli.core.training.nano.caption_losses import words_loss
+from lumina_cli.core.training.nano.sub_batches import mirror_boxes
 from lumina_cli.core.unicap.checks.rules import check_caption
 from lumina_cli.core.unicap.prompts import MAX_TOKENS, instruction
 from lumina_cli.core.unicap.protocol import Question
 from lumina_cli.core.unicap.structured import rewriting
 
-ASKING = _handed("captioner", "all")["asking"]
+PROMPTS = _handed("captioner", "all")["prompts"]
 FOLDER = ASSETS / "nano" / "captioner"
 UNSEEN = 800_001
 SMALL = {
@@ -43,7 +45,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """The model is small: on a busy machine two threads wait for each other longer than they compute."""
+    """The model is small: on a busy machine two threads wait longer than they compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,7 +56,7 @@ def open_tokenizer():
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "nano" / "tokenizer")
-    add_questions(tokenizer, ASKING.pieces())
+    add_questions(tokenizer, PROMPTS.pieces())
     return tokenizer
 
 
@@ -63,11 +65,11 @@ class Killed(Exception):
 
 
 @pytest.mark.slow
-def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     settings = training.SCHEMA(**SMALL)
     render_images(training.SEED, settings.scenes, tmp_path, workers=1)
     train = PARTS.load("captioner")
-    whole = list(train(settings, tmp_path, asking=ASKING))
+    whole = list(train(settings, tmp_path, prompts=PROMPTS))
     assert np.isfinite(whole[-1]["loss"])
     names = {path.name for path in (tmp_path / "captioner").iterdir()}
     assert {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json"} <= names
@@ -81,13 +83,13 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training.TrainingProgress, "save", killed)
         with pytest.raises(Killed):
-            list(train(settings, tmp_path, asking=ASKING))
-    resumed = list(train(settings, tmp_path, resume=True, asking=ASKING))
+            list(train(settings, tmp_path, prompts=PROMPTS))
+    resumed = list(train(settings, tmp_path, resume=True, prompts=PROMPTS))
     assert resumed[-1]["step"] == settings.steps
     assert resumed[-1]["loss"] == pytest.approx(whole[-1]["loss"], rel=1e-4)
 
 
-def test_a_mirrored_scene_is_true_of_the_mirrored_picture():
+def test_a_mirrored_scene_describes_the_flipped_image():
     for index in range(60):
         scene = draw_scene(3, index)
         other = mirrored(scene)
@@ -108,21 +110,21 @@ def test_boxes_follow_a_mirrored_scene():
         rows, columns = np.nonzero(mask)
         boxes[0, i] = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
     other = mirrored(scene)
-    turned = training._turned_boxes(boxes, [other], np.array([True]), 128)
-    again = training._turned_boxes(turned, [scene], np.array([True]), 128)
+    turned = mirror_boxes(boxes, [other], np.array([True]), 128)
+    again = mirror_boxes(turned, [scene], np.array([True]), 128)
     assert np.array_equal(again, boxes, equal_nan=True)
-    assert (np.diff(turned[0, :3, 0]) > 0).all()  # still told from left to right
+    assert (np.diff(turned[0, :3, 0]) > 0).all()  # still in the order from left to right
     for thing, box, old in zip(other.things, turned[0], boxes[0, 2::-1], strict=False):
         assert thing.kind in {t.kind for t in scene.things}
         assert box[0] == pytest.approx(128 - old[2])
 
 
-def test_tellings_leave_nothing_out_and_pass_the_checks():
+def test_training_captions_contain_all_facts_and_pass_the_checks():
     rng, failed = random.Random(0), Counter()
     for index in range(30):
         scene = draw_scene(5, index)
         for level, lang in PAIRS:
-            text = describing(scene, level, lang, rng, ASKING)
+            text = draw_caption(scene, level, lang, rng, PROMPTS)
             said = parse_caption(text, lang)
             assert said.tints == facts_of(scene).tints
             assert main_relations(scene, level) <= said.relations
@@ -130,9 +132,9 @@ def test_tellings_leave_nothing_out_and_pass_the_checks():
     assert sum(failed.values()) < 0.02 * 30 * len(PAIRS), failed
 
 
-def test_a_caption_sees_its_picture_and_itself_alone():
-    writer = Writer(open_tokenizer(), ASKING)
-    batch = writer.about_pictures([draw_scene(5, 0), draw_scene(5, 1)], 3, random.Random(0))
+def test_a_caption_attends_only_to_its_image_and_itself():
+    writer = CaptionWriter(open_tokenizer(), PROMPTS)
+    batch = writer.image_rows([draw_scene(5, 0), draw_scene(5, 1)], 3, random.Random(0))
     tokens, mask = batch["tokens"][0], batch["mask"][0, 0]
     prefix = 1 + GRID * GRID
     starts = (tokens == writer.answer).nonzero()[:, 0].tolist()
@@ -142,23 +144,23 @@ def test_a_caption_sees_its_picture_and_itself_alone():
     assert not mask[second, prefix : first + 2].any()
     assert not mask[first, first + 1 :].any()
     assert not mask[:prefix, prefix:].any()
-    assert batch["places"][0, second - 1] == prefix  # each question stands right behind the picture
+    assert batch["places"][0, second - 1] == prefix  # each prompt directly follows the image
     spoken = tokens[batch["spoken"][0]].tolist()
     assert spoken.count(writer.end) == 3
     assert writer.answer not in spoken
 
 
-def test_packed_captions_are_read_as_they_are_asked():
-    """What training computes for a caption in a row of several is what the model computes for it alone."""
+def test_packed_captions_have_the_loss_of_separate_captions():
+    """The loss of a caption in a row of several equals the loss that the model computes for it alone."""
     torch.manual_seed(0)
     tokenizer = open_tokenizer()
     model = build_captioner(tokenizer, 1, 1).eval()
-    writer = Writer(tokenizer, ASKING)
-    batch = writer.about_pictures([draw_scene(5, 0)], 2, random.Random(0))
+    writer = CaptionWriter(tokenizer, PROMPTS)
+    batch = writer.image_rows([draw_scene(5, 0)], 2, random.Random(0))
     pixels = torch.rand(1, 3, 128, 128)
     with torch.no_grad():
         seen = model.model.get_image_features(pixels, return_dict=True).pooler_output
-        packed = training.words_loss(model, batch, seen)
+        packed = words_loss(model, batch, seen)
         tokens, spoken = batch["tokens"][0], batch["spoken"][0]
         starts = (tokens == writer.answer).nonzero()[:, 0].tolist()
         losses = []
@@ -170,7 +172,7 @@ def test_packed_captions_are_read_as_they_are_asked():
     assert packed.item() == pytest.approx(sum(losses).item() / int(spoken.sum()), rel=1e-4)
 
 
-def test_the_folder_is_small_and_safe():
+def test_the_model_folder_is_small_and_contains_only_safe_files():
     files = list(FOLDER.iterdir())
     assert sum(path.stat().st_size for path in files) <= 20e6
     assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors"}
@@ -182,7 +184,7 @@ def open_engine():
     return CAPTIONERS.load("nano")()
 
 
-def test_every_question_is_one_token():
+def test_each_prompt_is_one_token():
     tokenizer = open_engine().tokenizer
     for level, lang in PAIRS:
         assert len(tokenizer(instruction(level, lang), add_special_tokens=False).input_ids) == 1
@@ -191,7 +193,7 @@ def test_every_question_is_one_token():
             assert len(tokenizer(piece, add_special_tokens=False).input_ids) == 1, piece
 
 
-def test_the_processor_puts_the_picture_first():
+def test_the_processor_puts_the_image_first():
     engine = open_engine()
     picture = render([draw_scene(5, 0)])[0].image
     parts = [{"type": "text", "text": " What? "}, {"type": "image", "image": picture.resize((300, 200))}]
@@ -223,7 +225,7 @@ def unseen(count):
     return scenes, [picture.image for picture in render(scenes)]
 
 
-def test_captions_depend_on_no_neighbour():
+def test_captions_do_not_depend_on_other_batch_entries():
     _, pictures = unseen(12)
     engine = open_engine()
     questions = questions_about(pictures[:2], [("short", "en"), ("tags", "ja")])
@@ -238,8 +240,8 @@ TARGETS = {"objects": 0.95, "colours": 0.95, "counts": 0.9, "relations": 0.85}
 
 
 @cache
-def told_of_unseen(count=36):
-    """Rows of unseen scenes with every caption of theirs, as the captioner writes it."""
+def captions_of_unseen(count=36):
+    """Rows of unseen scenes with all captions that the captioner generates for them."""
     scenes, pictures = unseen(count)
     rows = [{"scene": scene.to_json(), "captions": {}} for scene in scenes]
     asked = questions_about(pictures, PAIRS)
@@ -251,13 +253,13 @@ def told_of_unseen(count=36):
 
 
 @pytest.mark.parametrize("name", [*LEVELS, *LANGUAGES])
-def test_captions_of_unseen_scenes_are_true_at_every_level_and_in_every_language(name):
+def test_captions_of_unseen_scenes_are_accurate_at_each_level_and_in_each_language(name):
     rows = [
         {**row, "captions": {
             lang: {level: text for level, text in texts.items() if name in (lang, level)}
             for lang, texts in row["captions"].items()
         }}
-        for row in told_of_unseen()
+        for row in captions_of_unseen()
     ]  # fmt: skip
     *_, everything = score_captions(rows)
     assert everything["captions"] == len(rows) * (len(LANGUAGES) if name in LEVELS else len(LEVELS))
@@ -265,8 +267,8 @@ def test_captions_of_unseen_scenes_are_true_at_every_level_and_in_every_language
     assert all(reached[aspect] >= least for aspect, least in TARGETS.items()), reached
 
 
-def test_captions_of_other_scenes_are_not():
-    rows = told_of_unseen()
+def test_captions_of_other_scenes_are_not_accurate():
+    rows = captions_of_unseen()
     turned = [{**row, "scene": rows[number - 1]["scene"]} for number, row in enumerate(rows)]
     *_, everything = score_captions(turned)
     assert all(everything[aspect]["f1"] < 0.5 for aspect in ("objects", "colours", "relations"))
@@ -276,7 +278,7 @@ def test_a_caption_is_rewritten_in_another_language():
     scenes, _ = unseen(12)
     rng, asked, wanted = random.Random(1), [], []
     for scene in scenes[:8]:
-        text = describing(scene, "detailed", "en", rng, ASKING)
+        text = draw_caption(scene, "detailed", "en", rng, PROMPTS)
         for level, lang in (("short", "de"), ("tags", "zh")):
             asked.append(Question(rewriting(text, level, lang), level, lang, 7, MAX_TOKENS[level]))
             wanted.append(facts_of(scene))
@@ -286,16 +288,16 @@ def test_a_caption_is_rewritten_in_another_language():
     ]
     right = sum(one.tints == true.tints for one, true in zip(said, wanted, strict=True))
     assert right >= 0.8 * len(asked)
-    assert engine_order_is_free(asked, answers)
+    assert order_does_not_matter(asked, answers)
 
 
-def engine_order_is_free(asked, answers):
-    """Texts of many lengths, in another order and alone, are answered the same."""
+def order_does_not_matter(asked, answers):
+    """Texts of various lengths have the same answers in another order and alone."""
     backwards = open_engine().answer(asked[::-1])[::-1]
     return backwards == answers and open_engine().answer(asked[3:4]) == answers[3:4]
 
 
-def test_a_recipe_names_what_it_builds():
+def test_the_recipe_is_valid():
     from lumina_cli.core.recipe import load_recipe
 
     settings = load_recipe("nano-captioner", training.SCHEMA)

@@ -1,4 +1,4 @@
-"""The small frozen parts of nano: each trainer runs, resumes exactly, and leaves what the pipeline opens."""
+"""The frozen components of nano: each trainer runs, resumes exactly, and exports what the pipeline opens."""
 
 import json
 import subprocess
@@ -22,10 +22,10 @@ from lumina_cli.core.training.progress import TrainingProgress
 
 @pytest.fixture(autouse=True)
 def few_unseen(monkeypatch):
-    """The trainers measure on hundreds of unseen renders; a few do here."""
-    draw = render_images
+    """The trainers measure on hundreds of unseen scenes; here a few suffice."""
+    render = render_images
     for module in (autoencoder, detector):
-        monkeypatch.setattr(module, "draw_pictures", lambda s, n, out: draw(s, min(n, 24), out, workers=1))
+        monkeypatch.setattr(module, "render_images", lambda s, n, out: render(s, min(n, 24), out, workers=1))
     calibrate = detector.calibrate
     monkeypatch.setattr(detector, "calibrate", lambda net, out: calibrate(net, out, count=12))
 
@@ -51,7 +51,7 @@ PARTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARTS)
-def test_a_resumed_part_ends_as_an_uninterrupted_one(name, tmp_path, monkeypatch):
+def test_a_resumed_component_equals_an_uninterrupted_one(name, tmp_path, monkeypatch):
     module, train, settings = PARTS[name]
     if name == "text":
         build = text_encoder.build_tokenizer
@@ -73,7 +73,7 @@ FIRST = {"steps": 1, "save_every": 5}
 
 @pytest.fixture(params=PARTS)
 def part(request, monkeypatch):
-    """A part's trainer, its settings for one step, and what it leaves."""
+    """A trainer, its settings for one step, and the folder that it writes."""
     module, train, settings = PARTS[request.param]
     build = text_encoder.build_tokenizer
     monkeypatch.setattr(text_encoder, "build_tokenizer", lambda size, seed: build(size, seed, scenes=40))
@@ -81,11 +81,11 @@ def part(request, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_part_whose_last_save_was_refused_is_saved_on_resume(part, tmp_path, monkeypatch):
+def test_a_resume_exports_a_component_whose_last_export_failed(part, tmp_path, monkeypatch):
     train, settings, saved = part
     module = sys.modules[train.__module__]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_save", refuse)
+        patch.setattr(module, "_save", fail)
         with pytest.raises(LuminaError, match="the disk is full"):
             list(train(settings, tmp_path))
     assert not (tmp_path / saved).exists()
@@ -94,12 +94,12 @@ def test_a_part_whose_last_save_was_refused_is_saved_on_resume(part, tmp_path, m
     assert list((tmp_path / saved).glob("*.safetensors"))
 
 
-def refuse(*_):
+def fail(*_):
     raise LuminaError("the disk is full: here")
 
 
-def test_what_a_part_is_told_to_be_is_what_was_measured(tmp_path, monkeypatch):
-    """The figures are those of the file, whose weights are rounded."""
+def test_measurements_are_those_of_the_saved_file(tmp_path, monkeypatch):
+    """The weights of the file are rounded, so that they differ from the trained ones."""
     torch.manual_seed(0)
     model = autoencoder.build_autoencoder()
     pictures, _ = render_images(3, 4, tmp_path, workers=1)
@@ -110,7 +110,7 @@ def test_what_a_part_is_told_to_be_is_what_was_measured(tmp_path, monkeypatch):
     assert shipped.config.scaling_factor == pytest.approx(1 / figures["deviation"], abs=1e-4)
 
 
-def test_the_detector_that_is_calibrated_is_the_one_that_is_saved(tmp_path, monkeypatch):
+def test_the_saved_detector_is_the_calibrated_one(tmp_path, monkeypatch):
     calibrated = []
     monkeypatch.setattr(detector, "calibrate", lambda net, out: (calibrated.append(net), ({}, {"n": 1}))[1])
     net = DetectorNet(16)
@@ -138,7 +138,7 @@ def test_the_detector_that_is_calibrated_is_the_one_that_is_saved(tmp_path, monk
         ("nano-text save_every=0", "save_every: '0': input should be greater than or equal to 1"),
     ],
 )
-def test_settings_that_cannot_train_are_one_line(words, message, capsys):
+def test_invalid_settings_are_one_line_errors(words, message, capsys):
     assert run(["train", *words.split(), "--dry-run"]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -153,7 +153,7 @@ def progress(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"no weights", None])
-def test_a_damaged_state_is_one_line(progress, damage):
+def test_a_damaged_state_is_a_one_line_error(progress, damage):
     progress.save(3)
     whole = progress.path.read_bytes()
     progress.path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
@@ -162,27 +162,27 @@ def test_a_damaged_state_is_one_line(progress, damage):
     assert "\n" not in str(caught.value)
 
 
-def test_a_state_of_another_network_is_one_line(progress):
+def test_a_state_of_another_network_is_a_one_line_error(progress):
     progress.save(3)
     assert progress.load() == 3
     progress.model = torch.nn.Linear(3, 3)
-    with pytest.raises(LuminaError, match="holds another network than these settings make"):
+    with pytest.raises(LuminaError, match="contains another network than these settings describe"):
         progress.load()
 
 
-def test_a_state_of_a_gpu_opens_without_one(progress, monkeypatch):
-    with monkeypatch.context() as patch:  # the file says what a GPU's would say
+def test_a_state_saved_on_a_gpu_opens_without_one(progress, monkeypatch):
+    with monkeypatch.context() as patch:  # the locations in the file are those of a GPU
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
         progress.save(3)
     assert progress.load() == 3
 
 
-def test_resuming_nothing_says_so(tmp_path):
+def test_resuming_without_a_run_is_an_error(tmp_path):
     with pytest.raises(LuminaError, match="nothing to resume"):
         list(detector.train_detector(detector.SCHEMA(scenes=24, steps=2, batch=4), tmp_path, resume=True))
 
 
-def test_the_tokenizer_marks_prompts_with_one_token_and_loses_no_text():
+def test_the_tokenizer_encodes_system_prompts_as_one_token_and_preserves_text():
     tokenizer = text_encoder.build_tokenizer(900, 0, scenes=60)
     assert tokenizer("").input_ids == [tokenizer.bos_token_id]
     ids = tokenizer(full_prompt("a red car")).input_ids
@@ -192,7 +192,7 @@ def test_the_tokenizer_marks_prompts_with_one_token_and_loses_no_text():
         assert tokenizer.decode(ids, skip_special_tokens=True).endswith(text)
 
 
-def test_scene_targets_say_what_is_there():
+def test_scene_targets_contain_the_objects_of_the_scene():
     scenes = [draw_scene(1, i) for i in range(20)]
     present, tint, count, place, _ = text_encoder.scene_targets(scenes)
     for i, scene in enumerate(scenes):
@@ -203,8 +203,8 @@ def test_scene_targets_say_what_is_there():
         assert place[i].abs().max() < 3
 
 
-def test_the_detector_reads_back_its_own_targets(tmp_path):
-    """Maps made from the truth must be read as the truth: encoder and decoder of boxes agree."""
+def test_the_detector_decodes_its_own_targets(tmp_path):
+    """Maps built from the targets are decoded as the targets: encoder and decoder of boxes agree."""
     from lumina_cli.core.nano.detector import Detector
 
     pictures, boxes = render_images(11, 12, tmp_path, workers=1)
@@ -227,13 +227,13 @@ def test_the_detector_reads_back_its_own_targets(tmp_path):
         assert np.allclose(sorted(t.box for t in sure), wanted, atol=0.01)
 
 
-def test_a_folder_without_a_detector_says_so(tmp_path):
+def test_a_folder_without_a_detector_is_an_error(tmp_path):
     with pytest.raises(LuminaError, match="contains no detector"):
         load_detector(tmp_path)
 
 
 @pytest.mark.slow
-def test_trained_parts_open_in_the_pipeline(tmp_path):
+def test_trained_components_open_in_the_pipeline(tmp_path):
     list(autoencoder.train_autoencoder(autoencoder.SCHEMA(scenes=24, batch=4, steps=1), tmp_path))
     vae = Autoencoder(tmp_path)
     latents = vae.encode(torch.zeros(1, 3, 64, 64))
@@ -248,8 +248,8 @@ def test_trained_parts_open_in_the_pipeline(tmp_path):
 @pytest.mark.parametrize(
     ("module", "saved"), [(autoencoder, "vae"), (text_encoder, "tokenizer"), (detector, "detector")]
 )
-def test_a_part_that_the_disk_refuses_leaves_the_old_one(module, saved, tmp_path):
-    """A child with a limit on file sizes trains a step; what the folder held stays as it was."""
+def test_a_failed_write_keeps_the_previous_component(module, saved, tmp_path):
+    """A child process with a limit on file sizes trains a step; the folder stays as it was."""
     (tmp_path / saved).mkdir()
     (tmp_path / saved / "config.json").write_text("old")
     saves = {

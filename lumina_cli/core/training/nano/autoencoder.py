@@ -1,10 +1,8 @@
-"""The embedded autoencoder: FLUX's layout (8x, 16 channels, no quant convolutions) at nano widths.
+"""Trains the embedded autoencoder: FLUX's architecture (8x, 16 channels, no quant convolutions), narrower.
 
-B pictures, H W picture size; pictures are (B, 3, H, W) in [-1, 1], latents (B, 16, H/8, W/8).
+B batch, H W image size. Pixels are (B, 3, H, W) in [-1, 1], latents (B, 16, H/8, W/8).
 """
 
-import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -18,14 +16,15 @@ from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 
 from lumina_cli.core.nano.dataset import render_images
 from lumina_cli.core.training.config import Count, Fraction, Rate, Seed, Weight, enough_scenes
+from lumina_cli.core.training.nano.fit import cosine_rate, descend, fit
 from lumina_cli.core.training.progress import TrainingProgress
 from lumina_cli.core.weights.run_folder import staged_folder
 
-UNSEEN = 900_001  # the seed of scenes that nothing is trained on
+UNSEEN = 900_001  # seed of scenes that no component is trained on
 
 
 class Settings(BaseModel):
-    """What `lumina train nano-autoencoder` can set."""
+    """Settings of `lumina train nano-autoencoder`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -39,7 +38,7 @@ class Settings(BaseModel):
     """Optimizer steps."""
     batch: Annotated[int, Field(ge=4)] = 24
     """Crops per step."""
-    # most of a picture is backdrop: crops hold more of what is hard, at a quarter of the cost
+    # Most of an image is background: crops contain more of the difficult areas, at a quarter of the cost.
     crop: Annotated[int, Field(ge=8, le=128, multiple_of=8)] = 64
     """Side of a training crop in pixels."""
     whole_from: Fraction = 0.8
@@ -76,39 +75,39 @@ def build_autoencoder() -> AutoencoderKL:
     )
 
 
-def to_pixels(pictures: np.ndarray) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+def to_pixels(images: np.ndarray) -> Tensor:
+    """Convert images (B, H, W, 3) uint8 to pixels (B, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each picture (B,), in dB, after rounding to 8 bits."""
+    """Return the peak signal-to-noise ratio (B,) in dB of pixels (B, 3, H, W), rounded to uint8."""
     a, b = (((x.clamp(-1, 1) + 1) * 127.5).round() for x in (a, b))
     return 10 * torch.log10(255**2 / (a - b).square().mean((1, 2, 3)).clamp(min=1e-6))
 
 
 def _loss(model: AutoencoderKL, pixels: Tensor, settings: Settings, step: int) -> tuple[Tensor, Tensor]:
-    random = torch.Generator().manual_seed(
-        settings.seed * 2**32 + step
-    )  # of the step alone: a resume is exact
+    """Return the total loss and the KL divergence of the posterior from a standard normal."""
+    # The seed depends on the step only, so that a resumed run draws the same noise.
+    random = torch.Generator().manual_seed(settings.seed * 2**32 + step)
     with torch.autocast("cpu", torch.bfloat16):
         posterior = model.encode(pixels).latent_dist
-        drawn = model.decode(posterior.sample(random)).sample
-    drawn = drawn.float()
+        decoded = model.decode(posterior.sample(random)).sample
+    decoded = decoded.float()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    edges = l1_loss(drawn.diff(dim=-1), pixels.diff(dim=-1)) + l1_loss(
-        drawn.diff(dim=-2), pixels.diff(dim=-2)
-    )
-    return l1_loss(drawn, pixels) + edges + mse_loss(drawn, pixels) + settings.kl * kl, kl
+    columns = l1_loss(decoded.diff(dim=-1), pixels.diff(dim=-1))
+    rows = l1_loss(decoded.diff(dim=-2), pixels.diff(dim=-2))
+    edges = columns + rows  # penalizes blur
+    return l1_loss(decoded, pixels) + edges + mse_loss(decoded, pixels) + settings.kl * kl, kl
 
 
 @torch.no_grad()
-def measure(model: AutoencoderKL, pictures: np.ndarray) -> dict[str, float]:
-    """Return the mean PSNR of pictures (N, H, W, 3), and the mean and deviation of their latents."""
+def measure(model: AutoencoderKL, images: np.ndarray) -> dict[str, float]:
+    """Return the mean PSNR of images (N, H, W, 3) in dB, and the mean and deviation of their latents."""
     scores, latents = [], []
-    for start in range(0, len(pictures), 40):
-        pixels = to_pixels(pictures[start : start + 40])
+    for start in range(0, len(images), 40):
+        pixels = to_pixels(images[start : start + 40])
         latents.append(model.encode(pixels).latent_dist.mode())
         scores.append(psnr(model.decode(latents[-1]).sample, pixels))
     flat = torch.cat(latents)
@@ -119,73 +118,64 @@ def measure(model: AutoencoderKL, pictures: np.ndarray) -> dict[str, float]:
     }
 
 
-def _save(model: AutoencoderKL, pictures: np.ndarray, folder: Path) -> dict[str, float]:
-    """Round to bfloat16, measure what is left, write shift and scale into the config, and save."""
-    small = build_autoencoder().eval()
-    small.load_state_dict({name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()})
-    figures = measure(small, pictures)
-    small.register_to_config(
+def _save(model: AutoencoderKL, images: np.ndarray, folder: Path) -> dict[str, float]:
+    """Round to bfloat16, measure the result, write shift and scale into the config, and save."""
+    rounded = build_autoencoder().eval()
+    rounded.load_state_dict({name: weight.to(torch.bfloat16) for name, weight in model.state_dict().items()})
+    figures = measure(rounded, images)
+    rounded.register_to_config(
         shift_factor=round(figures["mean"], 4), scaling_factor=round(1 / figures["deviation"], 4)
     )
-    for parameter in small.parameters():  # diffusers warns of its own `to`
+    for parameter in rounded.parameters():  # the `to` of diffusers emits a warning
         parameter.data = parameter.data.to(torch.bfloat16)
     with staged_folder(folder) as aside:
-        small.save_pretrained(aside)
+        rounded.save_pretrained(aside)
     return figures
 
 
-def _batch(pictures: np.ndarray, settings: Settings, step: int) -> Tensor:
-    """The pixels of one step, chosen by (seed, step): crops, pictures at half the size, or whole pictures."""
+def _batch(images: np.ndarray, settings: Settings, step: int) -> Tensor:
+    """Return the pixels of one step, drawn by (seed, step): crops, half-size images, or whole images."""
     rng = np.random.default_rng((settings.seed, step))
     whole = step >= settings.whole_from * settings.steps
     small = rng.random() < settings.small_share
     count = settings.batch // 4 if whole and not small else settings.batch
-    chosen = pictures[np.sort(rng.choice(len(pictures), count, replace=False))]
+    chosen = images[np.sort(rng.choice(len(images), count, replace=False))]
     if small:
         return avg_pool2d(to_pixels(chosen), 2)
     if whole:
         return to_pixels(chosen)
-    room = chosen.shape[1] - settings.crop
-    corners = np.clip(
-        rng.normal(room / 2, room / 4, (count, 2)).round().astype(int), 0, room
-    )  # things stand near the middle
-    return to_pixels(
-        np.stack(
-            [
-                p[y : y + settings.crop, x : x + settings.crop]
-                for p, (y, x) in zip(chosen, corners, strict=True)
-            ]
-        )
-    )
+    side, margin = settings.crop, chosen.shape[1] - settings.crop
+    # Objects are near the center of a scene, so crops are, too.
+    corners = np.clip(rng.normal(margin / 2, margin / 4, (count, 2)).round().astype(int), 0, margin)
+    crops = [image[y : y + side, x : x + side] for image, (y, x) in zip(chosen, corners, strict=True)]
+    return to_pixels(np.stack(crops))
 
 
 def train_autoencoder(settings: Settings, out: Path, resume: bool = False) -> Iterator[dict]:
-    """Train on rendered scenes, yield rows of metrics, and leave `out/vae`.
+    """Train on rendered scenes, yield rows of metrics, and write `out/vae`.
 
-    L1 on values and edges + MSE + a small KL; one cosine run of the rate. With `resume` the run goes on where
-    its last save left it.
+    The loss is L1 on pixels and on their differences, MSE, and a small KL term. With `resume` the run
+    continues from its last checkpoint.
+
+    Raises:
+        LuminaError: if there is nothing to resume, or the saved state is damaged or of another network.
     """
-    pictures, _ = render_images(settings.seed, settings.scenes, out)
+    images, _ = render_images(settings.seed, settings.scenes, out)
     unseen, _ = render_images(UNSEEN, 240, out)
     torch.manual_seed(settings.seed)
     model = build_autoencoder().train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    progress = TrainingProgress(out / "autoencoder.pt", model, optimizer, settings)
-    first, start = (progress.load() if resume else 0), time.monotonic()
-    if first >= settings.steps:  # a kill or a full disk may have kept the last save from ending
-        yield {"step": first, **_save(model, unseen, out / "vae")}
-    for step in range(first, settings.steps):
-        pixels = _batch(pictures, settings, step)
-        rate = min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        optimizer.param_groups[0]["lr"] = settings.lr * rate
-        loss, kl = _loss(model, pixels, settings, step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        row = {"step": step + 1, "loss": loss.item(), "kl": kl.item(), "seconds": time.monotonic() - start}
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            progress.save(step + 1)
-            yield {**row, **_save(model, unseen, out / "vae")}
-        elif (step + 1) % 50 == 0:
-            yield row
+
+    def train_step(step: int) -> dict[str, float]:
+        loss, kl = _loss(model, _batch(images, settings, step), settings, step)
+        descend(model, optimizer, loss, settings.lr * cosine_rate(step, settings.steps, warmup=200), clip=1.0)
+        return {"loss": loss.item(), "kl": kl.item()}
+
+    yield from fit(
+        TrainingProgress(out / "autoencoder.pt", model, optimizer, settings),
+        train_step,
+        lambda: _save(model, unseen, out / "vae"),
+        log_every=50,
+        measures=True,
+        resume=resume,
+    )

@@ -1,15 +1,14 @@
-"""The embedded text encoder: a byte-pair tokenizer and a tiny Gemma-2, trained on captions of nano scenes.
+"""Trains the embedded text encoder: a byte-pair tokenizer and a tiny Gemma-2, on captions of nano scenes.
 
-It learns to continue parallel translations of one scene, and, through a small head on the features that the
-transformer will read (the input of its last layer), to say what the caption shows.
+Two losses: next-token prediction on parallel captions of one scene in several languages, and the recognition
+of the scene from the features that the transformer will receive (the input of the last layer), by a small
+head that is discarded after training.
 
 B texts, M tokens, D width.
 """
 
 import json
-import math
 import random
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -26,12 +25,13 @@ from lumina_cli.core.encoders.prompts import SYSTEM_PROMPTS, full_prompt
 from lumina_cli.core.nano.captions import LANGUAGES, LEVELS, all_captions, describe_scene
 from lumina_cli.core.nano.scene import BACKDROPS, KINDS, TINTS, Scene, draw_scene
 from lumina_cli.core.training.config import Count, Rate, Seed, Weight
+from lumina_cli.core.training.nano.fit import cosine_rate, descend, fit
 from lumina_cli.core.training.progress import TrainingProgress
 from lumina_cli.core.weights.run_folder import staged_folder
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 MARKED = tuple(full_prompt("", name) for name in SYSTEM_PROMPTS if name != "empty")
-# Merges never cross a word; Chinese and Japanese, which have no spaces, are cut at their commonest particles.
+# Merges never cross a word. Chinese and Japanese have no spaces, so they are split at common particles.
 PARTICLES = "的是在有和与个只一两二三四のはがとにをもで"
 STOPS = "，。、：；,.:;"
 WORD = (
@@ -41,7 +41,7 @@ WORD = (
 
 
 class Settings(BaseModel):
-    """What `lumina train nano-text` can set."""
+    """Settings of `lumina train nano-text`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
@@ -69,7 +69,11 @@ SCHEMA = Settings
 
 
 def build_tokenizer(vocabulary: int, seed: int, scenes: int = 2_000) -> GemmaTokenizer:
-    """Learn byte pairs from captions; every system prompt with its marker becomes one token."""
+    """Train a byte-pair tokenizer on the captions of `scenes` scenes drawn with `seed`.
+
+    `vocabulary` is its size; one token per system prompt is added to it, because system prompts are long and
+    the same in each text.
+    """
     captions = (all_captions(draw_scene(seed, i), i) for i in range(scenes))
     corpus = (text for caption in captions for levels in caption.values() for text in levels.values())
     learner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
@@ -104,15 +108,15 @@ def build_text_encoder(vocabulary: int) -> Gemma2ForCausalLM:
         eos_token_id=1,
         pad_token_id=0,
     )
-    config._attn_implementation = "eager"  # the only one that applies Gemma-2's soft cap
+    config._attn_implementation = "eager"  # the only implementation with the soft cap of Gemma-2
     return Gemma2ForCausalLM(config)
 
 
 class SceneReader(nn.Module):
-    """Reads a scene from the features of a caption: a question per kind, and one for the backdrop.
+    """Predicts the scene from the features of a caption: one query per kind, and one for the backdrop.
 
     features (B, M, D), mask (B, M) -> (B, KINDS, 1 + TINTS + 4 counts + 3 coordinates) and (B, BACKDROPS).
-    Small on purpose: what it needs must lie ready in the features.
+    It is small on purpose: the features themselves must contain the facts.
     """
 
     def __init__(self, width: int):
@@ -123,23 +127,26 @@ class SceneReader(nn.Module):
         self.mix = nn.Sequential(nn.LayerNorm(2 * width), nn.Linear(2 * width, 2 * width), nn.SiLU())
         self.objects = nn.Linear(2 * width, 1 + len(TINTS) + 4 + 3)
         self.backdrop = nn.Linear(2 * width, len(BACKDROPS))
-        self.mentioned = nn.Linear(
-            width, len(KINDS)
-        )  # a first guess from all tokens, until attention has formed
+        # A first estimate from the mean of all tokens: it provides a gradient before the attention does.
+        self.mentioned = nn.Linear(width, len(KINDS))
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the predictions per kind and the logits of the backdrop."""
         features = self.norm(features)
         questions = self.questions.expand(len(features), -1, -1)
         found, _ = self.attention(questions, features, features, key_padding_mask=~mask, need_weights=False)
         answers = self.mix(torch.cat([found * 4, questions], dim=-1))
         mean = (features * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         objects = self.objects(answers[:, :-1])
-        there = objects[..., :1] + self.mentioned(mean)[..., None]
-        return torch.cat([there, objects[..., 1:]], dim=-1), self.backdrop(answers[:, -1])
+        present = objects[..., :1] + self.mentioned(mean)[..., None]
+        return torch.cat([present, objects[..., 1:]], dim=-1), self.backdrop(answers[:, -1])
 
 
 def scene_targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What is seen of each kind, (B, KINDS): present, tint, count - 1, mean place (.., 3); backdrop (B,)."""
+    """Return the facts of scenes: present, tint and count - 1 of each kind (B, KINDS), place, and backdrop.
+
+    The place (B, KINDS, 3) is the mean position of the objects of a kind; the backdrop is (B,).
+    """
     present, tint, count = (torch.zeros(len(scenes), len(KINDS), dtype=torch.long) for _ in range(3))
     place = torch.zeros(len(scenes), len(KINDS), 3)
     for i, scene in enumerate(scenes):
@@ -154,26 +161,26 @@ def scene_targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor, Tens
 def reading_loss(
     reader: SceneReader, features: Tensor, mask: Tensor, scenes: Sequence[Scene]
 ) -> tuple[Tensor, dict]:
-    """The loss of reading scenes from features, and the shares of kinds and tints read right."""
+    """Return the loss of recognizing scenes from features, and the accuracy of kinds and tints."""
     present, tint, count, place, backdrop = scene_targets(scenes)
     objects, ground = reader(features, mask)
     seen = present.bool()
-    there, tints, counts, places = objects.split([1, len(TINTS), 4, 3], dim=-1)
-    there = there.squeeze(-1)
+    present_logits, tints, counts, places = objects.split([1, len(TINTS), 4, 3], dim=-1)
+    present_logits = present_logits.squeeze(-1)
     loss = (
-        4 * binary_cross_entropy_with_logits(there, present.float())
+        4 * binary_cross_entropy_with_logits(present_logits, present.float())
         + cross_entropy(tints[seen], tint[seen])
         + 0.5 * cross_entropy(counts[seen], count[seen])
         + 0.5 * (places[seen] - place[seen]).abs().mean()
         + 0.3 * cross_entropy(ground, backdrop)
     )
-    kinds_right = ((there > 0) == seen).all(-1).float().mean()
+    kinds_right = ((present_logits > 0) == seen).all(-1).float().mean()
     tints_right = (tints[seen].argmax(-1) == tint[seen]).float().mean()
     return loss, {"kinds": float(kinds_right), "tints": float(tints_right)}
 
 
 def _batch(tokenizer, settings: Settings, step: int) -> tuple[list[Scene], Tensor, Tensor, Tensor]:
-    """Scenes of one step, tokens (B, M) of several captions of each, which are real, which the first's."""
+    """Return scenes, tokens (B, M) of several captions of each, and masks of real and of first captions."""
     rng = random.Random(f"{settings.seed}/{step}")
     scenes = [draw_scene(settings.seed, rng.randrange(1 << 30)) for _ in range(settings.batch)]
     systems = [name for name in SYSTEM_PROMPTS if name != "empty"]
@@ -199,21 +206,24 @@ def _batch(tokenizer, settings: Settings, step: int) -> tuple[list[Scene], Tenso
 
 
 def _level(rng: random.Random) -> str:
+    """Draw a caption level; short captions most often, as in the prompts of users."""
     return rng.choices(LEVELS, (1, 2, 4, 1))[0]
 
 
 def _losses(model, reader, tokenizer, settings: Settings, step: int) -> tuple[Tensor, dict]:
+    """Return the total loss of a step and its row of metrics."""
     scenes, tokens, real, first = _batch(tokenizer, settings, step)
     with torch.autocast("cpu", torch.bfloat16):
         output = model(input_ids=tokens, attention_mask=real.long(), output_hidden_states=True)
         logits, features = output.logits, output.hidden_states[-2]
     language = cross_entropy(logits[:, :-1].float()[real[:, 1:]], tokens[:, 1:][real[:, 1:]])
-    reading, shares = reading_loss(reader, features.float(), first, scenes)
-    row = {"loss": reading.item(), "language": language.item(), **shares}
+    reading, accuracy = reading_loss(reader, features.float(), first, scenes)
+    row = {"loss": reading.item(), "language": language.item(), **accuracy}
     return reading + settings.language_loss * language, row
 
 
 def _save(model: Gemma2ForCausalLM, folder: Path) -> None:
+    """Round to bfloat16 and save, without the language-model head."""
     copy = build_text_encoder(model.config.vocab_size)
     copy.load_state_dict(model.state_dict())
     with staged_folder(folder) as aside:
@@ -221,28 +231,29 @@ def _save(model: Gemma2ForCausalLM, folder: Path) -> None:
 
 
 def train_text_encoder(settings: Settings, out: Path, resume: bool = False) -> Iterator[dict]:
-    """Train both parts and yield rows of metrics; leaves `out/tokenizer` and `out/text_encoder`."""
+    """Train the tokenizer and the encoder, yield rows of metrics, and write both folders to `out`.
+
+    The folders are `out/tokenizer` and `out/text_encoder`.
+
+    Raises:
+        LuminaError: if there is nothing to resume, or the saved state is damaged or of another network.
+    """
     torch.manual_seed(settings.seed)
     tokenizer = build_tokenizer(settings.vocabulary, settings.seed)
     with staged_folder(out / "tokenizer") as folder:
         tokenizer.save_pretrained(folder)
     parts = nn.ModuleDict({"model": build_text_encoder(len(tokenizer)), "reader": SceneReader(256)})
     optimizer = torch.optim.AdamW(parts.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.05)
-    progress = TrainingProgress(out / "text_encoder.pt", parts, optimizer, settings)
-    first, start = (progress.load() if resume else 0), time.monotonic()
-    if first >= settings.steps:  # a kill or a full disk may have kept the last save from ending
-        _save(parts["model"], out / "text_encoder")
-        yield {"step": first}
-    for step in range(first, settings.steps):
-        rate = min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
-        optimizer.param_groups[0]["lr"] = settings.lr * rate
+
+    def train_step(step: int) -> dict[str, float]:
         loss, row = _losses(parts["model"], parts["reader"], tokenizer, settings, step)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        optimizer.step()
-        if (step + 1) % 25 == 0 or step + 1 == settings.steps:
-            yield {"step": step + 1, **row, "seconds": time.monotonic() - start}
-        if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-            progress.save(step + 1)
-            _save(parts["model"], out / "text_encoder")
+        descend(parts, optimizer, loss, settings.lr * cosine_rate(step, settings.steps, warmup=100), clip=1.0)
+        return row
+
+    yield from fit(
+        TrainingProgress(out / "text_encoder.pt", parts, optimizer, settings),
+        train_step,
+        lambda: _save(parts["model"], out / "text_encoder"),
+        log_every=25,
+        resume=resume,
+    )
