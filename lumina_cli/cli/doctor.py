@@ -12,6 +12,6 @@ def doctor(
 ) -> None:
     """Show what works on this machine, and why not. A row per part out, found by trying it."""
     from lumina_cli.core.doctor import examine
-    from lumina_cli.core.models.locate import cached
+    from lumina_cli.core.models.locate import find_cached
 
-    output.write_rows(examine(cached), json, label="parts")
+    output.write_rows(examine(find_cached), json, label="parts")

@@ -27,7 +27,7 @@ Finding = tuple[bool | None, str, str]  # ok, found, fix
 def examine(cached: Callable[[str], Path | None]) -> Iterator[dict]:
     """Yield a row for each part, the needed ones first; nothing in here raises.
 
-    `cached` returns the folder of a hub model that is whole on this machine: `sampling.models.cached`.
+    `cached` returns the folder of a hub model that is whole on this machine: `models.locate.find_cached`.
     """
     yield _row("python", _python)
     for name in NEEDED:

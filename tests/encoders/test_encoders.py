@@ -1,4 +1,4 @@
-"""The frozen parts: prompts word for word, Gemma's features without its last layer, latents with shift and scale."""
+"""The frozen encoders: published prompts, Gemma's features without its last layer, shifted and scaled latents."""
 
 import shutil
 
@@ -26,7 +26,7 @@ def autoencoder(tiny_folder):
     return Autoencoder(tiny_folder)
 
 
-def test_prompts_are_the_published_words():
+def test_system_prompts_are_the_published_ones():
     assert SYSTEM_PROMPTS["real"] == (
         "You are an assistant designed to generate superior images with the superior degree of image-text alignment "
         "based on textual prompts or user prompts."
@@ -77,12 +77,12 @@ def test_padding_is_on_the_right_and_does_not_leak(encoder):
         torch.testing.assert_close(features[row, : alone.shape[1]], alone[0])
 
 
-def test_the_empty_prompt_is_the_first_token_alone(encoder):
+def test_the_empty_prompt_is_the_bos_token_alone(encoder):
     assert encoder.tokenizer("")["input_ids"] == [encoder.tokenizer.bos_token_id]
     assert encoder.encode([""])[0].shape == (1, 1, 32)
 
 
-def test_a_long_prompt_is_cut_and_the_loss_is_known(tiny_folder):
+def test_a_long_prompt_is_truncated_and_the_dropped_tokens_are_counted(tiny_folder):
     encoder = TextEncoder(tiny_folder, max_tokens=12)
     features, _ = encoder.encode(["a red car left of a blue ball"])
     assert features.shape[1] == 12
@@ -101,7 +101,7 @@ def test_latents_are_the_mode_shifted_and_scaled(autoencoder):
 
 
 def changed(tiny_folder, tmp_path, part, change):
-    """A copy of the tiny model in which `change` was done to the tensors of one part."""
+    """Copy the tiny model and apply `change` to the tensors of one component."""
     folder = shutil.copytree(tiny_folder, tmp_path / "m")
     (file,) = (folder / part).glob("*.safetensors")
     tensors = load_file(file)
@@ -117,7 +117,9 @@ def changed(tiny_folder, tmp_path, part, change):
         ("vae", Autoencoder, "decoder.conv_norm_out.weight"),
     ],
 )
-def test_weights_that_do_not_fit_are_named_and_never_invented(part, load, name, tiny_folder, tmp_path, capfd):
+def test_weights_that_do_not_fit_are_named_and_never_initialized(
+    part, load, name, tiny_folder, tmp_path, capfd
+):
     def lose(tensors):
         del tensors[name]
 
@@ -142,7 +144,7 @@ def test_weights_that_do_not_fit_are_named_and_never_invented(part, load, name, 
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_is_cut_off_may_be_missing_and_an_output_layer_present(encoder, tiny_folder, tmp_path):
+def test_removed_layers_may_be_missing_and_an_output_layer_present(encoder, tiny_folder, tmp_path):
     def trim(tensors):
         for name in [name for name in tensors if name.startswith(("layers.2.", "norm."))]:
             del tensors[name]
@@ -152,8 +154,8 @@ def test_what_is_cut_off_may_be_missing_and_an_output_layer_present(encoder, tin
     assert torch.equal(trimmed.encode(PROMPTS)[0], encoder.encode(PROMPTS)[0])
 
 
-def test_half_letters_are_marked(tiny_folder):
-    """Half of an emoji, as a JSON file may hold it, is no text to a tokenizer."""
+def test_lone_surrogates_are_replaced(tiny_folder):
+    """Half of an emoji, as a JSON file may contain it, is rejected by tokenizers."""
     half, whole = "a \ud83d cat", "a \ud83d\ude00 猫"
     assert full_prompt(half, "empty") == "a \ufffd cat"
     assert full_prompt(whole, "empty") == "a 😀 猫"

@@ -401,7 +401,7 @@ def test_tiles_leave_no_seams():
 
     picture = np.array(render([draw_scene(3, 0)], 384)[0].image)
     pixels = torch.tensor(picture).permute(2, 0, 1)[None].float() / 127.5 - 1
-    vae, tiled = Autoencoder(find_nano()), Autoencoder(find_nano()).frugal(32)
+    vae, tiled = Autoencoder(find_nano()), Autoencoder(find_nano()).enable_tiling(32)
     latents = vae.encode(pixels)
     error = tiled.decode(latents) - vae.decode(latents)
     assert 0 < 127.5 * float(error.abs().mean()) < 4  # levels of 255

@@ -573,9 +573,9 @@ def test_a_folder_that_is_not_whole_says_what_it_lacks(tiny_folder, tmp_path):
     shutil.copytree(tiny_folder, tmp_path / "m")
     shutil.rmtree(tmp_path / "m" / "vae")
     (tmp_path / "m" / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(LuminaError, match=r"m is not whole: it has no vae/, tokenizer/tokenizer.json"):
+    with pytest.raises(LuminaError, match=r"m is incomplete; missing: vae/, tokenizer/tokenizer.json"):
         find_model(tmp_path / "m")
-    with pytest.raises(LuminaError, match="is not a model folder; it would hold transformer/, vae/"):
+    with pytest.raises(LuminaError, match="is not a model folder; it must contain transformer/, vae/"):
         find_model(tmp_path)
 
 
@@ -614,6 +614,6 @@ def test_a_hub_model_out_of_reach_is_one_line(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(
-        LuminaError, match=r"'org/name' is no folder here .* \(no network\); `--model nano` needs no"
+        LuminaError, match=r"'org/name' is not a local folder .* \(no network\); `--model nano` needs no"
     ):
         find_model("org/name")

@@ -182,7 +182,7 @@ def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
         (["a", "--size", "100x64"], 2, "size 100x64: width 100 is not a multiple of 16 up to 8192; nearest: 96 or 112"),
         (["a", "--system", "reel"], 2, "unknown system prompt 'reel'; did you mean 'real'?"),
         (["a", "--model", "nanoo"], 2, "unknown model 'nanoo'; did you mean 'nano'?"),
-        (["a", "--model", "."], 1, ". is not a model folder; it would hold transformer/, vae/, text_encoder/, tokenizer/"),
+        (["a", "--model", "."], 1, ". is not a model folder; it must contain transformer/, vae/, text_encoder/, tokenizer/"),
         ([""], 1, "the prompt is empty"),
         (["none.jsonl"], 1, "none.jsonl: no such file of rows"),
         (["promts.txt"], 1, "promts.txt: no such file of rows"),

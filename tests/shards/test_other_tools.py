@@ -250,7 +250,7 @@ def test_tokens_are_counted_where_somebody_asks(tmp_path, capsys):
     assert run(["shard", str(tmp_path), str(tmp_path / "t"), "--tokenizer", folder]) == 0
     assert read_index(tmp_path / "t" / "000000.tar")[0]["tokens"] == {"en": {"short": count}}
     assert run(["shard", str(tmp_path), str(tmp_path / "u"), "--tokenizer", str(tmp_path)]) == 1
-    assert "holds no tokenizer.json" in capsys.readouterr().err
+    assert "contains no tokenizer.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("where", ["row", "index"])

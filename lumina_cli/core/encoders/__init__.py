@@ -1,1 +1,1 @@
-"""The frozen parts around the network: text features and picture latents."""
+"""The frozen encoders around the transformer: text features and image latents."""

@@ -1,11 +1,11 @@
-"""System prompts by name, and the strings that the text encoder reads."""
+"""System prompts by name, and the full prompts that the text encoder receives."""
 
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import did_you_mean
 
 _ASSISTANT = "You are an assistant designed to generate"
 
-# Angle brackets in the paper's two-picture templates mark what may be another word; here they are filled.
+# In the paper's two-image templates, angle brackets mark replaceable words; here they are filled in.
 SYSTEM_PROMPTS = {
     "base": f"{_ASSISTANT} high-quality images based on user prompts.",
     "align": f"{_ASSISTANT} high-quality images with the highest degree of image-text alignment based on "
@@ -24,30 +24,35 @@ SYSTEM_PROMPTS = {
 }
 
 
-def whole_letters(text: str) -> str:
-    """Return a text with a mark in place of half letters (lone surrogates), which no tokenizer takes.
+def replace_surrogates(text: str) -> str:
+    """Return `text` with lone surrogates replaced by U+FFFD, since tokenizers reject them.
 
-    A JSON file may hold them: a text that was cut in the middle of an emoji does.
+    JSON files contain them if a text was cut in the middle of an emoji.
     """
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def full_prompt(caption: str, system: str = "real") -> str:
-    """Return the string to encode for a caption: the system prompt, a marker, the caption.
+    """Return the full prompt of a caption: the system prompt, " <Prompt Start> ", the caption.
 
-    `system` is a key of SYSTEM_PROMPTS or, if it has a space, a system prompt itself; "empty" leaves the
-    caption alone. The unconditional prompt is "" without any of this. Raises UsageError for an unknown name.
+    caption   the user's prompt
+    system    a name in SYSTEM_PROMPTS or, if it contains a space, a system prompt; "empty" adds nothing
+
+    The unconditional prompt is "", without a system prompt.
+
+    Raises:
+        UsageError: if `system` is not a known name.
     """
     if " " not in system and system not in SYSTEM_PROMPTS:
         hint = did_you_mean(system, SYSTEM_PROMPTS) or f"; choose from {', '.join(SYSTEM_PROMPTS)}"
         raise UsageError(f"unknown system prompt {system!r}{hint}")
     text = SYSTEM_PROMPTS.get(system, system)
-    return whole_letters(f"{text} <Prompt Start> {caption}" if text else caption)
+    return replace_surrogates(f"{text} <Prompt Start> {caption}" if text else caption)
 
 
 def full_negative(negative: str, system: str = "real", with_system: bool = True) -> str:
-    """Return the string to encode for what guidance moves away from; the empty one is always bare.
+    """Return the full negative prompt; an empty one never gets a system prompt.
 
-    The official programs put the system prompt before a negative prompt (`with_system`), diffusers never.
+    The official programs put the system prompt before a negative prompt (`with_system`), diffusers does not.
     """
     return full_prompt(negative, system) if negative and with_system else negative

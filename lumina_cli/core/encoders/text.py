@@ -1,4 +1,7 @@
-"""Text features: what Gemma-2 knows of a prompt just before its last layer."""
+"""Text features: the hidden states of Gemma-2 before its last layer.
+
+B prompts, M tokens, T width of the features.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,16 +12,20 @@ from torch import Tensor, nn
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 from transformers.utils import logging
 
-from lumina_cli.core.encoders.tokenizer import MAX_TOKENS, Tokens
+from lumina_cli.core.encoders.tokenizer import MAX_TOKENS, PromptTokenizer
 from lumina_cli.core.weights.files import raise_misfit
 
 
 class TextEncoder:
     """A Gemma-2 and its tokenizer, from the text_encoder/ and tokenizer/ of a model folder.
 
-    The features are `hidden_states[-2]`, the input of the last layer, before the final norm: neither is kept.
-    Attention runs in transformers' eager form, the one that applies Gemma's soft cap. LuminaError names the
-    tensors that are missing, unexpected or misshaped, if any.
+    The features are `hidden_states[-2]`, the input of the last layer; that layer and the final norm are
+    removed. Attention uses transformers' eager implementation, which applies Gemma's logit soft cap.
+
+    max_tokens   tokens after which prompts are truncated
+
+    Raises:
+        LuminaError: if tensors are missing, unexpected or misshaped; the message names them.
     """
 
     def __init__(
@@ -30,22 +37,22 @@ class TextEncoder:
     ):
         folder = Path(folder)
         self.max_tokens = max_tokens
-        self.tokens = Tokens(folder, max_tokens)
+        self.tokens = PromptTokenizer(folder, max_tokens)
         self.tokenizer = self.tokens.tokenizer
-        model = read_gemma(folder / "text_encoder", dtype)
+        model = load_gemma(folder / "text_encoder", dtype)
         self.model = without_last_layer(model).to(device).eval().requires_grad_(False)
 
     @property
     def dim(self) -> int:
-        """Width of the features."""
+        """T, the width of the features."""
         return self.model.config.hidden_size
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return features (B, M, T) and a mask (B, M), True where a token is real; real ones come first.
+        """Return the features of full prompts, (B, M, T), and a mask (B, M), True for real tokens.
 
-        M is the longest prompt's number of tokens. Only the first `max_tokens` of a prompt are read (see
-        `dropped`); the empty prompt is one token, the beginning of a sequence.
+        Real tokens come first; M is the length of the longest prompt after truncation to `max_tokens`. The
+        empty prompt is one token, BOS.
         """
         tokens = self.tokenizer(
             list(prompts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
@@ -54,14 +61,17 @@ class TextEncoder:
         return features, tokens["attention_mask"].bool()
 
     def dropped(self, prompts: Sequence[str]) -> list[int]:
-        """Return how many tokens at the end of each prompt `encode` does not read."""
+        """Return the number of tokens of each prompt that `encode` truncates."""
         return self.tokens.dropped(prompts)
 
 
-def read_gemma(folder: Path, dtype: torch.dtype) -> Gemma2Model:
-    """The Gemma-2 in `folder`; LuminaError where its weights are not those of its config.
+def load_gemma(folder: Path, dtype: torch.dtype) -> Gemma2Model:
+    """Return the Gemma-2 in `folder`.
 
-    What `without_last_layer` cuts off may be missing, and the output layer of a whole language model present.
+    What `without_last_layer` removes may be missing, and the output layer of a language model present.
+
+    Raises:
+        LuminaError: if the weights do not fit the config.
     """
     with quiet_transformers():
         model, found = Gemma2Model.from_pretrained(
@@ -70,7 +80,7 @@ def read_gemma(folder: Path, dtype: torch.dtype) -> Gemma2Model:
             attn_implementation="eager",
             use_safetensors=True,
             local_files_only=True,
-            ignore_mismatched_sizes=True,  # so that they are told here, together with what is missing
+            ignore_mismatched_sizes=True,  # raise_misfit reports them together with missing tensors
             output_loading_info=True,
         )
     cut = (f"layers.{len(model.layers) - 1}.", "norm.")
@@ -81,7 +91,7 @@ def read_gemma(folder: Path, dtype: torch.dtype) -> Gemma2Model:
 
 
 def without_last_layer(model: Gemma2Model) -> Gemma2Model:
-    """Cut the last layer and the final norm off a Gemma-2, in place."""
+    """Remove the last layer and the final norm of a Gemma-2, in place; returns it."""
     model.config.num_hidden_layers -= 1
     model.layers = model.layers[:-1]
     model.norm = nn.Identity()
@@ -90,7 +100,7 @@ def without_last_layer(model: Gemma2Model) -> Gemma2Model:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers from drawing bars and reports of tensors on stderr inside the block."""
+    """Disable the progress bars and load reports of transformers inside the block."""
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

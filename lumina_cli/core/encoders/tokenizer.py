@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder: cheap to load, and enough to say what the text encoder will read."""
+"""The tokenizer of a model folder: loads without the text encoder, and reports what is truncated."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,27 +6,31 @@ from pathlib import Path
 MAX_TOKENS = 256
 
 
-class Tokens:
-    """The tokenizer in the tokenizer/ of a model folder; `longest` tokens of a prompt are read."""
+class PromptTokenizer:
+    """The Gemma tokenizer of a model folder, with the length at which prompts are truncated.
 
-    def __init__(self, folder: str | Path, longest: int = MAX_TOKENS):
-        # here, not above: its package takes a second that a wrong word on the command line need not wait for
+    max_tokens   tokens of a prompt that the text encoder receives
+    tokenizer    the tokenizer of transformers
+    """
+
+    def __init__(self, folder: str | Path, max_tokens: int = MAX_TOKENS):
+        # imported here, since it takes a second that the check of a command line should not wait for
         from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
 
-        self.longest = longest
+        self.max_tokens = max_tokens
         self.tokenizer = GemmaTokenizer.from_pretrained(
             Path(folder) / "tokenizer", padding_side="right", add_bos_token=True, local_files_only=True
         )
 
     def count(self, prompts: Sequence[str]) -> list[int]:
-        """Return how many tokens each prompt has, with those that are not read."""
+        """Return the number of tokens of each prompt, including those that are truncated."""
         return [len(ids) for ids in self.tokenizer(list(prompts), verbose=False)["input_ids"]]
 
     def dropped(self, prompts: Sequence[str]) -> list[int]:
-        """Return how many tokens at the end of each prompt are not read."""
-        return [max(0, count - self.longest) for count in self.count(prompts)]
+        """Return the number of tokens of each prompt that are truncated."""
+        return [max(0, count - self.max_tokens) for count in self.count(prompts)]
 
-    def unread(self, prompt: str) -> str:
-        """Return the end of a prompt that is not read, as text; "" where all of it is."""
+    def truncated_text(self, prompt: str) -> str:
+        """Return the end of a prompt that is truncated, as text; "" if nothing is."""
         ids = self.tokenizer([prompt], verbose=False)["input_ids"][0]
-        return self.tokenizer.decode(ids[self.longest :]).strip()
+        return self.tokenizer.decode(ids[self.max_tokens :]).strip()

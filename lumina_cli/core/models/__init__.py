@@ -1,1 +1,1 @@
-"""Models by name: where a model folder is and what it contains."""
+"""Model folders: find them by name, and read their settings."""

@@ -1,6 +1,11 @@
-"""Models by name: from what follows `--model` to a model folder in diffusers' Lumina2Pipeline layout."""
+"""Find model folders: by name, path or hub id, in the layout of diffusers' `Lumina2Pipeline`.
+
+All commands use these functions: `find_model` for a complete pipeline, `find_frozen` for the components that
+training does not change, `find_transformer` for the network alone.
+"""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +14,23 @@ from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
 from lumina_cli.core.weights.json_files import find_indexes, read_weight_map
 
 LUMINA_IMAGE_2 = "Alpha-VLLM/Lumina-Image-2.0"
-ENOUGH_GIB = 15  # both networks in bfloat16, the autoencoder, and one picture of 1024 x 1024 under way
+ENOUGH_GIB = 15  # transformer and text encoder in bfloat16, the VAE, and the activations of a 1024x1024 image
 
-WEIGHED = ("transformer", "vae", "text_encoder")
-PARTS = (*WEIGHED, "tokenizer")
-HUB_FILES = ["model_index.json", *(f"{part}/*" for part in (*PARTS, "scheduler"))]
+WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
+COMPONENTS = (*WEIGHT_COMPONENTS, "tokenizer")
+FROZEN_COMPONENTS = ("vae", "text_encoder", "tokenizer")
+HUB_FILES = ["model_index.json", *(f"{component}/*" for component in (*COMPONENTS, "scheduler"))]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model that was found: what it is called, where it is, and, if `auto` chose it, why."""
+    """A model that was found.
+
+    name     as requested; for "auto", the name that was chosen
+    folder   its model folder
+    reason   why "auto" chose it, else None
+    """
 
     name: str
     folder: Path
@@ -27,26 +38,34 @@ class ModelChoice:
 
 
 def choose_model(name: str | Path = "auto") -> ModelChoice:
-    """Find a model by a name of MODELS, a model or run folder, a hub id, or "auto".
+    """Find a model by a name in MODELS, a model or run folder, a hub id, or "auto".
 
-    Raises UsageError for a word that is none of these, LuminaError for a folder that is not whole.
+    Raises:
+        UsageError: if `name` is none of these.
+        LuminaError: if the folder is incomplete, or the hub cannot be reached.
     """
     if str(name) != "auto":
         return ModelChoice(str(name), find_model(name))
-    name, reason = _automatic()
+    name, reason = _choose_automatically()
     return ModelChoice(name, find_model(name), f"model auto: {name}, because {reason}")
 
 
 def find_model(name: str | Path) -> Path:
-    """Return the model folder that `name` stands for; hub models are fetched if they are not here yet."""
+    """Return the model folder for a name in MODELS, a model or run folder, or a hub id, downloaded if needed.
+
+    Raises:
+        UsageError: if `name` is none of these.
+        LuminaError: if the folder is incomplete, or the hub cannot be reached.
+    """
     if str(name) in MODELS:
         return MODELS.load(str(name))()
     if Path(name).is_dir():
         return model_folder(Path(name))
     if HUB_ID.fullmatch(str(name)):
-        return fetch(str(name))
-    hint = did_you_mean(str(name), [*MODELS.names(), "auto"])
-    hint = hint or f"; it is no folder, no hub id and none of {', '.join([*MODELS.names(), 'auto'])}"
+        return download(str(name))
+    known = [*MODELS.names(), "auto"]
+    hint = did_you_mean(str(name), known)
+    hint = hint or f"; it is not a folder, not a hub id and not one of {', '.join(known)}"
     raise UsageError(f"unknown model {str(name)!r}{hint}")
 
 
@@ -56,21 +75,71 @@ def find_nano() -> Path:
 
 
 def find_lumina_image_2() -> Path:
-    """Return the folder of Lumina-Image 2.0 in the hub's cache, fetched if it is not there."""
-    return cached(LUMINA_IMAGE_2) or fetch(LUMINA_IMAGE_2)
+    """Return the folder of Lumina-Image 2.0 in the hub's cache, downloaded if needed."""
+    return find_cached(LUMINA_IMAGE_2) or download(LUMINA_IMAGE_2)
+
+
+def find_frozen(name: str) -> Path:
+    """Return the folder with the frozen components for a name in MODELS, a model folder or a run folder.
+
+    Names precede folders. The embedded model needs no transformer, since its transformer is trained this way.
+
+    Raises:
+        UsageError: if `name` is none of these.
+        LuminaError: if a component is missing.
+    """
+    if name in MODELS:
+        embedded = ASSETS / name
+        return _with_frozen(embedded) if embedded.is_dir() else MODELS.load(name)()
+    if not Path(name).is_dir():
+        known = MODELS.names()
+        hint = did_you_mean(name, known) or f"; it is not a model folder and not one of {', '.join(known)}"
+        raise UsageError(f"frozen: unknown model {name!r}{hint}")
+    return _with_frozen(newest_model(Path(name)))
+
+
+def find_transformer(name: str) -> Path:
+    """Return the folder of a transformer: that of a run folder, of a model folder, or `name` itself.
+
+    Raises:
+        LuminaError: if none of these contains a config.json.
+    """
+    folders = [newest_model(Path(name)) / "transformer", Path(name) / "transformer", Path(name)]
+    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    if folder is None:
+        from lumina_cli.core.nextdit.config import NAMED  # here, because it imports torch
+
+        hint = did_you_mean(name, NAMED) or f"; it is not a model folder and not one of {', '.join(NAMED)}"
+        raise LuminaError(f"model {name!r} is unknown{hint}")
+    return folder
+
+
+def newest_model(folder: Path) -> Path:
+    """Return the exported model of a run folder; any other folder itself."""
+    return folder / "model" if (folder / "model").is_dir() else folder
 
 
 def model_folder(folder: Path) -> Path:
-    """Return `folder`, or the newest model in it if it is a run folder; LuminaError where it is not whole."""
+    """Return a complete model folder: `folder`, or the newest model in it if it is a run folder.
+
+    Raises:
+        LuminaError: if the run has no checkpoint yet, or the folder is incomplete.
+    """
     if (folder / "recipe.yaml").is_file() or (folder / "model" / "transformer").is_dir():
+<<<<<<< HEAD
         run, folder = folder, newest_model(folder)
         if folder == run:
             raise LuminaError(f"{run} has no checkpoint yet; `lumina train ... out={run}` writes one")
+=======
+        if not (folder / "model").is_dir():
+            raise LuminaError(f"{folder} has no checkpoint yet; `lumina train ... out={folder}` writes one")
+        folder = newest_model(folder)
+>>>>>>> 366aab2 (One finder of model folders for all commands; encoders and model folders in plain language)
     missing = missing_files(folder)
-    if len(missing) >= len(PARTS):
-        raise LuminaError(f"{folder} is not a model folder; it would hold {'/, '.join(PARTS)}/")
+    if len(missing) >= len(COMPONENTS):
+        raise LuminaError(f"{folder} is not a model folder; it must contain {'/, '.join(COMPONENTS)}/")
     if missing:
-        raise LuminaError(f"{folder} is not whole: it has no {', '.join(missing)}")
+        raise LuminaError(f"{folder} is incomplete; missing: {', '.join(missing)}")
     return folder
 
 
@@ -80,27 +149,41 @@ def newest_model(folder: Path) -> Path:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Return what a model folder lacks, by file name; an empty list if it is whole."""
-    missing = [name for part in WEIGHED for name in _missing_of(folder, part)]
+    """Return the names of the files that a model folder lacks; an empty list if it is complete.
+
+    Raises:
+        LuminaError: if an index of sharded weights is damaged.
+    """
+    missing = [name for component in WEIGHT_COMPONENTS for name in _missing_in(folder, component)]
     tokenizer = folder / "tokenizer"
     if not any((tokenizer / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         missing.append("tokenizer/tokenizer.json")
     return missing
 
 
-def _missing_of(folder: Path, part: str) -> list[str]:
-    """Return what is missing of one part with weights; its folder's name if that is missing."""
-    if not (folder / part).is_dir():
-        return [f"{part}/"]
-    missing = [] if (folder / part / "config.json").is_file() else [f"{part}/config.json"]
-    shards = {name for index in find_indexes(folder / part) for name in read_weight_map(index).values()}
+def _missing_in(folder: Path, component: str) -> list[str]:
+    """Return what a component with weights lacks; the folder's name if it does not exist."""
+    if not (folder / component).is_dir():
+        return [f"{component}/"]
+    missing = [] if (folder / component / "config.json").is_file() else [f"{component}/config.json"]
+    indexes = find_indexes(folder / component)
+    shards = {name for index in indexes for name in read_weight_map(index).values()}
     if shards:
-        return missing + [f"{part}/{name}" for name in sorted(shards) if not (folder / part / name).is_file()]
-    return missing if any((folder / part).glob("*.safetensors")) else [*missing, f"{part}/*.safetensors"]
+        lost = [name for name in sorted(shards) if not (folder / component / name).is_file()]
+        return missing + [f"{component}/{name}" for name in lost]
+    complete = any((folder / component).glob("*.safetensors"))
+    return missing if complete else [*missing, f"{component}/*.safetensors"]
 
 
-def cached(repo: str) -> Path | None:
-    """Return the folder of a hub model that is whole on this machine, or None; never asks the network."""
+def _with_frozen(folder: Path, components: Iterable[str] = FROZEN_COMPONENTS) -> Path:
+    missing = [component for component in components if not (folder / component).is_dir()]
+    if missing:
+        raise LuminaError(f"{folder} has no {', '.join(missing)}; frozen= names a model folder")
+    return folder
+
+
+def find_cached(repo: str) -> Path | None:
+    """Return the folder of a hub model if it is complete in the hub's cache, else None; works offline."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     if not (Path(HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}").is_dir():
@@ -115,22 +198,25 @@ def cached(repo: str) -> Path | None:
     return None if missing_files(folder) else folder
 
 
-def fetch(repo: str) -> Path:
-    """Return the folder of a hub model, fetching what is not in the hub's cache; LuminaError in one line."""
+def download(repo: str) -> Path:
+    """Return the folder of a hub model; downloads the files that are not in the hub's cache.
+
+    Raises:
+        LuminaError: if the hub cannot be reached, or the model is incomplete.
+    """
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(repo, allow_patterns=HUB_FILES))
-    except Exception as error:  # the hub, the network and the disk each raise their own kinds
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        message = f"{repo!r} is no folder here and could not be fetched from the hub ({reason})"
-        raise LuminaError(f"{message}; `--model nano` needs no network") from error
+    except Exception as error:  # the hub, the network and the disk raise different types
+        message = f"{repo!r} is not a local folder and could not be downloaded from the hub"
+        raise LuminaError(f"{message} ({first_line(error)}); `--model nano` needs no network") from error
     return model_folder(folder)
 
 
-def _automatic() -> tuple[str, str]:
-    """Return the model for "auto" and the reason in words."""
-    if cached(LUMINA_IMAGE_2):
+def _choose_automatically() -> tuple[str, str]:
+    """Return the model for "auto", and the reason."""
+    if find_cached(LUMINA_IMAGE_2):
         return "lumina-image-2", "its weights are on this machine"
     import torch
 
@@ -140,3 +226,8 @@ def _automatic() -> tuple[str, str]:
         return "lumina-image-2", f"there is a CUDA device with {memory:.0f} GiB"
     device = f"the CUDA device has only {memory:.0f} GiB" if count else "there is no CUDA device"
     return "nano", f"the weights of lumina-image-2 are not on this machine and {device}"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its type if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lumina_cli.core.encoders.tokenizer import Tokens
+from lumina_cli.core.encoders.tokenizer import PromptTokenizer
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.path import to_sigma
 from lumina_cli.core.flow.presets import find_preset
@@ -57,7 +57,7 @@ def explain_rows(
             "about": "call", "call": number, "step": call.step + 1, "t": call.t, "sigma": to_sigma(call.t),
             "guided": call.branches == 2, "rows": call.branches,
         }  # fmt: skip
-    tokens = Tokens(folder.folder, folder.longest_text)
+    tokens = PromptTokenizer(folder.folder, folder.longest_text)
     index = 0
     while first is not None:
         words = opening.attention if opening else ()
@@ -122,7 +122,7 @@ def explain_row(
     wish: SamplingRequest,
     setup: ResolvedRequest,
     folder: ModelFolder,
-    tokens: Tokens,
+    tokens: PromptTokenizer,
     words: Iterable[str] = (),
 ) -> Iterator[dict]:
     """Yield the texts of one row: its prompt, and what guidance moves away from.
@@ -141,5 +141,5 @@ def explain_row(
         yield {
             "about": "text", "row": index + 1, "size": size, "branch": branch, "text": text,
             "tokens": tokens.count([text])[0], "dropped": tokens.dropped([text])[0],
-            "unread": tokens.unread(text),
+            "unread": tokens.truncated_text(text),
         }  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from lumina_cli.core.device import pick_device
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.images.sizes import Size
-from lumina_cli.core.models.folder import reading_errors
+from lumina_cli.core.models.folder import component_errors
 from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.sampling.batching import own_device
 from lumina_cli.core.sampling.model_options import ModelOptions
@@ -65,7 +65,7 @@ def _open_within(
     from lumina_cli.core.weights.json_files import read_json
 
     folder, device = choice.folder, pick_device(own_device())
-    with reading_errors(folder / "transformer"):
+    with component_errors(folder / "transformer"):
         config = config_from_diffusers(read_json(folder / "transformer" / "config.json"))
         dtype = usual_dtype(folder, device)
     stack = LoraStack(config, opening.loras) if opening.loras else None

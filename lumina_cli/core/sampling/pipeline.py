@@ -15,7 +15,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan, draw_noise
 from lumina_cli.core.images.sizes import Size, parse_size
 from lumina_cli.core.kernels.dispatch import choose_kernel
-from lumina_cli.core.models.folder import ModelFolder, PlanLike, default_plan, reading_errors
+from lumina_cli.core.models.folder import ModelFolder, PlanLike, component_errors, default_plan
 from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.nextdit import NextDiT
 from lumina_cli.core.nextdit.convert import load_transformer
@@ -215,11 +215,11 @@ def load_pipeline(
     choice = name if isinstance(name, ModelChoice) else choose_model(name)
     folder, device = choice.folder, pick_device(device)
     dtype = dtype or usual_dtype(folder, device)
-    with reading_errors(folder / "transformer"):
+    with component_errors(folder / "transformer"):
         transformer = load_transformer(folder / "transformer", dtype=dtype, device=device).eval()
-    with reading_errors(folder / "text_encoder"):
+    with component_errors(folder / "text_encoder"):
         text = TextEncoder(folder, device, dtype, min(MAX_TOKENS, transformer.config.max_text_tokens))
-    with reading_errors(folder / "vae"):
+    with component_errors(folder / "vae"):
         vae = Autoencoder(folder, device, vae_dtype(dtype))
     return Pipeline(choice, transformer, text, vae)
 

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from lumina_cli.core.encoders.tokenizer import Tokens
+from lumina_cli.core.encoders.tokenizer import PromptTokenizer
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.io import open_image, save_image
 from lumina_cli.core.sampling.output.filenames import slug
@@ -30,7 +30,7 @@ RAMP = ((0.0, (18, 16, 48)), (0.35, (104, 32, 116)), (0.7, (226, 92, 66)), (1.0,
 GREY, HEAT = 0.85, 0.65  # how far the picture is greyed, and the heat covers it, where it is hottest
 
 
-def word_tokens(tokens: Tokens, text: str, word: str, start: int = 0) -> list[int]:
+def word_tokens(tokens: PromptTokenizer, text: str, word: str, start: int = 0) -> list[int]:
     """Return the places of a word's tokens among those of `text`, every time it comes from `start` on.
 
     Upper case counts as lower; a word of letters must stand alone, in scripts with spaces. UsageError where
@@ -50,9 +50,9 @@ def word_tokens(tokens: Tokens, text: str, word: str, start: int = 0) -> list[in
         for place, (first, last) in enumerate(offsets)
         if any(first < start + end and last > start + begin for begin, end in spans)
     ]
-    read = [place for place in found if place < tokens.longest]
+    read = [place for place in found if place < tokens.max_tokens]
     if not read:
-        raise UsageError(f"{word!r} is not read: it stands behind the {tokens.longest} tokens that are")
+        raise UsageError(f"{word!r} is not read: it stands behind the {tokens.max_tokens} tokens that are")
     return read
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lumina_cli.core.encoders.tokenizer import MAX_TOKENS, Tokens
+from lumina_cli.core.encoders.tokenizer import MAX_TOKENS, PromptTokenizer
 from lumina_cli.core.encoders.vae import Autoencoder, vae_dtype
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.kernels.dispatch import choose_kernel
@@ -154,11 +154,11 @@ def load_parts(
         return network
 
     def load_vae() -> Autoencoder:
-        return Autoencoder(folder, device, vae_dtype(dtype)).frugal(residence.plan.tile)
+        return Autoencoder(folder, device, vae_dtype(dtype)).enable_tiling(residence.plan.tile)
 
     loaders = {"transformer": load_transformer, "text": load_text, "vae": load_vae}
     residence = PartPool(loaders, plan, device)
-    tokens = Tokens(folder, longest)
+    tokens = PromptTokenizer(folder, longest)
     return (
         LazyPart("transformer", residence, config=config, dtype=dtype, kernel=kernel),
         LazyPart(

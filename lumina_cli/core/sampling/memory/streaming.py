@@ -11,7 +11,7 @@ from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Model, Gemma2RotaryEmbedding
 
 from lumina_cli.core.encoders.text import TextEncoder, quiet_transformers
-from lumina_cli.core.encoders.tokenizer import Tokens
+from lumina_cli.core.encoders.tokenizer import PromptTokenizer
 from lumina_cli.core.nextdit import NextDiT
 from lumina_cli.core.nextdit.convert import (
     COMFYUI_PREFIX,
@@ -140,7 +140,7 @@ class StoredTextEncoder(TextEncoder):
         self, folder: Path, device: torch.device, dtype: torch.dtype, max_tokens: int, streamed: bool
     ):
         self.max_tokens = max_tokens
-        self.tokens = Tokens(folder, max_tokens)
+        self.tokens = PromptTokenizer(folder, max_tokens)
         self.tokenizer = self.tokens.tokenizer
         self.model = _read_gemma(folder / "text_encoder", device, dtype, streamed)
 
