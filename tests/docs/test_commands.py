@@ -106,7 +106,8 @@ def test_every_command_parses(page):
             if any(PLACEHOLDER.fullmatch(word) for word in words):
                 continue
             values = parsed(words)
-            check_names(values)
+            if page.name != "extending.md":  # its names are those of the package that it shows
+                check_names(values)
             if values["verb"].endswith("train"):
                 check_training(values.get("words") or [])
 

@@ -2,10 +2,12 @@
 
 import re
 import runpy
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.main import get_command
 
 from lumina_cli.cli.app import app
@@ -101,9 +103,38 @@ def test_examples_use_only_commands_and_options_that_exist():
                     assert option in known[name] | known["lumina"], f"{page.name}: {line}"
 
 
+def extending_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.S)
+
+
 def test_the_solver_example_works_when_pasted(tmp_path):
-    example, line = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), re.S)[:2]
+    example, line = extending_blocks("python")[-2:]
     assert line.strip() in (ROOT / "lumina_cli" / "core" / "registry.py").read_text()
     path = tmp_path / "pasted.py"
     path.write_text(example)
     assert list(runpy.run_path(str(path))["euler"](lambda x, t: 2.0, 0.0, [0, 0.5, 1])) == [1.0, 2.0]
+
+
+def test_the_package_example_adds_its_names(tmp_path, monkeypatch):
+    project = tomllib.loads(extending_blocks("toml")[0])["project"]
+    (tmp_path / "lumina_extras.py").write_text(extending_blocks("python")[0])
+    info = tmp_path / "lumina_extras-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Name: {project['name']}\nVersion: {project['version']}\n")
+    groups = project["entry-points"].items()
+    lines = [
+        f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in entries.items()) for group, entries in groups
+    ]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    solver = registry.Registry("solver", "lumina.solvers", {}).load("ralston")
+    assert (solver.order, solver.calls) == (2, 2)
+    *_, end = solver(lambda x, t: t, 0.0, [0, 0.5, 1])
+    assert end == pytest.approx(0.5)
+    score = registry.Registry("score", "lumina.scores", {}).load("brightness")(None)
+    assert score([Image.new("RGB", (4, 4), "white")]) == [255.0]
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.kind)
+def test_the_entry_point_groups_are_documented(table):
+    assert f"`{table.group}`" in (ROOT / "docs" / "extending.md").read_text()
