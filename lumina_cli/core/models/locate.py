@@ -1,11 +1,9 @@
 """Find model folders: by name, path or hub id, in the layout of diffusers' `Lumina2Pipeline`.
 
-All commands use these functions: `find_model` for a complete pipeline, `find_frozen` for the components that
-training does not change, `find_transformer` for the network alone.
+`find_model` returns a complete pipeline; for the components that training starts from see `components.py`.
 """
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,6 @@ ENOUGH_GIB = 15  # transformer and text encoder in bfloat16, the VAE, and the ac
 
 WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
 COMPONENTS = (*WEIGHT_COMPONENTS, "tokenizer")
-FROZEN_COMPONENTS = ("vae", "text_encoder", "tokenizer")
 HUB_FILES = ["model_index.json", *(f"{component}/*" for component in (*COMPONENTS, "scheduler"))]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -79,41 +76,6 @@ def find_lumina_image_2() -> Path:
     return find_cached(LUMINA_IMAGE_2) or download(LUMINA_IMAGE_2)
 
 
-def find_frozen(name: str) -> Path:
-    """Return the folder with the frozen components for a name in MODELS, a model folder or a run folder.
-
-    Names precede folders. The embedded model needs no transformer, since its transformer is trained this way.
-
-    Raises:
-        UsageError: if `name` is none of these.
-        LuminaError: if a component is missing.
-    """
-    if name in MODELS:
-        embedded = ASSETS / name
-        return _with_frozen(embedded) if embedded.is_dir() else MODELS.load(name)()
-    if not Path(name).is_dir():
-        known = MODELS.names()
-        hint = did_you_mean(name, known) or f"; it is not a model folder and not one of {', '.join(known)}"
-        raise UsageError(f"frozen: unknown model {name!r}{hint}")
-    return _with_frozen(newest_model(Path(name)))
-
-
-def find_transformer(name: str) -> Path:
-    """Return the folder of a transformer: that of a run folder, of a model folder, or `name` itself.
-
-    Raises:
-        LuminaError: if none of these contains a config.json.
-    """
-    folders = [newest_model(Path(name)) / "transformer", Path(name) / "transformer", Path(name)]
-    folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
-    if folder is None:
-        from lumina_cli.core.nextdit.config import NAMED  # here, because it imports torch
-
-        hint = did_you_mean(name, NAMED) or f"; it is not a model folder and not one of {', '.join(NAMED)}"
-        raise LuminaError(f"model {name!r} is unknown{hint}")
-    return folder
-
-
 def newest_model(folder: Path) -> Path:
     """Return the exported model of a run folder; any other folder itself."""
     return folder / "model" if (folder / "model").is_dir() else folder
@@ -126,26 +88,15 @@ def model_folder(folder: Path) -> Path:
         LuminaError: if the run has no checkpoint yet, or the folder is incomplete.
     """
     if (folder / "recipe.yaml").is_file() or (folder / "model" / "transformer").is_dir():
-<<<<<<< HEAD
         run, folder = folder, newest_model(folder)
         if folder == run:
             raise LuminaError(f"{run} has no checkpoint yet; `lumina train ... out={run}` writes one")
-=======
-        if not (folder / "model").is_dir():
-            raise LuminaError(f"{folder} has no checkpoint yet; `lumina train ... out={folder}` writes one")
-        folder = newest_model(folder)
->>>>>>> 366aab2 (One finder of model folders for all commands; encoders and model folders in plain language)
     missing = missing_files(folder)
     if len(missing) >= len(COMPONENTS):
         raise LuminaError(f"{folder} is not a model folder; it must contain {'/, '.join(COMPONENTS)}/")
     if missing:
         raise LuminaError(f"{folder} is incomplete; missing: {', '.join(missing)}")
     return folder
-
-
-def newest_model(folder: Path) -> Path:
-    """Return the model folder in a run folder, or `folder` itself if it does not contain one."""
-    return folder / "model" if (folder / "model").is_dir() else folder
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -173,13 +124,6 @@ def _missing_in(folder: Path, component: str) -> list[str]:
         return missing + [f"{component}/{name}" for name in lost]
     complete = any((folder / component).glob("*.safetensors"))
     return missing if complete else [*missing, f"{component}/*.safetensors"]
-
-
-def _with_frozen(folder: Path, components: Iterable[str] = FROZEN_COMPONENTS) -> Path:
-    missing = [component for component in components if not (folder / component).is_dir()]
-    if missing:
-        raise LuminaError(f"{folder} has no {', '.join(missing)}; frozen= names a model folder")
-    return folder
 
 
 def find_cached(repo: str) -> Path | None:
