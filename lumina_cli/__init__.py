@@ -1,4 +1,4 @@
-"""One toolkit for the whole life of a Lumina-Image 2.0 model: caption, shard, train, sample, eval, bench."""
+"""Toolkit for Lumina-Image 2.0: captioning, sharding, training, sampling, evaluation and benchmarks."""
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,4 @@
-"""`python -m lumina_cli`: the command `lumina` of this very interpreter."""
+"""`python -m lumina_cli`: the `lumina` command of this interpreter."""
 
 from lumina_cli.cli.app import main
 

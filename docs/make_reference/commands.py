@@ -1,6 +1,5 @@
 """The reference of the command line, from the commands that the typer app holds."""
 
-import inspect
 import re
 from collections.abc import Iterator
 
@@ -8,6 +7,7 @@ from markdown_text import block, code, prose, table
 from typer.main import get_command
 
 from lumina_cli.cli.app import app
+from lumina_cli.cli.help import ARGUMENTS, describe_parameter, group_parameters, split_examples, walk_commands
 
 INTRO = """# Command line
 
@@ -27,19 +27,7 @@ EXIT_CODES = (
     ("130", "Interrupted with Ctrl-C."),
     ("143", "Terminated with SIGTERM."),
 )
-TYPES = {"str": "TEXT", "path": "PATH", "Path": "PATH", "int": "INT", "float": "FLOAT"}
 SUFFIX = re.compile(r"\s*\[((?:default: |required|x[<>]|[-\d.]+<)[^\]]*(?:\[[^\]]*\][^\]]*)*)\]$")
-
-
-def walk(command, name: str, parent=None) -> Iterator[tuple]:
-    """Yield (name, command, context) of a command and of all below it, in the order of `--help`."""
-    context = command.make_context(name.split()[-1], [], parent=parent, resilient_parsing=True)
-    yield name, command, context
-    if hasattr(command, "list_commands"):
-        for word in command.list_commands(context):
-            inner = command.get_command(context, word)
-            if not inner.hidden:
-                yield from walk(inner, f"{name} {word}", context)
 
 
 def anchor(name: str) -> str:
@@ -47,21 +35,9 @@ def anchor(name: str) -> str:
     return "#" + name.replace(" ", "-")
 
 
-def split_help(text: str) -> tuple[list[str], list[str]]:
-    """Return (description, examples) of a docstring, as Markdown blocks."""
-    description: list[str] = []
-    examples: list[str] = []
-    current = description
-    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text.split("\f")[0].replace("\b", ""))):
-        lines = paragraph.splitlines()
-        if lines and re.fullmatch(r"Examples?:", lines[0].strip()):
-            current, lines = examples, lines[1:]
-        if not lines:
-            continue
-        shell = all(line.startswith(("    ", "lumina ")) for line in lines)
-        paragraph = inspect.cleandoc("\n".join(["", *lines]))
-        current.append(block(paragraph, "bash") if shell else prose(paragraph))
-    return description, examples
+def paragraphs(text: str) -> Iterator[str]:
+    """Yield the paragraphs of a description as Markdown."""
+    return map(prose, re.split(r"\n\s*\n", text))
 
 
 def read_suffix(text: str) -> tuple[str, str, str]:
@@ -87,45 +63,31 @@ def in_words(limits: str) -> str:
     )
 
 
-def describe(parameter, context) -> tuple[str, str, str] | None:
-    """Return (name, default, description) of an option or argument as cells; None if it is hidden."""
-    record = parameter.get_help_record(context)
-    if record is None or getattr(parameter, "hidden", False):
-        return None
-    name, kind = re.fullmatch(r"(.*?)(?: <(.+)>)?", record[0]).groups()
-    text, default, limits = read_suffix(record[1])
-    kind = (kind or "").removesuffix(" range")
-    if kind.startswith("list["):
-        kind = kind[5:-1]
-        if parameter.param_type_name == "option" and "epeat" not in text:
-            text += " Repeatable."
+def describe(parameter, context) -> tuple[str, str, str]:
+    """Return (name, default, description) of an option or argument as cells."""
+    name, text = describe_parameter(parameter, context)
+    text, default, limits = read_suffix(text)
     if limits:
         text += f" {in_words(limits)}."
     if parameter.param_type_name == "argument":
         cell = code(name + ("" if parameter.required else " (optional)"))
     else:
         cell = " / ".join(code(word) for word in re.split(r" / |, ", name))
-        cell = cell[:-1] + f" {TYPES.get(kind, kind)}`" if kind else cell
     return cell, code(default) if default else "", prose(text)
 
 
 def parameters(command, context) -> Iterator[str]:
-    """Yield a table of the arguments and one for each panel of options."""
-    panels: dict[str, list] = {}
-    for parameter in command.get_params(context):
-        if parameter.name == "help" or (row := describe(parameter, context)) is None:
-            continue
-        usual = "Arguments" if parameter.param_type_name == "argument" else "Options"
-        panels.setdefault(getattr(parameter, "rich_help_panel", None) or usual, []).append(row)
-    for panel, rows in panels.items():
-        first = "Argument" if panel == "Arguments" else "Option"
-        yield f"**{prose(panel)}**"
-        yield table((first, "Default", "Description"), rows)
+    """Yield a table of the arguments and one for each group of options."""
+    for heading, members in group_parameters(command.get_params(context)).items():
+        rows = [describe(each, context) for each in members if each.name != "help"]
+        if rows:
+            yield f"**{prose(heading)}**"
+            yield table(("Argument" if heading == ARGUMENTS else "Option", "Default", "Description"), rows)
 
 
 def summary(command) -> str:
     """Return the first sentence or line of a command's help."""
-    first = " ".join(re.split(r"\n\s*\n", inspect.cleandoc(command.help or ""))[0].split())
+    first = " ".join(re.split(r"\n\s*\n", split_examples(command.help)[0])[0].split())
     return prose(re.split(r"(?<=[a-z`)])\. ", first)[0].rstrip(".") + ".")
 
 
@@ -133,25 +95,23 @@ def section(name: str, command, context) -> Iterator[str]:
     """Yield the blocks of one command: heading, usage, description, tables, examples."""
     yield f"{'#' * max(2, len(name.split()))} {code(name)}"
     yield block(" ".join(command.get_usage(context).removeprefix("Usage: ").split()), "text")
-    description, examples = split_help(command.help or "")
-    yield from description
-    inner = [(each, one) for each, one, _ in walk(command, name, context.parent) if len(each) > len(name)]
+    description, examples = split_examples(command.help)
+    yield from paragraphs(description)
+    inner = [
+        (each, one) for each, one, _ in walk_commands(command, name, context.parent) if len(each) > len(name)
+    ]
     if inner and len(name.split()) > 1:
         rows = [(f"[{code(each)}]({anchor(each)})", summary(one)) for each, one in inner]
         yield table(("Command", "Description"), rows)
     yield from parameters(command, context)
-    if command.epilog:
-        ending, more = split_help(command.epilog)
-        yield from ending
-        examples += more
     if examples:
         yield "**Examples**"
-        yield from examples
+        yield block(examples, "bash")
 
 
 def page() -> str:
     """Return the whole page."""
-    pages = list(walk(get_command(app), "lumina"))
+    pages = list(walk_commands(get_command(app), "lumina"))
     rows = [(f"[{code(name)}]({anchor(name)})", summary(command)) for name, command, _ in pages[1:]]
     blocks = [INTRO.rstrip(), table(("Command", "Description"), rows)]
     for name, command, context in pages:

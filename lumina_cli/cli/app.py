@@ -1,4 +1,4 @@
-"""The `lumina` command: verbs in the order of the pipeline, exit codes, and the one printer of errors."""
+"""The `lumina` command: verbs in pipeline order, exit codes, signals, and errors as one line on stderr."""
 
 import errno
 import gc
@@ -12,27 +12,27 @@ from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 from typer.exceptions import TyperException
 from typer.main import get_command
 
 from lumina_cli import __version__
 from lumina_cli.cli import output
+from lumina_cli.cli.help import HelpGroup, VerbApp
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.registry import did_you_mean
 
 VERBS = ("caption", "shard", "train", "sample", "eval", "bench", "convert", "doctor")
 INTERRUPTED = 130
 TERMINATED = 128 + signal.SIGTERM
-RESUMED = ("lumina caption", "lumina shard", "lumina sample")
-ONLY_READ = {"info", "verify", "stats", "cat", "preview", "select"}  # these have nothing to go on with
-MOMENT = 10.0  # seconds in which further SIGTERMs are the same one: Slurm and torchrun may each send theirs
+RESUMABLE = ("lumina caption", "lumina shard", "lumina sample")
+NOT_RESUMABLE = {"info", "verify", "stats", "cat", "preview", "select"}  # these only read, or finish quickly
+SIGTERM_WINDOW = 10.0  # seconds in which SIGTERMs count as one: Slurm and torchrun may send one each
 
-_terminated: list[float] = []  # when SIGTERM asked the command to end
+_terminations: list[float] = []  # times of the SIGTERMs received
 
 
-class Verbs(TyperGroup):
-    """The top group: verbs keep their order, and what the system refuses becomes an error of one line."""
+class Verbs(HelpGroup):
+    """The top-level group: verbs in pipeline order; errors of the operating system as one line."""
 
     def list_commands(self, ctx) -> list[str]:
         return [name for name in VERBS if name in self.commands]
@@ -46,32 +46,41 @@ class Verbs(TyperGroup):
     def invoke(self, ctx):
         try:
             return super().invoke(ctx)
-        except OSError as error:  # caught here because typer itself ends on a broken pipe, whichever it was
+        except OSError as error:  # caught here: typer exits on EPIPE, whichever pipe broke
             raise LuminaError(_os_error_message(error)) from error
 
 
 def _os_error_message(error: OSError) -> str:
-    """Return what the operating system refused, in one line."""
+    """Return the message of an operating system error as one line."""
     reason = error.strerror or str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full: {error.filename or reason}"
     return f"{error.filename}: {reason}" if error.filename else reason
 
 
-app = typer.Typer(
+HELP = """Caption, shard, train, sample, evaluate and benchmark Lumina-Image 2.0 models.
+
+Commands write data to stdout (JSON Lines when piped) and messages to stderr.
+
+Examples:
+
+    lumina sample "a red car left of a blue ball" --model nano
+    lumina shard photos data
+    lumina train nano out=runs/first
+    lumina shard cat data | lumina caption - > captions.jsonl
+"""
+
+app = VerbApp(
     name="lumina",
     cls=Verbs,
-    help="One toolkit for the whole life of a Lumina-Image 2.0 model, from pictures to scores.",
-    epilog="Verbs read and write rows of JSON lines: lumina shard cat data | lumina caption - > new.jsonl",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+    help=HELP,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         output.write_line(f"lumina {__version__}")
         raise typer.Exit
 
@@ -80,13 +89,14 @@ def _show_version(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere on the line).")
+        bool,
+        typer.Option("--debug", help="Show the traceback of an error; works anywhere on the line."),
     ] = False,
 ) -> None:
-    """Options before the verb; `run` takes --debug out before it gets here."""
+    """Accept the options before the verb; `run` has removed --debug."""
 
 
 for _name in VERBS:
@@ -98,7 +108,7 @@ for _name in VERBS:
 
 
 def run(args: list[str]) -> int:
-    """Run one command line and return its exit code; errors are one line on stderr."""
+    """Run one command line and return its exit code; write an error as one line to stderr."""
     words = args[: args.index("--")] if "--" in args else args
     debug = "--debug" in words or bool(os.environ.get("LUMINA_DEBUG"))
     args = [word for word in words if word != "--debug"] + args[len(words) :]
@@ -110,7 +120,7 @@ def run(args: list[str]) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        message, code = ("terminated", TERMINATED) if _terminated else ("interrupted", INTERRUPTED)
+        message, code = ("terminated", TERMINATED) if _terminations else ("interrupted", INTERRUPTED)
         message += _resume_hint(verb, words)
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):
@@ -121,68 +131,65 @@ def run(args: list[str]) -> int:
         output.silence_stdout()
         return 0
     except Exception as error:
-        if (
-            type(error).__name__ == "NoArgsIsHelpError"
-        ):  # a group without a word after it: its message is the help
+        if type(error).__name__ == "NoArgsIsHelpError":  # its message is the help of the group
             sys.stderr.write(f"{error}\n")
             return UsageError.exit_code
-        message, code = _explain(error)
+        message, code = _describe_error(error)
         if debug:
             traceback.print_exc()
-    sys.stderr.write(f"{verb}: {output.one_line(message)}\n")
+    sys.stderr.write(f"{verb}: {output.to_one_line(message)}\n")
     return code
 
 
 def _resume_hint(verb: str, words: list[str]) -> str:
-    """Return how a command that was stopped is gone on with, where that is possible."""
+    """Return how to resume an interrupted command, or an empty string if it cannot be resumed."""
     if verb == "lumina train":
         out = next((word for word in words if word.startswith("out=")), "out=RUN")
-        return f"; `lumina train {out} --resume` goes on"
-    if verb not in RESUMED or ONLY_READ & set(words[:2]):
+        return f"; resume with `lumina train {out} --resume`"
+    if verb not in RESUMABLE or NOT_RESUMABLE & set(words[:2]):
         return ""
     piped = verb == "lumina caption" and not any(word.split("=")[0] == "--out" for word in words)
-    return "" if piped else "; the same line goes on"
+    return "" if piped else "; rerun the same command to resume"
 
 
-def _explain(error: Exception) -> tuple[str, int]:
+def _describe_error(error: Exception) -> tuple[str, int]:
     """Return the message and the exit code of an error."""
     if isinstance(error, LuminaError):
         return str(error), error.exit_code
     if hasattr(error, "option_name") and hasattr(error, "possibilities"):
-        known = [
-            name for parameter in error.ctx.command.params for name in parameter.opts if name.startswith("--")
-        ]
+        visible = (each for each in error.ctx.command.params if not each.hidden)
+        known = [name for parameter in visible for name in parameter.opts if name.startswith("--")]
         return f"no option {error.option_name}{did_you_mean(error.option_name, known)}", UsageError.exit_code
     if isinstance(error, TyperException):
         message = error.format_message().rstrip(".")
         return message[:1].lower() + message[1:], error.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "out of memory; a smaller size or batch needs less", LuminaError.exit_code
-    return f"{type(error).__name__}: {error} (a bug; --debug shows where)", LuminaError.exit_code
+        return "out of memory; reduce the size or the batch", LuminaError.exit_code
+    return f"{type(error).__name__}: {error} (a bug; --debug shows the traceback)", LuminaError.exit_code
 
 
 def _open_closed_streams() -> None:
-    """Point streams that the shell closed (`>&-`) at nothing; else the next file opened has their number."""
+    """Open the null device for streams that the shell closed (`>&-`); a file could get their number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _handle_sigterm() -> None:
-    """Let SIGTERM end a command as Ctrl-C does, whatever that does just then; only the exit code differs."""
+    """Handle SIGTERM with the current handler of Ctrl-C; only the exit code differs."""
     own = os.getpid()
 
     def end(number: int, frame) -> None:
-        if os.getpid() != own:  # a forked worker, which its parent ends like this
+        if os.getpid() != own:  # a forked worker, terminated by its parent
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
         now = time.monotonic()
-        _terminated.append(now)
-        if any(now - before < MOMENT for before in _terminated[:-1]):
+        _terminations.append(now)
+        if any(now - before < SIGTERM_WINDOW for before in _terminations[:-1]):
             return
         interrupt = signal.getsignal(signal.SIGINT)
-        if not callable(interrupt):  # Ctrl-C is ignored in what a script runs in the background
+        if not callable(interrupt):  # scripts start background commands with Ctrl-C ignored
             raise KeyboardInterrupt
         interrupt(signal.SIGINT, frame)
 
@@ -191,18 +198,18 @@ def _handle_sigterm() -> None:
 
 
 def _handle_sigint() -> None:
-    """Let Ctrl-C end a command even where its exception is lost on the way; see `output.heed`."""
+    """Record Ctrl-C, so that it ends a command even if its exception is lost; see `check_interrupted`."""
 
     def end(number: int, frame) -> None:
-        output.asked.append(True)
+        output.interrupts.append(True)
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, and stays so
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
         signal.signal(signal.SIGINT, end)
 
 
 def main() -> NoReturn:
-    """The entry point of the console script and of `python -m lumina_cli`."""
+    """Run `lumina` with the arguments of this process: the entry point of the console script."""
     _handle_sigint()
     _handle_sigterm()
     _open_closed_streams()
@@ -210,5 +217,5 @@ def main() -> NoReturn:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     code = run(sys.argv[1:])
-    gc.freeze()  # the interpreter's last search for garbage takes over a second where torch is loaded
+    gc.freeze()  # the garbage collection at exit takes over a second once torch is loaded
     sys.exit(code)

@@ -1,17 +1,20 @@
-"""`lumina doctor`: what works on this machine."""
-
-from typing import Annotated
-
-import typer
+"""`lumina doctor`: check what works on this machine."""
 
 from lumina_cli.cli import output
+from lumina_cli.cli.options import Json
 
 
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")] = False,
-) -> None:
-    """Show what works on this machine, and why not. A row per part out, found by trying it."""
-    from lumina_cli.core.doctor import examine
+def doctor(json: Json = False) -> None:
+    """Check this machine by running each component. Nothing in, one row per component out.
+
+    Failed checks have a suggested "fix"; optional components that are not installed have "ok": null.
+
+    Examples:
+
+        lumina doctor
+        lumina doctor --json | jq "select(.ok == false)"
+    """
+    from lumina_cli.core.doctor import run_checks
     from lumina_cli.core.models.locate import find_cached
 
-    output.write_rows(examine(find_cached), json, label="parts")
+    output.write_rows(run_checks(find_cached), json, label="checks")

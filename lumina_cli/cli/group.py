@@ -1,46 +1,45 @@
-"""Groups of sub-verbs that have a main one: `lumina shard SRC DEST` is `lumina shard pack SRC DEST`."""
+"""Command groups with a default command: `lumina shard SRC DEST` runs `lumina shard pack SRC DEST`."""
 
 import os
 import re
 
-from typer.core import TyperGroup
-
+from lumina_cli.cli.help import HelpGroup
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import Registry, nearest
 
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z_-]*")  # no path, no URL, no nano:N
+_COMMAND_LIKE = re.compile(r"[A-Za-z][A-Za-z_-]*")  # not a path, a URL or nano:N
 
 
-class FallbackGroup(TyperGroup):
-    """A group whose main sub-verb runs when the first word is not the name of a sub-verb.
+class DefaultCommandGroup(HelpGroup):
+    """A group that runs its default command if the first word is not the name of a command.
 
-    `words` are all that the main one takes as its first word; None: places of files.
+    `names` are the valid first arguments of the default command; None if these are files.
     """
 
     main_verb = ""
-    words: Registry | None = None
+    names: Registry | None = None
 
     def parse_args(self, ctx, args: list[str]) -> list[str]:
-        own = {name for parameter in self.get_params(ctx) for name in parameter.opts}
-        if args and args[0] not in self.commands and args[0] not in own:
-            if _PLAIN.fullmatch(args[0]):
-                self._check(ctx.command_path, args[0])
+        own_options = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+        if args and args[0] not in self.commands and args[0] not in own_options:
+            if _COMMAND_LIKE.fullmatch(args[0]):
+                self._check_first_word(ctx.command_path, args[0])
             args = [self.main_verb, *args]
         return super().parse_args(ctx, args)
 
-    def _check(self, verb: str, word: str) -> None:
-        """Raise UsageError where the first word is none for the main sub-verb, but may be misspelt."""
-        if os.path.exists(word) if self.words is None else word in self.words:
+    def _check_first_word(self, group: str, word: str) -> None:
+        """Raise UsageError if the word is not valid for the default command and may be a misspelled name."""
+        if os.path.exists(word) if self.names is None else word in self.names:
             return
-        words = self.words or ()
-        near = nearest(word, [*words, *self.commands])
-        if near or words:
-            meant = repr(near) if near in words else f"`{verb} {near}`"
-            hint = f"did you mean {meant}?" if near else f"choose from {', '.join(words)}"
-            kind = "no such source" if self.words is None else f"unknown {self.words.kind}"
+        names = [] if self.names is None else self.names.names()
+        near = nearest(word, [*names, *self.commands])
+        if near or names:
+            meant = repr(near) if near in names else f"`{group} {near}`"
+            hint = f"did you mean {meant}?" if near else f"choose from {', '.join(names)}"
+            kind = "no such source" if self.names is None else f"unknown {self.names.kind}"
             raise UsageError(f"{kind} {word!r}; {hint}")
 
 
-def fallback(main: str, words: Registry | None = None) -> type[FallbackGroup]:
-    """Return a group class for `typer.Typer(cls=fallback("run"), no_args_is_help=True)`."""
-    return type("MainGroup", (FallbackGroup,), {"main_verb": main, "words": words})
+def default_command(name: str, names: Registry | None = None) -> type[DefaultCommandGroup]:
+    """Return the group class for `VerbApp(cls=default_command("run"))`."""
+    return type("CommandGroup", (DefaultCommandGroup,), {"main_verb": name, "names": names})

@@ -1,4 +1,4 @@
-"""What `lumina train` knows of a run before and while it trains: its recipe, its plan, and its end."""
+"""Run folders of `lumina train`: saved settings, the plan of a dry run, the note on a finished run."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,45 +9,54 @@ from lumina_cli.cli import output
 from lumina_cli.core.errors import LuminaError, UsageError
 
 
-class Part:
-    """Reads nothing but which part a recipe is for; that part's own schema then reads it all."""
+class PartSchema:
+    """A schema that reads only the `part` of a recipe; the schema of that part then validates all of it."""
 
     @staticmethod
     def model_validate(values: dict, **options: Any) -> str:
         return str(values.get("part", "transformer"))
 
 
-def saved_recipe(out: str | None, resume: bool) -> Path:
-    """Return the settings that the run in `out` was started with; they stand in for a recipe on a resume."""
+def find_saved_recipe(out: str | None, resume: bool) -> Path:
+    """Return the file with the settings of the run in `out`, which replaces the recipe on a resume.
+
+    Raises:
+        UsageError: if the command does not resume a run, or `out` holds several.
+        LuminaError: if `out` does not hold a run.
+    """
     from lumina_cli.core.recipe import packaged_recipes
     from lumina_cli.core.registry import PARTS
     from lumina_cli.core.training.resume import settings_file
 
     if not (out and resume):
         known = ", ".join(name for name in packaged_recipes() if not name.startswith("sample/"))
-        raise UsageError(f"give a recipe, such as `lumina train nano`; recipes: {known}")
+        raise UsageError(f"no recipe given; try `lumina train nano`. Packaged recipes: {known}")
     saved = [path for path in (settings_file(Path(out), part) for part in PARTS) if path.is_file()]
     if not saved:
         raise LuminaError(f"{out} has no run to resume; start one with a recipe, without --resume")
-    if len(saved) > 1:  # nano's small parts share one folder
-        raise UsageError(f"{out} has several runs ({', '.join(p.stem for p in saved)}); give the recipe too")
+    if len(saved) > 1:  # nano's small components share one folder
+        raise UsageError(f"{out} has several runs ({', '.join(p.stem for p in saved)}); name the recipe too")
     return saved[0]
 
 
-def resume_recipe(settings: Any, recipes: list[str], out: Path, overrides: list[str]) -> Any:
-    """Return the settings to go on with, and say where they differ from those of the recipe."""
+def resolve_resumed_settings(settings: Any, recipes: list[str], out: Path, overrides: list[str]) -> Any:
+    """Return the settings to resume with; print a note if they differ from those of the recipe."""
     from lumina_cli.core.training.resume import resumed_settings, settings_file
 
-    named = recipes[0] if recipes else None
-    settings, others = resumed_settings(settings, named, out, overrides)
-    if others:
+    recipe = recipes[0] if recipes else None
+    settings, differences = resumed_settings(settings, recipe, out, overrides)
+    if differences:
         path = settings_file(out, settings.part)
-        output.note(f"going on with {path}, which differs from {named} in {', '.join(others)}")
+        output.write_note(f"resuming with {path}, which differs from {recipe} in {', '.join(differences)}")
     return settings
 
 
-def plan(settings: Any, out: Path, resume: bool, stage: str) -> list[dict]:
-    """Return what would be trained, a row per stage; refuses what the training itself would refuse."""
+def plan_training(settings: Any, out: Path, resume: bool, stage: str) -> list[dict]:
+    """Return one row per stage that would be trained.
+
+    Raises:
+        LuminaError: in the same cases as the training itself, as far as they are known before it starts.
+    """
     if settings.part != "transformer":
         from lumina_cli.core.training.progress import check_state
 
@@ -60,12 +69,12 @@ def plan(settings: Any, out: Path, resume: bool, stage: str) -> list[dict]:
     if rows:
         _check_data(settings.data)
     else:
-        _note_done(out)
+        _note_completed(out)
     return [{**row, "out": str(out)} for row in rows]
 
 
 def _check_data(source: str) -> None:
-    """Read the first row of files; what is rendered or fetched only has its settings read."""
+    """Read the first row of a source on disk; of a rendered or remote source, parse the settings only."""
     from lumina_cli.core.sources.source import read_source
 
     rows = read_source(source)
@@ -73,16 +82,16 @@ def _check_data(source: str) -> None:
         next(rows, None)
 
 
-def noted(rows: Iterator[dict], out: Path) -> Iterator[dict]:
-    """Yield the rows of a training, and say so if it had nothing left to do."""
+def note_if_completed(rows: Iterator[dict], out: Path) -> Iterator[dict]:
+    """Yield the rows of a training; print a note if every stage was already complete."""
     trained = False
     with contextlib.closing(rows):
         for row in rows:
             trained = trained or "loss" in row
             yield row
     if not trained:
-        _note_done(out)
+        _note_completed(out)
 
 
-def _note_done(out: Path) -> None:
-    output.note(f"nothing left to train: {out} has done all its steps; set more of them to go on")
+def _note_completed(out: Path) -> None:
+    output.write_note(f"nothing left to train in {out}: training is complete; raise the steps to continue")

@@ -8,65 +8,79 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output, runs
+from lumina_cli.cli.options import Json
+from lumina_cli.core.errors import UsageError
 
 
 def train(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RECIPE] [KEY=VALUE]...", help="A recipe by name or path, then settings: out=runs/a"
+            metavar="[RECIPE] [KEY=VALUE]...",
+            help="Recipe, by name or path, then settings such as out=runs/first or stages.hq.steps=200.",
         ),
     ] = None,
-    stage: Annotated[str, typer.Option(help="low, high, hq, or all of the recipe's stages.")] = "all",
+    stage: Annotated[str, typer.Option(help="Stage to train: low, high, hq or all.")] = "all",
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on where the run in out= stopped, with its settings; KEY=VALUE changes them."
+            "--resume", help="Resume the run in out= with its own settings; KEY=VALUE overrides them."
         ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be trained, and stop.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the stages that would be trained, and exit.")
+    ] = False,
+    json: Json = False,
 ) -> None:
-    """Train a model from a recipe. A row of metrics every few steps out, and a model folder in out=.
+    """Train a model from a recipe. Recipe and data in, rows of metrics and a model folder out.
 
-    Any setting can follow the recipe: lumina train nano out=runs/a data=shards stages.hq.steps=200
+    Every setting of the recipe can be overridden with KEY=VALUE. The model, its checkpoints and the resolved
+    settings are written to out=FOLDER.
+
+    Examples:
+
+        lumina train nano out=runs/first
+        lumina train nano out=runs/first data=shards stages.hq.steps=200
+        lumina train out=runs/first --resume
+        lumina train nano --stage low --dry-run
     """
-    from lumina_cli.core.errors import UsageError
     from lumina_cli.core.recipe import load_recipe
     from lumina_cli.core.registry import PARTS
 
-    if os.environ.get("WORLD_SIZE", "1") != "1":  # set by torchrun: each process would train it all
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # set by torchrun: each process would train all of it
         raise UsageError("training in several processes is not supported yet; start one, without torchrun")
-    recipes = [word for word in words or [] if "=" not in word]
-    if len(recipes) > 1:
-        raise UsageError(
-            f"one recipe at a time, not {' and '.join(recipes)}; settings are written name=value"
-        )
-    overrides = [word for word in words or [] if "=" in word and not word.startswith("out=")]
-    out = next((word[4:] for word in words or [] if word.startswith("out=")), None)
-    recipe = recipes[0] if recipes else runs.saved_recipe(out, resume)
-    part = load_recipe(recipe, runs.Part, overrides)
+    recipes, overrides, out = _parse_words(words or [])
+    recipe = recipes[0] if recipes else runs.find_saved_recipe(out, resume)
+    part = load_recipe(recipe, runs.PartSchema, overrides)
     trainer = PARTS.load(part)
     module = import_module(trainer.__module__)
     settings = load_recipe(recipe, module.SCHEMA, overrides)
     out = Path(out or getattr(settings, "out", None) or Path("runs") / Path(recipe).stem)
     if resume:
-        settings = runs.resume_recipe(settings, recipes, out, overrides)
-    extra = _handed(part, stage)
+        settings = runs.resolve_resumed_settings(settings, recipes, out, overrides)
     if stage != "all" and part != "transformer":
-        raise UsageError(f"the part {part} has no stages; leave --stage out")
+        raise UsageError(f"--stage {stage}: the part {part} has no stages")
     if dry_run:
-        rows = runs.plan(settings, out, resume, stage)
-        output.write_rows(rows, json, label="stages")
+        output.write_rows(runs.plan_training(settings, out, resume, stage), json, label="stages")
     else:
         from lumina_cli.core.training.progress import describer
 
-        rows = runs.noted(trainer(settings, out, resume=resume, **extra), out)
+        metrics = trainer(settings, out, resume=resume, **_stage_dependencies(part, stage))
+        rows = runs.note_if_completed(metrics, out)
         output.write_rows(rows, json, label="training", describe=describer(settings, stage))
 
 
-def _handed(part: str, stage: str) -> dict:
-    """Return what the trainer of a part is given of other stages."""
+def _parse_words(words: list[str]) -> tuple[list[str], list[str], str | None]:
+    """Return (recipe or nothing, settings, value of out=) of the arguments."""
+    recipes = [word for word in words if "=" not in word]
+    if len(recipes) > 1:
+        raise UsageError(f"expected one recipe, not {' and '.join(recipes)}; settings are written name=value")
+    overrides = [word for word in words if "=" in word and not word.startswith("out=")]
+    return recipes, overrides, next((word[4:] for word in words if word.startswith("out=")), None)
+
+
+def _stage_dependencies(part: str, stage: str) -> dict:
+    """Return what the trainer of a part needs from other packages, which it may not import itself."""
     if part == "transformer":
         from lumina_cli.core.dataset.training_data import TrainingData
 

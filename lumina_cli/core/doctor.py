@@ -24,7 +24,7 @@ LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB free; nano trains and shards within t
 Finding = tuple[bool | None, str, str]  # ok, found, fix
 
 
-def examine(cached: Callable[[str], Path | None]) -> Iterator[dict]:
+def run_checks(cached: Callable[[str], Path | None]) -> Iterator[dict]:
     """Yield a row for each part, the needed ones first; nothing in here raises.
 
     `cached` returns the folder of a hub model that is whole on this machine: `models.locate.find_cached`.

@@ -51,7 +51,7 @@ def test_nothing_is_overwritten_without_force(folder, tmp_path, capsys):
     (tmp_path / "x.safetensors").write_text("mine")
     words = ["convert", str(folder), str(tmp_path / "x.safetensors"), "--to", "official"]
     assert run(words) == 2
-    assert capsys.readouterr().err.endswith("x.safetensors exists already; --force replaces it\n")
+    assert capsys.readouterr().err.endswith("x.safetensors already exists; use --force to replace it\n")
     assert run([*words, "--force"]) == 0
 
 
@@ -131,7 +131,7 @@ def test_loras_and_networks_have_dialects_of_their_own(lora, folder, tmp_path, c
     for words, line in [
         ([str(lora), "x.safetensors", "--to", "official"], f"{lora} is a LoRA: it can become diffusers, comfyui, kohya, not official"),
         ([str(lora), "x", "--to", "diffusers"], f"x must end in .safetensors: {lora} is a LoRA"),
-        ([str(folder), "x.safetensors", "--to", "kohya"], f"{folder} holds a whole network; --to kohya is for LoRAs"),
+        ([str(folder), "x.safetensors", "--to", "kohya"], f"{folder} contains a whole network; --to kohya is for LoRAs"),
     ]:  # fmt: skip
         assert run(["convert", *words]) == 2
         assert capsys.readouterr().err == f"lumina convert: {line}\n"

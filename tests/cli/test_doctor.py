@@ -110,8 +110,8 @@ WEIGHTS = [
 )
 def test_a_hub_model_is_ok_only_when_it_is_whole(files, ok, found, tmp_path):
     hub_cache(tmp_path, *files)
-    code = "import json; from lumina_cli.core import doctor; from lumina_cli.core.models.locate import find_cached as cached\n"
-    code += "print(json.dumps(doctor._row('lumina-image-2', lambda: doctor._hub_model(cached))))"
+    code = "import json; from lumina_cli.core import doctor; from lumina_cli.core.models.locate import find_cached\n"
+    code += "print(json.dumps(doctor._row('lumina-image-2', lambda: doctor._hub_model(find_cached))))"
     env = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     row = json.loads(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).stdout)
     assert (row["ok"], row["found"].endswith(found)) == (ok, True)

@@ -249,7 +249,7 @@ def test_a_score_that_was_not_measured_is_the_only_other_one(tmp_path, capsys):
     assert json.loads(out.splitlines()[-1]) == {
         "step": "best by sharpness", "left": 1, "without_value": 0, "instead_of": "score",
     }  # fmt: skip
-    assert "no sample has a 'score': the best by sharpness" in err
+    assert "no sample has a 'score'; selected the best by sharpness" in err
     assert [row["key"] for row in read_source(str(tmp_path / "a"))] == [best]
     list(apply_rows(folder, [{"key": "k1", "scores": {"aesthetic": 5.0}}], "later"))
     assert run(["shard", "select", folder, str(tmp_path / "b"), "--best", "1"]) == 1

@@ -180,7 +180,7 @@ def test_a_terminal_gets_a_table_and_no_rows(pipeline, lumina, tmp_path, monkeyp
         (
             "geneval --ceiling --plan steps=3",
             2,
-            "--plan and --preset say how --model draws; there is nothing to draw",
+            "--plan and --preset need --model: --images and --ceiling do not sample",
         ),
         ("geneval --model tiny --plan stpes=3", 2, "a plan has no setting 'stpes'; did you mean 'steps'?"),
         ("genevel --model tiny", 2, "unknown benchmark 'genevel'; did you mean 'geneval'?"),

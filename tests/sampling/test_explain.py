@@ -178,7 +178,7 @@ def test_the_page_says_where_an_edit_starts(hollow, wide, monkeypatch, capfd):
     monkeypatch.setattr("lumina_cli.cli.output.is_terminal", lambda: True)
     assert run(["sample", "two cups", "--model", str(hollow), "--explain", "--init", "wide.png"]) == 0
     page = " ".join(capfd.readouterr().err.split())
-    assert "it starts from wide.png at strength 0.6" in page
+    assert "; starts from wide.png at strength 0.6" in page
     assert "96x48 (18 image tokens)" in page
 
 
@@ -193,7 +193,7 @@ def test_a_page_fits_the_terminal_and_leaves_nothing_out(hollow, columns, monkey
     assert max(map(len, done.err.splitlines())) <= columns
     page = " ".join(done.err.split())
     assert "two cups" in page
-    assert "34 network calls a picture, 23 of them guided, 57 rows" in page
+    assert "34 network calls per image (23 guided), 57 batch entries" in page
     assert "row 1, negative, " in page
     assert "<Prompt Start> a ball" in page
     assert "momentum" not in page

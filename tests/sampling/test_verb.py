@@ -119,7 +119,7 @@ def test_shards_draw_the_names_of_the_whole(sample, tmp_path):
     (tmp_path / "p.jsonl").write_text(
         "".join(f'{{"prompt": "{word}", "key": "same"}}\n' for word in ("cups", "balls", "cars"))
     )
-    parts = [sample("p.jsonl", "--shard", f"{part}/2")[1] for part in range(2)]
+    parts = [sample("p.jsonl", "--split", f"{part}/2")[1] for part in range(2)]
     assert [[row["prompt"] for row in part] for part in parts] == [["cups", "cars"], ["balls"]]
     _, whole, _ = sample("p.jsonl")
     assert [row["resumed"] for row in whole] == [True] * 3
@@ -128,13 +128,13 @@ def test_shards_draw_the_names_of_the_whole(sample, tmp_path):
 
 def test_grids_and_pictures_drawn_again_are_shared_too(sample, tmp_path):
     prompts, axes = ("two cups", "a ball", "a car"), ("--grid", "guidance=1,2")
-    parts = [sample(*prompts, *axes, "--shard", f"{part}/2")[1] for part in range(2)]
+    parts = [sample(*prompts, *axes, "--split", f"{part}/2")[1] for part in range(2)]
     assert [[row["prompt"] for row in part] for part in parts] == [
         ["two cups"] * 2 + ["a car"] * 2, ["a ball"] * 2
     ]  # fmt: skip
     assert all(row["resumed"] for row in sample(*prompts, *axes)[1])
     again = [word for row in parts[0][:3] for word in ("--from", row["image"])]
-    shares = [sample(*again, "--shard", f"{part}/2", steps=None)[1] for part in range(2)]
+    shares = [sample(*again, "--split", f"{part}/2", steps=None)[1] for part in range(2)]
     assert [row["from"] for part in shares for row in part] == [again[1], again[5], again[3]]
 
 
@@ -176,7 +176,7 @@ def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
         (["a", "--calls", "0"], 2, "calls is 0, but must be 1 or more"),
         (["a", "--calls", "4", "--steps", "4", "--preset", "diffusers"], 2, "steps and calls are mutually exclusive"),
         (["a", "--preset", "offical"], 2, "unknown preset 'offical'; did you mean 'official'?"),
-        (["a", "--shard", "2/2"], 2, "shard is '2/2', but must be I/N, such as 0/4, with I from 0 to N - 1"),
+        (["a", "--split", "2/2"], 2, "split is '2/2', but must be I/N, such as 0/4, with I from 0 to N - 1"),
         (["a", "--size", "0:9"], 2, "size '0:9' is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of square, landscape, portrait, wide, tall"),
         (["p.csv"], 1, "p.csv line 3 has not as many cells as the first line"),
         (["a", "--size", "100x64"], 2, "size 100x64: width 100 is not a multiple of 16 up to 8192; nearest: 96 or 112"),
@@ -258,7 +258,7 @@ class Bar:
 def test_the_bar_moves_with_every_step_and_counts_only_what_is_drawn(sample, monkeypatch):
     sample("a ball", "--count", "2")
     bar = Bar()
-    monkeypatch.setattr("lumina_cli.cli.output._bar", lambda: contextlib.nullcontext(bar))
+    monkeypatch.setattr("lumina_cli.cli.output._open_bar", lambda: contextlib.nullcontext(bar))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     sample("a ball", "--count", "3", "--force")
     assert bar.moves == [("pictures", 3), (0, 3), (1.5, 3), (3.0, 3), "end"]
@@ -266,7 +266,7 @@ def test_the_bar_moves_with_every_step_and_counts_only_what_is_drawn(sample, mon
     sample("a ball", "two cups", "--count", "3")
     assert bar.moves == [("pictures", 6), (0, 3), (1.5, 3), (3.0, 3), "end"]
     bar.moves.clear()
-    sample("a ball", "two cups", "a car", "--shard", "0/2", "--grid", "seed=1,2")
+    sample("a ball", "two cups", "a car", "--split", "0/2", "--grid", "seed=1,2")
     assert bar.moves[0] == ("pictures", 4)
     assert bar.moves[-2:] == [(4.0, 4), "end"]
 
@@ -293,6 +293,6 @@ def test_sigterm_keeps_what_is_done_and_leaves_nothing_half(tmp_path, tiny_folde
     words = ["sample", "two cups", "a ball", "a car", "--model", str(tiny_folder), "--out", "out"]
     command = [sys.executable, "-c", ENDED, *words, "--batch", "1", "--calls", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert (done.returncode, done.stderr) == (143, "lumina sample: terminated; the same line goes on\n")
+    assert (done.returncode, done.stderr) == (143, "lumina sample: terminated; rerun the same command to resume\n")
     assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == ["out/00000-two-cups-s0.png"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000-two-cups-s0.png"]

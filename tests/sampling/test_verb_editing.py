@@ -103,7 +103,7 @@ def test_a_budget_of_memory_draws_the_same_picture(sample):
         (["x", "--mask", "m.png"], 2, "--mask and --strength need --init, the picture to start from"),
         (["x", "--init", "m.png"], 1, "m.png"),
         (["x", "--grid", "gidance=1,2"], 2, "guidance"),
-        (["--from", "m.png", "--grid", "steps=1,2"], 2, "--from brings prompt and plan of its own"),
+        (["--from", "m.png", "--grid", "steps=1,2"], 2, "--from excludes PROMPTS, --grid and --preset"),
         (["--from", "m.png"], 1, "m.png"),
         (["--from", "plain.png"], 1, "does not say how it was drawn"),
         (["x", "--attention", "cup", *FEW], 2, "cup"),

@@ -541,7 +541,7 @@ def test_pictures_without_captions_are_counted(photos, tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     assert run(["shard", "photos", "out"]) == 0
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "2 of 4 rows have no caption; `lumina train` needs them, `lumina caption out` writes them"
+        "2 of 4 rows have no caption; `lumina train` needs captions: write them with `lumina caption out`"
     )
     assert run(["shard", "photos/b.jpg", "other"]) == 0
     assert capsys.readouterr().err == ""

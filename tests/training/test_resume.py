@@ -61,7 +61,7 @@ def test_a_resume_keeps_the_settings_of_the_run(named, started, recipe, tmp_path
 
 def test_a_resume_reports_the_settings_that_differ_from_the_recipe(started, recipe, capsys):
     assert run(["train", recipe, f"out={started}", "--resume", "--dry-run"]) == 0
-    told = f"going on with {started}/recipe.yaml, which differs from {recipe} in data, stages.low.steps\n"
+    told = f"resuming with {started}/recipe.yaml, which differs from {recipe} in data, stages.low.steps\n"
     assert capsys.readouterr().err == told
     assert run(["train", f"out={started}", "--resume", "--dry-run"]) == 0
     assert capsys.readouterr().err == ""

@@ -95,7 +95,7 @@ def test_a_recipe_is_required(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["train", *words]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("lumina train: give a recipe, such as `lumina train nano`; recipes: nano")
+    assert error.startswith("lumina train: no recipe given; try `lumina train nano`. Packaged recipes: nano")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -130,7 +130,7 @@ def test_resuming_a_finished_run_is_reported(recipe, tmp_path, capsys):
     assert capsys.readouterr().err == ""
     for option in ([], ["--dry-run"]):
         assert run(["train", f"out={out}", "--resume", *option]) == 0
-        assert capsys.readouterr().err.startswith(f"nothing left to train: {out} has done all its steps")
+        assert capsys.readouterr().err.startswith(f"nothing left to train in {out}: training is complete; ")
 
 
 class Terminal(io.StringIO):
@@ -196,7 +196,7 @@ def test_a_closed_pipe_writes_a_checkpoint(recipe, tmp_path, monkeypatch):
         (["--stage", "hg"], 2, "no stage 'hg'; did you mean 'hq'?"),
         (["--resume"], 1, "has no run to resume; start one without --resume"),
         (["data=nowhere.jsonl"], 1, "nowhere.jsonl: no such source"),
-        (["another"], 2, "one recipe at a time"),
+        (["another"], 2, "expected one recipe, not "),
     ],
 )
 def test_invalid_arguments_are_one_line_errors(recipe, tmp_path, capsys, words, code, message):

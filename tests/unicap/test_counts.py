@@ -101,10 +101,10 @@ class Terminal(io.StringIO):
 
 def test_the_bar_has_the_total_of_this_run(photos, tmp_path, monkeypatch):
     moves = []
-    monkeypatch.setattr(output, "_bar", lambda: Bar(moves))
+    monkeypatch.setattr(output, "_open_bar", lambda: Bar(moves))
     monkeypatch.setattr(sys, "stderr", Terminal())
     words = ["caption", str(photos), "--engine", "noop", "--levels", "short", "--batch", "2"]
-    assert run([*words, "--shard", "0/4"]) == 0
+    assert run([*words, "--split", "0/4"]) == 0
     assert moves[0] == (0, 5), "before the first picture"
     assert moves[-1] == (5, 5)
     out = tmp_path / "a.jsonl"

@@ -164,7 +164,7 @@ def test_shares_are_disjoint_complete_and_the_same_as_the_whole(lumina, photos):
     words = (photos, "--engine", "noop", "--levels", "short", "--max-bad-rate", 1)
     whole = {row["key"]: row for row in lumina(*words)[1]}
     for count in (2, 5):
-        shares = [lumina(*words, "--shard", f"{index}/{count}")[1] for index in range(count)]
+        shares = [lumina(*words, "--split", f"{index}/{count}")[1] for index in range(count)]
         keys = [row["key"] for share in shares for row in share]
         assert sorted(keys) == sorted(whole)
         assert all(row == whole[row["key"]] for share in shares for row in share)
@@ -208,7 +208,7 @@ def test_a_reader_that_leaves_and_ctrl_c_are_no_faults(photos, tmp_path):
         [sys.executable, "-c", code, *words.split()[3:], "--out", str(out)], capture_output=True, text=True
     )
     assert stopped.returncode == 130
-    assert stopped.stderr.splitlines()[-1] == "lumina caption: interrupted; the same line goes on"
+    assert stopped.stderr.splitlines()[-1] == "lumina caption: interrupted; rerun the same command to resume"
     assert 20 <= len(out.read_text().splitlines()) < 240
     assert os.path.exists(f"{out}.state.json")
 

@@ -88,8 +88,8 @@ def test_rendered_scenes_can_be_described_and_the_lost_picture_is_told(lumina, l
     code, rows, err = lumina("nano:2", "--model", llava, "--levels", "short", "--retries", 0)
     assert code == 0
     assert err == [
-        "lumina caption: the pictures of nano:2 are in no file, so its rows come out without 'image'; "
-        "`lumina shard nano:2 DIR`, then `lumina caption DIR`, keeps them together"
+        "lumina caption: images of nano:2 are not files, so its rows have no 'image'; to keep both, run "
+        "`lumina shard nano:2 DIR`, then `lumina caption DIR`"
     ]
     assert [row["key"] for row in rows] == ["nano-0-000000", "nano-0-000001"]
     assert "image" not in rows[0]
@@ -181,7 +181,7 @@ def test_what_rows_bring_is_kept_or_counted_and_the_writer_named(lumina, photos,
             "unknown domain 'photo'; choose from auto, natural, synthetic, document, panels",
         ),
         (["--derive", "words"], 2, "unknown derive 'words'; choose from picture, text, once"),
-        (["--shard", "3/3"], 2, "shard is '3/3', but must be I/N, such as 0/4, with I from 0 to N - 1"),
+        (["--split", "3/3"], 2, "split is '3/3', but must be I/N, such as 0/4, with I from 0 to N - 1"),
         (["--engine", "noop:x"], 2, "engine 'noop:x': only ray runs another engine, as ray:nano"),
         (["--engine", "noop", "--endpoint", "http://x"], 2, "--endpoint is for --engine openai, not noop"),
         (["--engine", "noop", "--langs", "fr"], 2, "this model writes en, zh, ja, ru, de, not fr"),

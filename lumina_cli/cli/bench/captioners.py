@@ -1,29 +1,35 @@
-"""`lumina bench caption`: how fast engines write captions, and how fast everything around them is."""
+"""`lumina bench caption`: speed of captioning engines, and of the pipeline around them."""
 
 from typing import Annotated
 
 import typer
 
 from lumina_cli.cli import output
+from lumina_cli.cli.options import Device, Json
 
 
 def caption(
     engine: Annotated[
-        list[str] | None, typer.Option(help="Only this engine; may be repeated. [default: noop, nano]")
+        list[str] | None, typer.Option(help="Measure only this engine. Repeatable. [default: noop, nano]")
     ] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="Rendered scenes to describe.")] = 64,
-    levels: Annotated[str, typer.Option(help="As for lumina caption.")] = "detailed,medium,short,tags",
-    langs: Annotated[str, typer.Option(help="As for lumina caption.")] = "en",
-    batch: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 8,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU if there is one.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Rows on stdout, also on a terminal.")] = False,
+    pictures: Annotated[int, typer.Option(min=1, help="Number of rendered images to caption.")] = 64,
+    levels: Annotated[
+        str, typer.Option(help="Levels of detail, as in `lumina caption`.")
+    ] = "detailed,medium,short,tags",
+    langs: Annotated[str, typer.Option(help="Languages, as in `lumina caption`.")] = "en",
+    batch: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
+    device: Device = None,
+    json: Json = False,
 ) -> None:
-    """Describe rendered scenes with each engine: pictures, captions and tokens a second.
+    """Compare the speed of captioning engines. Rendered images in, one row per engine out.
 
-    lumina bench caption --engine noop --pictures 500
+    Rows have images, captions and tokens per second. The engine noop has no model, so its row measures
+    loading, checking and writing alone. Rendering, model loading and one warm-up batch are not timed.
 
-    noop has no model, so its row is the speed of opening, checking and writing alone. The pictures are
-    rendered, and each model loaded and warmed by one batch, before the clock starts.
+    Examples:
+
+        lumina bench caption --engine noop --pictures 500
+        lumina bench caption --engine nano --levels short --batch 32
     """
     from lumina_cli.core.io.jsonl import dump_row
     from lumina_cli.core.sources.source import open_row_image, read_source
@@ -31,19 +37,19 @@ def caption(
     from lumina_cli.core.unicap.stats import CaptionStats
     from lumina_cli.core.unicap.stream import CaptionRequest, caption_rows
 
-    job = CaptionRequest(tuple(levels.split(",")), tuple(langs.split(",")))
-    rows = list(output.progress(read_source(f"nano:{pictures}"), "scenes", pictures))
+    request = CaptionRequest(tuple(levels.split(",")), tuple(langs.split(",")))
+    rows = list(output.track_progress(read_source(f"nano:{pictures}"), "scenes", pictures))
 
-    def timed():
+    def time_engines():
         for name in engine or ("noop", "nano"):
             one = open_engine(name, device=device)
-            list(caption_rows(rows[:batch], one, job, open_row_image, batch=batch))
+            list(caption_rows(rows[:batch], one, request, open_row_image, batch=batch))
             tally = CaptionStats()
             lines = (
                 dump_row(row)
-                for row in caption_rows(rows, one, job, open_row_image, batch=batch, tally=tally)
+                for row in caption_rows(rows, one, request, open_row_image, batch=batch, tally=tally)
             )
             size = sum(map(len, lines))
             yield {"engine": name, "batch": batch, "characters": size, **tally.row()}
 
-    output.write_rows(timed(), json=json, label="engines")
+    output.write_rows(time_engines(), json=json, label="engines")

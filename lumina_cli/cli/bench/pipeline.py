@@ -1,28 +1,40 @@
-"""`lumina bench sample`: whole pictures against diffusers' pipeline."""
+"""`lumina bench sample`: whole images against diffusers' pipeline."""
 
 from typing import Annotated
 
 import typer
 
 from lumina_cli.cli import output
+from lumina_cli.cli.options import Json
 
 
 def sample(
-    model: Annotated[str, typer.Option(help="A name, a model or run folder, or a hub id.")] = "nano",
+    model: Annotated[str, typer.Option(help="Model: a name, a model or run folder, or a hub id.")] = "nano",
     preset: Annotated[
         str | None,
-        typer.Option(help="official, diffusers, comfyui, fast or a YAML file; the model's own plan."),
+        typer.Option(
+            help="Preset: official, diffusers, comfyui, fast or a YAML file. Default: the model's own."
+        ),
     ] = None,
-    plan: Annotated[str, typer.Option(help="Over that: solver=euler,shift=3; or a JSON file.")] = "",
-    calls: Annotated[int | None, typer.Option(help="A budget of network calls in place of steps.")] = None,
-    size: Annotated[str | None, typer.Option(help="1024x768, 16:9...; the model's own size.")] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="Of one prompt, drawn together.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; the sides take turns.")] = 7,
-    json: Annotated[bool, typer.Option("--json", help="Rows on stdout, also on a terminal.")] = False,
+    plan: Annotated[
+        str, typer.Option(help="Further sampling settings, e.g. solver=euler,shift=3, or a JSON file.")
+    ] = "",
+    calls: Annotated[int | None, typer.Option(help="Budget of network calls; excludes steps=.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Image size: 1024x768, 16:9... Default: the model's own size.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Images generated at once, of one prompt.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; both sides run in each.")] = 7,
+    json: Json = False,
 ) -> None:
-    """Time whole pictures, text to pixels, against diffusers' pipeline at its defaults on the same folder.
+    """Compare the speed of whole images with diffusers' pipeline. A model in, one row per side out.
 
-    lumina bench sample --model nano --preset official
+    Both sides run from text to pixels on the same model folder; diffusers with its default settings.
+
+    Examples:
+
+        lumina bench sample --model nano --preset official
+        lumina bench sample --model nano --preset fast --pictures 4
     """
     from lumina_cli.core.bench.pipeline import compare_pipelines
     from lumina_cli.core.flow.plan import read_settings

@@ -1,35 +1,56 @@
-"""`lumina bench step`: one call of the network, or one guided step."""
+"""`lumina bench step`: one network call, or one guided step."""
 
 from typing import Annotated
 
 import typer
 
 from lumina_cli.cli import output
+from lumina_cli.cli.options import Json
 
 
 def step(
     model: Annotated[
-        str, typer.Option(help="nano, lumina-image-2 or another published size; or a model folder.")
+        str,
+        typer.Option(help="Model: nano, lumina-image-2 or another published size; or a model folder."),
     ] = "nano",
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Draw the weights; the model is only a size then.")
+        bool, typer.Option("--random-weights", help="Use random weights of the size that --model names.")
     ] = False,
-    size: Annotated[int, typer.Option(min=16, help="Pixels of a side.")] = 256,
+    size: Annotated[int, typer.Option(min=16, help="Side of the square image, in pixels.")] = 256,
     guided: Annotated[
-        bool, typer.Option("--guided", help="A caption and the empty one: one call of ours, two of theirs.")
+        bool,
+        typer.Option(
+            "--guided", help="Time a guided step: one call with two batch entries, two calls in diffusers."
+        ),
     ] = False,
-    against: Annotated[list[str] | None, typer.Option(help="diffusers; may be left out.")] = None,
-    quantize: Annotated[str | None, typer.Option(help="int8 or int8-weights, for our side.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Text tokens of the caption.")] = 128,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed turns, after one that does not count.")] = 3,
-    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16; what the CPU does best.")] = None,
-    error_size: Annotated[int | None, typer.Option(help="Pixels for the error; --size, at most 256.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights and inputs.")] = 0,
-    json: Annotated[bool, typer.Option("--json", help="Rows on stdout, also on a terminal.")] = False,
+    against: Annotated[
+        list[str] | None, typer.Option(help="Implementation to compare with: diffusers.")
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="Quantization of lumina's network: int8 or int8-weights.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Text tokens of the prompt.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls per side, after one warm-up call.")] = 3,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16. Default: the fastest that the CPU supports."),
+    ] = None,
+    error_size: Annotated[
+        int | None,
+        typer.Option(help="Image side at which the error is measured. Default: --size, at most 256."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed of weights and inputs.")] = 0,
+    json: Json = False,
 ) -> None:
-    """Time one call of the network on the CPU: seconds, ratio, error, share of its matrix products.
+    """Time one network call on the CPU. A model or its size in, one row per side out.
 
-    lumina bench step --model lumina-image-2 --random-weights --size 1024 --against diffusers
+    Each row has seconds, the speed ratio, the error against float32, and the fraction of the time that the
+    matmuls alone would take.
+
+    Examples:
+
+        lumina bench step --model nano --against diffusers
+        lumina bench step --model lumina-image-2 --random-weights --size 1024 --guided
     """
     from lumina_cli.core.bench.step import read_dtype, time_step
 

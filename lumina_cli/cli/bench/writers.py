@@ -1,27 +1,34 @@
-"""`lumina bench data`: how fast shards are written."""
+"""`lumina bench data`: speed of writing shards."""
 
 from typing import Annotated
 
 import typer
 
 from lumina_cli.cli import output
+from lumina_cli.cli.options import Json
 
 
 def data(
     source: Annotated[
         str | None,
-        typer.Argument(help="A SOURCE of files, as of `lumina shard`; else pictures are made."),
+        typer.Argument(help="Source of image files, as in `lumina shard`. Default: generated images."),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows that are written.")] = 5000,
-    size: Annotated[int, typer.Option(min=64, help="Width in pixels of the pictures that are made.")] = 512,
-    per_shard: Annotated[int, typer.Option(min=1, help="Rows of a shard.")] = 1000,
-    check: Annotated[str, typer.Option(help="How ours looks at pictures: quick or full.")] = "quick",
-    repeats: Annotated[int, typer.Option(min=1, help="Turns of each writer, in alternation.")] = 5,
-    json: Annotated[bool, typer.Option("--json", help="Rows on stdout, also on a terminal.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows to write.")] = 5000,
+    size: Annotated[int, typer.Option(min=64, help="Width of generated images, in pixels.")] = 512,
+    per_shard: Annotated[int, typer.Option(min=1, help="Rows per shard.")] = 1000,
+    check: Annotated[str, typer.Option(help="Image validation of `lumina shard`: quick or full.")] = "quick",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs per writer, in alternation.")] = 5,
+    json: Json = False,
 ) -> None:
-    """Write the same rows by `lumina shard` and by webdataset's ShardWriter, one process each, in turns.
+    """Compare the speed of `lumina shard` with webdataset's ShardWriter. Images in, one row per writer out.
 
-    Ours also checks, hashes and indexes each picture. `ratio` is the speed relative to webdataset's.
+    Both write the same rows with one process; lumina also validates, hashes and indexes every image. "ratio"
+    is the speed relative to webdataset.
+
+    Examples:
+
+        lumina bench data --rows 2000
+        lumina bench data photos --check full --repeats 3
     """
     import tempfile
     from pathlib import Path

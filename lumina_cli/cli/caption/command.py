@@ -1,46 +1,53 @@
-"""`lumina caption`: pictures in, rows with captions out."""
+"""`lumina caption`: images in, rows with captions out."""
 
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
 
+from lumina_cli.cli import options as shared
 from lumina_cli.cli import output
-from lumina_cli.cli.caption import options as flags
+from lumina_cli.cli.caption import options
 from lumina_cli.core.io.jsonl import is_in_memory, parse_split
 
 
 def caption(
-    source: flags.Source,
-    levels: flags.Levels = "detailed,medium,short,tags",
-    langs: flags.Langs = "en",
-    domain: flags.Domain = "auto",
-    derive: flags.Derive = "picture",
-    keep: flags.Keep = False,
-    reuse: flags.Reuse = None,
-    out: flags.Out = None,
-    shard: flags.Shard = None,
-    seed: flags.Seed = 0,
-    retries: flags.Retries = 2,
-    score: flags.Score = None,
-    max_bad_rate: flags.MaxBadRate = 0.05,
-    engine: flags.Engine = "transformers",
-    model: flags.Model = None,
-    endpoint: flags.Endpoint = None,
-    batch: flags.Batch = 8,
-    device: flags.Device = None,
-    json: flags.Json = False,
+    source: options.Source,
+    levels: options.Levels = "detailed,medium,short,tags",
+    langs: options.Langs = "en",
+    domain: options.Domain = "auto",
+    derive: options.Derive = "picture",
+    seed: options.Seed = 0,
+    retries: options.Retries = 2,
+    score: options.Score = None,
+    max_bad_rate: options.MaxBadRate = 0.05,
+    engine: options.Engine = "transformers",
+    model: options.Model = None,
+    endpoint: options.Endpoint = None,
+    batch: options.Batch = 8,
+    device: options.Device = None,
+    keep: options.Keep = False,
+    reuse: options.Reuse = None,
+    out: options.Out = None,
+    split: options.SplitOption = None,
+    shard: shared.DeprecatedShard = None,
+    json: shared.Json = False,
 ) -> None:
-    """Describe pictures at several lengths, in several languages. Pictures in, rows with captions out.
+    """Caption images at several levels of detail, in any language. Images in, one row per image out.
 
-    lumina caption photos --levels short,tags --langs en,de --out rows.jsonl
+    With --out an interrupted run can be resumed, and stdout gets one row of statistics instead. Without it,
+    rows of unreadable images are passed on with an "error". Captions that fail their checks are requested
+    again with another seed. "captioned_by" lists the captions that this run wrote.
 
-    With --out a run that was killed goes on where it stopped, and stdout has a row of statistics; a pipe
-    cannot be continued, and passes rows of unreadable pictures on, with "error". Each caption is checked, and
-    asked for again with another seed where it fails. A row's "captioned_by" tells which are new.
+    Rows of nano:N and hf:NAME have no "image", because their images are not files. To keep both, pack the
+    source with `lumina shard` and caption the shards.
 
-    Pictures of nano:N and hf:NAME are in no file that a row could name, so their rows come out without
-    "image". To keep the two together: lumina shard nano:N DIR, then lumina caption DIR.
+    Examples:
+
+        lumina caption photos --levels short,tags --langs en,de --out captions.jsonl
+        lumina caption data --engine openai --endpoint http://localhost:8000/v1
+        lumina caption data --score clip@0.2 | lumina shard overlay data -
+        lumina caption data --split 3/16 --out captions-03.jsonl
     """
     from lumina_cli.core.sources.count import count_source
     from lumina_cli.core.sources.source import open_row_image, read_source
@@ -51,21 +58,22 @@ def caption(
     from lumina_cli.core.unicap.scoring.clip import open_scorer
     from lumina_cli.core.unicap.stats import CaptionStats
 
+    own = parse_split(shared.resolve_split(split, shard))
     writer = ":".join(filter(None, (engine.removeprefix("ray:"), model)))
-    job = CaptionRequest(
+    request = CaptionRequest(
         format_list(levels), format_list(langs), domain, derive, seed, retries, score, keep, writer
     )
-    rows = chain.from_iterable([_watched(one, read_source(one, lenient=True)) for one in source])
+    rows = chain.from_iterable([_check_source(one, read_source(one, lenient=True)) for one in source])
     counts = [count_source(one) for one in source]
     tally = CaptionStats(None if None in counts else sum(counts))
-    meter = output.Meter(tally.total)
-    tally.watch = lambda: meter(tally.seen, tally.done, tally.total)
+    counter = output.ProgressCounter(tally.total)
+    tally.watch = lambda: counter(tally.seen, tally.done, tally.total)
     rows = run_captions(
         rows,
         partial(open_engine, engine, model, device, endpoint, batch),
-        job,
+        request,
         open_row_image,
-        share=parse_split(shard),
+        share=own,
         out=out,
         reuse=reuse,
         settings={"sources": source, "engine": engine.removeprefix("ray:"), "model": model},
@@ -73,30 +81,30 @@ def caption(
         max_bad_rate=max_bad_rate,
         scorer=partial(open_scorer, score, device, tally) if score else None,
         tally=tally,
-        tell=_say,
+        tell=_write_note,
     )
     try:
         if out is None:
-            output.write_rows(rows, json=json, label="captions", total=meter)
-        else:
-            deque(output.progress(rows, "captions", meter), maxlen=0)  # rows may hold pictures: none is kept
+            output.write_rows(rows, json=json, label="captions", total=counter)
+        else:  # rows may hold decoded images, so none is kept
+            deque(output.track_progress(rows, "captions", counter), maxlen=0)
     finally:
         if tally.counts or tally.idle:
-            _say(tally.line())
+            _write_note(tally.line())
     if out is not None:
         output.write_rows([{"out": str(out), **tally.row()}], json=json)
 
 
-def _watched(source: str, rows: Iterator[dict]) -> Iterator[dict]:
-    """Say before the first caption is written that the rows of this source will not name their pictures."""
+def _check_source(source: str, rows: Iterator[dict]) -> Iterator[dict]:
+    """Yield the rows; print a note before the first one if their images are not files."""
     for number, row in enumerate(rows):
         if number == 0 and is_in_memory(row.get("image")):
-            _say(
-                f"the pictures of {source} are in no file, so its rows come out without 'image'; "
-                f"`lumina shard {source} DIR`, then `lumina caption DIR`, keeps them together"
+            _write_note(
+                f"images of {source} are not files, so its rows have no 'image'; to keep both, run "
+                f"`lumina shard {source} DIR`, then `lumina caption DIR`"
             )
         yield row
 
 
-def _say(line: str) -> None:
-    output.note(f"lumina caption: {line}")
+def _write_note(line: str) -> None:
+    output.write_note(f"lumina caption: {line}")

@@ -5,52 +5,61 @@ from typing import Annotated
 
 import typer
 
-CHECKS, MACHINE = "Checks and scores", "Engine and machine"
+CAPTIONS, CHECKS, ENGINE, FILES = "Captions", "Checks and scores", "Engine", "Input and output"
 
 Source = Annotated[
     list[str],
     typer.Argument(
-        help="Folders, pictures, files of rows, shards, nano:N, hf:NAME, or '-' for rows from stdin."
+        help="Image folders, images, files of rows, shards, nano:N, hf:NAME, or '-' for rows from stdin."
     ),
 ]
-Levels = Annotated[str, typer.Option(help="Lengths to write, with commas: detailed, medium, short, tags.")]
+
+# Captions
+Levels = Annotated[
+    str,
+    typer.Option(
+        help="Levels of detail to write, comma-separated: detailed, medium, short, tags.",
+        rich_help_panel=CAPTIONS,
+    ),
+]
 Langs = Annotated[
     str,
-    typer.Option(help="Languages, with commas: en, zh, ja, ru, de, or any that the model knows (fr, ...)"),
+    typer.Option(
+        help="Languages, comma-separated: en, zh, ja, ru, de, or any other that the model supports.",
+        rich_help_panel=CAPTIONS,
+    ),
 ]
 Domain = Annotated[
     str,
-    typer.Option(help='auto (a row\'s own "domain"), natural, synthetic, document (with text) or panels.'),
+    typer.Option(
+        help='Kind of image: natural, synthetic, document, panels, or auto (the row\'s "domain").',
+        rich_help_panel=CAPTIONS,
+    ),
 ]
 Derive = Annotated[
-    str, typer.Option(help="From the picture, the detailed text, or all in one answer: picture, text, once.")
+    str,
+    typer.Option(
+        help="Source of each level: the image (picture), the detailed caption (text), "
+        "or all levels in one answer (once).",
+        rich_help_panel=CAPTIONS,
+    ),
 ]
-Out = Annotated[
-    Path | None,
-    typer.Option(help="A .jsonl file in place of stdout; an interrupted run goes on.", show_default=False),
+Seed = Annotated[
+    int,
+    typer.Option(help="Random seed; the same seed gives the same captions.", rich_help_panel=CAPTIONS),
 ]
-Keep = Annotated[
-    bool, typer.Option("--keep", help="Leave the captions that rows have; write those that are missing.")
-]
-Reuse = Annotated[
-    Path | None,
-    typer.Option(help="An earlier --out file, whose captions are taken over.", show_default=False),
-]
-Shard = Annotated[
-    str | None,
-    typer.Option(help="I/N describes every N-th row from row I on, counted from 0.", show_default=False),
-]
-Seed = Annotated[int, typer.Option(help="Any integer; the same seed writes the same captions.")]
+
+# Checks and scores
 Retries = Annotated[
     int,
     typer.Option(
-        min=0, help="How often to ask again where a caption fails its checks.", rich_help_panel=CHECKS
+        min=0, help="Retries, each with a new seed, if a caption fails its checks.", rich_help_panel=CHECKS
     ),
 ]
 Score = Annotated[
     str | None,
     typer.Option(
-        help="Store how well captions fit: clip, objects, nano, clip:MODEL; clip@0.2 rejects below 0.2.",
+        help="Score image-caption agreement: clip, objects, nano or clip:MODEL. clip@0.2 rejects below 0.2.",
         rich_help_panel=CHECKS,
         show_default=False,
     ),
@@ -60,40 +69,72 @@ MaxBadRate = Annotated[
     typer.Option(
         min=0,
         max=1,
-        help="Share of pictures, unreadable or with every caption rejected, above which the exit code is 3.",
+        help="Exit with code 3 if a larger fraction of the images is unreadable or gets no valid caption.",
         rich_help_panel=CHECKS,
     ),
 ]
+
+# Engine
 Engine = Annotated[
     str,
     typer.Option(
-        help="transformers, openai, vllm, nano, noop, or one on a Ray cluster: ray:nano.",
-        rich_help_panel=MACHINE,
+        help="Captioning engine: transformers, openai, vllm, nano or noop; ray:ENGINE runs it on a cluster.",
+        rich_help_panel=ENGINE,
     ),
 ]
 Model = Annotated[
     str | None,
     typer.Option(
-        help="A folder or hub id of an image-text-to-text model, or a name that the endpoint knows. "
+        help="Image-text-to-text model: a folder, a hub id, or a model name of the endpoint. "
         "[default: U4R/OmniCaptioner]",
-        rich_help_panel=MACHINE,
+        rich_help_panel=ENGINE,
         show_default=False,
     ),
 ]
 Endpoint = Annotated[
     str | None,
     typer.Option(
-        help="URL for --engine openai, as http://localhost:8000/v1; the key is OPENAI_API_KEY.",
-        rich_help_panel=MACHINE,
+        help="URL for --engine openai, e.g. http://localhost:8000/v1; the key is read from OPENAI_API_KEY.",
+        rich_help_panel=ENGINE,
         show_default=False,
     ),
 ]
 Batch = Annotated[
-    int, typer.Option(min=1, help="Pictures at a time; for an endpoint, requests.", rich_help_panel=MACHINE)
+    int,
+    typer.Option(min=1, help="Images per batch; for an endpoint, parallel requests.", rich_help_panel=ENGINE),
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N; a GPU if there is one.", rich_help_panel=MACHINE)
+    str | None,
+    typer.Option(help="Device: cpu, cuda or cuda:N. Default: a GPU if present.", rich_help_panel=ENGINE),
 ]
-Json = Annotated[
-    bool, typer.Option("--json", help="Rows on stdout, also on a terminal.", rich_help_panel=MACHINE)
+
+# Input and output
+Keep = Annotated[
+    bool,
+    typer.Option(
+        "--keep", help="Keep the captions of input rows; write only the missing ones.", rich_help_panel=FILES
+    ),
+]
+Reuse = Annotated[
+    Path | None,
+    typer.Option(
+        help="Earlier --out file whose captions are reused.", show_default=False, rich_help_panel=FILES
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write rows to this .jsonl file; rerun the same command to resume. [default: stdout]",
+        show_default=False,
+        rich_help_panel=FILES,
+    ),
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        help="Caption only split I of N of the rows, counted from 0 (I/N, e.g. 3/16).",
+        show_default=False,
+        rich_help_panel=FILES,
+    ),
 ]

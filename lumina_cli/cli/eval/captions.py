@@ -1,4 +1,4 @@
-"""`lumina eval captions`: captioners compared, side by side."""
+"""`lumina eval captions`: compare captioners on the same images."""
 
 from functools import partial
 from pathlib import Path
@@ -8,24 +8,30 @@ import typer
 
 from lumina_cli.cli import output
 from lumina_cli.cli.eval.run import app
+from lumina_cli.cli.options import Json
 
 
 @app.command()
 def captions(
     sources: Annotated[
-        list[str], typer.Argument(help="Files of rows, shards or other SOURCEs with captions.")
+        list[str], typer.Argument(help="Files of rows, shards or other sources with captions.")
     ],
-    page: Annotated[Path | None, typer.Option(help="Write a page with pictures and captions here.")] = None,
-    samples: Annotated[int, typer.Option(min=0, max=1000, help="Pictures on the page.")] = 40,
-    json: Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")] = False,
+    page: Annotated[
+        Path | None, typer.Option(help="Write an HTML page of images and captions to this file.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, max=1000, help="Number of images on the page.")] = 40,
+    json: Json = False,
 ) -> None:
-    """Compare captions of the same pictures. A row per file, language and level out.
+    """Compare captions of the same images. Captioned rows in, one row per file, language and level out.
 
-    Each row says how long captions are, how much they tell for their length, and how far they agree with the
-    other files. Rows with a "scene" (nano) also get what of it is true. Where rows tell in "captioned_by"
-    which captions an engine wrote, only those count.
+    Each row reports the length of the captions, their information density and their agreement with the other
+    files; for images with a "scene" (nano) also the fraction of correct statements. If rows have
+    "captioned_by", only captions that an engine wrote are counted.
 
-    lumina eval captions qwen.jsonl omni.jsonl --page captions.html
+    Examples:
+
+        lumina eval captions qwen.jsonl omni.jsonl
+        lumina eval captions qwen.jsonl omni.jsonl --page captions.html --samples 100
     """
     from lumina_cli.core.evals.captions.compare import open_files, summarize
     from lumina_cli.core.evals.captions.facts import add_facts
@@ -35,12 +41,12 @@ def captions(
     files = open_files(sources, partial(read_source, need=None))
     for file in files:
         for note in filter(None, (file.exclusions(), file.missing_files())):
-            output.note(note)
+            output.write_note(note)
     rows = list(add_facts(files, list(summarize(files))))
     if page:
         write_captions_page(page, files, rows, open_row_image, samples)
-        output.note(f"page: {page}")
+        output.write_note(f"page: {page}")
     if json or not output.is_terminal():
-        output.write_rows(iter(rows), True, label="kinds")
+        output.write_rows(iter(rows), True, label="rows")
     else:
-        output.table([headline(row) for row in rows], spare=SPARE)
+        output.print_table([headline(row) for row in rows], optional=SPARE)

@@ -1,96 +1,125 @@
-"""`lumina sample`: prompts in, pictures out."""
+"""`lumina sample`: prompts in, images out."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from lumina_cli.cli import options as shared
 from lumina_cli.cli import output
 from lumina_cli.cli.sample import options
-from lumina_cli.cli.sample.explain import show
+from lumina_cli.cli.sample.explain import print_explanation
 from lumina_cli.core.errors import UsageError
 
 
 def sample(
     prompts: options.Prompts = None,
-    model: options.Model = "auto",
     seed: options.Seed = None,
     count: options.Count = 1,
     size: options.Size = None,
+    negative: options.Negative = None,
+    system: options.System = None,
+    negative_system: options.NegativeSystem = None,
     preset: options.Preset = None,
     steps: options.Steps = None,
     calls: options.Calls = None,
     guidance: options.Guidance = None,
     plan: options.Settings = "",
-    negative: options.Negative = None,
-    negative_system: options.NegativeSystem = None,
-    system: options.System = None,
+    model: options.Model = "auto",
     lora: options.Lora = None,
+    from_: options.From = None,
+    init: options.Init = None,
+    strength: options.Strength = None,
+    mask: options.Mask = None,
+    attention: options.Attention = None,
     cache: options.Cache = None,
     quantize: options.Quantize = None,
     memory: options.Memory = None,
     kernel: options.Kernel = "auto",
     compile: options.Compile = False,
     batch: options.Batch = None,
-    grid: options.Grid = None,
-    from_: options.From = None,
-    init: options.Init = None,
-    strength: options.Strength = None,
-    mask: options.Mask = None,
-    attention: options.Attention = None,
     out: options.Out = Path("pictures"),
     format: options.Format = "png",
+    grid: options.Grid = None,
     gallery: options.Gallery = False,
-    shard: options.Shard = None,
+    split: options.SplitOption = None,
+    shard: shared.DeprecatedShard = None,
     force: options.Force = False,
     explain: options.Explain = False,
-    json: options.Json = False,
+    json: shared.Json = False,
 ) -> None:
-    """Draw a picture for each prompt. Prompts in, rows with an image out.
+    """Generate images from prompts. Prompts or rows in, one row per image out.
 
-    lumina sample "a red car left of a blue ball" --model nano --seed 7
+    Rows of a file may set their own "seed", "size" and "negative". Images that already exist with the same
+    settings are not generated again, so an interrupted command can be rerun to resume.
 
-    A row of a file may have its own "seed", "size" and "negative". Pictures that are already there, drawn in
-    the same way, are not drawn again: a run that was interrupted goes on where it stopped.
+    Examples:
+
+        lumina sample "a red car left of a blue ball" --model nano --seed 7
+        lumina sample prompts.txt --count 4 --size 16:9 --out images --gallery
+        lumina sample "a cat" --init photo.png --strength 0.6 --mask mask.png
+        lumina sample "a cat" --preset fast --grid "guidance=2,4 x seed=1,2"
     """
     if from_ and (prompts or grid or preset):
-        raise UsageError("--from brings prompt and plan of its own: leave PROMPTS, --grid and --preset out")
+        raise UsageError("--from excludes PROMPTS, --grid and --preset: images contain their prompt and plan")
+    if explain and (from_ or grid):
+        raise UsageError("--explain shows a single plan and excludes --from and --grid")
+    split = shared.resolve_split(split, shard)
     rows = total = None
     if not from_:
         rows, total = output.read_rows(prompts, key="prompt"), output.count_rows(prompts, key="prompt")
     from lumina_cli.core import sampling
     from lumina_cli.core.flow.plan import read_settings
 
-    given = {"steps": steps, "calls": calls, "guidance": guidance, "cache": cache}
-    given = {name: value for name, value in given.items() if value is not None}
-    settings = read_settings(plan) | given | ({"cache": None} if cache == "off" else {})
-    said = {"seed": seed, "size": size, "system": system, "negative": negative}
-    said["negative_system"] = negative_system
-    said = {name: value for name, value in said.items() if value is not None}
-    wishes = {"count": count, "preset": preset, "plan": settings, **said}
-    sampling.SamplingRequest(**wishes).check()  # now, before seconds of imports
-    words = tuple(attention or ())
-    opening = sampling.ModelOptions(
-        tuple(lora or ()), quantize, init, mask, strength, words, memory, kernel, compile
+    settings = read_settings(plan)
+    settings |= _drop_none(steps=steps, calls=calls, guidance=guidance, cache=cache)
+    settings |= {"cache": None} if cache == "off" else {}
+    overrides = _drop_none(
+        seed=seed, size=size, system=system, negative=negative, negative_system=negative_system
+    )
+    request = {"count": count, "preset": preset, "plan": settings, **overrides}
+    sampling.SamplingRequest(**request).check()  # now, before seconds of imports
+    model_options = sampling.ModelOptions(
+        tuple(lora or ()), quantize, init, mask, strength, tuple(attention or ()), memory, kernel, compile
     )
     if explain:
-        if from_ or grid:
-            raise UsageError("--explain shows one plan: leave --from and --grid out")
-        show(sampling.explain_rows(rows, model, opening, **wishes), json)
+        print_explanation(sampling.explain_rows(rows, model, model_options, **request), json)
         return
-    split = sampling.read_split(shard, shared=not from_ and total is None)
+    own = sampling.read_split(split, shared=not from_ and total is None)
     if from_:
-        from_ = [path for number, path in enumerate(from_) if split.has(number)]
-        meter, model = len(from_), None if model == "auto" else model
-        drawn = sampling.replay(from_, model, out, opening, settings | said, format, output.note)
+        from_ = [path for number, path in enumerate(from_) if own.has(number)]
+        counter, model = len(from_), None if model == "auto" else model
+        images = sampling.replay(
+            from_, model, out, model_options, settings | overrides, format, output.write_note
+        )
     else:
-        cells = 1
-        if grid:
-            from lumina_cli.core.sampling.output.grid import count_cells
-
-            cells = count_cells(grid)
-        meter = output.Meter(total and split.size(total) * count * cells)
-        drawn = sampling.generate(
-            rows, model, out, opening, grid, batch=batch, format=format, split=split, force=force,
-            note=output.note, progress=meter, **wishes,
+        counter = output.ProgressCounter(total and own.size(total) * count * _count_cells(grid))
+        images = sampling.generate(
+            rows, model, out, model_options, grid, batch=batch, format=format, split=own, force=force,
+            note=output.write_note, progress=counter, **request,
         )  # fmt: skip
-    output.write_rows(drawn, json=json or None, label="pictures", total=meter)
+    _write_images(images, json, counter, out if gallery else None)
+
+
+def _drop_none(**settings: Any) -> dict[str, Any]:
+    """Return the settings that were given on the command line."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _count_cells(grid: str | None) -> int:
+    """Return the number of images per prompt and seed that --grid asks for."""
+    if not grid:
+        return 1
+    from lumina_cli.core.sampling.output.grid import count_cells
+
+    return count_cells(grid)
+
+
+def _write_images(
+    images: Iterator[dict], json: bool, counter: int | output.ProgressCounter, gallery: Path | None
+) -> None:
+    """Generate the images, write their rows, then a gallery of the folder `gallery`."""
+    from lumina_cli.core import sampling
+
+    output.write_rows(images, json=json or None, label="images", total=counter)
     if gallery:
-        output.note(f"gallery: {sampling.write_gallery(out, note=output.note)}")
+        output.write_note(f"gallery: {sampling.write_gallery(gallery, note=output.write_note)}")

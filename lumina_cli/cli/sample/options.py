@@ -5,96 +5,179 @@ from typing import Annotated
 
 import typer
 
-SPEED, EDITING, FILES = "Speed and memory", "Pictures from pictures", "Files and runs"
+IMAGE, PLAN, MODEL, EDITING = "Image", "Plan", "Model", "Editing"
+SPEED, OUTPUT = "Speed and memory", "Output"
 
 Prompts = Annotated[
     list[str] | None,
-    typer.Argument(help="Prompts, files of them (.txt, .jsonl, .csv), or '-' for stdin.", show_default=False),
-]
-Model = Annotated[str, typer.Option(help="nano, lumina-image-2, auto, a model or run folder, or a hub id.")]
-Seed = Annotated[
-    int | None, typer.Option(help="Any integer; the same seed draws the same picture. [default: 0]")
-]
-Count = Annotated[int, typer.Option(min=1, help="Pictures for each prompt.")]
-Size = Annotated[
-    str | None, typer.Option(help="1024x768, 16:9, portrait, wide@512...; the model's own size.")
-]
-Preset = Annotated[
-    str | None, typer.Option(help="official, diffusers, comfyui, fast or a YAML file; the model's own plan.")
-]
-Steps = Annotated[int | None, typer.Option(help="Steps of the solver, as the preset counts them.")]
-Calls = Annotated[int | None, typer.Option(help="Instead of --steps: a budget of network calls.")]
-Guidance = Annotated[float | None, typer.Option(help="1 follows the prompt freely, 4 closely.")]
-Settings = Annotated[
-    str, typer.Option(help="Any other setting: solver=euler,shift=3,renorm=off; or a JSON file.")
-]
-Negative = Annotated[str | None, typer.Option(help="What guidance moves away from.")]
-NegativeSystem = Annotated[
-    bool | None,
-    typer.Option(
-        "--negative-system/--no-negative-system",
-        help="Put the system prompt before --negative, too; as the preset does.",
-        show_default=False,
+    typer.Argument(
+        help="Prompts, files of prompts (.txt, .jsonl, .csv), or '-' for stdin.", show_default=False
     ),
 ]
+
+# Image
+Seed = Annotated[
+    int | None,
+    typer.Option(help="Random seed; the same seed gives the same image. [default: 0]", rich_help_panel=IMAGE),
+]
+Count = Annotated[int, typer.Option(min=1, help="Images per prompt.", rich_help_panel=IMAGE)]
+Size = Annotated[
+    str | None,
+    typer.Option(
+        help="Image size: 1024x768, 16:9, portrait, wide@512... Default: the model's own size.",
+        rich_help_panel=IMAGE,
+    ),
+]
+Negative = Annotated[str | None, typer.Option(help="Negative prompt.", rich_help_panel=IMAGE)]
 System = Annotated[
     str | None,
     typer.Option(
         help="System prompt, as text or by name: real, base, align, aesthetics, 4grid, dual-panel, "
-        "two-panel, empty. [default: real]"
+        "two-panel, empty. [default: real]",
+        rich_help_panel=IMAGE,
+    ),
+]
+NegativeSystem = Annotated[
+    bool | None,
+    typer.Option(
+        "--negative-system/--no-negative-system",
+        help="Prepend the system prompt to the negative prompt too. Default: set by the preset.",
+        show_default=False,
+        rich_help_panel=IMAGE,
+    ),
+]
+
+# Plan
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="Sampling preset: official, diffusers, comfyui, fast or a YAML file. Default: the model's own.",
+        rich_help_panel=PLAN,
+    ),
+]
+Steps = Annotated[
+    int | None, typer.Option(help="Number of solver steps, as the preset counts them.", rich_help_panel=PLAN)
+]
+Calls = Annotated[
+    int | None,
+    typer.Option(help="Budget of network calls; excludes --steps.", rich_help_panel=PLAN),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Classifier-free guidance scale; 1 disables guidance.", rich_help_panel=PLAN),
+]
+Settings = Annotated[
+    str,
+    typer.Option(
+        help="Further sampling settings, e.g. solver=euler,shift=3,renorm=off, or a JSON file.",
+        rich_help_panel=PLAN,
+    ),
+]
+
+# Model
+Model = Annotated[
+    str,
+    typer.Option(
+        help="Model: nano, lumina-image-2, auto, a model or run folder, or a hub id.", rich_help_panel=MODEL
     ),
 ]
 Lora = Annotated[
-    list[str] | None, typer.Option(help="A LoRA file, or FILE:0.8 for less of it; again for another.")
+    list[str] | None,
+    typer.Option(help="LoRA to apply, with optional weight (FILE:0.8). Repeatable.", rich_help_panel=MODEL),
 ]
-Cache = Annotated[
-    str | None,
-    typer.Option(help="Leave out layers: tea:0.2, first:0.1, error:0.05, or off.", rich_help_panel=SPEED),
-]
-Quantize = Annotated[
-    str | None, typer.Option(help="int8: faster products; int8-weights: less memory.", rich_help_panel=SPEED)
-]
-Kernel = Annotated[
-    str, typer.Option(help="Attention: auto, flash, varlen, sdpa or direct.", rich_help_panel=SPEED)
-]
-Compile = Annotated[
-    bool, typer.Option("--compile", help="Compile what lies between products.", rich_help_panel=SPEED)
-]
-Memory = Annotated[
-    str | None, typer.Option(help="A budget such as 8G: parts in turn.", rich_help_panel=SPEED)
-]
-Batch = Annotated[int | None, typer.Option(min=1, help="Pictures drawn at once.", rich_help_panel=SPEED)]
-Grid = Annotated[
-    str | None, typer.Option(help='"guidance=3,4 x calls=10,20": a sheet of all.', rich_help_panel=EDITING)
-]
+
+# Editing
 From = Annotated[
-    list[Path] | None, typer.Option("--from", help="Draw a picture again.", rich_help_panel=EDITING)
+    list[Path] | None,
+    typer.Option(
+        "--from", help="Regenerate an image from its embedded metadata. Repeatable.", rich_help_panel=EDITING
+    ),
 ]
-Init = Annotated[Path | None, typer.Option(help="A picture to start from.", rich_help_panel=EDITING)]
+Init = Annotated[
+    Path | None, typer.Option(help="Image to start from (image-to-image).", rich_help_panel=EDITING)
+]
 Strength = Annotated[
-    float | None, typer.Option(help="0 keeps --init, 1 only its size.", rich_help_panel=EDITING)
+    float | None,
+    typer.Option(
+        help="Editing strength: 0 keeps the --init image, 1 keeps only its size.",
+        rich_help_panel=EDITING,
+    ),
 ]
-Mask = Annotated[Path | None, typer.Option(help="White where --init is drawn anew.", rich_help_panel=EDITING)]
+Mask = Annotated[
+    Path | None,
+    typer.Option(help="Inpainting mask; white areas are regenerated.", rich_help_panel=EDITING),
+]
 Attention = Annotated[
     list[str] | None,
-    typer.Option(help="A word: show where the picture looks at it.", rich_help_panel=EDITING),
+    typer.Option(
+        help="Save an attention map for this word of the prompt. Repeatable.", rich_help_panel=EDITING
+    ),
 ]
-Out = Annotated[Path, typer.Option(help="Folder for the pictures.", rich_help_panel=FILES)]
-Format = Annotated[str, typer.Option(help="png, webp, jpg or avif.", rich_help_panel=FILES)]
-Gallery = Annotated[
-    bool, typer.Option("--gallery", help="Make a page of the folder's pictures.", rich_help_panel=FILES)
-]
-Shard = Annotated[
+
+# Speed and memory
+Cache = Annotated[
     str | None,
-    typer.Option(help="I/N draws every N-th row from row I on, counted from 0.", rich_help_panel=FILES),
+    typer.Option(
+        help="Skip layers when their output barely changes: tea:0.2, first:0.1, error:0.05 or off.",
+        rich_help_panel=SPEED,
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        help="Quantization: int8 (faster matmuls) or int8-weights (less memory).", rich_help_panel=SPEED
+    ),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Memory budget (e.g. 8G); components are offloaded to fit.", rich_help_panel=SPEED),
+]
+Kernel = Annotated[
+    str,
+    typer.Option(help="Attention kernel: auto, flash, varlen, sdpa or direct.", rich_help_panel=SPEED),
+]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Fuse elementwise ops with torch.compile.", rich_help_panel=SPEED),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Images generated at once. Default: depends on their size.", rich_help_panel=SPEED
+    ),
+]
+
+# Output
+Out = Annotated[Path, typer.Option(help="Output folder.", rich_help_panel=OUTPUT)]
+Format = Annotated[str, typer.Option(help="File format: png, webp, jpg or avif.", rich_help_panel=OUTPUT)]
+Grid = Annotated[
+    str | None,
+    typer.Option(
+        help='Generate every combination and a contact sheet: "guidance=3,4 x calls=10,20".',
+        rich_help_panel=OUTPUT,
+    ),
+]
+Gallery = Annotated[
+    bool,
+    typer.Option("--gallery", help="Write an HTML gallery of the output folder.", rich_help_panel=OUTPUT),
+]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split",
+        help="Generate only split I of N of the prompts, counted from 0 (I/N, e.g. 3/16).",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 Force = Annotated[
-    bool, typer.Option("--force", help="Draw again what is already there.", rich_help_panel=FILES)
+    bool,
+    typer.Option("--force", help="Regenerate images that already exist.", rich_help_panel=OUTPUT),
 ]
 Explain = Annotated[
     bool,
-    typer.Option("--explain", help="Draw nothing: show plan, calls, texts.", rich_help_panel=FILES),
-]
-Json = Annotated[
-    bool, typer.Option("--json", help="Rows on stdout, also on a terminal.", rich_help_panel=FILES)
+    typer.Option(
+        "--explain",
+        help="Print the plan, the network calls and the prompts without generating.",
+        rich_help_panel=OUTPUT,
+    ),
 ]

@@ -1,27 +1,40 @@
-"""`lumina shard overlay | encode`: what is learnt of samples later, kept beside their shards."""
+"""`lumina shard overlay | encode`: add fields to the samples of existing shards."""
 
 from typing import Annotated
 
 import typer
 
 from lumina_cli.cli import output
-from lumina_cli.cli.shard.curate import MaxBadRate, Shards
-from lumina_cli.cli.shard.pack import Json, app
+from lumina_cli.cli.options import Json, MaxBadRate, Shards
+from lumina_cli.cli.shard.pack import app
 from lumina_cli.core.errors import UsageError
 
 
 @app.command()
 def overlay(
     shards: Shards,
-    rows: Annotated[str | None, typer.Argument(help="A file of rows, or - for stdin; none lists.")] = None,
-    name: Annotated[str, typer.Option(help="What the overlay is called.")] = "captions",
-    add: Annotated[bool, typer.Option("--add", help="Keep what the newest version says besides.")] = False,
-    remove: Annotated[str | None, typer.Option(help="Delete an overlay, or one version: NAME@0001.")] = None,
+    rows: Annotated[
+        str | None, typer.Argument(help="File of rows, or '-' for stdin; without it, overlays are listed.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the overlay.")] = "captions",
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep the values of the newest version that ROWS do not set.")
+    ] = False,
+    remove: Annotated[
+        str | None, typer.Option(help="Delete an overlay (NAME) or one version of it (NAME@0001).")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Lay rows over the samples that they name, as an overlay. Each call adds a version; none lists them.
+    """Add or replace captions, scores or other fields. Rows in, an overlay and one row per shard out.
 
-    lumina caption data | lumina shard overlay data - --name captions
+    Shards are not rewritten. Every call writes a new version of the overlay; the newest version is used.
+
+    Examples:
+
+        lumina caption data | lumina shard overlay data -
+        lumina shard overlay data scores.csv --name scores --add
+        lumina shard overlay data
+        lumina shard overlay data --remove captions@0002
     """
     from lumina_cli.core.shards.overlays.apply import apply_rows
     from lumina_cli.core.shards.overlays.match import read_input_rows
@@ -31,32 +44,44 @@ def overlay(
 
     if remove is not None:
         if rows is not None or add:
-            raise UsageError("--remove takes an overlay away; lay rows in another call")
+            raise UsageError("--remove excludes ROWS and --add; add rows in a separate command")
         output.write_rows(remove_overlay(resolve_shards(shards), remove), json, label="versions")
     elif rows is None:
         output.write_rows(describe_overlays(resolve_shards(shards)), json, label="overlays")
     else:
-        done = apply_rows(shards, read_input_rows(rows), name, add, output.note)
-        output.write_rows(done, json, label="shards")
+        output.write_rows(
+            apply_rows(shards, read_input_rows(rows), name, add, output.write_note), json, label="shards"
+        )
 
 
 @app.command()
 def encode(
     shards: Shards,
-    model: Annotated[str, typer.Option(help="Whose encoders: a name, a folder or a hub id.")] = "nano",
+    model: Annotated[
+        str, typer.Option(help="Model whose VAE and text encoder are used: a name, folder or hub id.")
+    ] = "nano",
     size: Annotated[
-        list[int] | None, typer.Option(help="Pixels of a square of that area; repeatable.")
+        list[int] | None,
+        typer.Option(help="Resolution: the side of a square of the same area, in pixels. Repeatable."),
     ] = None,
-    what: Annotated[str, typer.Option(help="latents, text, or both with a comma.")] = "latents",
-    system: Annotated[str, typer.Option(help="System prompt before each caption, by name.")] = "real",
+    what: Annotated[str, typer.Option(help="What to encode, comma-separated: latents, text.")] = "latents",
+    system: Annotated[str, typer.Option(help="Name of the system prompt of each caption.")] = "real",
     max_bad_rate: MaxBadRate = 0.05,
     json: Json = False,
 ) -> None:
-    """Encode pictures and captions once, for `lumina train`. Overlays that it finds; a row per shard out."""
+    """Precompute latents and text features for training. Shards in, one row per shard out.
+
+    The results are stored as overlays, which `lumina train` uses automatically.
+
+    Examples:
+
+        lumina shard encode data --model nano --size 128 --what latents,text
+        lumina shard encode data --model lumina-image-2 --size 256 --size 1024
+    """
     from lumina_cli.core.dataset.precompute import encode_shards
     from lumina_cli.core.models.locate import find_model
 
     kinds = [word.strip() for word in what.split(",") if word.strip()]
     folder, sizes = find_model(model), size or [128]
-    rows = encode_shards(shards, folder, kinds, sizes, system, max_bad_rate, output.note)
+    rows = encode_shards(shards, folder, kinds, sizes, system, max_bad_rate, output.write_note)
     output.write_rows(rows, json, label="shards")

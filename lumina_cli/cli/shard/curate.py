@@ -1,79 +1,98 @@
-"""`lumina shard score | select`: what pictures are measured by, and which go on to the next stage."""
+"""`lumina shard score | select`: measure images, then select the samples of the next training stage."""
 
 from typing import Annotated
 
 import typer
 
 from lumina_cli.cli import output
-from lumina_cli.cli.shard.pack import Json, app
+from lumina_cli.cli.options import Json, MaxBadRate, Shards
+from lumina_cli.cli.shard.pack import app
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import SCORES
-
-Shards = Annotated[str, typer.Argument(help="A folder of shards, a path or a URL; or a selection.")]
-MaxBadRate = Annotated[
-    float, typer.Option(help="Exit with 3 if a larger share of the pictures cannot be read.", min=0, max=1)
-]
 
 
 @app.command()
 def score(
     shards: Shards,
     scores: Annotated[
-        str, typer.Option(help=f"With commas: {', '.join(SCORES)}, caption.")
+        str, typer.Option(help=f"Scores to compute, comma-separated: {', '.join(SCORES)}, caption.")
     ] = "sharpness,entropy,phash",
-    model: Annotated[list[str] | None, typer.Option(help="aesthetic=FOLDER or hub id; MODEL#CLASS.")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, a shard at a time each.")] = 1,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Model of a score: SCORE=FOLDER, SCORE=HUB_ID or SCORE=MODEL#CLASS. Repeatable."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes; each handles one shard.")] = 1,
     max_bad_rate: MaxBadRate = 0.05,
     json: Json = False,
 ) -> None:
-    """Measure each picture once, for later choices. The values are the overlay "scores"; a row per shard out.
+    """Score every image once, for later selection. Shards in, one row per shard out.
 
-    lumina shard score data --scores sharpness,phash --workers 8
+    The values are stored in the overlay "scores".
+
+    Examples:
+
+        lumina shard score data --scores sharpness,phash --workers 8
+        lumina shard score data --scores aesthetic --model aesthetic=models/aesthetic
     """
     from lumina_cli.core.curation.scores import score_shards
 
     pairs = [word.partition("=") for word in model or []]
     if bad := [name + sign for name, sign, value in pairs if not value]:
-        raise UsageError(f"--model {bad[0]}: write SCORE=MODEL")
+        raise UsageError(f"--model {bad[0]}: expected SCORE=MODEL")
     names = [name.strip() for name in scores.split(",") if name.strip()]
     models = {name: value for name, _, value in pairs}
-    rows = score_shards(shards, names, models, workers, max_bad_rate, output.note)
+    rows = score_shards(shards, names, models, workers, max_bad_rate, output.write_note)
     output.write_rows(rows, json, label="shards")
 
 
 @app.command()
 def select(
     shards: Shards,
-    dest: Annotated[str, typer.Argument(help="Folder for the selection, itself a SOURCE.")],
+    dest: Annotated[str, typer.Argument(help="Output folder; the selection can be used as a source.")],
     best: Annotated[
         str | None,
-        typer.Option(help="A share (0.1; 1.0 is all), or a number of samples (1 is the best one)."),
+        typer.Option(help="Keep the best ones: a fraction (0.1; 1.0 is all) or a count (1 is one sample)."),
     ] = None,
     by: Annotated[
-        str, typer.Option(help='Score that says what is best; where none is called "score", the only one.')
+        str,
+        typer.Option(help='Score to rank by; without a score named "score", the only one is used.'),
     ] = "score",
     where: Annotated[
-        list[str] | None, typer.Option(help="'width >= 512 and aspect < 2'; repeatable.")
+        list[str] | None,
+        typer.Option(help="Filter expression, e.g. 'width >= 512 and aspect < 2'. Repeatable."),
     ] = None,
     no_duplicates: Annotated[
         str | None,
-        typer.Option(help="exact; near: of pictures alike the one with most pixels, then the best, stays."),
+        typer.Option(
+            help="Remove duplicates: exact or near. Of near duplicates, the largest image is kept, then the "
+            "best one."
+        ),
     ] = None,
-    distance: Annotated[int, typer.Option(help="Bits of 64 in which near copies differ at most.")] = 4,
-    per_source: Annotated[int | None, typer.Option(min=1, help="Samples of one source at most.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace another selection.")] = False,
+    distance: Annotated[
+        int, typer.Option(help="Largest Hamming distance of near duplicates, in bits of 64.")
+    ] = 4,
+    per_source: Annotated[
+        int | None, typer.Option(min=1, help="Maximum number of samples per source.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing selection in DEST.")] = False,
     json: Json = False,
 ) -> None:
-    """Choose the next stage's samples without copying a picture. A row per step out.
+    """Select samples for the next training stage. Shards in, a selection and one row per step out.
 
-    lumina shard select data data-1m --where 'shorter >= 512' --no-duplicates near --best 0.1 --by aesthetic
+    A selection lists samples; no image is copied.
+
+    Examples:
+
+        lumina shard select data large --where "shorter >= 512" --no-duplicates near
+        lumina shard select data best --best 0.1 --by aesthetic
+        lumina shard select data balanced --per-source 10000
     """
     from lumina_cli.core.curation.select import SelectionSettings, parse_best, select_samples
 
-    share = parse_best(best) if best is not None else None
-    choice = SelectionSettings(share, by, tuple(where or ()), no_duplicates, distance, per_source)
-    steps = select_samples(shards, dest, choice, force)["steps"]
+    fraction = parse_best(best) if best is not None else None
+    settings = SelectionSettings(fraction, by, tuple(where or ()), no_duplicates, distance, per_source)
+    steps = select_samples(shards, dest, settings, force)["steps"]
     for step in steps:
         if "instead_of" in step:
-            output.note(f"no sample has a {step['instead_of']!r}: the {step['step']}")
+            output.write_note(f"no sample has a {step['instead_of']!r}; selected the {step['step']}")
     output.write_rows(iter(steps), json, label="steps")

@@ -1,73 +1,104 @@
-"""`lumina shard`: pictures and captions into webdataset tars, and a look at what is in them."""
+"""`lumina shard pack | info | cat | verify`: write webdataset shards, read and verify them."""
 
 from typing import Annotated
 
 import typer
 
 from lumina_cli.cli import output
-from lumina_cli.cli.group import fallback
+from lumina_cli.cli.group import default_command
+from lumina_cli.cli.help import VerbApp
+from lumina_cli.cli.options import Json, Shards
 
-app = typer.Typer(
-    cls=fallback("pack"),
-    no_args_is_help=True,
-    help="Put pictures and captions into webdataset tars. `shard SOURCE DEST` is short for `shard pack`.",
-)
+HELP = """Pack images and captions into webdataset shards, annotate, filter and report on them.
 
-Shards = Annotated[str, typer.Argument(help="A folder of shards, one tar, or a selection; a path or URL.")]
-Json = Annotated[bool, typer.Option("--json", help="Rows on stdout even on a terminal.")]
+`lumina shard SOURCE DEST` is short for `lumina shard pack SOURCE DEST`.
+
+Examples:
+
+    lumina shard photos data
+    lumina shard score data --scores sharpness,phash
+    lumina shard select data best --where "shorter >= 512" --no-duplicates near
+    lumina shard stats best --page stats.html
+"""
+
+app = VerbApp(cls=default_command("pack"), help=HELP)
 
 
 @app.command()
 def pack(
     source: Annotated[
-        str, typer.Argument(help="A folder, a file of rows, -, shards, nano:N?seed=S or hf:NAME; or a URL.")
+        str,
+        typer.Argument(
+            help="Image folder, file of rows, '-' for stdin, shards, nano:N?seed=S or hf:NAME; path or URL."
+        ),
     ],
-    dest: Annotated[str, typer.Argument(help="Folder for the shards; a path or a URL (s3://, gs://...).")],
-    per_shard: Annotated[int, typer.Option(help="Rows of the source that make a shard.", min=1)] = 1000,
+    dest: Annotated[str, typer.Argument(help="Output folder; path or URL (s3://, gs://...).")],
+    per_shard: Annotated[int, typer.Option(help="Rows per shard.", min=1)] = 1000,
     check: Annotated[
-        str, typer.Option(help="quick: all parts of each file are there; full: it is decoded, too.")
+        str, typer.Option(help="Image validation: quick (file structure) or full (decode every image).")
     ] = "quick",
     encode: Annotated[
-        str | None, typer.Option(help="Write pictures anew as png, webp, jpg or avif, upright, in sRGB.")
+        str | None,
+        typer.Option(help="Re-encode images as png, webp, jpg or avif, upright and in sRGB."),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Count tokens of captions: the folder of a tokenizer, or nano.")
+        str | None, typer.Option(help="Tokenizer that counts caption tokens: a folder, or nano.")
     ] = None,
     max_bad_rate: Annotated[
-        float, typer.Option(help="Exit with 3 if a larger share of the pictures is bad.", min=0, max=1)
+        float,
+        typer.Option(help="Exit with code 3 if a larger fraction of the images is invalid.", min=0, max=1),
     ] = 0.05,
     workers: Annotated[
-        int | None,
-        typer.Option(help="Processes that read, check and write (nano: render); as many as cores.", min=0),
+        int | None, typer.Option(help="Worker processes. Default: one per core.", min=0)
     ] = None,
-    links: Annotated[bool, typer.Option("--links", help="Take links that lead out of the folder.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace the shards that DEST holds.")] = False,
+    links: Annotated[
+        bool, typer.Option("--links", help="Follow symlinks that point outside the folder.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing shards in DEST.")] = False,
     json: Json = False,
 ) -> None:
-    """Write pictures and captions as shards, a row per shard out. Bad ones go to DEST/rejects.jsonl.
+    """Pack images and captions into webdataset shards. A source in, one row per shard out.
 
-    Files keep their bytes. Run it again to go on after a kill or to add what SOURCE has more. nano:N?truth=1
-    adds {key}.depth.png (16-bit, thousandths) and {key}.masks.png (8-bit: 0 no thing, i + 1 on things[i]).
+    Image files are copied byte for byte; invalid ones are listed in DEST/rejects.jsonl. Rerun the same
+    command to resume an interrupted run, or to append samples that were added to SOURCE.
+
+    nano:N?truth=1 also writes KEY.depth.png (16 bits, thousandths) and KEY.masks.png (0 is background, i + 1
+    is object i of "things").
+
+    Examples:
+
+        lumina shard photos data
+        lumina shard rows.jsonl s3://bucket/data --encode webp --workers 16
+        lumina shard "nano:1000?seed=7" nano-data --per-shard 500
     """
     from lumina_cli.core.sources.packing import PackSettings, pack_source
 
-    counted = {True: 0, False: 0}  # rows with captions, and without
+    counts = {True: 0, False: 0}  # rows with and without captions
 
-    def watched(rows):
-        for row in output.progress(rows, "pictures"):
-            counted[bool(row.get("captions") or row.get("error"))] += 1
+    def track_rows(rows):
+        for row in output.track_progress(rows, "images"):
+            counts[bool(row.get("captions") or row.get("error"))] += 1
             yield row
 
-    packing = PackSettings(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links)
-    shards = output.write_rows(pack_source(source, dest, packing, watched, output.note), json, label="shards")
-    if shards and counted[False]:
-        bare = f"{counted[False]} of {sum(counted.values())} rows have no caption"
-        output.note(f"{bare}; `lumina train` needs them, `lumina caption {dest}` writes them")
+    settings = PackSettings(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links)
+    rows = pack_source(source, dest, settings, track_rows, output.write_note)
+    shards = output.write_rows(rows, json, label="shards")
+    if shards and counts[False]:
+        output.write_note(
+            f"{counts[False]} of {sum(counts.values())} rows have no caption; `lumina train` needs captions: "
+            f"write them with `lumina caption {dest}`"
+        )
 
 
 @app.command()
 def info(shards: Shards, json: Json = False) -> None:
-    """Show what each shard holds: a row per shard out."""
+    """List shards with their contents. Shards in, one row per shard out.
+
+    Examples:
+
+        lumina shard info data
+        lumina shard info s3://bucket/data --json | jq .samples
+    """
     from lumina_cli.core.shards.inspect import describe_shards
 
     output.write_rows(describe_shards(shards), json, label="shards")
@@ -75,7 +106,15 @@ def info(shards: Shards, json: Json = False) -> None:
 
 @app.command()
 def cat(shards: Shards, json: Json = False) -> None:
-    """Write the rows of shards. Their "image" can be read by every other verb."""
+    """Write the samples of shards as rows. Shards in, one row per sample out.
+
+    Every other command can read the "image" of these rows.
+
+    Examples:
+
+        lumina shard cat data | jq -r .captions.en.short
+        lumina shard cat data | lumina caption - > captions.jsonl
+    """
     from lumina_cli.core.io.jsonl import with_captions
     from lumina_cli.core.shards.selection import read_samples
 
@@ -84,17 +123,25 @@ def cat(shards: Shards, json: Json = False) -> None:
 
 @app.command()
 def verify(shards: Shards, json: Json = False) -> None:
-    """Compare shards and overlays with their hashes. A row each; exit 1 for a bad one."""
+    """Verify shards and overlays against their hashes. Shards in, one row per file out.
+
+    Exits with code 1 if any file is damaged.
+
+    Examples:
+
+        lumina shard verify data
+        lumina shard verify data --json | jq "select(.ok | not)"
+    """
     from lumina_cli.core.errors import LuminaError
     from lumina_cli.core.shards.inspect import verify_shards
 
-    bad = []
+    problems = []
 
-    def watched():
+    def collect_problems():
         for row in verify_shards(shards):
-            bad.extend([row["problem"]] if not row["ok"] else [])
+            problems.extend([row["problem"]] if not row["ok"] else [])
             yield row
 
-    output.write_rows(watched(), json, label="shards")
-    if bad:
-        raise LuminaError(f"{len(bad)} bad: {bad[0]}")
+    output.write_rows(collect_problems(), json, label="shards")
+    if problems:
+        raise LuminaError(f"{len(problems)} damaged: {problems[0]}")

@@ -1,4 +1,4 @@
-"""`lumina shard stats | preview`: what shards are worth, and what is in them, as pages for people."""
+"""`lumina shard stats | preview`: dataset statistics and sample pages."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,68 +6,85 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output
+from lumina_cli.cli.options import Json, Shards
 from lumina_cli.cli.shard.pack import app
 from lumina_cli.core.errors import UsageError
-
-Source = Annotated[str, typer.Argument(help="A folder of shards, a tar, or a selection; a path or a URL.")]
-Json = Annotated[bool, typer.Option("--json", help="The summary on stdout even on a terminal.")]
 
 
 @app.command()
 def stats(
-    source: Source,
-    page: Annotated[Path | None, typer.Option(help="Write a page with plots here.")] = None,
+    source: Shards,
+    page: Annotated[Path | None, typer.Option(help="Write an HTML page with plots to this file.")] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="Counts tokens, a model folder; else the shards' own count, or nano.")
+        str | None,
+        typer.Option(
+            help="Model folder whose tokenizer counts tokens. Default: the counts in the shards, else nano's."
+        ),
     ] = None,
     trained: Annotated[
-        int | None, typer.Option(min=1, help="Pictures a training run sees: tells epochs.")
+        int | None, typer.Option(min=1, help="Images seen by a training run; adds epochs to the report.")
     ] = None,
-    mix: Annotated[str, typer.Option(help="Weight of each source in it: web=3,photos=1.")] = "",
+    mix: Annotated[str, typer.Option(help="Sampling weight of each source, e.g. web=3,photos=1.")] = "",
     distance: Annotated[
-        int, typer.Option(min=1, max=16, help="Bits in which near copies differ at most.")
+        int,
+        typer.Option(min=1, max=16, help="Largest Hamming distance of near duplicates, in bits of 64."),
     ] = 4,
     json: Json = False,
 ) -> None:
-    """Say what shards are worth, as JSON or a page. Yield, captions, tokens, copies, crops, epochs, scores.
+    """Report dataset statistics as JSON or HTML. Shards in, one summary row out.
 
-    lumina shard stats data --tokenizer nano --trained 1000000 --page stats.html | jq .duplicates
+    The report covers yield, captions, tokens, duplicates, crops, epochs and scores.
+
+    Examples:
+
+        lumina shard stats data
+        lumina shard stats data --tokenizer nano --page stats.html | jq .duplicates
+        lumina shard stats data --trained 1000000 --mix web=3,photos=1
     """
     from lumina_cli.core.curation.report.stats import compute_stats, headline, write_stats_page
     from lumina_cli.core.encoders.token_count import TokenCounter
 
     count = TokenCounter(tokenizer) if tokenizer else None
-    summary = compute_stats(source, count, trained, _weights(mix), distance)
+    summary = compute_stats(source, count, trained, _read_weights(mix), distance)
     if page:
         write_stats_page(page, summary)
-        output.note(f"page: {page}")
+        output.write_note(f"page: {page}")
     if summary["tokenizer"] == "nano" and not tokenizer:
-        output.note("tokens: counted with the embedded tokenizer; Gemma's counts differ (--tokenizer FOLDER)")
+        output.write_note(
+            "tokens are counted with the embedded tokenizer; Gemma's counts differ (use --tokenizer FOLDER)"
+        )
     if json or not output.is_terminal():
         output.write_rows(iter([{name: value for name, value in summary.items() if name != "plots"}]), True)
     else:
-        output.table([headline(summary)])
+        output.print_table([headline(summary)])
 
 
-def _weights(text: str) -> dict[str, float] | None:
+def _read_weights(text: str) -> dict[str, float] | None:
     try:
         pairs = (word.rpartition("=") for word in text.split(",") if word.strip())
         return {name.strip(): float(value) for name, _, value in pairs} or None
     except ValueError:
-        raise UsageError(f"--mix {text!r}: write SOURCE=NUMBER, with commas") from None
+        raise UsageError(f"--mix {text!r}: expected SOURCE=NUMBER, comma-separated") from None
 
 
 @app.command()
 def preview(
-    source: Source,
-    page: Annotated[Path, typer.Option(help="The page to write.")] = Path("preview.html"),
-    samples: Annotated[int, typer.Option(min=1, max=2000, help="Pictures to show.")] = 48,
-    by: Annotated[str | None, typer.Option(help="Spread them over this score, the best first.")] = None,
+    source: Shards,
+    page: Annotated[Path, typer.Option(help="HTML file to write.")] = Path("preview.html"),
+    samples: Annotated[int, typer.Option(min=1, max=2000, help="Number of images to show.")] = 48,
+    by: Annotated[
+        str | None, typer.Option(help="Show images across the range of this score, the best first.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Write a page of samples with their captions and scores. It needs nothing beside it.
+    """Write an HTML page of samples with captions and scores. Shards in, one summary row out.
 
-    lumina shard preview data --by sharpness --page sharpness.html
+    The page is self-contained.
+
+    Examples:
+
+        lumina shard preview data
+        lumina shard preview data --by sharpness --samples 100 --page sharpness.html
     """
     from lumina_cli.core.curation.report.contact_sheet import write_preview
 

@@ -231,7 +231,7 @@ def parse_split(text: str | None) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
     index, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if index >= count:
-        raise UsageError(f"shard is {text!r}, but must be I/N, such as 0/4, with I from 0 to N - 1")
+        raise UsageError(f"split is {text!r}, but must be I/N, such as 0/4, with I from 0 to N - 1")
     return index, count
 
 

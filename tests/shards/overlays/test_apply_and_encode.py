@@ -218,7 +218,7 @@ def test_verify_looks_into_overlays(shards, capsys, how):
     found = [json.loads(line) for line in out.splitlines()]
     assert [row["ok"] for row in found] == [True, True, True, False]
     assert words in found[-1]["problem"]
-    assert err.startswith("lumina shard: 1 bad: ")
+    assert err.startswith("lumina shard: 1 damaged: ")
 
 
 def test_verify_takes_an_older_overlay_and_names_a_stale_one(shards):
@@ -512,7 +512,7 @@ def test_the_cache_of_a_run_knows_overlays(shards, tmp_path, tiny_folder):
 
 def test_the_command_line(shards, tmp_path, capsys, monkeypatch):
     assert run(["shard", "score", shards, "--scores", "entropy", "--model", "entropy"]) == 2
-    assert "write SCORE=MODEL" in capsys.readouterr().err
+    assert "expected SCORE=MODEL" in capsys.readouterr().err
     assert run(["shard", "score", shards, "--scores", "entropy"]) == 0
     lines = "\n".join(json.dumps(row) for row in captioned(shards))
     monkeypatch.setattr("sys.stdin", io.StringIO(lines))

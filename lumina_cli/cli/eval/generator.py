@@ -1,12 +1,12 @@
-"""What draws for an evaluation. It stands here because the stages of the core do not import each other."""
+"""The image generator of an evaluation: composed here, as `evals` may not import `sampling`."""
 
 from lumina_cli.cli import output
 
 
 def make_generator(model: str | None, ceiling: bool, seed: int, plan: str, preset: str | None = None):
-    """Lend the sampling pipeline, with `plan` over the preset's or its own, to the evaluation.
+    """Return a generator of images for an evaluation: a sampling pipeline or, with `ceiling`, the renderer.
 
-    With `ceiling` it is lent true renders.
+    `plan` overrides settings of the preset or of the model's own plan.
     """
     from lumina_cli.core.evals.run import ground_truth_generator, pipeline_generator
     from lumina_cli.core.flow.plan import read_settings
@@ -19,5 +19,5 @@ def make_generator(model: str | None, ceiling: bool, seed: int, plan: str, prese
     if settings or preset:
         pipeline.plan = pipeline.plan_for(settings, preset)
     if pipeline.reason:
-        output.note(pipeline.reason)
+        output.write_note(pipeline.reason)
     return pipeline_generator(pipeline, Job, seed)

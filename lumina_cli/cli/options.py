@@ -1,0 +1,27 @@
+"""Options that several commands share, and the deprecated ones."""
+
+from typing import Annotated
+
+import typer
+
+from lumina_cli.cli import output
+from lumina_cli.core.errors import UsageError
+
+Json = Annotated[bool, typer.Option("--json", help="Write JSON Lines to stdout, even on a terminal.")]
+Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda or cuda:N. Default: a GPU if present.")]
+MaxBadRate = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Exit with code 3 if a larger fraction of the images is unreadable."),
+]
+Shards = Annotated[str, typer.Argument(help="Folder of shards, a single tar, or a selection; path or URL.")]
+DeprecatedShard = Annotated[str | None, typer.Option("--shard", hidden=True)]
+
+
+def resolve_split(split: str | None, shard: str | None) -> str | None:
+    """Return the value of --split; --shard, its name in version 0.1, still works and prints a note."""
+    if shard is None:
+        return split
+    if split is not None:
+        raise UsageError("--shard is the deprecated name of --split; give --split only")
+    output.write_note("--shard is deprecated; use --split")
+    return shard

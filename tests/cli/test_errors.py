@@ -1,0 +1,133 @@
+"""Errors are one line on stderr with the documented exit code; --debug adds the traceback."""
+
+import errno
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+import lumina_cli
+from lumina_cli.cli import app as application
+from lumina_cli.core.errors import LuminaError, MissingDependency, TooManyRejects, UsageError
+
+
+@pytest.fixture
+def doctor_raises(monkeypatch):
+    """Return a function that makes `lumina doctor` raise an error."""
+
+    def install(error: BaseException):
+        def broken(*_):
+            raise error
+            yield
+
+        monkeypatch.setattr("lumina_cli.core.doctor.run_checks", broken)
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("smaple", "lumina: unknown verb 'smaple'; did you mean 'sample'?"),
+        ("sample --sede 1 x", "lumina sample: no option --sede; did you mean '--seed'?"),
+        ("sample --shar 1/2 x", "lumina sample: no option --shar"),
+        ("shard only", "lumina shard: missing argument 'dest'"),
+        ("convert a b --to flux", "lumina convert: invalid value for '--to'"),
+        ("shard verify", "lumina shard: missing argument 'shards'"),
+    ],
+)
+def test_wrong_usage_is_one_line(command, message, lumina):
+    code, out, err = lumina(command)
+    assert (code, out) == (2, [])
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (LuminaError("the sky is green"), 1, "the sky is green"),
+        (UsageError("no such thing"), 2, "no such thing"),
+        (TooManyRejects("3 of 4"), 3, "3 of 4"),
+        (MissingDependency("needs the extra [flash]"), 5, "needs the extra [flash]"),
+        (LuminaError("two\nlines \x1b[31m"), 1, "two lines \\x1b[31m"),
+        (OSError(errno.ENOSPC, "No space left on device", "x.png"), 1, "the disk is full: x.png"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.png"), 1, "x.png: Permission denied"),
+        (MemoryError(), 1, "out of memory; reduce the size or the batch"),
+        (
+            ZeroDivisionError("division by zero"),
+            1,
+            "ZeroDivisionError: division by zero (a bug; --debug shows the traceback)",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "Broken pipe"),
+    ],
+)
+def test_errors_are_one_line_with_their_code(error, code, message, doctor_raises, lumina):
+    doctor_raises(error)
+    assert lumina("doctor") == (code, [], f"lumina doctor: {message}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("train nano out=a", "; resume with `lumina train out=a --resume`"),
+        ("train nano", "; resume with `lumina train out=RUN --resume`"),
+        ("caption photos --out=a.jsonl", "; rerun the same command to resume"),
+        ("caption photos", ""),  # what went into a pipe is lost
+        ("shard photos data", "; rerun the same command to resume"),
+        ("shard stats data", ""),
+        ("eval geneval", ""),
+    ],
+)
+def test_an_interrupted_command_names_the_way_to_resume(command, hint, monkeypatch, lumina):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(application, "get_command", lambda app: SimpleNamespace(main=interrupt))
+    assert lumina(command) == (130, [], f"lumina {command.split()[0]}: interrupted{hint}\n")
+
+
+@pytest.mark.parametrize("command", ["--debug doctor", "doctor --debug"])
+def test_debug_shows_the_traceback(command, doctor_raises, lumina):
+    doctor_raises(LuminaError("broken"))
+    code, _, err = lumina(command)
+    assert code == 1
+    assert "Traceback" in err
+    assert err.endswith("lumina doctor: broken\n")
+
+
+def test_debug_by_environment_variable(doctor_raises, lumina, monkeypatch):
+    monkeypatch.setenv("LUMINA_DEBUG", "1")
+    doctor_raises(LuminaError("broken"))
+    code, _, err = lumina("doctor")
+    assert code == 1
+    assert "Traceback" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "result"),
+    [
+        (["--version"], (0, f"lumina {lumina_cli.__version__}\n", "")),
+        (["shard", "nowhere", "dest"], (1, "", "lumina shard: nowhere: no such source")),
+    ],
+)
+def test_the_package_runs_as_a_module(args, result):
+    done = subprocess.run([sys.executable, "-m", "lumina_cli", *args], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == result[:2]
+    assert done.stderr.startswith(result[2])
+
+
+@pytest.mark.parametrize("command", ["sample x --split 2/2", "sample x --shard 2/2"])
+def test_a_split_out_of_range_is_wrong_usage(command, lumina):
+    code, _, err = lumina(command)
+    assert code == 2
+    assert err.endswith("split is '2/2', but must be I/N, such as 0/4, with I from 0 to N - 1\n")
+
+
+def test_the_old_name_of_split_prints_a_note(lumina):
+    _, _, err = lumina("sample x --shard 2/2")
+    assert err.splitlines()[0] == "--shard is deprecated; use --split"
+    assert "deprecated" not in lumina("sample x --split 2/2")[2]
+    assert lumina("caption x --shard 0/2 --split 0/2")[0] == 2
