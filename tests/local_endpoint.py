@@ -9,8 +9,8 @@ from tiny_captioner import plain_picture
 from lumina_cli.core.unicap.protocol import Question
 
 
-def question(text="Describe.", picture=None, **settings):
-    return Question(text, "short", "en", 7, 40, picture or plain_picture("red"), **settings)
+def question(text="Describe.", image=None, **settings):
+    return Question(text, "short", "en", 7, 40, image or plain_picture("red"), **settings)
 
 
 class Endpoint:

@@ -181,5 +181,5 @@ def run_caption(capsys, *words):
     """Run `lumina caption`: (exit code, rows, lines on stderr but that of statistics)."""
     code = run(["caption", *map(str, words)])
     out, err = capsys.readouterr()
-    said = [line for line in err.splitlines() if "pictures/s" not in line]
+    said = [line for line in err.splitlines() if "images/s" not in line]
     return code, [json.loads(line) for line in out.splitlines()], said

@@ -293,6 +293,9 @@ def test_sigterm_keeps_what_is_done_and_leaves_nothing_half(tmp_path, tiny_folde
     words = ["sample", "two cups", "a ball", "a car", "--model", str(tiny_folder), "--out", "out"]
     command = [sys.executable, "-c", ENDED, *words, "--batch", "1", "--calls", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert (done.returncode, done.stderr) == (143, "lumina sample: terminated; rerun the same command to resume\n")
+    assert (done.returncode, done.stderr) == (
+        143,
+        "lumina sample: terminated; rerun the same command to resume\n",
+    )
     assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == ["out/00000-two-cups-s0.png"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["00000-two-cups-s0.png"]

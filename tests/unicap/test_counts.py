@@ -35,7 +35,7 @@ def photos(tmp_path):
 
 
 def test_pictures_that_got_nothing_count_as_bad_ones(lumina, photos, tmp_path):
-    out, told = tmp_path / "a.jsonl", "20 of 20 pictures got none of the captions that were asked for (100%)"
+    out, told = tmp_path / "a.jsonl", "20 of 20 images got none of the requested captions (100%)"
     for _ in range(2):  # the second run finds them in the file
         code, rows, err = lumina(photos, *NEVER, "--out", out)
         assert (code, rows) == (3, [])
@@ -46,7 +46,7 @@ def test_pictures_that_got_nothing_count_as_bad_ones(lumina, photos, tmp_path):
     (photos / "bad.png").write_text("no picture")
     code, _, err = lumina(photos, *NEVER, "--max-bad-rate", 0.5)
     assert code == 3
-    assert "1 of 21 pictures could not be opened, 20 of 21 pictures got none of the captions" in err[-1]
+    assert "1 of 21 images cannot be opened, 20 of 21 images got none of the requested captions" in err[-1]
 
 
 @pytest.mark.parametrize("kept", [7, 8, 13])
@@ -57,7 +57,7 @@ def test_a_run_that_goes_on_counts_those_in_vain_once(lumina, photos, tmp_path, 
     (tmp_path / "torn.jsonl.state.json").write_bytes((tmp_path / "whole.jsonl.state.json").read_bytes())
     code, _, err = lumina(photos, *NEVER, "--out", out)
     assert code == 3
-    assert "20 of 20 pictures got none" in err[-1]
+    assert "20 of 20 images got none" in err[-1]
     assert out.read_bytes() == whole.read_bytes()
 
 
@@ -73,7 +73,7 @@ def test_a_picture_with_one_caption_that_passed_is_not_in_vain(lumina, photos, t
     german = (*words[:4], "--langs", "de", "--retries", 0, "--keep", "--out", tmp_path / "german.jsonl")
     for _ in range(2):  # the English one is there, but was not asked for
         code, _, err = lumina(path, *german)
-        assert (code, "20 of 20 pictures got none" in err[-1]) == (3, True)
+        assert (code, "20 of 20 images got none" in err[-1]) == (3, True)
 
 
 def test_reasons_have_a_code_where_it_is_known(lumina, photos, tmp_path):
@@ -82,9 +82,7 @@ def test_reasons_have_a_code_where_it_is_known(lumina, photos, tmp_path):
     words = (photos, "--engine", "noop", "--levels", "short", "--max-bad-rate", 1)
     code, rows, err = lumina(*words)
     assert (code, [row.get("code") for row in rows[:3]]) == (0, ["captions", "not_an_image", None])
-    assert (
-        f"left out 'captions' of {photos / '00.png'}, key 00 is not {{language: {{level: text}}}}" in err[0]
-    )
+    assert f"skipped 'captions' of {photos / '00.png'}, key 00 is not {{language: {{level: text}}}}" in err[0]
     out = tmp_path / "a.jsonl"
     assert lumina(*words, "--out", out)[0] == 0
     left = [json.loads(line) for line in (tmp_path / "a.jsonl.rejects.jsonl").read_text().splitlines()]

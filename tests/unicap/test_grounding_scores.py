@@ -22,8 +22,9 @@ from transformers import (
 )
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.unicap.batch import CaptionItem, _Task
+from lumina_cli.core.unicap.batch import CaptionTask
 from lumina_cli.core.unicap.engines.noop import TEXTS
+from lumina_cli.core.unicap.items import CaptionItem
 from lumina_cli.core.unicap.scoring.clip import open_scorer
 from lumina_cli.core.unicap.scoring.noun_phrases import find_noun_phrases
 
@@ -78,14 +79,14 @@ def folders(tmp_path_factory):
     return made
 
 
-def directly(folder, picture):
+def directly(folder, image):
     """Return the best score of each of NAMED by a call of the model itself."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     if folder.name == "dino":
         model = GroundingDinoForObjectDetection.from_pretrained(folder)
-        pixels = GroundingDinoImageProcessorPil.from_pretrained(folder)(picture, return_tensors="pt")
+        pixels = GroundingDinoImageProcessorPil.from_pretrained(folder)(image, return_tensors="pt")
         pieces = [
             tokenizer(text).input_ids
             for text in ("red car", ".", " blue ball", ".", " plain grey floor", ".")
@@ -98,7 +99,7 @@ def directly(folder, picture):
     owl2 = folder.name == "owlv2"
     model = (Owlv2ForObjectDetection if owl2 else OwlViTForObjectDetection).from_pretrained(folder)
     pixels = (Owlv2ImageProcessorPil if owl2 else OwlViTImageProcessorPil).from_pretrained(folder)
-    inputs = pixels(picture, return_tensors="pt")
+    inputs = pixels(image, return_tensors="pt")
     scores = []
     for phrase in NAMED:
         text = tokenizer(phrase, padding="max_length", max_length=16, return_tensors="pt")
@@ -109,10 +110,10 @@ def directly(folder, picture):
 
 @pytest.mark.parametrize("name", SAVE)
 def test_a_caption_scores_as_its_phrases_do_in_the_model_itself(folders, name, tmp_path, capsys):
-    picture = plain_picture("red")
-    picture.paste((20, 200, 40), (0, 0, 20, 16))
-    picture.save(tmp_path / "picture.png")
-    wanted = directly(folders[name], picture)
+    image = plain_picture("red")
+    image.paste((20, 200, 40), (0, 0, 20, 16))
+    image.save(tmp_path / "picture.png")
+    wanted = directly(folders[name], image)
     assert len(set(wanted)) == 3
     words = (
         tmp_path / "picture.png",
@@ -146,20 +147,20 @@ def test_what_is_not_read_is_told_once(folders, tmp_path, capsys):
     out = tmp_path / "rows.jsonl"
     run([*words, "--score", f"objects:{folders['owlv2']}", "--out", str(out), "--json"])
     told = capsys.readouterr()
-    assert told.err.count("4 not scored, whose language the scorer does not read") == 1
+    assert told.err.count("4 not scored (the scorer does not support their language)") == 1
     assert json.loads(told.out)["not_scored"] == 4
 
 
 def judged(scorer, text, level="short"):
-    task = _Task(CaptionItem(0, {}, plain_picture("red")), "en", level, "", text=text)
+    task = CaptionTask(CaptionItem(0, {}, plain_picture("red")), "en", level, "", text=text)
     scorer.judge([task])
-    return task.reason, task.shot.scores.get("en", {}).get(level)
+    return task.reason, task.item.scores.get("en", {}).get(level)
 
 
 def test_the_thing_that_is_not_there_is_named(folders, monkeypatch):
     scorer = open_scorer(f"objects:{folders['owlv2']}@0.3", "cpu")
     there = {"car": 0.9, "ball": 0.6, "cat": 0.1, "floor": 0.3}
-    monkeypatch.setattr(scorer, "seen", lambda shot, phrases: [there[one.split()[-1]] for one in phrases])
+    monkeypatch.setattr(scorer, "seen", lambda item, phrases: [there[one.split()[-1]] for one in phrases])
     assert judged(scorer, "a red car left of a blue ball on the floor") == (None, 0.6)
     assert judged(scorer, "red car, blue ball", "tags") == (None, 0.75)
     reason, score = judged(scorer, "a red car, a black cat and a ball")
@@ -169,18 +170,18 @@ def test_the_thing_that_is_not_there_is_named(folders, monkeypatch):
 
 
 def test_texts_that_are_too_long_are_parted_or_told(folders):
-    shot = CaptionItem(0, {}, plain_picture("red"))
+    item = CaptionItem(0, {}, plain_picture("red"))
     phrases = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in ("car", "ball", "cup")]
     dino = open_scorer(f"objects:{folders['dino']}", "cpu")
     texts = dino._texts(phrases)
     assert len(texts) > 1
     assert [text[a:b] for text, spans in texts for a, b in spans] == phrases
     assert max(len(dino.tokenizer(text)["input_ids"]) for text, _ in texts) <= dino.longest
-    assert 0 < min(dino.seen(shot, phrases)) <= max(dino.seen(shot, phrases)) < 1
-    assert dino.tally.counts["cut_scores"] == 0
+    assert 0 < min(dino.seen(item, phrases)) <= max(dino.seen(item, phrases)) < 1
+    assert dino.stats.counts["cut_scores"] == 0
     for name, scorer in (("dino", dino), ("owlvit", open_scorer(f"objects:{folders['owlvit']}", "cpu"))):
         scorer.seen(CaptionItem(0, {}, plain_picture("red")), ["red car", "elephant " * 40])
-        assert scorer.tally.counts["cut_scores"] == 1, name
+        assert scorer.stats.counts["cut_scores"] == 1, name
 
 
 def test_a_detector_that_is_none_or_not_whole_is_refused(folders, tmp_path):

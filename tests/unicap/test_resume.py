@@ -16,9 +16,10 @@ from lumina_cli.core.unicap.resumable_file import ResumableFile
 KILLER = """
 import os, random, signal, sys, time
 from lumina_cli.cli.app import run
-from lumina_cli.core.data import lengths, sources
-from lumina_cli.core.unicap import run as captioning, score
-from lumina_cli.core.unicap.checks import check
+from lumina_cli.core.sources import count, source  # imported before the fork, so that children start fast
+from lumina_cli.core.unicap import run as captioning
+from lumina_cli.core.unicap.scoring import clip
+from lumina_cli.core.unicap.checks.rules import check_caption as check
 from lumina_cli.core.unicap.engines import noop
 
 check("a red car", "short", "en")
@@ -131,7 +132,7 @@ def test_new_pictures_at_the_end_are_added(lumina, tmp_path):
     assert code == 1
     assert err[-1] == (
         f"lumina caption: row 0 of the source is {folder}/0.png, but in {out} it is {folder}/a.png: the source has "
-        f"changed since; --out ANOTHER --reuse {out} writes it anew and takes over the captions of this one"
+        f"changed since; --out ANOTHER --reuse {out} writes a new file and reuses these captions"
     )
 
 
@@ -141,14 +142,14 @@ def test_other_settings_and_other_files_are_refused(lumina, photos, tmp_path):
     code, _, err = lumina(*words, "--langs", "de", "--seed", 3)
     assert code == 2
     assert err == [
-        f"lumina caption: {tmp_path}/a.jsonl was begun with langs en, not de; name another file, or delete it and "
+        f"lumina caption: {tmp_path}/a.jsonl was begun with langs en, not de; choose another file, or delete it and "
         "a.jsonl.state.json"
     ]
     (tmp_path / "b.jsonl").write_text("{}\n")
     code, _, err = lumina(*words[:-1], tmp_path / "b.jsonl")
     assert code == 2
     assert err == [
-        f"lumina caption: {tmp_path}/b.jsonl is there, and not by `lumina caption --out`; name another file"
+        f"lumina caption: {tmp_path}/b.jsonl exists and was not written by `lumina caption --out`; choose another file"
     ]
 
 
@@ -174,7 +175,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_whole(photos, tmp_path)
     out = tmp_path / "a.jsonl"
     code = (
         "import resource, signal, sys; from lumina_cli.cli.app import main\n"
-        "from lumina_cli.core.unicap.checks import check\n"
+        "from lumina_cli.core.unicap.checks.rules import check_caption as check\n"
         "check('a red car', 'short', 'en')  # py3langid unpacks its model into a file\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
@@ -198,9 +199,9 @@ def test_a_reader_that_leaves_and_ctrl_c_are_no_faults(photos, tmp_path):
     assert json.loads(shell.stdout)["key"] == "000"
     code = (
         "import _thread, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from lumina_cli.cli.app import main; from lumina_cli.core.unicap.ledger import Ledger\n"
-        "keep = Ledger.write\n"
-        "Ledger.write = lambda self, row: keep(self, row) and (_thread.interrupt_main() if row['key'] == '020' else 1)\n"
+        "from lumina_cli.cli.app import main; from lumina_cli.core.unicap.resumable_file import ResumableFile\n"
+        "keep = ResumableFile.write\n"
+        "ResumableFile.write = lambda self, row: keep(self, row) and (_thread.interrupt_main() if row['key'] == '020' else 1)\n"
         "sys.argv[0] = 'lumina'; main()"
     )
     out = tmp_path / "a.jsonl"

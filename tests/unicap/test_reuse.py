@@ -44,9 +44,7 @@ def test_a_folder_that_grew_asks_only_about_what_is_new(lumina, photos, tmp_path
     words, old = grown(lumina, photos, tmp_path, "short")
     code, rows, err = lumina(*words, "--out", old)
     assert (code, rows) == (1, [])
-    assert err[-1].endswith(
-        f"--out ANOTHER --reuse {old} writes it anew and takes over the captions of this one"
-    )
+    assert err[-1].endswith(f"--out ANOTHER --reuse {old} writes a new file and reuses these captions")
     code, (stats,), err = lumina(*words, "--out", tmp_path / "new.jsonl", "--reuse", old)
     assert (code, stats["pictures"], stats["questions"], stats["reused"]) == (0, 23, 3, 20)
     assert lumina(*words, "--out", tmp_path / "fresh.jsonl")[0] == 0
@@ -167,7 +165,7 @@ def test_a_file_cannot_reuse_itself_nor_one_that_is_not_there(lumina, photos, tm
     out = tmp_path / "a.jsonl"
     words = (photos, "--engine", "noop", "--out", out, "--reuse")
     assert lumina(*words, out)[2] == [
-        f"lumina caption: --reuse {out} is the file to write; name another --out"
+        f"lumina caption: --reuse {out} is the output file; choose another --out"
     ]
     gone = tmp_path / "gone.jsonl"
     assert lumina(*words, gone)[2] == [f"lumina caption: --reuse {gone}: no such file of rows"]
@@ -223,8 +221,8 @@ def test_a_run_with_nothing_left_to_do_says_so(photos, tmp_path, capsys):
     code, _, err = run_caption(capsys, *words, "--max-bad-rate", 0.01)
     assert code == 3
     assert err == [
-        "lumina caption: nothing was left to do: the file has all 21 pictures, 1 of them unreadable",
-        "lumina caption: 1 of 21 pictures could not be opened (5%); --max-bad-rate allows 1%",
+        "lumina caption: nothing to do: the file has all 21 images, 1 of them unreadable",
+        "lumina caption: 1 of 21 images cannot be opened (5%); --max-bad-rate allows 1%",
     ]
 
 
@@ -304,5 +302,5 @@ def test_a_comparison_tells_of_pictures_that_are_not_there(photos, tmp_path, cap
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert run(["eval", "captions", str(path)]) == 0
     out, err = capsys.readouterr()
-    assert err.splitlines() == ["a.jsonl: 2 of 6 pictures are missing"]
+    assert err.splitlines() == ["a.jsonl: 2 of 6 images are missing"]
     assert json.loads(out.splitlines()[0])["captions"] == 6

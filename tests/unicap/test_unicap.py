@@ -11,7 +11,7 @@ from lumina_cli.core.errors import LuminaError, TooManyRejects, UsageError
 from lumina_cli.core.unicap.checks.rules import LENGTHS, check_caption
 from lumina_cli.core.unicap.prompts import DOMAINS, LANGS, LEVELS, MAX_TOKENS, check_names, instruction
 from lumina_cli.core.unicap.protocol import Answer, Engine
-from lumina_cli.core.unicap.stats import CaptionStats
+from lumina_cli.core.unicap.stats import CaptionObserver, CaptionStats
 from lumina_cli.core.unicap.stream import CaptionRequest, caption_rows
 
 GOOD = "a red car left of a blue ball"
@@ -43,9 +43,9 @@ def open_white(row):
     """A picture of its own for each row: white but for a pixel."""
     if row["image"] == "bad.png":
         raise LuminaError("bad.png: truncated")
-    picture = Image.new("RGB", (4, 4), "white")
-    picture.putpixel((0, 0), (int(row["image"].removesuffix(".png")), 0, 0))
-    return picture
+    image = Image.new("RGB", (4, 4), "white")
+    image.putpixel((0, 0), (int(row["image"].removesuffix(".png")), 0, 0))
+    return image
 
 
 def run(rows, write, levels=("short",), langs=("en",), **settings):
@@ -56,6 +56,17 @@ def run(rows, write, levels=("short",), langs=("en",), **settings):
     }
     engine = write if isinstance(write, Echo) else Echo(write)
     return list(caption_rows(rows, engine, CaptionRequest(levels, langs, **job), open_white, **settings))
+
+
+class Rejects(CaptionObserver):
+    """Collects the reasons of rejected rows in a list."""
+
+    def __init__(self, reasons):
+        super().__init__()
+        self.reasons = reasons
+
+    def on_reject(self, row, reason):
+        self.reasons.append(reason)
 
 
 def rows_of(count):
@@ -152,7 +163,7 @@ def test_captions_join_those_that_a_row_has_and_leave_the_input_alone():
 
 
 def test_a_failed_caption_is_asked_for_again_alone_and_with_another_seed():
-    captioner = Echo(lambda question: "" if question.picture.getpixel((0, 0))[0] == 2 else GOOD)
+    captioner = Echo(lambda question: "" if question.image.getpixel((0, 0))[0] == 2 else GOOD)
     (*_, last) = run(rows_of(3), captioner, retries=2)
     assert [len(call) for call in captioner.calls] == [3, 1, 1]
     assert len({question.seed for call in captioner.calls for question in call}) == 5
@@ -191,7 +202,7 @@ def test_seeds_depend_on_the_picture_not_on_its_place_or_the_batch(batch):
         captioner = Echo(lambda _: GOOD)
         run(rows, captioner, ("short", "tags"), batch=batch, seed=3)
         asked = [question for call in captioner.calls for question in call]
-        return {(q.picture.getpixel((0, 0)), q.level): q.seed for q in asked}
+        return {(q.image.getpixel((0, 0)), q.level): q.seed for q in asked}
 
     assert seeds(rows_of(5)[::-1], batch) == seeds(rows_of(5), 5)
     assert len(set(seeds(rows_of(5), 5).values())) == 10
@@ -202,11 +213,11 @@ def test_bad_pictures_are_left_out_counted_and_told():
     rows = [{"image": name} for name in ("0.png", "bad.png", "1.png", "bad.png")]
     stream = caption_rows(
         rows, Echo(lambda _: GOOD), CaptionRequest(("short",)), open_white,
-        batch=3, max_bad_rate=0.4, on_reject=lambda row, reason: told.append(reason),
+        batch=3, max_bad_rate=0.4, observer=Rejects(told),
     )  # fmt: skip
     assert [next(stream)["image"] for _ in range(2)] == ["0.png", "1.png"]
     with pytest.raises(
-        TooManyRejects, match=r"2 of 4 pictures could not be opened \(50%\); --max-bad-rate allows 40%"
+        TooManyRejects, match=r"2 of 4 images cannot be opened \(50%\); --max-bad-rate allows 40%"
     ):
         next(stream)
     assert told == ["bad.png: truncated"] * 2
@@ -216,7 +227,7 @@ def test_bad_pictures_are_left_out_counted_and_told():
 def test_captions_of_another_shape_are_a_bad_row():
     told = []
     rows = [{"image": "0.png", "captions": "a car"}]
-    assert run(rows, lambda _: GOOD, on_reject=lambda row, reason: told.append(reason)) == []
+    assert run(rows, lambda _: GOOD, observer=Rejects(told)) == []
     assert told == ["'captions' of 0.png is not {language: {level: text}}"]
 
 
@@ -379,7 +390,7 @@ def test_captions_derived_from_text_take_two_calls_and_show_the_picture_once():
     captioner = Writer()
     rows = run(rows_of(3), captioner, ("detailed", "medium", "short"), ("en", "de"), derive="text", batch=3)
     first, second = captioner.calls
-    assert [question.picture is None for question in first + second] == [False] * 3 + [True] * 3
+    assert [question.image is None for question in first + second] == [False] * 3 + [True] * 3
     assert all(DETAILED["en"] in question.text for question in second)
     assert rows[0]["captions"]["de"] == dict.fromkeys(("detailed", "medium", "short"), DETAILED["de"])
 
@@ -433,9 +444,9 @@ def test_engines_that_cannot_do_a_job_say_so_at_once():
     with pytest.raises(UsageError, match="cannot write all captions in one answer"):
         run(rows_of(1), captioner, derive="once")
     captioner.reads_text, captioner.languages = False, ("en",)
-    with pytest.raises(UsageError, match="answers questions about pictures only"):
+    with pytest.raises(UsageError, match="only answers questions about images"):
         run(rows_of(1), captioner, derive="text")
-    with pytest.raises(UsageError, match="this model writes en, not fr"):
+    with pytest.raises(UsageError, match="this model supports en, not fr"):
         run(rows_of(1), captioner, langs=("fr",))
 
 
@@ -463,7 +474,7 @@ def test_batches_in_lanes_come_out_in_order():
         lanes = 3
 
         def answer(self, questions):
-            time.sleep(0.002 * questions[0].picture.getpixel((0, 0))[0] % 3)
+            time.sleep(0.002 * questions[0].image.getpixel((0, 0))[0] % 3)
             return super().answer(questions)
 
     rows = run(rows_of(20), Slow(lambda _: GOOD), batch=2)
@@ -471,17 +482,17 @@ def test_batches_in_lanes_come_out_in_order():
 
 
 def test_a_tally_counts_and_tells_the_time_left():
-    tally = CaptionStats(total=10)
+    stats = CaptionStats(total=10)
     run(
         [*rows_of(4), {"image": "bad.png"}],
-        lambda q: GOOD if q.picture.getpixel((0, 0))[0] else "",
-        tally=tally,
+        lambda q: GOOD if q.image.getpixel((0, 0))[0] else "",
+        observer=CaptionObserver(stats),
         retries=0,
     )
-    row = tally.row()
+    row = stats.row()
     assert (row["pictures"], row["captions"], row["bad_pictures"], row["questions"]) == (4, 3, 1, 4)
     assert row["rejected"] == {"empty": 1}
-    assert tally.left() > 0
-    assert tally.line().startswith(
-        "5 of 10 pictures, 3 captions, 1 rejected (1 empty), 1 unreadable, 1 questions a picture"
+    assert stats.left() > 0
+    assert stats.line().startswith(
+        "5 of 10 images, 3 captions, 1 rejected (1 empty), 1 unreadable, 1 questions per image"
     )

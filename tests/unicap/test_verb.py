@@ -16,10 +16,10 @@ from lumina_cli.core.unicap.prompts import instruction
 from lumina_cli.core.unicap.protocol import Question
 
 
-def questions(pictures, seeds, max_tokens, attempt=0):
+def questions(images, seeds, max_tokens, attempt=0):
     text = instruction("short", "en")
-    pairs = zip(pictures, seeds, strict=True)
-    return [Question(text, "short", "en", seed, max_tokens, picture, attempt) for picture, seed in pairs]
+    pairs = zip(images, seeds, strict=True)
+    return [Question(text, "short", "en", seed, max_tokens, image, attempt) for image, seed in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +118,9 @@ def test_bad_pictures_are_left_out_with_a_reason_and_too_many_end_with_3(lumina,
     assert set(bad) == {f"{photos}/cut.jpg", f"{photos}/text.png"}
     assert bad[f"{photos}/text.png"]["error"].startswith(f"{photos}/text.png: truncated or not an image")
     assert not any("captions" in row or "captioned_by" in row for row in bad.values())
-    assert err[0].startswith(f"lumina caption: left out {photos}/cut.jpg: truncated or not an image")
-    assert err[1].startswith(f"lumina caption: left out {photos}/text.png: truncated or not an image")
-    assert err[2:] == ["lumina caption: 2 of 5 pictures could not be opened (40%); --max-bad-rate allows 5%"]
+    assert err[0].startswith(f"lumina caption: skipped {photos}/cut.jpg: truncated or not an image")
+    assert err[1].startswith(f"lumina caption: skipped {photos}/text.png: truncated or not an image")
+    assert err[2:] == ["lumina caption: 2 of 5 images cannot be opened (40%); --max-bad-rate allows 5%"]
     assert lumina(*words, "--max-bad-rate", 0.4)[0] == 0
 
 
@@ -131,13 +131,13 @@ def test_a_row_whose_picture_is_missing_is_left_out(lumina, llava, photos, monke
         0,
         [{"image": "gone.png", "error": "gone.png: no such image", "code": "missing"}],
     )
-    assert err == ["lumina caption: left out gone.png: no such image"]
+    assert err == ["lumina caption: skipped gone.png: no such image"]
 
 
 def test_a_row_without_a_picture_is_left_out_with_its_line(lumina, llava, photos, monkeypatch):
     pipe(monkeypatch, json.dumps({"image": str(photos / "a.png")}) + '\n{"img": "b.png"}\n')
     code, rows, err = lumina("-", "--model", llava, "--levels", "short", "--max-bad-rate", 0.5)
-    assert (code, len(rows), err) == (0, 2, ["lumina caption: left out line 2 has no 'image', only img"])
+    assert (code, len(rows), err) == (0, 2, ["lumina caption: skipped line 2 has no 'image', only img"])
     assert rows[1]["error"] == "line 2 has no 'image', only img"
 
 
@@ -145,7 +145,7 @@ def test_a_row_that_failed_before_fails_for_its_own_reason(lumina, photos, monke
     row = {"image": str(photos / "a.png"), "error": "too dark", "captions": {"en": {"short": "an old one"}}}
     pipe(monkeypatch, json.dumps(row) + "\n")
     code, rows, err = lumina("-", "--engine", "noop", "--max-bad-rate", 1)
-    assert (code, rows, err) == (0, [row], ["lumina caption: left out too dark"])
+    assert (code, rows, err) == (0, [row], ["lumina caption: skipped too dark"])
 
 
 @pytest.mark.parametrize("derive", ["picture", "text"])
@@ -184,12 +184,12 @@ def test_what_rows_bring_is_kept_or_counted_and_the_writer_named(lumina, photos,
         (["--split", "3/3"], 2, "split is '3/3', but must be I/N, such as 0/4, with I from 0 to N - 1"),
         (["--engine", "noop:x"], 2, "engine 'noop:x': only ray runs another engine, as ray:nano"),
         (["--engine", "noop", "--endpoint", "http://x"], 2, "--endpoint is for --engine openai, not noop"),
-        (["--engine", "noop", "--langs", "fr"], 2, "this model writes en, zh, ja, ru, de, not fr"),
+        (["--engine", "noop", "--langs", "fr"], 2, "this model supports en, zh, ja, ru, de, not fr"),
         (["--engine", "noop", "--score", "clop"], 2, "unknown scorer 'clop'; did you mean 'clip'?"),
         (
             ["--engine", "noop", "--out", "s3://bucket/rows.jsonl"],
             2,
-            "--out s3:/bucket/rows.jsonl is elsewhere, where no line can be added to a file; name a local file",
+            "--out s3:/bucket/rows.jsonl is remote and cannot be appended to; choose a local file",
         ),
         (["--engine", "transformer"], 2, "unknown captioner 'transformer'; did you mean 'transformers'?"),
         (["--model", "no/such/folder"], 1, "no/such/folder: no such folder, and not a hub id (owner/name)"),
@@ -224,12 +224,12 @@ def test_help_and_names_need_no_torch():
 
 def test_an_answer_depends_on_its_seed_not_on_the_batch(qwen):
     captioner = Captioner(qwen)
-    pictures = [plain_picture("red"), plain_picture("blue", (90, 30)), Image.new("RGB", (30, 90))]
-    asked = questions(pictures, [1, 2, 3], 12)
+    images = [plain_picture("red"), plain_picture("blue", (90, 30)), Image.new("RGB", (30, 90))]
+    asked = questions(images, [1, 2, 3], 12)
     together = captioner.answer(asked)
     assert together == [captioner.answer([one])[0] for one in asked]
-    assert captioner.answer(questions(pictures, [4, 5, 6], 12)) != together
-    assert captioner.answer(questions(pictures, [1, 2, 3], 12, attempt=2)) != together
+    assert captioner.answer(questions(images, [4, 5, 6], 12)) != together
+    assert captioner.answer(questions(images, [1, 2, 3], 12, attempt=2)) != together
 
 
 def test_questions_of_several_lengths_and_without_pictures_go_together(qwen):

@@ -34,7 +34,7 @@ def caption(
     from lumina_cli.core.io.jsonl import dump_row
     from lumina_cli.core.sources.source import open_row_image, read_source
     from lumina_cli.core.unicap.engines import open_engine
-    from lumina_cli.core.unicap.stats import CaptionStats
+    from lumina_cli.core.unicap.stats import CaptionObserver
     from lumina_cli.core.unicap.stream import CaptionRequest, caption_rows
 
     request = CaptionRequest(tuple(levels.split(",")), tuple(langs.split(",")))
@@ -44,12 +44,12 @@ def caption(
         for name in engine or ("noop", "nano"):
             one = open_engine(name, device=device)
             list(caption_rows(rows[:batch], one, request, open_row_image, batch=batch))
-            tally = CaptionStats()
+            observer = CaptionObserver()
             lines = (
                 dump_row(row)
-                for row in caption_rows(rows, one, request, open_row_image, batch=batch, tally=tally)
+                for row in caption_rows(rows, one, request, open_row_image, batch=batch, observer=observer)
             )
             size = sum(map(len, lines))
-            yield {"engine": name, "batch": batch, "characters": size, **tally.row()}
+            yield {"engine": name, "batch": batch, "characters": size, **observer.stats.row()}
 
     output.write_rows(time_engines(), json=json, label="engines")

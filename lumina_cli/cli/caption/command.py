@@ -51,12 +51,12 @@ def caption(
     """
     from lumina_cli.core.sources.count import count_source
     from lumina_cli.core.sources.source import open_row_image, read_source
-    from lumina_cli.core.unicap.batch import CaptionRequest
     from lumina_cli.core.unicap.engines import open_engine
+    from lumina_cli.core.unicap.items import CaptionRequest
     from lumina_cli.core.unicap.prompts import format_list
     from lumina_cli.core.unicap.run import run_captions
     from lumina_cli.core.unicap.scoring.clip import open_scorer
-    from lumina_cli.core.unicap.stats import CaptionStats
+    from lumina_cli.core.unicap.stats import CaptionObserver, CaptionStats
 
     own = parse_split(shared.resolve_split(split, shard))
     writer = ":".join(filter(None, (engine.removeprefix("ray:"), model)))
@@ -65,23 +65,29 @@ def caption(
     )
     rows = chain.from_iterable([_check_source(one, read_source(one, lenient=True)) for one in source])
     counts = [count_source(one) for one in source]
-    tally = CaptionStats(None if None in counts else sum(counts))
-    counter = output.ProgressCounter(tally.total)
-    tally.watch = lambda: counter(tally.seen, tally.done, tally.total)
+    stats = CaptionStats(None if None in counts else sum(counts))
+    counter = output.ProgressCounter(stats.total)
+
+    class Observer(CaptionObserver):
+        def on_progress(self) -> None:
+            counter(stats.seen, stats.done, stats.total)
+
+        def on_message(self, message: str) -> None:
+            _write_note(message)
+
     rows = run_captions(
         rows,
         partial(open_engine, engine, model, device, endpoint, batch),
         request,
         open_row_image,
-        share=own,
+        split=own,
         out=out,
         reuse=reuse,
         settings={"sources": source, "engine": engine.removeprefix("ray:"), "model": model},
         batch=batch,
         max_bad_rate=max_bad_rate,
-        scorer=partial(open_scorer, score, device, tally) if score else None,
-        tally=tally,
-        tell=_write_note,
+        scorer=partial(open_scorer, score, device, stats) if score else None,
+        observer=Observer(stats),
     )
     try:
         if out is None:
@@ -89,10 +95,10 @@ def caption(
         else:  # rows may hold decoded images, so none is kept
             deque(output.track_progress(rows, "captions", counter), maxlen=0)
     finally:
-        if tally.counts or tally.idle:
-            _write_note(tally.line())
+        if stats.counts or stats.idle:
+            _write_note(stats.line())
     if out is not None:
-        output.write_rows([{"out": str(out), **tally.row()}], json=json)
+        output.write_rows([{"out": str(out), **stats.row()}], json=json)
 
 
 def _check_source(source: str, rows: Iterator[dict]) -> Iterator[dict]:

@@ -1,29 +1,15 @@
-"""One batch of pictures described: which questions to ask, answers checked, failed ones asked for again."""
+"""Captioning of one batch: the questions, the checks of the answers, and the retries."""
 
 import hashlib
-import itertools
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image
-
-from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.images.io import InvalidImage
-from lumina_cli.core.io.jsonl import get_captions, get_error, get_error_code, is_in_memory
+from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.unicap.checks.rules import Reason, check_caption
-from lumina_cli.core.unicap.prompts import (
-    DOMAINS,
-    LEVELS,
-    MAX_TOKENS,
-    check_languages,
-    check_names,
-    hint,
-    instruction,
-)
+from lumina_cli.core.unicap.items import CaptionItem, CaptionRequest
+from lumina_cli.core.unicap.prompts import DOMAINS, MAX_TOKENS, hint, instruction
 from lumina_cli.core.unicap.protocol import Answer, Captioner, Question
-from lumina_cli.core.unicap.reuse import taken_of, with_captions, without_note
 from lumina_cli.core.unicap.structured import (
     CaptionKind,
     joint_prompt,
@@ -33,129 +19,19 @@ from lumina_cli.core.unicap.structured import (
     schema,
 )
 
-Row = dict[str, Any]
-DERIVES = ("picture", "text", "once")
-
-
-@dataclass(frozen=True)
-class CaptionRequest:
-    """What to write about each picture.
-
-    `derive` says from what: "picture" asks for every caption of the picture; "text" for the detailed one, and
-    the others from its words; "once" for all in one answer. A row's own "domain" stands in for "auto".
-    With `keep` a row's own captions stay, and only what it lacks is asked for. `engine` is what rows name as
-    the writer of their captions, under "captioned_by"; without it they name none.
-    """
-
-    levels: tuple[str, ...] = LEVELS
-    langs: tuple[str, ...] = ("en",)
-    domain: str = "auto"
-    derive: str = "picture"
-    seed: int = 0
-    retries: int = 2
-    score: str | None = None
-    keep: bool = False
-    engine: str | None = None
-
-    def __post_init__(self):
-        object.__setattr__(self, "levels", check_names("level", list(self.levels), LEVELS))
-        object.__setattr__(self, "langs", check_languages(list(self.langs)))
-        check_names("domain", [self.domain], DOMAINS)
-        check_names("derive", [self.derive], DERIVES)
-
-    @property
-    def pairs(self) -> list[CaptionKind]:
-        """Every (language, level) that is asked for."""
-        return list(itertools.product(self.langs, self.levels))
-
-    def wanted(self, row: Row) -> list[CaptionKind]:
-        """Return the (language, level) pairs to write for a row: not those taken over from an earlier run."""
-        if not self.keep:
-            taken = taken_of(row)
-            return [pair for pair in self.pairs if pair[1] not in taken.get(pair[0], ())]
-        own = get_captions(row)
-        return [pair for pair in self.pairs if not own.get(pair[0], {}).get(pair[1], "").strip()]
-
-    def is_in_vain(self, finished: Row) -> bool:
-        """Whether a row as it comes out has none of the captions asked for: each was rejected."""
-        rejected = finished.get("rejected_captions") or ()
-        failed = {(each.get("lang"), each.get("level")) for each in rejected if isinstance(each, dict)}
-        return failed.issuperset(self.pairs)
-
-    def suits(self, captioner: Captioner) -> None:
-        """Raise UsageError where an engine cannot do this job."""
-        known = captioner.languages or self.langs
-        foreign = [lang for lang in self.langs if lang not in known]
-        if foreign:
-            raise UsageError(f"this model writes {', '.join(known)}, not {', '.join(foreign)}")
-        if self.derive == "text" and not captioner.reads_text:
-            raise UsageError("this model answers questions about pictures only; leave --derive text out")
-        if self.derive == "once" and not captioner.structured:
-            raise UsageError("this model cannot write all captions in one answer; leave --derive once out")
+Pending = list[tuple[CaptionItem, list[CaptionKind]]]  # items with the captions that they need
+JointQuestion = tuple[CaptionItem, list[CaptionKind], str | None]  # and the source text, None: the image
 
 
 @dataclass
-class CaptionItem:
-    """A row on its way: its place in the stream, its picture, and what was written about it.
+class CaptionTask:
+    """One caption to write.
 
-    `digest` names the picture's pixels; seeds are drawn from it, so that a picture gets the same captions
-    wherever it lies. `counts` holds questions asked and tokens written. `error` is why nothing can be written
-    about it, and `code` that in one word.
+    ask      the question, and `sees`, whether it shows the image
+    text     the latest answer, and `reason`, why it was rejected
     """
 
-    index: int
-    row: Row
-    picture: Image.Image | None = None
-    digest: bytes = b""
-    error: str | None = None
-    code: str | None = None
-    captions: dict[str, dict[str, str]] = field(default_factory=dict)
-    scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    rejected: list[dict] = field(default_factory=list)
-    counts: Counter = field(default_factory=Counter)
-    features: Any = None
-
-    def open(self, open_image: Callable[[Row], Image.Image]) -> None:
-        """Open the picture, and check what is already written about it; LuminaError where that fails.
-
-        A row that an earlier verb could do nothing with fails for its own reason.
-        """
-        if error := get_error(self.row):
-            raise InvalidImage(error, get_error_code(self.row))
-        try:
-            get_captions(self.row, _named(self.row))
-        except LuminaError as error:
-            raise InvalidImage(str(error), "captions") from error
-        self.picture = open_image(self.row)
-        size = "x".join(map(str, self.picture.size)).encode()
-        self.digest = hashlib.blake2b(size + self.picture.tobytes(), digest_size=16).digest()
-
-    def failed_row(self) -> Row:
-        """Return the row with its "error", and the "code" of that; what an earlier verb said of it stays."""
-        row = {**without_note(self.row), "error": self.error}
-        return row | {"code": self.code} if self.code and not get_error(self.row) else row
-
-    def finished_row(self, engine: str | None = None) -> Row:
-        """Merge new captions, by `engine`, over the row's own; one that failed leaves an older one alone."""
-        by = {lang: dict.fromkeys(levels, engine) for lang, levels in self.captions.items()} if engine else {}
-        row = with_captions(without_note(self.row), self.captions, by, self.scores)
-        row.pop("rejected_captions", None)
-        return {**row, "rejected_captions": self.rejected} if self.rejected else row
-
-
-def _named(row: Row) -> str:
-    """Return what tells a row from others: its file, its key, or both."""
-    image, key = row.get("image"), row.get("key")
-    told = [] if image is None or is_in_memory(image) else [str(image)]
-    told += [f"key {key}"] if key else []
-    return ", ".join(told) or "the row"
-
-
-@dataclass
-class _Task:
-    """One caption that is still wanted: of which picture, what to ask, and what was wrong so far."""
-
-    shot: CaptionItem
+    item: CaptionItem
     lang: str
     level: str
     ask: str
@@ -165,155 +41,168 @@ class _Task:
 
 
 def caption_batch(
-    shots: Sequence[CaptionItem], captioner: Captioner, job: CaptionRequest, scorer: Any = None
+    items: Sequence[CaptionItem], captioner: Captioner, request: CaptionRequest, scorer: Any = None
 ) -> int:
-    """Write captions about each shot, all questions of a round in one call; return how many calls it took.
+    """Caption a batch of items, with all questions of a round in one call of the engine.
 
-    A caption that fails its checks is asked for again up to `job.retries` times, each with another seed, then
-    put into `rejected` with the reason.
+    A caption that fails its checks is requested again with another seed, up to `request.retries` times, and
+    then appended to `rejected` with the reason.
+
+    Returns:
+        The number of calls of the engine.
     """
-    wanted = [(shot, pairs) for shot in shots if (pairs := job.wanted(shot.row))]
-    if not wanted:
+    pending = [(item, pairs) for item in items if (pairs := request.missing_captions(item.row))]
+    if not pending:
         return 0
-    if job.derive == "text":
-        return _from_text(wanted, captioner, job, scorer)
-    if job.derive == "once":
-        return _at_once([(shot, pairs, None) for shot, pairs in wanted], captioner, job, scorer)
-    tasks = [_of_picture(shot, *pair, captioner, job) for shot, pairs in wanted for pair in pairs]
-    return _settle(tasks, captioner, job, scorer)
+    batch = _Batch(captioner, request, scorer)
+    if request.derive == "text":
+        return batch.derive_from_text(pending)
+    if request.derive == "once":
+        return batch.ask_jointly([(item, pairs, None) for item, pairs in pending])
+    return batch.ask([batch.image_task(item, *pair) for item, pairs in pending for pair in pairs])
 
 
-def _from_text(
-    wanted: Sequence[tuple[CaptionItem, list[CaptionKind]]],
-    captioner: Captioner,
-    job: CaptionRequest,
-    scorer: Any,
-) -> int:
-    """Ask for the detailed caption in the first language, then for the others from its words.
+@dataclass(frozen=True)
+class _Batch:
+    """The engine, the request and the scorer of a batch; each method returns its number of calls."""
 
-    Where that one is not wanted and the row has a detailed caption, that is the source.
-    """
-    first = (job.langs[0], "detailed")
-    sources = {s.index: None if first in pairs else _detailed(s, job.langs) for s, pairs in wanted}
-    lacking = [(shot, pairs) for shot, pairs in wanted if not sources[shot.index]]
-    calls = _settle([_of_picture(s, *first, captioner, job) for s, _ in lacking], captioner, job, scorer)
-    for shot, pairs in lacking:
-        sources[shot.index] = shot.captions.get(first[0], {}).get("detailed")
-        if first not in pairs:  # asked for as the source only
-            shot.captions.pop(first[0], None)
-            shot.scores.pop(first[0], None)
-            shot.rejected.clear()
-    rest = [(shot, [pair for pair in pairs if pair != first], sources[shot.index]) for shot, pairs in wanted]
-    for shot, pairs, source in rest:
-        if not source:
-            reason = Reason("no source", "no detailed caption to write it from")
-            shot.rejected += [_rejected(lang, level, reason, "") for lang, level in pairs]
-    whole = [one for one in rest if one[2]]
-    many = [one for one in whole if len(one[1]) > 1] if captioner.structured == "guided" else []
-    if many:
-        calls += _at_once([(shot, pairs, source) for shot, pairs, source in many], captioner, job, scorer)
-    tasks = [
-        _Task(shot, lang, level, rewriting(source, level, lang), sees=False)
-        for shot, pairs, source in whole
-        if not many or len(pairs) < 2
-        for lang, level in pairs
-    ]
-    return calls + (_settle(tasks, captioner, job, scorer) if tasks else 0)
+    captioner: Captioner
+    request: CaptionRequest
+    scorer: Any
+
+    def derive_from_text(self, pending: Pending) -> int:
+        """Request the detailed caption in the first language, then derive the others from it.
+
+        If that caption is not requested and the row has a detailed one, the existing one is the source.
+        """
+        first = (self.request.langs[0], "detailed")
+        sources = {
+            item.index: None if first in pairs else _existing_detailed(item, self.request.langs)
+            for item, pairs in pending
+        }
+        without_source = [(item, pairs) for item, pairs in pending if not sources[item.index]]
+        calls = self.ask([self.image_task(item, *first) for item, _ in without_source])
+        for item, pairs in without_source:
+            sources[item.index] = item.captions.get(first[0], {}).get("detailed")
+            if first not in pairs:  # requested only as the source
+                item.captions.pop(first[0], None)
+                item.scores.pop(first[0], None)
+                item.rejected.clear()
+        rest = [
+            (item, [pair for pair in pairs if pair != first], sources[item.index]) for item, pairs in pending
+        ]
+        for item, pairs, source in rest:
+            if not source:
+                reason = Reason("no source", "no detailed caption to write it from")
+                item.rejected += [_rejected(lang, level, reason, "") for lang, level in pairs]
+        with_source = [one for one in rest if one[2]]
+        # only an engine that enforces a schema writes all captions of a text reliably in one answer
+        guided = self.captioner.structured == "guided"
+        joint = [one for one in with_source if len(one[1]) > 1] if guided else []
+        if joint:
+            calls += self.ask_jointly(joint)
+        tasks = [
+            CaptionTask(item, lang, level, rewriting(source, level, lang), sees=False)
+            for item, pairs, source in with_source
+            if not joint or len(pairs) < 2
+            for lang, level in pairs
+        ]
+        return calls + (self.ask(tasks) if tasks else 0)
+
+    def ask_jointly(self, pending: list[JointQuestion]) -> int:
+        """Request all captions of an image in one answer; retry the failed ones individually."""
+        questions = []
+        for item, pairs, text in pending:
+            ask = joint_prompt(pairs, self.domain(item), text)
+            seed, form = _seed(self.request.seed, item, "", "", 0), schema(pairs)
+            image = None if text else item.image
+            questions.append(Question(ask, "", "", seed, max_answer_tokens(pairs), image, 0, form))
+        answers = self.captioner.answer(questions) if questions else []
+        tasks = []
+        for (item, pairs, text), answer in zip(pending, answers, strict=True):
+            item.counts.update(questions=1, tokens=answer.tokens)
+            found = parse_captions(answer.text, pairs)
+            tasks += [self.joint_task(item, pair, text, answer, found.get(pair)) for pair in pairs]
+        return bool(questions) + self.ask(tasks, answered=True)
+
+    def joint_task(
+        self, item: CaptionItem, pair: CaptionKind, source: str | None, answer: Answer, found: str | None
+    ) -> CaptionTask:
+        """Return the task of one caption of a joint answer, with the caption `found` there."""
+        lang, level = pair
+        ask = rewriting(source, level, lang) if source else self.instruction(item, lang, level)
+        task = CaptionTask(item, lang, level, ask, sees=source is None)
+        task.text = " ".join((found or "").split())
+        if answer.error:
+            task.reason = Reason("endpoint", answer.error)
+        elif found is None:
+            task.reason = Reason("form", "not in the JSON answer")
+        else:
+            task.reason = check_caption(task.text, level, lang, self.request.langs)
+        return task
+
+    def image_task(self, item: CaptionItem, lang: str, level: str) -> CaptionTask:
+        """Return the task of one caption that is written from the image."""
+        return CaptionTask(item, lang, level, self.instruction(item, lang, level))
+
+    def instruction(self, item: CaptionItem, lang: str, level: str) -> str:
+        return instruction(level, lang, self.domain(item))
+
+    def domain(self, item: CaptionItem) -> str:
+        """Return the domain of an image: that of the engine, or of the row, or of the request."""
+        own = item.row.get("domain") if self.request.domain == "auto" else None
+        known = isinstance(own, str) and own in DOMAINS
+        return self.captioner.domain or (own if known else self.request.domain)
+
+    def ask(self, tasks: list[CaptionTask], answered: bool = False) -> int:
+        """Ask until each task has a caption or no retry is left; `answered` tasks have a first answer."""
+        calls = 0
+        for attempt in range(self.request.retries + 1):
+            if attempt or not answered:
+                failed = [task for task in tasks if task.reason or not attempt]
+                if not failed:
+                    break
+                answers = self.captioner.answer([self.question(task, attempt) for task in failed])
+                calls += 1
+                for task, answer in zip(failed, answers, strict=True):
+                    self.check_answer(task, answer)
+            else:
+                failed = tasks
+            if self.scorer is not None:
+                self.scorer.judge([task for task in failed if task.reason is None])
+        for task in tasks:
+            if task.reason is None:
+                task.item.captions.setdefault(task.lang, {})[task.level] = task.text
+            else:
+                task.item.rejected.append(_rejected(task.lang, task.level, task.reason, task.text))
+        return calls
+
+    def question(self, task: CaptionTask, attempt: int) -> Question:
+        """Return the question of an attempt; a retry mentions what was wrong, if the engine supports that."""
+        more = hint(task.reason.code, task.lang) if task.reason and self.captioner.heeds_hints else ""
+        seed = _seed(self.request.seed, task.item, task.lang, task.level, attempt)
+        image = task.item.image if task.sees else None
+        return Question(task.ask + more, task.level, task.lang, seed, MAX_TOKENS[task.level], image, attempt)
+
+    def check_answer(self, task: CaptionTask, answer: Answer) -> None:
+        task.item.counts.update(questions=1, tokens=answer.tokens)
+        task.text = " ".join(answer.text.split())
+        if answer.error:
+            task.reason = Reason("endpoint", answer.error)
+            return
+        task.reason = check_caption(task.text, task.level, task.lang, self.request.langs, answer.finished)
 
 
-def _detailed(shot: CaptionItem, langs: Sequence[str]) -> str | None:
-    captions = get_captions(shot.row)
+def _existing_detailed(item: CaptionItem, langs: Sequence[str]) -> str | None:
+    captions = get_captions(item.row)
     ordered = [*langs, *captions]
     return next((text for lang in ordered if (text := captions.get(lang, {}).get("detailed"))), None)
-
-
-def _at_once(wanted: list[tuple], captioner: Captioner, job: CaptionRequest, scorer: Any) -> int:
-    """Ask for all of several captions in one answer each; those that fail are asked for one by one."""
-    questions = []
-    for shot, pairs, text in wanted:
-        ask = joint_prompt(pairs, _domain(shot, captioner, job), text)
-        seed, form = _seed(job.seed, shot, "", "", 0), schema(pairs)
-        picture = None if text else shot.picture
-        questions.append(Question(ask, "", "", seed, max_answer_tokens(pairs), picture, 0, form))
-    answers = captioner.answer(questions) if questions else []
-    tasks = []
-    for (shot, pairs, text), answer in zip(wanted, answers, strict=True):
-        shot.counts.update(questions=1, tokens=answer.tokens)
-        found = parse_captions(answer.text, pairs)
-        for lang, level in pairs:
-            ask = rewriting(text, level, lang) if text else _instruction(shot, lang, level, captioner, job)
-            task = _Task(shot, lang, level, ask, sees=text is None)
-            task.text, task.reason = (
-                " ".join(found.get((lang, level), "").split()),
-                Reason("form", "not in the JSON answer"),
-            )
-            if answer.error:
-                task.reason = Reason("endpoint", answer.error)
-            elif (lang, level) in found:
-                task.reason = check_caption(task.text, level, lang, job.langs)
-            tasks.append(task)
-    return bool(questions) + _settle(tasks, captioner, job, scorer, asked=True)
-
-
-def _of_picture(shot: CaptionItem, lang: str, level: str, captioner: Captioner, job: CaptionRequest) -> _Task:
-    return _Task(shot, lang, level, _instruction(shot, lang, level, captioner, job))
-
-
-def _instruction(shot: CaptionItem, lang: str, level: str, captioner: Captioner, job: CaptionRequest) -> str:
-    return instruction(level, lang, _domain(shot, captioner, job))
-
-
-def _domain(shot: CaptionItem, captioner: Captioner, job: CaptionRequest) -> str:
-    own = shot.row.get("domain") if job.domain == "auto" else None
-    return captioner.domain or (own if isinstance(own, str) and own in DOMAINS else job.domain)
-
-
-def _settle(
-    tasks: list[_Task], captioner: Captioner, job: CaptionRequest, scorer: Any, asked: bool = False
-) -> int:
-    """Ask until each task has a caption or no retry is left; with `asked` their first answers are there."""
-    calls = 0
-    for attempt in range(job.retries + 1):
-        if attempt or not asked:
-            failed = [task for task in tasks if task.reason or not attempt]
-            if not failed:
-                break
-            answers = captioner.answer([_question(task, attempt, captioner, job) for task in failed])
-            calls += 1
-            for task, answer in zip(failed, answers, strict=True):
-                _take(task, answer, job)
-        else:
-            failed = tasks
-        if scorer is not None:
-            scorer.judge([task for task in failed if task.reason is None])
-    for task in tasks:
-        if task.reason is None:
-            task.shot.captions.setdefault(task.lang, {})[task.level] = task.text
-        else:
-            task.shot.rejected.append(_rejected(task.lang, task.level, task.reason, task.text))
-    return calls
-
-
-def _question(task: _Task, attempt: int, captioner: Captioner, job: CaptionRequest) -> Question:
-    more = hint(task.reason.code, task.lang) if task.reason and captioner.heeds_hints else ""
-    seed = _seed(job.seed, task.shot, task.lang, task.level, attempt)
-    picture = task.shot.picture if task.sees else None
-    return Question(task.ask + more, task.level, task.lang, seed, MAX_TOKENS[task.level], picture, attempt)
-
-
-def _take(task: _Task, answer: Answer, job: CaptionRequest) -> None:
-    task.shot.counts.update(questions=1, tokens=answer.tokens)
-    task.text = " ".join(answer.text.split())
-    if answer.error:
-        task.reason = Reason("endpoint", answer.error)
-        return
-    task.reason = check_caption(task.text, task.level, task.lang, job.langs, answer.finished)
 
 
 def _rejected(lang: str, level: str, reason: Reason, text: str) -> dict:
     return {"lang": lang, "level": level, "code": reason.code, "reason": str(reason), "text": text}
 
 
-def _seed(seed: int, shot: CaptionItem, lang: str, level: str, attempt: int) -> int:
-    key = f"{seed}/{shot.digest.hex()}/{lang}/{level}/{attempt}".encode()
+def _seed(seed: int, item: CaptionItem, lang: str, level: str, attempt: int) -> int:
+    key = f"{seed}/{item.digest.hex()}/{lang}/{level}/{attempt}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest())

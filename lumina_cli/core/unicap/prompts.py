@@ -17,7 +17,7 @@ __all__ = [
     "instruction",
 ]
 
-# What kind of picture it is said to be: a photo, a rendering, a page with text, several pictures in one.
+# What kind of image it is said to be: a photo, a rendering, a page with text, several images in one.
 DOMAINS = ("auto", "natural", "synthetic", "document", "panels")
 
 # New tokens that a caption of each level may take before it counts as cut off.
@@ -103,7 +103,7 @@ _INSTRUCTIONS = {
 }
 
 
-# Said before the instruction: what is in front of the model, and what matters in such a picture. A rendering
+# Said before the instruction: what is in front of the model, and what matters in such a image. A rendering
 # is told nothing more; the last line, of all other domains, asks for no opening.
 _DOMAINS = {
     "en": {

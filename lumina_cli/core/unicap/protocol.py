@@ -1,4 +1,4 @@
-"""What the stream asks an engine, and what comes back."""
+"""The interface of captioning engines: questions, answers, and the engine protocol."""
 
 import json
 from collections.abc import Sequence
@@ -11,15 +11,15 @@ from PIL import Image
 
 @dataclass(frozen=True)
 class Question:
-    """One thing to ask a model: a text, about a picture where there is one.
+    """One question to a model: a text, optionally with an image.
 
-    text        what to say to the model
-    level lang  of the caption that is asked for; both empty where `form` asks for several at once
-    seed        the same seed gives the same answer, whatever is asked beside it
-    max_tokens  an answer that needs more is cut off there
-    picture     8-bit RGB, or None where the text says all
-    attempt     0 at first; later ones are drawn more freely
-    form        a JSON schema that the answer has to follow, or None for plain text
+    text        the prompt
+    level lang  level and language of the requested caption; empty if `form` requests several
+    seed        random seed; the answer does not depend on the other questions of a batch
+    max_tokens  token limit of the answer
+    image       RGB image, or None for a question about text
+    attempt     0 for the first attempt; later attempts sample at a higher temperature
+    form        JSON schema of the answer, or None for plain text
     """
 
     text: str
@@ -27,15 +27,18 @@ class Question:
     lang: str
     seed: int
     max_tokens: int
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     attempt: int = 0
     form: dict[str, Any] | None = None
 
 
 class Answer(NamedTuple):
-    """What a captioner wrote; `finished` is False where it was cut off at its token limit.
+    """An answer of an engine.
 
-    `tokens` counts what was written, 0 where the engine does not know; `error` says why there is no text.
+    text        the generated text
+    finished    False if it was cut off at the token limit
+    tokens      number of generated tokens; 0 if the engine does not report it
+    error       why there is no text, or None
     """
 
     text: str
@@ -45,16 +48,16 @@ class Answer(NamedTuple):
 
 
 class Captioner(Protocol):
-    """What an engine does: answer questions, all levels and languages of a batch in one call.
+    """A captioning engine: answers the questions of a batch, of all levels and languages, in one call.
 
-        structured   "guided": the model is held to `form`; "asked": it is only told; None: neither
-        reads_text   whether it answers questions without a picture
-        heeds_hints  whether a retry may say in other words what was wrong
-        domain       the domain whose instructions it was trained on; None where any will do
-        languages    those that it writes; None for any
-        lanes        batches that it works on at a time
+        structured   "guided": the engine enforces `form`; "asked": the prompt does; None: unsupported
+        reads_text   whether it answers questions without an image
+        heeds_hints  whether the prompt of a retry may mention what was wrong
+        domain       the domain of the instructions that it was trained on; None for any
+        languages    supported languages; None for any
+        lanes        number of batches that it processes concurrently
 
-    An engine that spreads rows over machines has `map_rows` in place of `answer`; see engines/ray.py.
+    A distributed engine has `map_rows` instead of `answer`; see engines/ray.py.
     """
 
     structured: str | None
@@ -70,7 +73,7 @@ class Captioner(Protocol):
 
 
 class Engine:
-    """The attributes of most engines, for them to start from."""
+    """Base class of engines, with default attributes."""
 
     structured: str | None = None
     reads_text = True
@@ -80,13 +83,13 @@ class Engine:
     lanes = 1
 
     def close(self) -> None:
-        """Let go of what is open; called once, also when a run is interrupted."""
+        """Release resources; called once, also if a run is interrupted."""
 
-    def learn_manners(self, model: str | None, known: Any = None) -> None:
-        """Take over what a model's configuration says under "captioning" of how it wants to be asked.
+    def apply_model_settings(self, model: str | None, known: Any = None) -> None:
+        """Apply the settings under "captioning" in the configuration of a model.
 
-        That is any of domain, languages, heeds_hints and structured: {"domain": "synthetic"}. `known` is that
-        value where the model is open; else the config.json of `model` is read, if that is a folder here.
+        model    model folder, whose config.json is read if `known` is None
+        known    the settings: any of domain, languages, heeds_hints and structured
         """
         if known is None and model and (Path(model) / "config.json").is_file():
             try:

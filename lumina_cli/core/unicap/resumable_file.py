@@ -1,13 +1,13 @@
-"""A file of captions that can be interrupted at any moment and continued: rows whole, in order, none twice.
+"""An output file of captions that can be interrupted at any time and resumed, without lost or repeated rows.
 
-    FILE                 a line a row, in the order of the source
-    FILE.rejects.jsonl   a line a row that was left out: "row" (its number in the source), key, image, reason,
-                         and "code", the reason in one word, where there is one
-    FILE.state.json      the settings that the rows were written with
+    FILE                 one line per row, in the order of the source
+    FILE.rejects.jsonl   one line per skipped row: "row" (its number in the source), key, image, reason, and
+                         optionally "code", the reason in one word
+    FILE.state.json      the settings of the run
 
-How far a run came is told by the lines that are there, so that nothing has to be kept in step with them. A
-torn last line is dropped. A run goes on at the beginning of the batch in which it stopped, so that the model
-sees the same batches as in a run that was never interrupted; what it writes again is not written twice.
+The number of lines is the progress, so no separate counter can disagree with it. A torn last line is dropped.
+A run resumes at the start of the batch that was interrupted, so the model sees the same batches as in an
+uninterrupted run; rows that are in the file already are not written again.
 """
 
 import contextlib
@@ -23,17 +23,27 @@ from lumina_cli.core.io.atomic import atomic_write, disk_errors, lock_file
 from lumina_cli.core.io.jsonl import dump_row, get_error
 
 Row = dict[str, Any]
-ADDED = ("captions", "captioned_by", "caption_scores", "rejected_captions")  # what captioning puts into a row
+ADDED = (
+    "captions",
+    "captioned_by",
+    "caption_scores",
+    "rejected_captions",
+)  # added by captioning
 
 
 class ResumableFile:
-    """The file of one run, with what an earlier one left in it; a context manager that closes it.
+    """The output file of a run, with the rows of an earlier run; a context manager.
 
-    `settings` are those that the rows depend on. `done` is how many rows of the source are in the file, and
-    `before` the (rows, bad ones, ones in vain) that this run does not do again: all of them until there is a
-    new row. In vain was a row of which, as it was written, `is_in_vain` says so.
-    Raises UsageError where the file was begun with other settings or by something else, LuminaError where
-    another process writes it.
+    settings             the settings that the rows depend on
+    batch                rows per batch
+    is_fully_rejected    whether a written row has none of its requested captions
+    done                 number of source rows in the file, written or skipped
+    before               (rows, unreadable ones, fully rejected ones) that this run does not repeat; all rows
+                         of the file until the first new row
+
+    Raises:
+        UsageError: if the file was begun with other settings, or by another program, or is not local.
+        LuminaError: if another process writes the file.
     """
 
     def __init__(
@@ -41,69 +51,69 @@ class ResumableFile:
         path: str | Path,
         settings: Row,
         batch: int = 1,
-        is_in_vain: Callable[[Row], bool] = lambda row: False,
+        is_fully_rejected: Callable[[Row], bool] = lambda row: False,
     ):
-        self.path, self._is_in_vain = Path(path), is_in_vain
+        self.path, self._is_fully_rejected = Path(path), is_fully_rejected
         if re.match(r"[a-z][a-z0-9+]+:/", str(path)):
-            raise UsageError(
-                f"--out {path} is elsewhere, where no line can be added to a file; name a local file"
-            )
+            raise UsageError(f"--out {path} is remote and cannot be appended to; choose a local file")
         self.rejects = self.path.with_name(f"{self.path.name}.rejects.jsonl")
         self.state = self.path.with_name(f"{self.path.name}.state.json")
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            settings = _parsed(dump_row(settings))
+            settings = _parse(dump_row(settings))
             self._compare_settings(settings)
-            self._file = _opened_alone(self.path)
+            self._file = _open_locked(self.path)
             try:
-                self._begin(settings)
+                self._write_settings(settings)
             except BaseException:
                 self._file.close()
                 raise
-            written = _whole_lines(self.path)
-            self._bad = self._known_bad(written)
-        self.done = written + len(self._bad)
-        self.before = (self.done, len(self._bad), 0)
+            written = _count_lines(self.path)
+            self._skipped = self._read_skipped(written)
+        self.done = written + len(self._skipped)
+        self.before = (self.done, len(self._skipped), 0)
         self._start = self.done - self.done % batch
-        self._number = self._start  # of the next row that is told
+        self._number = self._start  # source number of the next row
 
     def __enter__(self) -> "ResumableFile":
         return self
 
     def __exit__(self, *_) -> None:
-        with contextlib.suppress(OSError), self._file:  # what the disk refused was told when it was written
+        with contextlib.suppress(OSError), self._file:  # write errors were reported when they happened
             os.fsync(self._file.fileno())
 
     def _compare_settings(self, settings: Row) -> None:
         if self.state.is_file():
-            old = _parsed(self.state.read_text(encoding="utf-8"))
+            old = _parse(self.state.read_text(encoding="utf-8"))
             for name in {**old, **settings}:
                 if old.get(name) != settings.get(name) and self._has_rows():
                     raise UsageError(
                         f"{self.path} was begun with {name} {_format_setting(old.get(name))}, not "
-                        f"{_format_setting(settings.get(name))}; name another file, or delete it and "
+                        f"{_format_setting(settings.get(name))}; choose another file, or delete it and "
                         f"{self.state.name}"
                     )
         elif self.path.exists() and (not self.path.is_file() or self.path.stat().st_size):
-            raise UsageError(f"{self.path} is there, and not by `lumina caption --out`; name another file")
+            raise UsageError(
+                f"{self.path} exists and was not written by `lumina caption --out`; choose another file"
+            )
 
-    def _begin(self, settings: Row) -> None:
-        """Note the settings, over those of a run that wrote no row; nobody else writes the file by now."""
+    def _write_settings(self, settings: Row) -> None:
+        """Write the settings, replacing those of a run without rows; the lock is held by now."""
         self._compare_settings(settings)
-        if not self.state.is_file() or _parsed(self.state.read_text(encoding="utf-8")) != settings:
+        if not self.state.is_file() or _parse(self.state.read_text(encoding="utf-8")) != settings:
             with atomic_write(self.state) as aside:
                 aside.write_text(dump_row(settings) + "\n", encoding="utf-8")
 
     def _has_rows(self) -> bool:
-        """Whether a row was written or left out by an earlier run."""
+        """Return whether an earlier run wrote or skipped a row."""
         return any(map(_has_line, (self.path, self.rejects)))
 
-    def _known_bad(self, written: int) -> set[int]:
-        """Return which rows were left out; after a power cut those past `written` rows are dropped."""
-        if not _whole_lines(self.rejects):
+    def _read_skipped(self, written: int) -> set[int]:
+        """Return the numbers of skipped rows; drop those past the `written` rows, left by a power failure."""
+        if not _count_lines(self.rejects):
             return set()
         lines = self.rejects.read_bytes().splitlines(keepends=True)
-        numbers = [_parsed(line).get("row") for line in lines]
+        numbers = [_parse(line).get("row") for line in lines]
         kept = 0
         while kept < len(numbers) and isinstance(numbers[kept], int) and numbers[kept] - kept <= written:
             kept += 1
@@ -113,46 +123,50 @@ class ResumableFile:
         return set(numbers[:kept])
 
     def remaining(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Yield the rows that are still to do, after those that are done have been compared with the file.
+        """Compare the source with the rows of the file, then yield the remaining rows.
 
-        LuminaError where the source is not the one that the file was begun with.
+        Raises:
+            LuminaError: if the source is not the one that the file was begun with.
         """
-        count, vain, vain_again, again = 0, 0, 0, []
+        count, rejected, repeated_rejected, repeated = 0, 0, 0, []
         with self.path.open("rb") as file:
             for number, row in enumerate(rows):
                 count = number + 1
-                if number < self.done and number not in self._bad:
-                    written = _parsed(file.readline())
+                if number < self.done and number not in self._skipped:
+                    written = _parse(file.readline())
                     self._compare(number, row, written)
-                    if self._is_in_vain(written):
-                        vain, vain_again = vain + 1, vain_again + (number >= self._start)
-                        self.before = (*self.before[:2], vain)
+                    if self._is_fully_rejected(written):
+                        rejected, repeated_rejected = (
+                            rejected + 1,
+                            repeated_rejected + (number >= self._start),
+                        )
+                        self.before = (*self.before[:2], rejected)
                 if self._start <= number < self.done:
-                    again.append(row)  # the rest of a batch, needed only where the batch goes on
+                    repeated.append(row)  # start of the interrupted batch, needed only if the batch continues
                 elif number >= self.done:
                     if number == self.done:
-                        bad = sum(row < self._start for row in self._bad)
-                        self.before = (self._start, bad, vain - vain_again)
-                        yield from again
+                        bad = sum(row < self._start for row in self._skipped)
+                        self.before = (self._start, bad, rejected - repeated_rejected)
+                        yield from repeated
                     yield row
         if count < self.done:
             raise LuminaError(
-                f"{self.path} holds {self.done} rows, but the source has only {count} now; {self._remedy}"
+                f"{self.path} has {self.done} rows, but the source has only {count} now; {self._remedy}"
             )
 
     def _compare(self, number: int, row: Row, written: Row) -> None:
-        if _identity(written) != _identity(_parsed(dump_row(row))):
+        if _identity(written) != _identity(_parse(dump_row(row))):
             raise LuminaError(
-                f"row {number} of the source is {_name(row)}, but in {self.path} it is {_name(written)}: the "
-                f"source has changed since; {self._remedy}"
+                f"row {number} of the source is {_describe_row(row)}, but in {self.path} it is "
+                f"{_describe_row(written)}: the source has changed since; {self._remedy}"
             )
 
     @property
     def _remedy(self) -> str:
-        return f"--out ANOTHER --reuse {self.path} writes it anew and takes over the captions of this one"
+        return f"--out ANOTHER --reuse {self.path} writes a new file and reuses these captions"
 
     def write(self, row: Row) -> bool:
-        """Put a row at the end of the file; False where it is there already."""
+        """Append a row; return False if the file has it already."""
         new = self._is_new()
         if new:
             with disk_errors(self.path):
@@ -160,14 +174,14 @@ class ResumableFile:
         return new
 
     def reject(self, row: Row, reason: str) -> bool:
-        """Note a row with an "error" that is left out, and why; False where that is there already."""
+        """Record a skipped row with the reason; return False if it is recorded already."""
         number, new = self._number, self._is_new()
         if new:
             image = row.get("image")
-            told = image if isinstance(image, str) or ".tar#" in str(image) else None
-            left_out = {"row": number, "key": row.get("key"), "image": told}
-            left_out |= {"code": row["code"]} if get_error(row) and row.get("code") else {}
-            line = dump_row(left_out | {"reason": reason})
+            place = image if isinstance(image, str) or ".tar#" in str(image) else None
+            skipped = {"row": number, "key": row.get("key"), "image": place}
+            skipped |= {"code": row["code"]} if get_error(row) and row.get("code") else {}
+            line = dump_row(skipped | {"reason": reason})
             with disk_errors(self.rejects), self.rejects.open("ab", buffering=0) as file:
                 _append(file, line)
                 os.fsync(file.fileno())
@@ -180,15 +194,15 @@ class ResumableFile:
 
 def _append(file: IO[bytes], line: str) -> None:
     data = memoryview(line.encode() + b"\n")
-    while data:  # a full disk takes a part of it, then refuses
+    while data:  # a full disk may accept a part of the line first
         data = data[file.write(data) :]
 
 
-def _opened_alone(path: Path) -> IO[bytes]:
-    """Open a file to write at its end, where no other process does so; as far as the system can tell."""
+def _open_locked(path: Path) -> IO[bytes]:
+    """Open a file for appending and lock it, as far as the file system supports locks."""
     file = path.open("ab", buffering=0)
     try:
-        lock_file(file, path, "name another file")
+        lock_file(file, path, "choose another file")
     except LuminaError:
         file.close()
         raise
@@ -202,8 +216,8 @@ def _has_line(path: Path) -> bool:
         return file.readline().endswith(b"\n")
 
 
-def _whole_lines(path: Path) -> int:
-    """Return how many lines a file has, 0 where there is none; a torn last one is cut off."""
+def _count_lines(path: Path) -> int:
+    """Return the number of lines of a file, 0 without a file; truncate a torn last line."""
     count = end = read = 0
     if not path.is_file():
         return 0
@@ -217,7 +231,7 @@ def _whole_lines(path: Path) -> int:
     return count
 
 
-def _parsed(text: str | bytes) -> Row:
+def _parse(text: str | bytes) -> Row:
     try:
         row = json.loads(text)
     except ValueError:
@@ -229,7 +243,7 @@ def _identity(row: Row) -> Row:
     return {name: value for name, value in row.items() if name not in ADDED}
 
 
-def _name(row: Row) -> str:
+def _describe_row(row: Row) -> str:
     return str(row.get("image") or row.get("key") or "nothing")[:200] if row else "nothing"
 
 

@@ -1,7 +1,7 @@
-"""Captions of an earlier run taken over, where the source is no longer the one that it was begun with.
+"""Reuse of the captions of an earlier output file, for a source that has changed since.
 
-Rows are about the same picture where their "image" is the same text, or their "key" where they have no image.
-Held are 16 bytes a row of the earlier file: where it begins, and eight bytes of the name's hash.
+Rows match if they have the same "image" text, or the same "key" if they have no image. The index takes 16
+bytes per row of the earlier file: its offset, and eight bytes of the hash of its name.
 """
 
 import hashlib
@@ -17,15 +17,17 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.jsonl import get_captions, get_error, is_in_memory
 
 Row = dict[str, Any]
-TAKEN = "_taken_captions"  # of a row on its way: {language: [level]} that came from the earlier file
+REUSED = "_taken_captions"  # temporary key of a row: {language: [level]} copied from the earlier file
 
 
 class EarlierCaptions:
-    """The rows of an earlier `--out` file, by the picture that they are about.
+    """The rows of an earlier `--out` file, by image.
 
-    A row that failed, has no captions, or is torn (the last one of a run that was killed) is as if it were
-    not there; of several about one picture the first counts. With `keep` a row's own captions stay, and only
-    those that it lacks are taken. Raises LuminaError where there is no such file.
+    Rows with an error, without captions, or torn by a kill are ignored; the first of several rows of an image
+    counts. With `keep`, existing captions of a row are kept and only missing ones are copied.
+
+    Raises:
+        LuminaError: if the file does not exist.
     """
 
     def __init__(self, path: str | Path, keep: bool = False):
@@ -36,11 +38,11 @@ class EarlierCaptions:
         offset = 0
         with self.path.open("rb") as file:
             for line in file:
-                if name := _name(_captioned(line)):
+                if name := _name(_parse_captioned(line)):
                     names.append(_hash(name))
                     offsets.append(offset)
                 offset += len(line)
-        order = _sorted(names)
+        order = _sort_order(names)
         self._names = array("Q", (names[i] for i in order))
         self._offsets = array("Q", (offsets[i] for i in order))
         self._file = self.path.open("rb")
@@ -53,10 +55,10 @@ class EarlierCaptions:
         self._file.close()
 
     def add(self, row: Row) -> Row:
-        """Return a row with the captions of its earlier one over its own, noted under TAKEN.
+        """Return a row with the captions of the matching earlier row merged in, listed under REUSED.
 
-        Of captions that the earlier row itself brought nothing is taken: the source has them, too. A row
-        whose own captions have another shape stays as it is: whoever opens it says so.
+        Only captions that an engine wrote are copied, because the source has the others as well. A row whose
+        captions have an invalid shape is returned unchanged; opening it reports the error.
         """
         if get_error(row) or not (earlier := self._find(row)):
             return row
@@ -64,14 +66,14 @@ class EarlierCaptions:
             own = get_captions(row)
         except LuminaError:
             return row
-        taken = _written(earlier)
+        reused = _engine_captions(earlier)
         if self.keep:
-            taken = _lacking(own, taken)
-        if not taken:
+            reused = _missing(own, reused)
+        if not reused:
             return row
-        by, scores = (_only(earlier.get(name), taken) for name in ("captioned_by", "caption_scores"))
-        noted = {lang: list(levels) for lang, levels in taken.items()}
-        return {**with_captions(row, taken, by, scores), TAKEN: noted}
+        by, scores = (_only(earlier.get(name), reused) for name in ("captioned_by", "caption_scores"))
+        note = {lang: list(levels) for lang, levels in reused.items()}
+        return {**merge_captions(row, reused, by, scores), REUSED: note}
 
     def _find(self, row: Row) -> Row | None:
         name = _name(row)
@@ -81,25 +83,25 @@ class EarlierCaptions:
         place = bisect_left(self._names, wanted)
         while place < len(self._names) and self._names[place] == wanted:
             self._file.seek(self._offsets[place])
-            found = _captioned(self._file.readline())
+            found = _parse_captioned(self._file.readline())
             if _name(found) == name:
                 return found
             place += 1
         return None
 
 
-def taken_of(row: Row) -> dict[str, list[str]]:
-    """Return what of a row's captions was taken over: {language: [level]}."""
-    return row.get(TAKEN) or {}
+def reused_captions(row: Row) -> dict[str, list[str]]:
+    """Return the reused captions of a row: {language: [level]}."""
+    return row.get(REUSED) or {}
 
 
-def without_note(row: Row) -> Row:
-    """Return a row as it goes out."""
-    return {name: value for name, value in row.items() if name != TAKEN} if TAKEN in row else row
+def without_reuse_note(row: Row) -> Row:
+    """Return a row without the temporary key REUSED."""
+    return {name: value for name, value in row.items() if name != REUSED} if REUSED in row else row
 
 
-def added_to(earlier: EarlierCaptions | None, rows: Iterable[Row]) -> Iterator[Row]:
-    """Pass rows on with what an earlier run wrote about their pictures."""
+def add_earlier_captions(earlier: EarlierCaptions | None, rows: Iterable[Row]) -> Iterator[Row]:
+    """Yield rows with the captions of an earlier run merged in."""
     if earlier is None:
         yield from rows
         return
@@ -107,7 +109,7 @@ def added_to(earlier: EarlierCaptions | None, rows: Iterable[Row]) -> Iterator[R
         yield from map(earlier.add, rows)
 
 
-def _captioned(line: bytes) -> Row:
+def _parse_captioned(line: bytes) -> Row:
     try:
         row = json.loads(line)
         return row if isinstance(row, dict) and not get_error(row) and get_captions(row) else {}
@@ -126,15 +128,15 @@ def _hash(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8).digest())
 
 
-def _sorted(names: array) -> Any:
-    """Return the order that sorts `names`, equal ones as they come."""
+def _sort_order(names: array) -> Any:
+    """Return the stable sort order of `names`."""
     import numpy as np
 
     return np.argsort(np.frombuffer(names, np.uint64), kind="stable") if names else ()
 
 
-def _written(row: Row) -> dict[str, dict[str, str]]:
-    """Return a row's captions that an engine wrote; all where it does not tell."""
+def _engine_captions(row: Row) -> dict[str, dict[str, str]]:
+    """Return the captions that an engine wrote; all captions if the row names no engine."""
     captions = {
         lang: {level: text for level, text in texts.items() if text.strip()}
         for lang, texts in get_captions(row).items()
@@ -144,7 +146,7 @@ def _written(row: Row) -> dict[str, dict[str, str]]:
 
 
 def _only(values: Any, wanted: dict) -> dict[str, dict]:
-    """Return those of {language: {level: value}} whose language and level are in `wanted`, too."""
+    """Return the entries of {language: {level: value}} whose language and level are in `wanted`."""
     values = values if isinstance(values, dict) else {}
     kept = {
         lang: {level: value for level, value in levels.items() if level in wanted.get(lang, ())}
@@ -154,8 +156,8 @@ def _only(values: Any, wanted: dict) -> dict[str, dict]:
     return {lang: levels for lang, levels in kept.items() if levels}
 
 
-def _lacking(own: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
-    """Return those captions found for which a row has no text of its own."""
+def _missing(own: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return the captions in `found` that `own` does not have."""
     kept = {
         lang: {level: text for level, text in texts.items() if not own.get(lang, {}).get(level, "").strip()}
         for lang, texts in found.items()
@@ -163,25 +165,27 @@ def _lacking(own: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -
     return {lang: texts for lang, texts in kept.items() if texts}
 
 
-def with_captions(row: Row, captions: dict[str, dict], by: dict[str, dict], scores: dict[str, dict]) -> Row:
-    """Return a row with new captions over its own, and who wrote them and how well they fit, where known.
+def merge_captions(row: Row, captions: dict[str, dict], by: dict[str, dict], scores: dict[str, dict]) -> Row:
+    """Return a row with new captions, their engines (`by`) and their scores merged in.
 
-    Of a caption that is replaced the old writer and the old score go with it. All three dicts are {language:
-    {level: value}}. Raises LuminaError where the row's own captions have another shape.
+    All three dicts are {language: {level: value}}. The engine and score of a replaced caption are dropped.
+
+    Raises:
+        LuminaError: if the existing captions have an invalid shape.
     """
-    row = {**row, "captions": _over(get_captions(row), captions)}
+    row = {**row, "captions": _merge(get_captions(row), captions)}
     for name, new in (("captioned_by", by), ("caption_scores", scores)):
         if not captions:
             continue
-        if told := _over(_without(row.get(name), captions), new):
-            row[name] = told
+        if merged := _merge(_without(row.get(name), captions), new):
+            row[name] = merged
         else:
             row.pop(name, None)
     return row
 
 
 def _without(values: Any, gone: dict[str, dict]) -> dict[str, dict]:
-    """Return {language: {level: value}} without the languages and levels in `gone`."""
+    """Return {language: {level: value}} without the entries in `gone`."""
     kept = {
         lang: {level: value for level, value in levels.items() if level not in gone.get(lang, ())}
         for lang, levels in (values if isinstance(values, dict) else {}).items()
@@ -190,7 +194,7 @@ def _without(values: Any, gone: dict[str, dict]) -> dict[str, dict]:
     return {lang: levels for lang, levels in kept.items() if levels}
 
 
-def _over(old: dict[str, dict], new: dict[str, dict]) -> dict[str, dict]:
+def _merge(old: dict[str, dict], new: dict[str, dict]) -> dict[str, dict]:
     merged = {lang: dict(levels) for lang, levels in old.items()}
     for lang, levels in new.items():
         merged.setdefault(lang, {}).update(levels)

@@ -1,67 +1,63 @@
-"""What a run of captioning came to: counts, speed, and the time that is left."""
+"""Statistics and events of a captioning run: counts, rates, remaining time, and the observer."""
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lumina_cli.core.io.jsonl import get_captions
-from lumina_cli.core.unicap.reuse import taken_of
+from lumina_cli.core.unicap.resumable_file import ResumableFile
+from lumina_cli.core.unicap.reuse import reused_captions
+
+Row = dict[str, Any]
 
 
 class CaptionStats:
-    """Counts pictures, captions, rejects by reason, questions and tokens, from the first batch on.
+    """Counts of images, captions, rejects by reason, questions and tokens.
 
-    `total` pictures are expected, None where nobody knows; `done` of them were there from an earlier run,
-    `done_bad` of these unreadable; `idle` is whether that was found to be all. `watch` is called whenever one
-    of these, or `seen`, has changed.
+    total       expected number of images; None if unknown
+    done        images from an earlier run, and `done_bad`, the unreadable ones among them
+    idle        whether the earlier run had left nothing to do
     """
 
     def __init__(self, total: int | None = None, done: int = 0):
         self.total, self.done, self.done_bad, self.idle = total, done, 0, False
         self.start = time.monotonic()
-        self.watch: Callable[[], None] = lambda: None
         self.counts: Counter = Counter()
         self.rejected: Counter = Counter()
 
-    def add(self, shots: Sequence[Any], calls: int) -> None:
-        """Count a finished batch, and the `calls` of the engine that it took."""
-        good = [shot for shot in shots if shot.error is None]
-        self.counts.update(pictures=len(good), bad_pictures=len(shots) - len(good), calls=calls)
-        for shot in good:
-            self.counts.update(shot.counts)
-            self.counts["captions"] += sum(map(len, shot.captions.values()))
-            own = get_captions(shot.row)
+    def add(self, items: Sequence[Any], calls: int) -> None:
+        """Count a finished batch and the number of engine calls it took."""
+        good = [item for item in items if item.error is None]
+        self.counts.update(pictures=len(good), bad_pictures=len(items) - len(good), calls=calls)
+        for item in good:
+            self.counts.update(item.counts)
+            self.counts["captions"] += sum(map(len, item.captions.values()))
+            own = get_captions(item.row)
             self.counts["replaced"] += sum(
-                level in own.get(lang, {}) for lang, texts in shot.captions.items() for level in texts
+                level in own.get(lang, {}) for lang, texts in item.captions.items() for level in texts
             )
-            self.counts["reused"] += sum(map(len, taken_of(shot.row).values()))
-            self.rejected.update(one["code"] for one in shot.rejected)
-        self.watch()
+            self.counts["reused"] += sum(map(len, reused_captions(item.row).values()))
+            self.rejected.update(one["code"] for one in item.rejected)
 
     @property
     def seen(self) -> int:
-        """How many pictures this run is through with, unreadable ones among them."""
+        """Number of images that this run has processed, including unreadable ones."""
         return self.counts["pictures"] + self.counts["bad_pictures"]
 
-    def resume(self, done: int, done_bad: int) -> None:
-        """Note how many pictures were there from an earlier run, and how many of them unreadable."""
-        self.done, self.done_bad = done, done_bad
-        self.watch()
-
     def row(self) -> dict[str, Any]:
-        """Return the counts and rates as a row; seconds are since the start, loading included."""
+        """Return counts and rates as a row; seconds include loading the model."""
         seconds = max(time.monotonic() - self.start, 1e-9)
         counts = {
             name: self.counts[name] for name in ("pictures", "captions", "bad_pictures", "questions", "calls")
         }
-        pictures = self.counts["pictures"]
+        images = self.counts["pictures"]
         row = counts | {
             "rejected": dict(self.rejected.most_common()),
-            "questions_per_picture": round(self.counts["questions"] / pictures, 2) if pictures else None,
+            "questions_per_picture": round(self.counts["questions"] / images, 2) if images else None,
             "tokens": self.counts["tokens"],
             "seconds": round(seconds, 2),
-            "pictures_per_s": round(pictures / seconds, 2),
+            "pictures_per_s": round(images / seconds, 2),
             "tokens_per_s": round(self.counts["tokens"] / seconds, 1),
         }
         if self.counts["replaced"]:
@@ -75,45 +71,89 @@ class CaptionStats:
         return row
 
     def left(self) -> float | None:
-        """Return the seconds that are left at the present pace; None where nobody knows."""
+        """Return the remaining seconds at the current rate; None if the total is unknown."""
         if self.total is None or not self.seen:
             return None
         return max(self.total - self.done - self.seen, 0) * (time.monotonic() - self.start) / self.seen
 
     def line(self) -> str:
-        """Return one line for a person."""
+        """Return a one-line summary."""
         row = self.row()
         if self.idle:
             bad = f", {self.done_bad} of them unreadable" if self.done_bad else ""
-            return f"nothing was left to do: the file has all {self.done} pictures{bad}"
+            return f"nothing to do: the file has all {self.done} images{bad}"
         seen = self.done + self.seen
-        words = [f"{seen}{f' of {self.total}' if self.total else ''} pictures", f"{row['captions']} captions"]
+        words = [f"{seen}{f' of {self.total}' if self.total else ''} images", f"{row['captions']} captions"]
         if self.rejected:
-            words.append(f"{sum(self.rejected.values())} rejected ({_listed(row['rejected'])})")
+            words.append(f"{sum(self.rejected.values())} rejected ({_format_counts(row['rejected'])})")
         if row.get("replaced"):
-            words.append(f"{row['replaced']} captions of the rows replaced (--keep leaves them)")
+            words.append(f"{row['replaced']} existing captions replaced (--keep preserves them)")
         if row.get("reused"):
-            words.append(f"{row['reused']} taken over")
+            words.append(f"{row['reused']} reused")
         if row["bad_pictures"]:
             words.append(f"{row['bad_pictures']} unreadable")
         if row["questions_per_picture"]:
-            words.append(f"{row['questions_per_picture']:g} questions a picture in {row['calls']} calls")
+            words.append(f"{row['questions_per_picture']:g} questions per image in {row['calls']} calls")
         if row.get("scored_cut"):
             words.append(f"{row['scored_cut']} scored by their first tokens only")
         if row.get("not_scored"):
-            words.append(f"{row['not_scored']} not scored, whose language the scorer does not read")
-        words.append(f"{row['pictures_per_s']:g} pictures/s, {row['tokens_per_s']:g} tokens/s")
+            words.append(f"{row['not_scored']} not scored (the scorer does not support their language)")
+        words.append(f"{row['pictures_per_s']:g} images/s, {row['tokens_per_s']:g} tokens/s")
         left = self.left()
         if left:
-            words.append(f"{_span(left)} left")
+            words.append(f"{_format_duration(left)} left")
         return ", ".join(words)
 
 
-def _listed(counts: dict[str, int]) -> str:
+class CaptionObserver:
+    """Receives the events of a captioning run; subclasses override `on_progress` and `on_message`.
+
+    stats    counts, rates and remaining time of the run
+    file     output file of a resumable run, which also records the rejected rows
+    """
+
+    def __init__(self, stats: CaptionStats | None = None):
+        self.stats = stats or CaptionStats()
+        self.file: ResumableFile | None = None
+
+    @property
+    def previous(self) -> tuple[int, int, int]:
+        """(rows, unreadable ones, fully rejected ones) of an earlier run that this one does not repeat."""
+        return self.file.before if self.file else (0, 0, 0)
+
+    def on_split(self, index: int, count: int) -> None:
+        """Handle a run that processes only every `count`-th row."""
+        if self.stats.total is not None:
+            self.stats.total = len(range(index, self.stats.total, count))
+            self.on_progress()
+
+    def on_resume(self) -> None:
+        """Handle the rows of an earlier run that this one continues."""
+        self.stats.done, self.stats.done_bad = self.previous[:2]
+        self.on_progress()
+
+    def on_batch(self, items: Sequence[Any], calls: int) -> None:
+        """Handle a finished batch and the number of engine calls it took."""
+        self.stats.add(items, calls)
+        self.on_progress()
+
+    def on_reject(self, row: Row, reason: str) -> None:
+        """Handle a row whose image cannot be captioned; record it in the output file, if there is one."""
+        if self.file is None or self.file.reject(row, reason):
+            self.on_message(f"skipped {reason}")
+
+    def on_progress(self) -> None:
+        """Handle a change of the counts, for example by updating a progress bar."""
+
+    def on_message(self, message: str) -> None:
+        """Handle a message to the user."""
+
+
+def _format_counts(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {code}" for code, count in counts.items())
 
 
-def _span(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds >= 3600:
         return f"{seconds / 3600:.1f} h"
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -1,4 +1,4 @@
-"""Questions of other forms: a caption rewritten from a detailed one, and all captions in one JSON answer."""
+"""Other forms of questions: a caption rewritten from a detailed one, and several captions as JSON."""
 
 import json
 import re
@@ -20,7 +20,7 @@ _FENCED = re.compile(r"```(?:json)?\s*(\{.*\})\s*```", re.DOTALL)
 
 
 def rewriting(text: str, level: str, lang: str) -> str:
-    """Return what to ask for a caption of a level and language that says what the caption `text` says."""
+    """Return the question for a caption of a level and language that is derived from the caption `text`."""
     return (
         f"Here is a caption of a picture:\n\n{text}\n\nWrite from it, in {NAMES[lang]}, {_KINDS[level]}. "
         "Add nothing that it does not say. Answer with the caption alone."
@@ -28,7 +28,7 @@ def rewriting(text: str, level: str, lang: str) -> str:
 
 
 def joint_prompt(pairs: Sequence[CaptionKind], domain: str, text: str | None = None) -> str:
-    """Return what to ask for several captions as one JSON object, of the picture or from `text`."""
+    """Return the question for several captions as one JSON object, from the image or from `text`."""
     wanted = "\n".join(
         f"- {json.dumps([lang, level])}: {_KINDS[level]}, in {NAMES[lang]}" for lang, level in pairs
     )
@@ -40,7 +40,7 @@ def joint_prompt(pairs: Sequence[CaptionKind], domain: str, text: str | None = N
 
 
 def schema(pairs: Sequence[CaptionKind]) -> dict[str, Any]:
-    """Return the JSON schema of an answer to `together`."""
+    """Return the JSON schema of an answer to `joint_prompt`."""
     langs = {lang: [level for one, level in pairs if one == lang] for lang, _ in pairs}
     return _object(
         {lang: _object({level: {"type": "string"} for level in levels}) for lang, levels in langs.items()}
@@ -57,12 +57,12 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 
 def max_answer_tokens(pairs: Sequence[CaptionKind]) -> int:
-    """Return how many tokens an answer to `together` may take."""
+    """Return the token limit of an answer to `joint_prompt`."""
     return 32 + sum(MAX_TOKENS[level] + 16 for _, level in pairs)
 
 
 def parse_captions(text: str, pairs: Sequence[CaptionKind]) -> dict[CaptionKind, str]:
-    """Return the captions that an answer to `together` holds; what is missing or no text is left out."""
+    """Return the captions in an answer to `joint_prompt`, without missing or invalid ones."""
     fenced = _FENCED.search(text)
     text = fenced[1] if fenced else text[text.find("{") : text.rfind("}") + 1]
     try:
@@ -75,7 +75,7 @@ def parse_captions(text: str, pairs: Sequence[CaptionKind]) -> dict[CaptionKind,
         levels = found.get(lang)
         caption = levels.get(level) if isinstance(levels, dict) else None
         if isinstance(caption, list) and all(isinstance(one, str) for one in caption):
-            caption = ", ".join(caption)  # tags, which models like to write as a list
+            caption = ", ".join(caption)  # tags, which models often write as a list
         if isinstance(caption, str):
             captions[lang, level] = caption
     return captions

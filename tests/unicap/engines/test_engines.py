@@ -130,9 +130,9 @@ def test_large_pictures_travel_reduced():
     from lumina_cli.core.unicap.engines.openai import data_url
 
     head, _, data = data_url(Image.new("RGB", (4000, 3000))).partition(",")
-    picture = Image.open(BytesIO(base64.b64decode(data)))
+    image = Image.open(BytesIO(base64.b64decode(data)))
     assert head == "data:image/jpeg;base64"
-    assert 0.99 * 4e6 < picture.width * picture.height <= 4e6
+    assert 0.99 * 4e6 < image.width * image.height <= 4e6
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_florence_is_asked_for_tasks_in_english(tmp_path, lumina, photos):
     answers = engine.answer([question(), question()])
     assert [answer.tokens <= 40 for answer in answers] == [True, True]
     code, _, err = lumina(*photos, "--model", tmp_path / "model", "--langs", "de", "--device", "cpu")
-    assert (code, err[-1]) == (2, "lumina caption: this model writes en, not de")
+    assert (code, err[-1]) == (2, "lumina caption: this model supports en, not de")
 
 
 def test_what_florence_writes_becomes_captions_and_tags():
@@ -249,17 +249,18 @@ def test_clip_scores_every_caption_and_tells_of_cut_ones(tmp_path, lumina, photo
 
 
 def test_a_caption_of_several_sentences_is_scored_by_each(tmp_path, monkeypatch):
-    from lumina_cli.core.unicap.batch import CaptionItem, _Task
+    from lumina_cli.core.unicap.batch import CaptionTask
+    from lumina_cli.core.unicap.items import CaptionItem
     from lumina_cli.core.unicap.scoring.clip import open_scorer
 
     save_clip(tmp_path / "clip")
     texts = ["a red car.", "a blue ball on a floor.", "a red car. a blue ball on a floor."]
 
     def judged(words):
-        shot = CaptionItem(0, {}, plain_picture("red"))
-        tasks = [_Task(shot, "en", str(number), "", text=text) for number, text in enumerate(texts)]
+        item = CaptionItem(0, {}, plain_picture("red"))
+        tasks = [CaptionTask(item, "en", str(number), "", text=text) for number, text in enumerate(texts)]
         open_scorer(words, "cpu").judge(tasks)
-        return shot.scores.get("en", {}), tasks
+        return item.scores.get("en", {}), tasks
 
     scores, _ = judged(f"clip:{tmp_path / 'clip'}")
     assert scores["0"] != scores["1"]
@@ -275,22 +276,23 @@ def test_the_nano_scorer_names_what_the_detector_does_not_see():
     from lumina_cli.core.nano.captions import LANGUAGES, describe_scene
     from lumina_cli.core.nano.rendering.renderer import render
     from lumina_cli.core.nano.scene import KINDS, draw_scene
-    from lumina_cli.core.unicap.batch import CaptionItem, _Task
+    from lumina_cli.core.unicap.batch import CaptionTask
+    from lumina_cli.core.unicap.items import CaptionItem
     from lumina_cli.core.unicap.scoring.clip import open_scorer
 
     scenes = [draw_scene(77, number) for number in range(12)]
     tasks = []
-    for number, (scene, picture) in enumerate(zip(scenes, render(scenes), strict=True)):
-        shot = CaptionItem(number, {}, picture.image)
+    for number, (scene, image) in enumerate(zip(scenes, render(scenes), strict=True)):
+        item = CaptionItem(number, {}, image.image)
         there = {thing.kind for thing in scene.things}
         absent = next(kind for kind in KINDS if kind not in there)
         texts = {lang: describe_scene(scene, lang, "short", number) for lang in LANGUAGES}
-        tasks += [_Task(shot, lang, "short", "", text=text) for lang, text in texts.items()]
-        tasks.append(_Task(shot, "en", "tags", absent, text=f"{texts['en']}, a red {absent}"))
+        tasks += [CaptionTask(item, lang, "short", "", text=text) for lang, text in texts.items()]
+        tasks.append(CaptionTask(item, "en", "tags", absent, text=f"{texts['en']}, a red {absent}"))
     open_scorer("nano").judge(tasks)
     true = [task for task in tasks if task.level == "short"]
     assert sum(task.reason is None for task in true) >= 0.95 * len(true)
-    assert {task.shot.scores[task.lang]["short"] for task in true if task.reason is None} == {1.0}
+    assert {task.item.scores[task.lang]["short"] for task in true if task.reason is None} == {1.0}
     for task in tasks:
         if task.level == "tags":
             assert task.reason.code == "not there"

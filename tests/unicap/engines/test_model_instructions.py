@@ -48,8 +48,8 @@ def test_a_captioner_that_is_trained_says_so_too_and_is_counted_with_in_full(tmp
 def test_a_folder_that_says_nothing_is_asked_as_any_other(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     engine = Engine()
-    engine.learn_manners(str(tmp_path))
-    engine.learn_manners("owner/name")
+    engine.apply_model_settings(str(tmp_path))
+    engine.apply_model_settings("owner/name")
     assert (engine.domain, engine.languages, engine.heeds_hints) == (None, None, True)
 
 

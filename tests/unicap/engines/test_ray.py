@@ -19,7 +19,7 @@ from lumina_cli.core.nano.scene import draw_scene
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own settings
 ROOT = Path(__file__).parents[3]
-COUNT = 28  # pictures, in batches of 4
+COUNT = 28  # images, in batches of 4
 WORDS = (
     "--levels",
     "short,tags",
@@ -91,8 +91,8 @@ def cluster():
 def photos(tmp_path_factory):
     """Return a folder of rendered scenes, with one file that is no picture."""
     folder = tmp_path_factory.mktemp("photos")
-    for number, picture in enumerate(render([draw_scene(321, number) for number in range(COUNT)])):
-        picture.image.save(folder / f"{number:03d}.png")
+    for number, image in enumerate(render([draw_scene(321, number) for number in range(COUNT)])):
+        image.image.save(folder / f"{number:03d}.png")
     (folder / "005-bad.png").write_text("no picture")
     return folder
 
@@ -167,17 +167,17 @@ def test_scores_retries_and_kept_captions_are_the_same(cluster, photos, tmp_path
 
 
 def test_what_a_worker_counts_is_told_also_where_the_first_picture_is_bad():
-    from lumina_cli.core.unicap.batch import CaptionItem
     from lumina_cli.core.unicap.engines.ray import _unpack
+    from lumina_cli.core.unicap.items import CaptionItem
     from lumina_cli.core.unicap.stats import CaptionStats
 
     good = {"error": None, "captions": {}, "scores": {}, "rejected": [], "counts": {"questions": 2}}
     brought = {"calls": 1, "told": {"unread_scores": 3, "cut_scores": 1}}
     brought["shots"] = [{**good, "error": "gone", "counts": {}}, good]
-    shots = [CaptionItem(0, {}), CaptionItem(1, {})]
-    tally = CaptionStats()
-    tally.add(shots, _unpack(shots, json.dumps(brought)))
-    row = tally.row()
+    items = [CaptionItem(0, {}), CaptionItem(1, {})]
+    stats = CaptionStats()
+    stats.add(items, _unpack(items, json.dumps(brought)))
+    row = stats.row()
     assert (row["not_scored"], row["scored_cut"], row["questions"], row["bad_pictures"]) == (3, 1, 2, 1)
 
 

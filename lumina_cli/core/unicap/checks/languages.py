@@ -54,7 +54,7 @@ _NAMES = re.compile(r"(?<=\S\s)[A-ZÀ-ÞЀ-Я][\w'’-]*")
 _LONG_QUOTES = re.compile('["“„«»「『][^"”“«»」』]{401,}["”“«»」』]')  # a page, word for word
 # Latin and Cyrillic letters in one word, small ones: ЯндексGPT is a name, 3D-рендер has a hyphen.
 _PATCHED = re.compile(r"\w*(?:[a-zß-ÿ]{2}[а-яё]{2}|[а-яё]{2}[a-zß-ÿ]{2})\w*")
-# What stands in quotation marks is the picture's own text, in whatever language that is.
+# What stands in quotation marks is the image's own text, in whatever language that is.
 QUOTED = re.compile("[\"“„«»「『][^\"”“«»」』]{1,400}[\"”“«»」』]|(?<!\\w)['‘‚][^'’‘]{1,400}['’‘](?!\\w)")
 
 

@@ -130,7 +130,7 @@ REFUSALS = re.compile(
     "|".join((_EN_REFUSALS, _ZH_REFUSALS, _JA_REFUSALS, _RU_REFUSALS, _DE_REFUSALS)), re.IGNORECASE
 )
 
-# Openings that speak of the picture and say nothing of it: "This image shows", "An image of". What tells its
+# Openings that speak of the image and say nothing of it: "This image shows", "An image of". What tells its
 # kind ("a photo of a car", "an oil painting of", "auf dem Foto") is style, and stays.
 _EN = r"(?:image|picture|scene|visual)"
 _VERB = (

@@ -19,7 +19,7 @@ from lumina_cli.core.unicap.prompts import MAX_TOKENS
 # Characters a caption of each level may have; one Chinese or Japanese character says about as much as three.
 LENGTHS = {"detailed": (50, 6000), "medium": (24, 1200), "short": (5, 320), "tags": (3, 1000)}
 _DENSE, _DENSE_LANGS = 3, ("zh", "ja", "ko")
-_KEPT = 12  # characters of a quotation that count as said; the picture may well repeat itself
+_KEPT = 12  # characters of a quotation that count as said; the image may well repeat itself
 
 # Control characters, and the sign for bytes that were no UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd]")

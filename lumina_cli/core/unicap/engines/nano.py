@@ -17,7 +17,7 @@ from lumina_cli.core.unicap.protocol import Answer, Question
 
 FOLDER = ASSETS / "nano" / "captioner"
 BLOCK = 8  # prompts
-STEP = 16  # tokens; prompts without a picture are filled up to a multiple
+STEP = 16  # tokens; prompts without a image are filled up to a multiple
 
 
 class Captioner(transformers.Captioner):
@@ -37,8 +37,8 @@ class Captioner(transformers.Captioner):
         groups: dict[tuple, list[int]] = {}
         for number, question in enumerate(questions):
             size = len(self.tokenizer(question.text, add_special_tokens=False).input_ids)
-            length = size if question.picture else -(-(size + 2) // STEP)  # with begin and answer
-            groups.setdefault((question.picture is None, question.max_tokens, length), []).append(number)
+            length = size if question.image else -(-(size + 2) // STEP)  # with begin and answer
+            groups.setdefault((question.image is None, question.max_tokens, length), []).append(number)
         return [group[i : i + BLOCK] for group in groups.values() for i in range(0, len(group), BLOCK)]
 
     def _generate(self, questions: Sequence[Question]) -> list[Answer]:
@@ -48,7 +48,7 @@ class Captioner(transformers.Captioner):
     def _inputs(self, questions: Sequence[Question]) -> Any:
         """Return inputs; those without pictures are padded on the left to the next multiple of STEP."""
         inputs = super()._inputs(questions)
-        if questions[0].picture is None:
+        if questions[0].image is None:
             missing = -inputs["input_ids"].shape[1] % STEP
             inputs["input_ids"] = pad(inputs["input_ids"], (missing, 0), value=self.tokenizer.pad_token_id)
             inputs["attention_mask"] = pad(inputs["attention_mask"], (missing, 0))

@@ -19,8 +19,8 @@ from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 TEMPERATURE, TOP_P, BOLDER = 0.2, 0.8, 0.3  # as in engines/transformers.py
 RETRIES = 5  # of one request, by the client: 0.5 s after the first failure, then twice as long, up to 8 s
 TIMEOUT = 300.0  # seconds for one answer
-MAX_PIXELS = 4_000_000  # larger pictures are sent reduced; models reduce them anyway
-LOSSLESS = 512 * 512  # pixels up to which a picture is sent as PNG, above as JPEG of quality 95
+MAX_PIXELS = 4_000_000  # larger images are sent reduced; models reduce them anyway
+LOSSLESS = 512 * 512  # pixels up to which a image is sent as PNG, above as JPEG of quality 95
 
 
 class Captioner(Engine):
@@ -58,7 +58,7 @@ class Captioner(Engine):
         self.client, self.room = self._run(self._connect(batch, retries, timeout))
         self.chosen, self.name = model is not None, model
         self.name = self._run(self._find_model(model))
-        self.learn_manners(self.name)  # a server of this machine may serve a folder by its path
+        self.apply_model_settings(self.name)  # a server of this machine may serve a folder by its path
 
     async def _connect(self, batch: int, retries: int, timeout: float) -> tuple[Any, asyncio.Semaphore]:
         key = os.environ.get("OPENAI_API_KEY") or "none"
@@ -85,9 +85,9 @@ class Captioner(Engine):
         tasks = []
         try:
             for question in questions:
-                place = id(question.picture)
-                if question.picture is not None and place not in shown:
-                    shown[place] = await asyncio.to_thread(data_url, question.picture)
+                place = id(question.image)
+                if question.image is not None and place not in shown:
+                    shown[place] = await asyncio.to_thread(data_url, question.image)
                 tasks.append(asyncio.create_task(self._ask(question, shown.get(place))))
             return await asyncio.gather(*tasks)
         finally:  # the first error ends the others, too
@@ -211,18 +211,18 @@ class Captioner(Engine):
         await self.client.close()
 
 
-def data_url(picture: Image.Image) -> str:
+def data_url(image: Image.Image) -> str:
     """Return a picture as a data URL: PNG where it is small, else JPEG, reduced to MAX_PIXELS."""
-    pixels = picture.width * picture.height
+    pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         scale = (MAX_PIXELS / pixels) ** 0.5
-        picture = picture.resize(
-            (max(1, int(picture.width * scale)), max(1, int(picture.height * scale))),
+        image = image.resize(
+            (max(1, int(image.width * scale)), max(1, int(image.height * scale))),
             Image.Resampling.LANCZOS,
         )
     kind = "png" if pixels <= LOSSLESS else "jpeg"
     buffer = BytesIO()
-    picture.save(buffer, kind, **({} if kind == "png" else {"quality": 95}))
+    image.save(buffer, kind, **({} if kind == "png" else {"quality": 95}))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

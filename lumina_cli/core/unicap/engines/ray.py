@@ -20,9 +20,10 @@ from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.images.io import png_bytes
 from lumina_cli.core.io.jsonl import dump_row, is_in_memory
 from lumina_cli.core.registry import CAPTIONERS
-from lumina_cli.core.unicap.batch import CaptionItem, CaptionRequest, caption_batch
+from lumina_cli.core.unicap.batch import caption_batch
 from lumina_cli.core.unicap.engines import open_engine
 from lumina_cli.core.unicap.engines.ray_logging import quiet_ray
+from lumina_cli.core.unicap.items import CaptionItem, CaptionRequest
 from lumina_cli.core.unicap.protocol import Engine
 
 # Batches that one execution of Ray Data takes for each worker: the models are loaded once for so many, and so
@@ -69,22 +70,22 @@ class Captioner(Engine):
         self.workers = self.gpus or max(1, int(found.get("CPU", 1)))
 
     def map_rows(
-        self, groups: Iterator[list[CaptionItem]], job: CaptionRequest, open_image: Callable
+        self, groups: Iterator[list[CaptionItem]], request: CaptionRequest, open_image: Callable
     ) -> Iterator[tuple[Sequence[CaptionItem], int]]:
         """Yield batches of finished shots in order, each with how many calls of the inner engine it took."""
         while window := list(islice(groups, WINDOW * self.workers)):
-            items = [{"rows": [_packed(shot) for shot in shots]} for shots in window]
+            items = [{"rows": [_packed(item) for item in items]} for items in window]
             data = self.ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                 Worker,
                 batch_size=1,
                 batch_format="numpy",
-                fn_constructor_args=(self.settings, job, open_image),
+                fn_constructor_args=(self.settings, request, open_image),
                 compute=self.ray.data.ActorPoolStrategy(size=min(self.workers, len(items))),
                 num_gpus=1 if self.gpus else None,
                 num_cpus=None if self.gpus else 1,
             )
-            for shots, found in zip(window, self._found(data), strict=True):
-                yield shots, _unpack(shots, found)
+            for items, found in zip(window, self._found(data), strict=True):
+                yield items, _unpack(items, found)
 
     def _found(self, data: Any) -> Iterator[str]:
         try:
@@ -103,52 +104,52 @@ class Worker:
     """What runs in an actor: an engine of its own, and batches of rows described by it."""
 
     def __init__(
-        self, settings: dict[str, Any], job: CaptionRequest, open_image: Callable[[dict], Image.Image]
+        self, settings: dict[str, Any], request: CaptionRequest, open_image: Callable[[dict], Image.Image]
     ):
         from lumina_cli.core.unicap.scoring.clip import open_scorer
 
-        self.engine, self.job, self.open_image = open_engine(**settings), job, open_image
-        job.suits(self.engine)
-        self.scorer = open_scorer(job.score, settings["device"]) if job.score else None
+        self.engine, self.request, self.open_image = open_engine(**settings), request, open_image
+        request.check_engine(self.engine)
+        self.scorer = open_scorer(request.score, settings["device"]) if request.score else None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Describe the rows of one batch, each as `_packed` packs it."""
         from lumina_cli.core.unicap.stream import open_item
 
-        shots = []
+        items = []
         for index, packed in enumerate(batch["rows"][0]):
             row = json.loads(packed["row"])
             row |= {"image": packed["image"]} if packed["image"] else {}
-            shots.append(open_item(CaptionItem(index, row), self.open_image))
+            items.append(open_item(CaptionItem(index, row), self.open_image))
         calls = caption_batch(
-            [shot for shot in shots if shot.error is None], self.engine, self.job, self.scorer
+            [item for item in items if item.error is None], self.engine, self.request, self.scorer
         )
-        told = dict(self.scorer.tally.counts) if self.scorer else {}
+        told = dict(self.scorer.stats.counts) if self.scorer else {}
         if self.scorer:
-            self.scorer.tally.counts.clear()
-        found = [{name: getattr(shot, name) for name in _BROUGHT} for shot in shots]
+            self.scorer.stats.counts.clear()
+        found = [{name: getattr(item, name) for name in _BROUGHT} for item in items]
         return {"found": [json.dumps({"calls": calls, "told": told, "shots": found})]}
 
 
-# What a worker knows of a shot afterwards.
+# What a worker knows of a item afterwards.
 _BROUGHT = ("error", "code", "captions", "scores", "rejected", "counts")
 
 
-def _packed(shot: CaptionItem) -> dict[str, Any]:
-    image = shot.row.get("image")
+def _packed(item: CaptionItem) -> dict[str, Any]:
+    image = item.row.get("image")
     data = b""
     if is_in_memory(image):
         data = bytes(image) if isinstance(image, bytes | bytearray) else png_bytes(image.convert("RGB"))
-    return {"row": dump_row(shot.row), "image": data}
+    return {"row": dump_row(item.row), "image": data}
 
 
-def _unpack(shots: Sequence[CaptionItem], found: str) -> int:
+def _unpack(items: Sequence[CaptionItem], found: str) -> int:
     """Put what a worker brought into the shots; return how many calls its engine took."""
     brought = json.loads(found)
-    for shot, values in zip(shots, brought["shots"], strict=True):
+    for item, values in zip(items, brought["shots"], strict=True):
         for name, value in values.items():
-            setattr(shot, name, value)
-    if good := [shot for shot in shots if shot.error is None]:  # others are not counted
+            setattr(item, name, value)
+    if good := [item for item in items if item.error is None]:  # others are not counted
         good[0].counts = Counter(good[0].counts) + Counter(brought["told"])
     return brought["calls"]
 

@@ -62,7 +62,7 @@ class Captioner(Engine):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.tasks = florence.TASKS if config.model_type == "florence2" else None
-        self.learn_manners(model, getattr(config, "captioning", None))
+        self.apply_model_settings(model, getattr(config, "captioning", None))
         self.longest = sys.maxsize
         if self.tasks:  # it knows no instructions, only tasks, and its answers have a longest length
             self.longest = config.text_config.max_position_embeddings - 1
@@ -81,7 +81,7 @@ class Captioner(Engine):
         groups: dict[tuple, list[int]] = {}
         for number, question in enumerate(questions):
             length = question.max_tokens if self.device.type == "cpu" else 0
-            groups.setdefault((question.picture is None, length), []).append(number)
+            groups.setdefault((question.image is None, length), []).append(number)
         return list(groups.values())
 
     @torch.inference_mode()
@@ -118,7 +118,7 @@ class Captioner(Engine):
     def _inputs(self, questions: Sequence[Question]) -> Any:
         """Return padded model inputs: by the chat template where there is one, else a plain prompt."""
         texts = [self.tasks[question.level] if self.tasks else question.text for question in questions]
-        images = [[question.picture] for question in questions] if questions[0].picture else None
+        images = [[question.image] for question in questions] if questions[0].image else None
         template = self.processor.chat_template or self.tokenizer.chat_template
         if template is None:
             token = None if self.tasks else getattr(self.processor, "image_token", None)
@@ -126,7 +126,7 @@ class Captioner(Engine):
             return self.processor(images=images, text=prompts, padding=True, return_tensors="pt")
         talks = []
         for text, question in zip(texts, questions, strict=True):
-            image = [{"type": "image", "image": question.picture}] if question.picture else []
+            image = [{"type": "image", "image": question.image}] if question.image else []
             talks.append([{"role": "user", "content": [*image, {"type": "text", "text": text}]}])
         return self.processor.apply_chat_template(
             talks,

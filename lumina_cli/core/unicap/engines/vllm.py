@@ -33,7 +33,7 @@ class Captioner(Engine):
                 f"vLLM chooses its devices itself; set CUDA_VISIBLE_DEVICES in place of --device {device}"
             )
         self.name = model or DEFAULT
-        self.learn_manners(self.name)
+        self.apply_model_settings(self.name)
         self.vllm, self.form = vllm, StructuredOutputsParams
         try:
             self.model = vllm.LLM(model=self.name, limit_mm_per_prompt={"image": 1})
@@ -49,7 +49,7 @@ class Captioner(Engine):
         return [self._read(one.outputs[0]) for one in found]
 
     def _content(self, question: Question) -> list[dict[str, Any]]:
-        image = [{"type": "image_pil", "image_pil": question.picture}] if question.picture else []
+        image = [{"type": "image_pil", "image_pil": question.image}] if question.image else []
         return [*image, {"type": "text", "text": question.text}]
 
     def _settings(self, question: Question) -> Any:

@@ -15,7 +15,7 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 CLIP = "openai/clip-vit-large-patch14"
 
 
-def open_scorer(words: str, device: str | None = None, tally: CaptionStats | None = None) -> Any:
+def open_scorer(words: str, device: str | None = None, stats: CaptionStats | None = None) -> Any:
     """Return the scorer that NAME[:MODEL][@LEAST] stands for; UsageError where it stands for none.
 
     With LEAST, a caption that scores less is no caption of its picture, and fails like any other check.
@@ -26,7 +26,7 @@ def open_scorer(words: str, device: str | None = None, tally: CaptionStats | Non
         least = float(number) if at else None
     except ValueError:
         raise UsageError(f"score {words!r}: {number!r} is not a number") from None
-    return CAPTION_SCORERS.load(name)(model or None, least, device, tally)
+    return CAPTION_SCORERS.load(name)(model or None, least, device, stats)
 
 
 class CaptionScorer:
@@ -43,11 +43,11 @@ class CaptionScorer:
         model: str | None = None,
         least: float | None = None,
         device: str | None = None,
-        tally: CaptionStats | None = None,
+        stats: CaptionStats | None = None,
     ):
         if self.bounded and least is not None and not 0 <= least <= 1:
             raise UsageError(f"{self.bounded} scores lie from 0 to 1, so @{least:g} is none")
-        self.least, self.tally = least, tally or CaptionStats()
+        self.least, self.stats = least, stats or CaptionStats()
         self.open(model, device)
 
     def settle(self, task: Any, scores: Sequence[float], reason: Callable[[int], str]) -> None:
@@ -60,7 +60,7 @@ class CaptionScorer:
 
     def keep(self, task: Any, score: float) -> None:
         """Put the score of a task's text into its shot."""
-        task.shot.scores.setdefault(task.lang, {})[task.level] = round(score, 4)
+        task.item.scores.setdefault(task.lang, {})[task.level] = round(score, 4)
 
 
 class ClipScorer(CaptionScorer):
@@ -103,30 +103,30 @@ class ClipScorer(CaptionScorer):
         """Put a score of each task's text into its shot's `scores`, or a reason into the task."""
         if not tasks:
             return
-        self._look({id(task.shot): task.shot for task in tasks}.values())
+        self._look({id(task.item): task.item for task in tasks}.values())
         told = [[one for one in _SENTENCE.split(task.text.strip()) if one] for task in tasks]
         texts = iter(self._texts([sentence for sentences in told for sentence in sentences]))
         for task, sentences in zip(tasks, told, strict=True):
-            scores = [float(task.shot.features @ next(texts)) for _ in sentences]
+            scores = [float(task.item.features @ next(texts)) for _ in sentences]
             self.settle(task, scores, partial(self._reason, scores, sentences))
 
     def _reason(self, scores: list[float], sentences: list[str], at: int) -> str:
         said = f" ({sentences[at][:80]!r})" if len(sentences) > 1 else ""
         return f"scores {scores[at]:.4g} against its picture, less than {self.least:g}{said}"
 
-    def _look(self, shots: Any) -> None:
-        new = [shot for shot in shots if shot.features is None]
+    def _look(self, items: Any) -> None:
+        new = [item for item in items if item.features is None]
         if new:
-            pixels = self.processor.image_processor([shot.picture for shot in new], return_tensors="pt").to(
+            pixels = self.processor.image_processor([item.image for item in new], return_tensors="pt").to(
                 self.device
             )
-            for shot, features in zip(new, self._unit(self.model.get_image_features, pixels), strict=True):
-                shot.features = features
+            for item, features in zip(new, self._unit(self.model.get_image_features, pixels), strict=True):
+                item.features = features
 
     def _texts(self, texts: list[str]) -> Any:
         tokenizer = self.processor.tokenizer
         lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
-        self.tally.counts["cut_scores"] += sum(length > self.longest for length in lengths)
+        self.stats.counts["cut_scores"] += sum(length > self.longest for length in lengths)
         tokens = tokenizer(
             texts, padding="max_length", truncation=True, max_length=self.longest, return_tensors="pt"
         )
@@ -161,18 +161,18 @@ class NanoScorer(CaptionScorer):
         from lumina_cli.core.nano.caption_parser import order_of
         from lumina_cli.core.nano.captions import LANGUAGES
 
-        self._look(list({id(task.shot): task.shot for task in tasks}.values()))
+        self._look(list({id(task.item): task.item for task in tasks}.values()))
         for task in tasks:
             named = order_of(task.text, task.lang) if task.lang in LANGUAGES else []
-            absent = [kind for kind in named if kind not in task.shot.features]
+            absent = [kind for kind in named if kind not in task.item.features]
             score = 1 - len(absent) / len(named) if named else 1.0
             if score < self.least:
                 task.reason = Reason("not there", f"names what is not seen: {', '.join(absent)}")
             elif named:
                 self.keep(task, score)
 
-    def _look(self, shots: Sequence[Any]) -> None:
-        new = [shot for shot in shots if shot.features is None]
+    def _look(self, items: Sequence[Any]) -> None:
+        new = [item for item in items if item.features is None]
         bar = self.detector.thresholds.get("default", 0.3)
-        for shot, things in zip(new, self.detector.detect([shot.picture for shot in new]), strict=True):
-            shot.features = frozenset(thing.kind for thing in things if thing.score >= bar)
+        for item, things in zip(new, self.detector.detect([item.image for item in new]), strict=True):
+            item.features = frozenset(thing.kind for thing in things if thing.score >= bar)

@@ -50,23 +50,23 @@ class GroundingScorer(CaptionScorer):
         """Put a score of each task's text into its shot's `scores`, or a reason into the task."""
         for task in tasks:
             if task.lang != "en":
-                self.tally.counts["unread_scores"] += 1
+                self.stats.counts["unread_scores"] += 1
                 continue
             named = find_noun_phrases(task.text, tags=task.level == "tags")
             if not named:
                 continue
-            scores = self.seen(task.shot, named)
+            scores = self.seen(task.item, named)
             self.settle(task, scores, partial(self._reason, scores, named))
 
     def _reason(self, scores: list[float], named: list[str], at: int) -> str:
         box = f"whose best box scores {scores[at]:.4g}, less than {self.least:g}"
         return f"names {named[at]!r}, {box}"
 
-    def seen(self, shot: Any, phrases: list[str]) -> list[float]:
+    def seen(self, item: Any, phrases: list[str]) -> list[float]:
         """Return the score of the best box for each phrase, 0 to 1."""
-        if shot.features is None:
-            shot.features = dict(self.pixels(images=[shot.picture.convert("RGB")], return_tensors="pt"))
-        pixels = {name: value.to(self.device) for name, value in shot.features.items()}
+        if item.features is None:
+            item.features = dict(self.pixels(images=[item.image.convert("RGB")], return_tensors="pt"))
+        pixels = {name: value.to(self.device) for name, value in item.features.items()}
         with self.torch.inference_mode():
             by = self._by_phrase if self.kind in BY_PHRASE else self._by_token
             return by(phrases, pixels)
@@ -117,7 +117,7 @@ class GroundingScorer(CaptionScorer):
         return texts
 
     def _count_cut(self, cut: Any) -> None:
-        self.tally.counts["cut_scores"] += sum(cut)
+        self.stats.counts["cut_scores"] += sum(cut)
 
 
 def _load(name: str) -> tuple[str, Any, Any, Any]:
