@@ -70,7 +70,7 @@ def describe(parameter, context) -> tuple[str, str, str]:
     if limits:
         text += f" {in_words(limits)}."
     if parameter.param_type_name == "argument":
-        cell = code(name + ("" if parameter.required else " (optional)"))
+        cell = code(name) + ("" if parameter.required else " (optional)")
     else:
         cell = " / ".join(code(word) for word in re.split(r" / |, ", name))
     return cell, code(default) if default else "", prose(text)
