@@ -88,7 +88,7 @@ def parameters(command, context) -> Iterator[str]:
 def summary(command) -> str:
     """Return the first sentence or line of a command's help."""
     first = " ".join(re.split(r"\n\s*\n", split_examples(command.help)[0])[0].split())
-    return prose(re.split(r"(?<=[a-z`)])\. ", first)[0].rstrip(".") + ".")
+    return prose(re.split(r"(?<=[\w`)])\. (?=[A-Z])", first)[0].rstrip(".") + ".")
 
 
 def section(name: str, command, context) -> Iterator[str]:
