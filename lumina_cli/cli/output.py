@@ -40,8 +40,8 @@ def read_rows(arguments: list[str] | None, key: str) -> Iterator[dict]:
     Each row has a value for `key`; a word, or a line of plain text, is that value.
 
     Raises:
-        UsageError: if there are no arguments and stdin is a terminal.
-        LuminaError: if a file does not exist, a row has no `key`, or there are no rows.
+        UsageError: without arguments, if stdin is a terminal.
+        LuminaError: if a file does not exist, a row has no `key`, or the input is empty.
     """
     if not arguments:
         if sys.stdin.isatty():

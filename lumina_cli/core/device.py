@@ -1,4 +1,4 @@
-"""Which device and number format to use, and what this machine is; torch is imported only on use."""
+"""Devices and data types of this machine; torch is imported on use."""
 
 import os
 import platform
@@ -11,9 +11,11 @@ from lumina_cli.core.errors import MissingDependency, UsageError
 
 
 def pick_device(name: str | None = None) -> Any:
-    """Return the torch.device called `name` ("cpu", "cuda", "cuda:1"); without a name CUDA if there is one.
+    """Return the torch.device called "cpu", "cuda", "cuda:1"...; by default CUDA if available, else the CPU.
 
-    Raises UsageError for a name that means nothing, MissingPart for a device that this machine does not have.
+    Raises:
+        UsageError: if the name is unknown.
+        MissingDependency: if this machine does not have the device.
     """
     import torch
 
@@ -31,7 +33,7 @@ def pick_device(name: str | None = None) -> Any:
 
 
 def compute_dtype(device: Any) -> Any:
-    """Return torch.bfloat16 where the device multiplies it in hardware, else torch.float32."""
+    """Return torch.bfloat16 if the device multiplies it in hardware, else torch.float32."""
     import torch
 
     device = torch.device(device)
@@ -44,12 +46,12 @@ def compute_dtype(device: Any) -> Any:
 
 @cache
 def cpu_features() -> frozenset[str]:
-    """Return the processor's feature words as Linux lists them; empty elsewhere."""
+    """Return the processor's feature flags as Linux lists them; empty on other systems."""
     return frozenset(_cpuinfo("flags", "Features").split())
 
 
 def _cpuinfo(*names: str) -> str:
-    """Return the first value of /proc/cpuinfo under one of `names`, or an empty string."""
+    """Return the first value of /proc/cpuinfo with one of these names, or an empty string."""
     path = Path("/proc/cpuinfo")
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
         name, _, value = line.partition(":")
@@ -59,18 +61,18 @@ def _cpuinfo(*names: str) -> str:
 
 
 def cpu_count() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_compiler() -> str | None:
-    """Return the path of the C++ compiler that torch's compiler would call on a CPU, or None."""
+    """Return the path of the C++ compiler that torch.compile uses on a CPU, or None."""
     names = (os.environ.get("CXX"), "g++", "clang++")
     return next((path for path in map(shutil.which, filter(None, names)) if path), None)
 
 
 def memory_gib() -> tuple[float, float] | None:
-    """Return (total, available) memory in GiB, or None where the system does not tell."""
+    """Return (total, available) memory in GiB, or None if the system does not report it."""
     path = Path("/proc/meminfo")
     if not path.is_file():
         return None
@@ -80,7 +82,7 @@ def memory_gib() -> tuple[float, float] | None:
 
 
 def describe_machine() -> dict:
-    """Return what a result depends on: versions, processor, memory, disk and CUDA devices (sizes in GiB)."""
+    """Return the facts that measurements depend on: versions, processor, memory, disk, CUDA; sizes in GiB."""
     import torch
 
     memory = memory_gib()

@@ -1,6 +1,6 @@
-"""What works on this machine, found by trying it rather than by looking at version numbers.
+"""Checks of this machine, by running each component rather than comparing version numbers.
 
-A row per part: part, ok (None: optional and not there), found, and what to do under "fix".
+One row per component: "part", "ok" (None: optional and not installed), "found", and the remedy under "fix".
 """
 
 import shutil
@@ -15,22 +15,31 @@ from lumina_cli.core.device import compute_dtype, describe_machine, find_compile
 from lumina_cli.core.errors import LuminaError
 
 HUB_MODEL = "Alpha-VLLM/Lumina-Image-2.0"
-HUB_SIZE = 20  # GB: transformer and text encoder of 10.4 each, in float32, and a small autoencoder
-NEEDED = ("torch", "transformers", "diffusers", "datasets", "webdataset", "safetensors", "pydantic", "pillow")
-NEEDED += ("imagehash", "py3langid")
+HUB_SIZE = 20  # GB: transformer and text encoder of 10.4 GB each in float32, and a small VAE
+REQUIRED = (
+    "torch",
+    "transformers",
+    "diffusers",
+    "datasets",
+    "webdataset",
+    "safetensors",
+    "pydantic",
+    "pillow",
+)
+REQUIRED += ("imagehash", "py3langid")
 IMPORTED_AS = {"pillow": "PIL"}
-LEAST_MEMORY, LEAST_DISK = 2.0, 1.0  # GiB free; nano trains and shards within these
+MIN_MEMORY, MIN_DISK = 2.0, 1.0  # GiB; enough to train and shard nano
 
 Finding = tuple[bool | None, str, str]  # ok, found, fix
 
 
 def run_checks(cached: Callable[[str], Path | None]) -> Iterator[dict]:
-    """Yield a row for each part, the needed ones first; nothing in here raises.
+    """Yield one row per component, the required ones first; a check that fails yields a row too.
 
-    `cached` returns the folder of a hub model that is whole on this machine: `models.locate.find_cached`.
+    cached   returns the folder of a hub model if all of it is on this machine: `models.locate.find_cached`
     """
     yield _row("python", _python)
-    for name in NEEDED:
+    for name in REQUIRED:
         yield _row(name, lambda name=name: _package(name))
     for name, check in CHECKS.items():
         yield _row(name, check)
@@ -40,7 +49,7 @@ def run_checks(cached: Callable[[str], Path | None]) -> Iterator[dict]:
 def _row(part: str, check: Callable[[], Finding]) -> dict:
     try:
         ok, found, fix = check()
-    except Exception as error:  # a broken installation may raise anything, which is what this is here to show
+    except Exception as error:  # a broken installation may raise anything; that is the finding
         text = " ".join(str(error).split())
         ok, found, fix = False, f"{type(error).__name__}: {text[:200]}", f"reinstall or repair {part}"
     return {"part": part, "ok": ok, "found": found, "fix": fix or None}
@@ -76,11 +85,11 @@ def _memory() -> Finding:
     total, free = machine["memory_gib"], machine["memory_free_gib"]
     if total is None:
         return None, "unknown", ""
-    enough = free >= LEAST_MEMORY
+    enough = free >= MIN_MEMORY
     return (
         enough,
         f"{free:g} of {total:g} GiB free",
-        "" if enough else f"close something: {LEAST_MEMORY:g} GiB are needed",
+        "" if enough else f"close other programs: {MIN_MEMORY:g} GiB are needed",
     )
 
 
@@ -90,9 +99,9 @@ def _disk() -> Finding:
         file.flush()
     free = shutil.disk_usage(".").free / 2**30
     return (
-        free >= LEAST_DISK,
+        free >= MIN_DISK,
         f"this folder is writable, {free:.1f} GiB free",
-        "" if free >= LEAST_DISK else "free some space",
+        "" if free >= MIN_DISK else "free some space",
     )
 
 
@@ -103,7 +112,7 @@ def _cuda() -> Finding:
         return (
             None,
             "no CUDA device; the CPU is used",
-            "" if torch.version.cuda else "this torch is built without CUDA",
+            "" if torch.version.cuda else "install a torch build with CUDA to use a GPU",
         )
     ones = torch.ones(64, 64, device=pick_device("cuda"))
     names = ", ".join(f"{d['name']} {d['memory_gib']:g} GiB" for d in describe_machine()["cuda"])
@@ -115,7 +124,7 @@ def _cuda() -> Finding:
 
 
 def _optional(name: str, extra: str, attempt: Callable[[], None]) -> Finding:
-    """Report an optional package: absent, broken (with the reason), or working."""
+    """Check an optional package that needs CUDA, by calling `attempt` if there is a device."""
     import torch
 
     try:
@@ -127,13 +136,13 @@ def _optional(name: str, extra: str, attempt: Callable[[], None]) -> Finding:
             f"pip install 'lumina-cli[{extra}]'" if extra else "comes with torch for CUDA",
         )
     if not torch.cuda.is_available() and name != "ray":
-        return None, f"{found}, not tried: no CUDA device", ""
+        return None, f"{found}, not tested: no CUDA device", ""
     attempt()
-    return True, f"{found}, tried", ""
+    return True, f"{found}, tested", ""
 
 
 def _extra(name: str, extra: str, *others: str) -> Finding:
-    """Report what an extra brings: not installed, or imported, with the other modules that it needs."""
+    """Check a package of an extra by importing it and the other modules that the extra installs."""
     try:
         found = version(name)
     except PackageNotFoundError:
@@ -191,8 +200,8 @@ def _hub_model(cached: Callable[[str], Path | None]) -> Finding:
 
     if folder := cached(HUB_MODEL):
         return True, str(folder), ""
-    begun = isinstance(try_to_load_from_cache(HUB_MODEL, "model_index.json"), str)
-    found = "not whole in the hub cache" if begun else "not in the hub cache"
+    incomplete = isinstance(try_to_load_from_cache(HUB_MODEL, "model_index.json"), str)
+    found = "incomplete in the hub cache" if incomplete else "not in the hub cache"
     return None, found, f"hf download {HUB_MODEL} (about {HUB_SIZE} GB)"
 
 

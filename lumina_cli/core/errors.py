@@ -1,31 +1,31 @@
-"""Errors that a user can act on; each carries the exit code that the command line documents."""
+"""Errors that a user can act on, each with its documented exit code."""
 
 
 class LuminaError(Exception):
-    """Something the user can fix; the message is one line that says what to do."""
+    """An error that the user can fix; the message is one line that names the remedy."""
 
     exit_code = 1
 
 
 class UsageError(LuminaError):
-    """Wrong usage: an unknown name, option or setting."""
+    """Wrong usage: an unknown name, option or setting, or an invalid value."""
 
     exit_code = 2
 
 
 class TooManyRejects(LuminaError):
-    """More bad inputs than `--max-bad-rate` allows."""
+    """More invalid inputs than `--max-bad-rate` allows."""
 
     exit_code = 3
 
 
 class MissingDependency(LuminaError):
-    """Hardware or an optional dependency is missing; the message names the extra."""
+    """Missing hardware or optional dependency; the message names the extra to install."""
 
     exit_code = 5
 
 
 class GateFailed(LuminaError):
-    """A score did not reach the gate that was asked for."""
+    """A score or measurement below the required value."""
 
     exit_code = 6

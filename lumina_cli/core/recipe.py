@@ -1,7 +1,7 @@
-"""Recipes: short YAML files read strictly against a pydantic schema; every error names the file and the line.
+"""Recipes: short YAML files, validated strictly against a pydantic schema; errors name the file and the line.
 
-YAML 1.1 reads `2e-4` as text, `010` as 8 and `no` as false. Here every unquoted word stays text until the
-schema's field decides what it is, so these traps cannot spring.
+YAML 1.1 parses `2e-4` as text, `010` as 8 and `no` as false. Here every unquoted word stays text until the
+schema's field converts it, so `010` is 10 and `no` can be a name.
 """
 
 import re
@@ -23,15 +23,17 @@ _TAGS = tuple(
 )
 _NOT_FINITE = re.compile(r"[-+]?\.?(nan|inf|infinity)", re.IGNORECASE)
 
-Path_ = tuple[str | int, ...]
-Places = dict[Path_, str]  # where each setting was written: "nano.yaml line 7"
+KeyPath = tuple[str | int, ...]
+Places = dict[KeyPath, str]  # where each setting is written: "nano.yaml line 7"
 
 
 def load_recipe(name: str | Path | None, schema: type, overrides: list[str] = ()) -> Any:
     """Return an instance of `schema` (a pydantic model class) filled from a recipe and `key=value` overrides.
 
-    `name` is a path, the name of a packaged recipe, or None for the schema's defaults alone. UsageError tells
-    the place of the first mistake: an unknown setting, a value of the wrong kind, a setting given twice.
+        name   a path, the name of a packaged recipe, or None for the schema's defaults
+
+    Raises:
+        UsageError: for an unknown setting, a value of the wrong type or a duplicate; names the place.
     """
     import pydantic
 
@@ -39,16 +41,16 @@ def load_recipe(name: str | Path | None, schema: type, overrides: list[str] = ()
     places: Places = {(): path.name if path else COMMAND_LINE}
     values = {} if path is None else _read(path, places)
     for word in overrides:
-        _override(values, word, places)
+        _apply_override(values, word, places)
     try:
         return schema.model_validate(values, strict=False, extra="forbid")
     except pydantic.ValidationError as error:
         mistakes = error.errors(include_url=False)
-        raise UsageError(_describe(_first(mistakes, places), schema, places)) from None
+        raise UsageError(_describe_mistake(_select_mistake(mistakes, places), schema, places)) from None
 
 
 def packaged_recipes() -> dict[str, Path]:
-    """Recipes that come with lumina, by name: in the package in a wheel, beside the code in a checkout."""
+    """Return the recipes that ship with lumina, by name; in a checkout they are next to the package."""
     folder, checkout = PACKAGE / "recipes", PACKAGE.parent
     if not folder.is_dir() and (checkout / "pyproject.toml").is_file():
         folder = checkout / "recipes"
@@ -63,9 +65,7 @@ def find_recipe(name: str | Path) -> Path:
     if str(name) in known:
         return known[str(name)]
     hint = did_you_mean(str(name).removesuffix(".yaml"), known)
-    raise UsageError(
-        f"no recipe {str(name)!r}{hint or ''}; recipes that come with lumina: {', '.join(known) or 'none'}"
-    )
+    raise UsageError(f"no recipe {str(name)!r}{hint or ''}; packaged recipes: {', '.join(known) or 'none'}")
 
 
 def _read(path: Path, places: Places) -> dict:
@@ -76,7 +76,7 @@ def _read(path: Path, places: Places) -> dict:
     except OSError as error:
         raise LuminaError(f"{path}: {error.strerror}") from error
     except yaml.YAMLError as error:
-        raise UsageError(_syntax(error, path.name)) from None
+        raise UsageError(_describe_syntax_error(error, path.name)) from None
     if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
         return {}
     if not isinstance(node, yaml.MappingNode):
@@ -86,26 +86,26 @@ def _read(path: Path, places: Places) -> dict:
     return _Reader(f"{path.name} line {{}}", places).value(node, ())
 
 
-def _syntax(error: yaml.YAMLError, name: str) -> str:
+def _describe_syntax_error(error: yaml.YAMLError, name: str) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     place = f"{name} line {mark.line + 1}" if mark else name
     return f"{place}: not valid YAML: {getattr(error, 'problem', None) or getattr(error, 'reason', error)}"
 
 
 class _Reader:
-    """Turns YAML nodes into dicts, lists and text, and notes where each was written."""
+    """Converts YAML nodes to dicts, lists and text, and records where each is written."""
 
     def __init__(self, place: str, places: Places):
         self.place, self.places, self.count = place, places, 0
 
-    def value(self, node: yaml.Node, path: Path_) -> Any:
+    def value(self, node: yaml.Node, path: KeyPath) -> Any:
         where = self.place.format(node.start_mark.line + 1)
         self.count += 1
         if self.count > _MAX_NODES or len(path) > 20:
-            raise UsageError(f"{where}: nested or repeated too often for a recipe")
+            raise UsageError(f"{where}: nested or repeated too deeply for a recipe")
         if node.tag not in _TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            raise UsageError(f"{where}: {dotted(path)}: {tag} has no place in a recipe")
+            raise UsageError(f"{where}: {dotted(path)}: {tag} is not allowed in a recipe")
         self.places.setdefault(path, where)
         if isinstance(node, yaml.MappingNode):
             return self.mapping(node, path)
@@ -113,31 +113,29 @@ class _Reader:
             return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
         return scalar(node.value, f"{where}: {dotted(path)}") if node.style is None else node.value
 
-    def mapping(self, node: yaml.MappingNode, path: Path_) -> dict:
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict:
         found: dict[str, Any] = {}
         for key, item in node.value:
             where = self.place.format(key.start_mark.line + 1)
             if not isinstance(key, yaml.ScalarNode):
-                raise UsageError(f"{where}: the name of a setting is a word")
+                raise UsageError(f"{where}: the name of a setting must be a word")
             inner = (*path, key.value)
             if key.value in found:
-                raise UsageError(
-                    f"{where}: {dotted(inner)} is set twice; the first time: {self.places[inner]}"
-                )
+                raise UsageError(f"{where}: {dotted(inner)} is set twice; first at {self.places[inner]}")
             self.places[inner] = where
             found[key.value] = self.value(item, inner)
         return found
 
 
 def scalar(text: str, where: str) -> str | None:
-    """Return an unquoted word: None for null, else text, which the schema's field turns into its type."""
+    """Return the value of an unquoted word: None for null, else text, which the schema converts."""
     if _NOT_FINITE.fullmatch(text):
         raise UsageError(f"{where}: {text!r} is not a finite number")
     return None if text in ("", "~", "null", "Null", "NULL") else text
 
 
-def _override(values: dict, word: str, places: Places) -> None:
-    """Put one `a.b=c` into the nested values."""
+def _apply_override(values: dict, word: str, places: Places) -> None:
+    """Set the value of one `a.b=c` in the nested values."""
     name, equals, text = word.partition("=")
     path = tuple(name.split("."))
     if not equals or not all(path):
@@ -153,10 +151,10 @@ def _override(values: dict, word: str, places: Places) -> None:
     for old in [old for old in places if old[: len(path)] == path]:
         del places[old]
     places[path] = COMMAND_LINE
-    inner[path[-1]] = _command_line_value(text, path, places)
+    inner[path[-1]] = _parse_value(text, path, places)
 
 
-def _command_line_value(text: str, path: Path_, places: Places) -> Any:
+def _parse_value(text: str, path: KeyPath, places: Places) -> Any:
     if not text.startswith(("[", "{")):
         return scalar(text, f"{COMMAND_LINE}: {dotted(path)}")
     try:
@@ -166,43 +164,43 @@ def _command_line_value(text: str, path: Path_, places: Places) -> Any:
     return _Reader(COMMAND_LINE, places).value(node, path)
 
 
-def dotted(path: Path_) -> str:
-    """Return a path of settings as a person writes it: stages.low.steps."""
+def dotted(path: KeyPath) -> str:
+    """Return a path of keys in dotted form: stages.low.steps."""
     return ".".join(map(str, path))
 
 
-def _first(mistakes: list[dict], places: Places) -> dict:
-    """Return the mistake to tell: a misspelt name, which explains what is missing, else the first one."""
+def _select_mistake(mistakes: list[dict], places: Places) -> dict:
+    """Return the mistake to report: a misspelled name, which explains a missing one, else the first."""
     order = {path: number for number, path in enumerate(places)}
 
     def rank(mistake: dict) -> tuple[bool, int]:
-        return mistake["type"] != "extra_forbidden", order[_written(mistake["loc"], places)]
+        return mistake["type"] != "extra_forbidden", order[_match_path(mistake["loc"], places)]
 
     return min(mistakes, key=rank)
 
 
-def _written(loc: Path_, places: Places) -> Path_:
-    """Return the longest written path that pydantic's location stands for; it names arms of unions too."""
-    path: Path_ = ()
+def _match_path(loc: KeyPath, places: Places) -> KeyPath:
+    """Return the longest path in the recipe that matches pydantic's location, which has union members too."""
+    path: KeyPath = ()
     for part in loc:
         if (*path, part) in places:
             path = (*path, part)
     return path
 
 
-def _describe(mistake: dict, schema: type, places: Places) -> str:
-    path = _written(mistake["loc"], places)
+def _describe_mistake(mistake: dict, schema: type, places: Places) -> str:
+    path = _match_path(mistake["loc"], places)
     kind, found = mistake["type"], mistake["input"]
     if kind == "extra_forbidden":
         inside = f"{dotted(path[:-1])}: " if path[:-1] else ""
-        return f"{places[path]}: {inside}no setting {path[-1]!r}{_known(schema, path)}"
+        return f"{places[path]}: {inside}no setting {path[-1]!r}{_hint_known_settings(schema, path)}"
     inside = f"{dotted(path)}: " if path else ""
     if kind == "missing":
-        return f"{places[path]}: {inside}needs the setting {mistake['loc'][-1]!r}"
-    return f"{places[path]}: {inside}{_complaint(kind, found, mistake)}"
+        return f"{places[path]}: {inside}missing setting {mistake['loc'][-1]!r}"
+    return f"{places[path]}: {inside}{_describe_value_error(kind, found, mistake)}"
 
 
-def _complaint(kind: str, found: Any, mistake: dict) -> str:
+def _describe_value_error(kind: str, found: Any, mistake: dict) -> str:
     if kind in ("value_error", "assertion_error"):
         return str(mistake["ctx"]["error"])
     shown = "nothing" if found is None else repr(found)
@@ -223,24 +221,24 @@ def _complaint(kind: str, found: Any, mistake: dict) -> str:
     return f"{shown}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 
-def _known(schema: type, path: Path_) -> str:
+def _hint_known_settings(schema: type, path: KeyPath) -> str:
     """Return the hint for an unknown setting: the nearest known name, or all of them."""
-    known = [name for model in _models_at(schema, path[:-1]) for name in model.model_fields]
+    known = [name for model in _find_models(schema, path[:-1]) for name in model.model_fields]
     return did_you_mean(str(path[-1]), known) or (f"; choose from {', '.join(known)}" if known else "")
 
 
-def _models_at(annotation: Any, path: Path_) -> Iterator[type]:
-    """Yield the schema's model classes that may stand at a path, through unions, dicts and lists."""
+def _find_models(annotation: Any, path: KeyPath) -> Iterator[type]:
+    """Yield the model classes that the schema allows at a path, through unions, dicts and lists."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         for arm in arguments:
-            yield from _models_at(arm, path)
+            yield from _find_models(arm, path)
     elif origin is dict and path:
-        yield from _models_at(arguments[1], path[1:])
+        yield from _find_models(arguments[1], path[1:])
     elif origin in (list, tuple) and path:
-        yield from _models_at(arguments[0], path[1:])
+        yield from _find_models(arguments[0], path[1:])
     elif hasattr(annotation, "model_fields"):
         if not path:
             yield annotation
         elif path[0] in annotation.model_fields:
-            yield from _models_at(annotation.model_fields[path[0]].annotation, path[1:])
+            yield from _find_models(annotation.model_fields[path[0]].annotation, path[1:])

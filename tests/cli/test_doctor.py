@@ -1,4 +1,4 @@
-"""`lumina doctor` and what it looks at."""
+"""`lumina doctor` and its checks of the machine."""
 
 import json
 import os
@@ -8,21 +8,21 @@ import sys
 import pytest
 import torch
 
-from lumina_cli.cli.app import run
 from lumina_cli.core import device, doctor
 from lumina_cli.core.errors import MissingDependency, UsageError
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_doctor_tells_every_part(capsys):
-    assert run(["doctor"]) == 0
-    found = {row["part"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert list(found) == ["python", *doctor.NEEDED, *doctor.CHECKS, "lumina-image-2"]
-    assert all(found[part]["ok"] for part in ("python", *doctor.NEEDED, "processor", "disk"))
+def test_doctor_reports_every_component(lumina):
+    code, rows, _ = lumina("doctor")
+    assert code == 0
+    found = {row["part"]: row for row in rows}
+    assert list(found) == ["python", *doctor.REQUIRED, *doctor.CHECKS, "lumina-image-2"]
+    assert all(found[part]["ok"] for part in ("python", *doctor.REQUIRED, "processor", "disk"))
     assert all(set(row) == {"part", "ok", "found", "fix"} for row in found.values())
 
 
-def test_a_broken_part_is_told_with_its_reason(monkeypatch):
+def test_a_broken_component_is_reported_with_its_reason(monkeypatch):
     def broken():
         raise ImportError("libfoo.so:\n cannot open")
 
@@ -35,7 +35,7 @@ def test_a_broken_part_is_told_with_its_reason(monkeypatch):
     }
 
 
-def test_an_extra_that_is_not_installed_is_named():
+def test_a_missing_extra_is_named():
     found = doctor._optional("no-such-package", "flash", lambda: None)
     assert found == (None, "not installed", "pip install 'lumina-cli[flash]'")
     assert doctor._extra("no-such-package", "s3") == (None, "not installed", "pip install 'lumina-cli[s3]'")
@@ -44,7 +44,7 @@ def test_an_extra_that_is_not_installed_is_named():
     assert (row["ok"], row["fix"]) == (False, "reinstall or repair x")
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+def test_a_read_only_folder_fails_the_disk_check(tmp_path, monkeypatch):
     def refused(**settings):
         raise PermissionError(13, "Permission denied")
 
@@ -52,7 +52,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     assert doctor._row("disk", doctor.CHECKS["disk"])["ok"] is False
 
 
-def test_devices_by_name():
+def test_devices_are_picked_by_name():
     assert device.pick_device("cpu") == torch.device("cpu")
     assert device.pick_device().type in ("cpu", "cuda")
     with pytest.raises(UsageError, match="unknown device 'gpu'; choose from cpu, cuda"):
@@ -70,12 +70,12 @@ def test_devices_by_name():
         ({"bf16"}, torch.bfloat16),
     ],
 )
-def test_bf16_where_the_processor_has_it(features, dtype, monkeypatch):
+def test_bf16_is_used_if_the_processor_supports_it(features, dtype, monkeypatch):
     monkeypatch.setattr(device, "cpu_features", lambda: frozenset(features))
     assert device.compute_dtype("cpu") == dtype
 
 
-def test_the_machine_is_described():
+def test_describe_machine_returns_json():
     found = device.describe_machine()
     assert found["cores"] >= 1
     assert found["torch"] == torch.__version__
@@ -83,7 +83,7 @@ def test_the_machine_is_described():
 
 
 def hub_cache(folder, *files):
-    """A hub cache as huggingface_hub lays it out, with these files of Lumina-Image 2.0 in it."""
+    """Write a hub cache, in the layout of huggingface_hub, that has these files of Lumina-Image 2.0."""
     repo = folder / "models--Alpha-VLLM--Lumina-Image-2.0"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("abc")
@@ -104,11 +104,11 @@ WEIGHTS = [
     ("files", "ok", "found"),
     [
         ([], None, "not in the hub cache"),
-        (["model_index.json"], None, "not whole in the hub cache"),
+        (["model_index.json"], None, "incomplete in the hub cache"),
         (["model_index.json", "tokenizer/tokenizer.json", *WEIGHTS], True, "snapshots/abc"),
     ],
 )
-def test_a_hub_model_is_ok_only_when_it_is_whole(files, ok, found, tmp_path):
+def test_a_hub_model_is_ok_only_if_it_is_complete(files, ok, found, tmp_path):
     hub_cache(tmp_path, *files)
     code = "import json; from lumina_cli.core import doctor; from lumina_cli.core.models.locate import find_cached\n"
     code += "print(json.dumps(doctor._row('lumina-image-2', lambda: doctor._hub_model(find_cached))))"
@@ -118,8 +118,8 @@ def test_a_hub_model_is_ok_only_when_it_is_whole(files, ok, found, tmp_path):
     assert ok or "about 20 GB" in row["fix"]
 
 
-def test_doctor_and_training_look_for_the_same_compiler(monkeypatch, tmp_path):
-    (tmp_path / "c++").touch(mode=0o755)  # which torch does not call
+def test_doctor_and_training_use_the_same_compiler(monkeypatch, tmp_path):
+    (tmp_path / "c++").touch(mode=0o755)  # torch does not use this one by default
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert device.find_compiler() is None
@@ -128,7 +128,7 @@ def test_doctor_and_training_look_for_the_same_compiler(monkeypatch, tmp_path):
     assert doctor._compiler()[1] == device.find_compiler() == str(tmp_path / "c++")
 
 
-def test_a_model_that_is_not_whole_is_told_by_what_it_lacks(monkeypatch, tmp_path):
+def test_an_incomplete_model_names_the_missing_component(monkeypatch, tmp_path):
     monkeypatch.setattr("lumina_cli.core.models.locate.ASSETS", tmp_path)
     (tmp_path / "nano" / "vae").mkdir(parents=True)
     row = doctor._row("nano", doctor._nano)

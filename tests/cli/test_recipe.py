@@ -1,4 +1,4 @@
-"""Recipes: what is cast, what is refused, and the line that is named."""
+"""Recipes: how values are converted, which ones are rejected, and the line that an error names."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,7 +46,7 @@ def load(tmp_path):
     return load
 
 
-def test_yaml_1_1_has_no_traps(load):
+def test_values_are_not_converted_as_in_yaml_1_1(load):
     found = load(
         "model: no\nseed: 010\nstages:\n  on: {steps: 1_000, lr: 2e-4, compile: yes, shift: ~, betas: [0.8, .9]}\n"
     )
@@ -93,7 +93,7 @@ def test_no_recipe_at_all():
             "stages: {low: {steps: 1, lr: -1}}\n",
             "nano.yaml line 1: stages.low.lr: '-1': input should be greater than 0",
         ),
-        ("stages:\n  low: {lr: 1}\n", "nano.yaml line 2: stages.low: needs the setting 'steps'"),
+        ("stages:\n  low: {lr: 1}\n", "nano.yaml line 2: stages.low: missing setting 'steps'"),
         ("stages:\n  low: 7\n", "nano.yaml line 2: stages.low: '7' is not a group of settings"),
         ("stages: [1]\n", "nano.yaml line 1: stages: ['1'] is not a group of settings"),
         ("model:\n", "nano.yaml line 1: model: nothing is not text"),
@@ -103,28 +103,28 @@ def test_no_recipe_at_all():
         ),
         (
             "seed: 1\nmodel: a\nseed: 2\n",
-            "nano.yaml line 3: seed is set twice; the first time: nano.yaml line 1",
+            "nano.yaml line 3: seed is set twice; first at nano.yaml line 1",
         ),
         ("- a\n", "nano.yaml line 1: a recipe is a list of `name: value` lines"),
         ("model: [a\nseed: 1\n", "nano.yaml line 2: not valid YAML: expected ',' or ']', but got ':'"),
         (
             "model: !!python/name:os.system\n",
-            "nano.yaml line 1: model: !!python/name:os.system has no place in a recipe",
+            "nano.yaml line 1: model: !!python/name:os.system is not allowed in a recipe",
         ),
-        ("? [a]\n: 1\n", "nano.yaml line 1: the name of a setting is a word"),
+        ("? [a]\n: 1\n", "nano.yaml line 1: the name of a setting must be a word"),
         (
             "a: &a [x]\nb: &b [*a, *a]\nmodel: &m [*m]\n",
-            "nano.yaml line 3: nested or repeated too often for a recipe",
+            "nano.yaml line 3: nested or repeated too deeply for a recipe",
         ),
     ],
 )
-def test_mistakes_are_named_with_their_line(load, text, message):
+def test_errors_name_the_line(load, text, message):
     with pytest.raises(UsageError) as caught:
         load(text)
     assert str(caught.value) == message
 
 
-def test_the_first_of_two_mistakes_is_told(load):
+def test_the_first_of_two_mistakes_is_reported(load):
     with pytest.raises(UsageError, match=r"line 2: stages\.low\.steps"):
         load("stages:\n  low: {steps: x}\nseed: y\n")
 
@@ -149,7 +149,7 @@ def test_overrides(load):
     [
         ("stages.low.stpes=3", "on the command line: stages.low: no setting 'stpes'; did you mean 'steps'?"),
         ("stages.low.steps=x", "on the command line: stages.low.steps: 'x' is not a whole number"),
-        ("stages.hq.lr=1", "on the command line: stages.hq: needs the setting 'steps'"),
+        ("stages.hq.lr=1", "on the command line: stages.hq: missing setting 'steps'"),
         ("seed.x=1", "on the command line: seed.x: seed is one value, not a group of settings"),
         ("seed", "on the command line: 'seed' is not a setting; write name=value or group.name=value"),
         (".x=1", "on the command line: '.x=1' is not a setting; write name=value or group.name=value"),
@@ -161,7 +161,7 @@ def test_overrides(load):
         ("seed=inf", "on the command line: seed: 'inf' is not a finite number"),
     ],
 )
-def test_overrides_are_checked_alike(load, word, message):
+def test_overrides_are_validated(load, word, message):
     with pytest.raises(UsageError) as caught:
         load("seed: 1\nstages: {low: {steps: 5}}\n", word)
     assert str(caught.value) == message
@@ -178,18 +178,18 @@ def test_packaged_recipes_are_found_by_name(tmp_path, monkeypatch):
     assert load_recipe("nano", Recipe).seed == 5
     with pytest.raises(
         UsageError,
-        match=r"no recipe 'nanno'; did you mean 'nano'\?; recipes that come with lumina: lora, nano",
+        match=r"no recipe 'nanno'; did you mean 'nano'\?; packaged recipes: lora, nano",
     ):
         find_recipe("nanno")
 
 
-def test_text_that_is_not_utf_8(tmp_path):
+def test_a_recipe_must_be_utf_8(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"model: \xff\n")
     with pytest.raises(UsageError, match=r"x\.yaml is not UTF-8 text"):
         load_recipe(tmp_path / "x.yaml", Recipe)
 
 
-def test_a_folder_of_recipes_beside_an_installed_package_is_not_ours(tmp_path, monkeypatch):
+def test_a_recipes_folder_next_to_an_installed_package_is_ignored(tmp_path, monkeypatch):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "theirs.yaml").write_text("model: theirs\n")
     monkeypatch.setattr(recipe, "PACKAGE", tmp_path / "lumina_cli")

@@ -39,8 +39,8 @@ Domain = Annotated[
 Derive = Annotated[
     str,
     typer.Option(
-        help="Source of each level: the image (picture), the detailed caption (text), "
-        "or all levels in one answer (once).",
+        help="Source of each level: `picture` (the image), `text` (the detailed caption) or `once` (one "
+        "answer for all levels).",
         rich_help_panel=CAPTIONS,
     ),
 ]

@@ -13,7 +13,7 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow.cache_spec import parse_cache_spec
 from lumina_cli.core.flow.guidance import NORMS, Guidance, guide
 from lumina_cli.core.flow.solvers import Solver, Velocity
-from lumina_cli.core.registry import GUIDANCE, SOLVERS, did_you_mean
+from lumina_cli.core.registry import GUIDANCE, SOLVERS, Registry, did_you_mean
 
 UNITS = ("time", "steps", "sigma")
 
@@ -76,13 +76,13 @@ class Plan:
     renorm_of: str = "velocity"
 
     def __post_init__(self):
-        _check(isinstance(self.solver, str), "solver", self.solver, f"one of {', '.join(SOLVERS.names())}")
+        _check(isinstance(self.solver, str), "solver", self.solver, SOLVERS)
         SOLVERS.load(self.solver)
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
         _check(whole and self.steps >= 1, "steps", self.steps, "a whole number from 1")
         _check(_is_number(self.shift) and self.shift > 0, "shift", self.shift, "a number above 0")
         fits = isinstance(self.guide, str) and self.guide in GUIDANCE
-        _check(fits, "guide", self.guide, f"one of {', '.join(GUIDANCE.names())}")
+        _check(fits, "guide", self.guide, GUIDANCE)
         _check(self.guide_unit in UNITS, "guide_unit", self.guide_unit, f"one of {', '.join(UNITS)}")
         _check(
             _is_number(self.guide_until), "guide_until", self.guide_until, "a number; 1 is always, 0 never"
@@ -232,6 +232,8 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
-def _check(fits: bool, name: str, value, wanted: str) -> None:
+def _check(fits: bool, name: str, value, wanted: str | Registry) -> None:
     if not fits:
+        if isinstance(wanted, Registry):  # only now: listing its names reads the metadata of all packages
+            wanted = f"one of {', '.join(wanted.names())}"
         raise UsageError(f"{name} is {value!r}, but must be {wanted}")
