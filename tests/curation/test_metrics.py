@@ -1,4 +1,4 @@
-"""Scores of pictures and copies of them: by definition, against brute force, and where parts are missing."""
+"""Metrics of images and copies among them: definitions, brute force, and missing dependencies."""
 
 import builtins
 import importlib.util
@@ -17,7 +17,7 @@ from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
-    """Smooth shapes, so that a copy stays recognisable."""
+    """Smooth shapes, so that a copy stays recognizable."""
     random = np.random.default_rng(seed)
     small = random.integers(0, 255, (6, 9, 3), np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
@@ -25,10 +25,10 @@ def photo(seed: int = 0, size: tuple[int, int] = (96, 64)) -> Image.Image:
 
 def test_sharpness_is_the_variance_of_the_laplacian():
     values = np.random.default_rng(0).integers(0, 256, (512, 7))  # at the size at which it is measured
-    picture = Image.fromarray(values.astype(np.uint8)).convert("RGB")
+    image = Image.fromarray(values.astype(np.uint8)).convert("RGB")
     kernel = np.array([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
     wanted = [(values[y : y + 3, x : x + 3] * kernel).sum() for y in range(510) for x in range(5)]
-    assert laplacian_variance(picture) == pytest.approx(np.var(wanted))
+    assert laplacian_variance(image) == pytest.approx(np.var(wanted))
     assert laplacian_variance(Image.new("RGB", (50, 50), "red")) == 0
     assert laplacian_variance(Image.new("RGB", (1, 500))) == 0
 
@@ -49,7 +49,7 @@ def test_blur_and_enlargement_lower_sharpness_and_more_pixels_do_not():
     assert laplacian_variance(again) == pytest.approx(small, rel=0.1)
 
 
-def test_numbers_and_hashes_are_told_apart():
+def test_numbers_are_scores_and_texts_are_hashes():
     rows = measure([photo(), Image.new("RGB", (8, 8))], open_metrics(["entropy", "phash", "sharpness"]))
     assert set(rows[0]["scores"]) == {"entropy", "sharpness"}
     assert rows[1]["scores"]["entropy"] == 0
@@ -68,7 +68,7 @@ def test_hashes_of_copies_are_near_and_others_far():
     assert min((first ^ other).bit_count() for other in others) > 10
 
 
-def test_names_models_and_missing_parts(monkeypatch):
+def test_unknown_names_unused_models_and_missing_packages_are_errors(monkeypatch):
     with pytest.raises(UsageError, match="did you mean 'sharpness'"):
         open_metrics(["sharpnes"])
     with pytest.raises(UsageError, match="without a model"):
@@ -88,7 +88,7 @@ def test_names_models_and_missing_parts(monkeypatch):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), reason="the ocr extra is not installed")
-def test_text_is_found_where_it_is():
+def test_text_area_is_the_area_of_text():
     page = Image.new("RGB", (600, 400), "white")
     ImageDraw.Draw(page).text((40, 60), "Invoice number 2024", fill="black", font=ImageFont.load_default(52))
     plain = Image.new("RGB", (600, 400), "white")
@@ -100,7 +100,7 @@ def test_text_is_found_where_it_is():
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory):
-    """A tiny random classifier of pictures, in the form that hubs keep them in."""
+    """A tiny random image classifier, in the format of the hub."""
     from transformers import ViTConfig, ViTForImageClassification
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -115,24 +115,24 @@ def classifier(tmp_path_factory):
     return str(folder)
 
 
-def test_a_classifier_gives_the_share_of_a_class(classifier):
+def test_the_score_of_a_classifier_is_the_probability_of_a_class(classifier):
     from transformers import pipeline
 
-    pictures = [photo(seed) for seed in range(3)]
-    scores = open_metrics(["nsfw"], {"nsfw": classifier})["nsfw"](pictures)
-    told = pipeline("image-classification", model=classifier)(pictures)
-    wanted = [next(each["score"] for each in one if each["label"] == "nsfw") for one in told]
+    images = [photo(seed) for seed in range(3)]
+    scores = open_metrics(["nsfw"], {"nsfw": classifier})["nsfw"](images)
+    expected = pipeline("image-classification", model=classifier)(images)
+    wanted = [next(each["score"] for each in one if each["label"] == "nsfw") for one in expected]
     assert scores == pytest.approx(wanted, abs=1e-5)
-    named = open_metrics(["aesthetic"], {"aesthetic": f"{classifier}#normal"})["aesthetic"](pictures)
+    named = open_metrics(["aesthetic"], {"aesthetic": f"{classifier}#normal"})["aesthetic"](images)
     assert named == pytest.approx([1 - share for share in wanted], abs=1e-5)
     with pytest.raises(UsageError, match="only normal, nsfw"):
         open_metrics(["aesthetic"], {"aesthetic": classifier})
-    with pytest.raises(LuminaError, match="gives no score"):
+    with pytest.raises(LuminaError, match="does not provide a score"):
         open_metrics(["nsfw"], {"nsfw": classifier + "/gone"})
 
 
-@pytest.mark.parametrize("bent", [False, True])
-def test_clip_with_a_linear_head(tmp_path, bent):
+@pytest.mark.parametrize("with_relu", [False, True])
+def test_clip_with_a_linear_head(tmp_path, with_relu):
     from safetensors.torch import load_file, save_file
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -158,23 +158,23 @@ def test_clip_with_a_linear_head(tmp_path, bent):
     # as the hub's aesthetic predictors have it: a class of their own, and code that must not be run
     settings = json.loads((tmp_path / "config.json").read_text()) | {
         "model_type": "aesthetics_predictor",
-        "architectures": ["AestheticsPredictorV2ReLU" if bent else "AestheticsPredictorV2Linear"],
+        "architectures": ["AestheticsPredictorV2ReLU" if with_relu else "AestheticsPredictorV2Linear"],
         "auto_map": {"AutoConfig": "predictor.Config", "AutoModel": "predictor.Model"},
     }
     (tmp_path / "config.json").write_text(json.dumps(settings))
     (tmp_path / "predictor.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    picture = photo()
-    scores = open_metrics(["aesthetic"], {"aesthetic": str(tmp_path)})["aesthetic"]([picture])
+    image = photo()
+    scores = open_metrics(["aesthetic"], {"aesthetic": str(tmp_path)})["aesthetic"]([image])
     assert not (tmp_path / "ran").exists()
     with torch.no_grad():
-        embeds = model(**processor(images=[picture], return_tensors="pt")).image_embeds
+        embeds = model(**processor(images=[image], return_tensors="pt")).image_embeds
         hidden = first(embeds / embeds.norm(dim=-1, keepdim=True))
-        wanted = second(hidden.relu() if bent else hidden)
+        wanted = second(hidden.relu() if with_relu else hidden)
     assert scores == pytest.approx(wanted.flatten().tolist(), abs=1e-5)
 
 
 def brute_groups(hashes: np.ndarray, distance: int) -> list[set[int]]:
-    """Connected groups, by comparing everything with everything."""
+    """Connected groups, by comparing all pairs."""
     groups = [{i} for i in range(len(hashes))]
     for i in range(len(hashes)):
         for j in range(i):
@@ -187,7 +187,7 @@ def brute_groups(hashes: np.ndarray, distance: int) -> list[set[int]]:
 
 
 @pytest.mark.parametrize("distance", [1, 3, 4, 8, 12])
-def test_near_groups_are_those_of_brute_force(distance):
+def test_near_groups_equal_those_of_brute_force(distance):
     random = np.random.default_rng(distance)
     hashes = random.integers(0, 2**64, 150, dtype=np.uint64)
     copies = hashes[random.integers(0, 150, 120)]
@@ -200,9 +200,9 @@ def test_near_groups_are_those_of_brute_force(distance):
     assert len(found) < len(hashes) - 10
 
 
-def test_thousands_that_are_nearly_alike_are_one_group(monkeypatch):
-    monkeypatch.setattr(dedup, "MOST_NEXT", 128)
-    monkeypatch.setattr(dedup, "HELD", 1 << 16)
+def test_thousands_of_near_copies_are_one_group(monkeypatch):
+    monkeypatch.setattr(dedup, "MAX_NEIGHBORS", 128)
+    monkeypatch.setattr(dedup, "MAX_PAIRS", 1 << 16)
     random = np.random.default_rng(0)
     alike = np.full(3000, random.integers(0, 2**64, dtype=np.uint64))
     for _ in range(3):
@@ -213,14 +213,14 @@ def test_thousands_that_are_nearly_alike_are_one_group(monkeypatch):
     assert len(set(labels.tolist())) == 501
 
 
-def test_bands_stay_bounded():
+def test_the_number_of_bands_is_limited():
     for count in (10**4, 10**6, 110 * 10**6):
         for distance in range(1, 17):
             pieces, equal = choose_bands(count, distance)
             assert pieces == distance + equal <= 64
 
 
-def test_the_best_of_each_group_stays_and_ties_go_to_the_first():
+def test_the_best_of_each_group_is_kept_and_ties_go_to_the_first():
     groups = np.array([0, 1, 0, 1, 2, 3, 3])
     scores = np.array([1, 5, 2, 5, np.nan, np.nan, -1])
     assert keep_best(groups, scores).tolist() == [False, True, True, False, True, False, True]
@@ -228,13 +228,13 @@ def test_the_best_of_each_group_stays_and_ties_go_to_the_first():
     assert keep_best(groups, scores, pixels).tolist() == [True, False, False, True, True, False, True]
 
 
-def test_samples_without_a_hash_are_no_copies():
+def test_samples_without_a_hash_are_not_copies():
     groups = exact_groups(pa.chunked_array([["a", None], ["a", None, "b"]]))
     assert groups[0] == groups[2]
     assert len(set(groups.tolist())) == 4
 
 
-def test_hashes_are_read_from_text():
+def test_hashes_are_parsed_from_text():
     texts = pa.chunked_array([["00000000000000ff"], ["8000000000000001", None]])
     assert hashes_of(texts.drop_null()).tolist() == [255, 2**63 + 1]
     assert hashes_of(texts.slice(1, 1)).tolist() == [2**63 + 1]

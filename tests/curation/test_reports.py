@@ -1,4 +1,4 @@
-"""What shards are worth, and how captioners compare: the figures by hand, and pages that run nothing of a row."""
+"""Reports of shards and of captioners: figures computed by hand, and pages that run no code from rows."""
 
 import json
 import re
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.curation.report import stats
+from lumina_cli.core.curation.report import caption_stats
 from lumina_cli.core.curation.report.contact_sheet import write_preview
 from lumina_cli.core.curation.report.stats import compute_stats, write_stats_page
 from lumina_cli.core.curation.scores import score_shards
@@ -53,41 +53,41 @@ def shards(tmp_path_factory) -> str:
     return folder
 
 
-def test_the_summary_counts_what_is_there(shards):
-    told = compute_stats(shards, count=lambda texts: [len(text.split()) for text in texts], trained=100)
-    assert told["samples"] == 8
-    assert told["yield"]["input"] == 10
-    assert sum(told["yield"]["rejects"].values()) == 2
-    assert told["without_captions"] == 1
-    assert told["languages"] == {"en": 7, "zh": 1}
-    assert told["levels"] == {"detailed": 7, "short": 7}
-    assert told["captions"]["en.short"]["characters"]["p50"] == len("a red car")
-    detailed = told["captions"]["en.detailed"]
-    prompt = told["system_prompt_tokens"]
+def test_the_summary_counts_samples_captions_and_copies(shards):
+    found = compute_stats(shards, count=lambda texts: [len(text.split()) for text in texts], trained=100)
+    assert found["samples"] == 8
+    assert found["yield"]["input"] == 10
+    assert sum(found["yield"]["rejects"].values()) == 2
+    assert found["without_captions"] == 1
+    assert found["languages"] == {"en": 7, "zh": 1}
+    assert found["levels"] == {"detailed": 7, "short": 7}
+    assert found["captions"]["en.short"]["characters"]["p50"] == len("a red car")
+    detailed = found["captions"]["en.detailed"]
+    prompt = found["system_prompt_tokens"]
     lengths = [len(EVIL.split()) + 40 * i + prompt for i in range(1, 8)]
     assert detailed["tokens"]["most"] == max(lengths)
     assert detailed["over_256_tokens"] == round(sum(length > 256 for length in lengths) / 7, 5)
     assert 0 < detailed["over_256_tokens"] < 1
-    assert told["duplicates"]["exact"] == {"copies": 1, "share": 0.125, "largest_group": 2}
-    assert told["duplicates"]["near"]["copies"] >= 1
-    assert told["sources"]["web"]["epochs"] == pytest.approx(100 / 8)
-    assert told["scores"]["entropy"]["samples"] == 8
+    assert found["duplicates"]["exact"] == {"copies": 1, "share": 0.125, "largest_group": 2}
+    assert found["duplicates"]["near"]["copies"] >= 1
+    assert found["sources"]["web"]["epochs"] == pytest.approx(100 / 8)
+    assert found["scores"]["entropy"]["samples"] == 8
 
 
-def test_tokens_are_counted_without_being_asked_for(shards, tmp_path, capsys):
+def test_tokens_are_counted_by_default(shards, tmp_path, capsys):
     nano = TokenCounter("nano")
-    told = compute_stats(shards)
-    assert told["tokenizer"] == "nano"
-    short = told["captions"]["en.short"]["tokens"]
-    assert short["most"] == nano(["a red car"])[0] + told["system_prompt_tokens"]
-    assert told["over_256_tokens"] == compute_stats(shards, count=nano)["over_256_tokens"] > 0
+    found = compute_stats(shards)
+    assert found["tokenizer"] == "nano"
+    short = found["captions"]["en.short"]["tokens"]
+    assert short["most"] == nano(["a red car"])[0] + found["system_prompt_tokens"]
+    assert found["over_256_tokens"] == compute_stats(shards, count=nano)["over_256_tokens"] > 0
     assert run(["shard", "stats", shards]) == 0
     assert "embedded tokenizer; Gemma's counts differ" in capsys.readouterr().err
     own = str(tmp_path / "own")
     list(write_shards(rows()[:8], own, count=Words()))
-    told = compute_stats(own)
-    assert told["tokenizer"] == "that of the shards (words)"
-    assert told["captions"]["en.short"]["tokens"]["most"] == 3
+    found = compute_stats(own)
+    assert found["tokenizer"] == "that of the shards (words)"
+    assert found["captions"]["en.short"]["tokens"]["most"] == 3
 
 
 class Words:
@@ -112,52 +112,52 @@ def test_captions_that_failed_their_checks_are_counted(tmp_path, capsys, monkeyp
     assert run(words) == 0
     assert json.loads(capsys.readouterr().out)["rejected_captions"] == {"refusal": 2, EVIL: 1}
     assert "Captions that failed their checks" in check_page(tmp_path / "p.html")
-    # with tokens counted by the writer, indexes tell all of it, of a selection, too
+    # if the writer counted tokens, the indexes contain all of it, for a selection, too
     list(write_shards(made, str(tmp_path / "t"), count=Words()))
     select_samples(
         str(tmp_path / "t"), str(tmp_path / "u"), SelectionSettings(where=[f"key = '{made[1]['key']}'"])
     )
-    monkeypatch.setattr(stats, "read_source", None)
+    monkeypatch.setattr(caption_stats, "read_source", None)
     assert compute_stats(str(tmp_path / "t"), Words())["rejected_captions"] == {"refusal": 2, EVIL: 1}
     assert compute_stats(str(tmp_path / "u"), Words())["rejected_captions"] == {"refusal": 1, EVIL: 1}
 
 
-def test_a_selection_tells_its_steps(shards, tmp_path):
+def test_the_summary_of_a_selection_contains_its_steps(shards, tmp_path):
     select_samples(shards, str(tmp_path / "a"), SelectionSettings(best=0.5, by="entropy"))
     select_samples(str(tmp_path / "a"), str(tmp_path / "b"), SelectionSettings(where=["width > 64"]))
     left = len(list(read_source(str(tmp_path / "b"))))
-    told = compute_stats(str(tmp_path / "b"))
-    assert (told["samples"], told["yield"]["share"]) == (left, 0.8)
-    assert told["selection"]["share"] == left / 8
-    steps = [(step["step"], step["left"]) for step in told["selection"]["steps"]]
+    found = compute_stats(str(tmp_path / "b"))
+    assert (found["samples"], found["yield"]["share"]) == (left, 0.8)
+    assert found["selection"]["share"] == left / 8
+    steps = [(step["step"], step["left"]) for step in found["selection"]["steps"]]
     assert steps == [("samples", 8), ("best by entropy", 4), ("samples", 4), ("width > 64", left)]
-    page = write_stats_page(tmp_path / "p.html", told)
+    page = write_stats_page(tmp_path / "p.html", found)
     assert "best by entropy" in check_page(page)
     assert compute_stats(shards)["selection"] is None
 
 
-def test_crops_are_those_of_training(shards):
-    told = compute_stats(shards)["buckets"]
+def test_buckets_equal_those_of_training(shards):
+    found = compute_stats(shards)["buckets"]
     sizes = [SIZES[i % 4] if i < 7 else SIZES[0] for i in range(8)]
     for size in (256, 1024):
         boxes = [best_size(*pair, size) for pair in sizes]
         names = [f"{width}x{height}" for width, height in boxes]
-        assert told[str(size)]["crops"] == {name: names.count(name) for name in names}
+        assert found[str(size)]["crops"] == {name: names.count(name) for name in names}
         kept = [
             min(x, y) / max(x, y)
             for (w, h), (a, b) in zip(sizes, boxes, strict=True)
             for x, y in [(a / w, b / h)]
         ]
-        assert told[str(size)]["kept_area"] == pytest.approx(np.mean(kept), abs=1e-4)
+        assert found[str(size)]["kept_area"] == pytest.approx(np.mean(kept), abs=1e-4)
         larger = [a > w or b > h for (w, h), (a, b) in zip(sizes, boxes, strict=True)]
-        assert told[str(size)]["enlarged"] == np.mean(larger)
+        assert found[str(size)]["enlarged"] == np.mean(larger)
 
 
-def test_a_mix_says_how_often_a_source_is_seen(shards):
+def test_a_mix_determines_the_epochs_of_each_source(shards):
     sources = compute_stats(shards, trained=600, mix={"web": 3, EVIL: 1})["sources"]
     assert sources["web"]["epochs"] == 600 * 0.75 / 6
     assert sources[EVIL]["epochs"] == 600 * 0.25 / 2
-    with pytest.raises(UsageError, match="no sample is from there"):
+    with pytest.raises(UsageError, match="no sample is from this source"):
         compute_stats(shards, trained=600, mix={"wep": 3})
 
 
@@ -166,13 +166,13 @@ def test_captions_of_overlays_are_counted(shards, tmp_path):
 
     copy = str(shutil.copytree(shards, tmp_path / "s"))
     list(apply_rows(copy, [{"key": "k0", "captions": {"de": {"short": "ein Auto"}}}], "captions"))
-    told = compute_stats(copy)
-    assert told["without_captions"] == 0
-    assert told["captions"]["de.short"]["characters"]["most"] == len("ein Auto")
+    found = compute_stats(copy)
+    assert found["without_captions"] == 0
+    assert found["captions"]["de.short"]["characters"]["most"] == len("ein Auto")
 
 
 def check_page(path) -> str:
-    """Return a page that runs one script only, that of its own policy, and loads nothing."""
+    """Return a page after checking that it runs only the script of its own policy, and loads nothing."""
     text = path.read_text()
     assert re.findall(r"<script", text) == ["<script"]
     assert "default-src 'none'" in text
@@ -193,8 +193,8 @@ def test_pages_of_shards(shards, tmp_path, capsys):
     text = check_page(page)
     for word in ("80.0 %", "en.detailed", "Crops at 1024", "entropy", "What was left out"):
         assert word in text
-    told = write_preview(shards, tmp_path / "p.html", samples=5, by="entropy")
-    assert told["samples"] == 5
+    found = write_preview(shards, tmp_path / "p.html", samples=5, by="entropy")
+    assert found["samples"] == 5
     assert len(re.findall("<figure", check_page(tmp_path / "p.html"))) == 5
     with pytest.raises(UsageError, match=r"no 'entropi'.* did you mean 'entropy'"):
         write_preview(shards, tmp_path / "p.html", by="entropi")
@@ -246,8 +246,8 @@ def test_captions_compared(shards, tmp_path, capsys):
         run(["eval", "captions", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"), "--page", str(page)])
         == 0
     )
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    short = {row["file"]: row for row in told if (row["lang"], row["level"]) == ("en", "short")}
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    short = {row["file"]: row for row in found if (row["lang"], row["level"]) == ("en", "short")}
     assert short["a.jsonl"]["captions"] == 7
     assert short["a.jsonl"]["objects"] == pytest.approx(100 / 3, abs=0.01)
     assert short["b.jsonl"]["different"] == 0.5
@@ -258,13 +258,13 @@ def test_captions_compared(shards, tmp_path, capsys):
     assert text.count('class="card pair"') == 4
 
 
-def test_files_without_captions_are_told(tmp_path):
+def test_files_without_captions_are_errors(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"image": "x.png"}\n')
     with pytest.raises(LuminaError, match="has no captions to compare"):
         open_files([str(tmp_path / "a.jsonl")], read_source)
 
 
-def test_files_of_one_name_and_of_moved_pictures():
+def test_files_with_equal_names_and_moved_images():
     def read(source: str):
         return [{"key": "one", "image": f"/{source}/1.png", "captions": {"en": {"tags": "car"}}}]
 
@@ -274,18 +274,18 @@ def test_files_of_one_name_and_of_moved_pictures():
 
 
 def test_nano_captions_are_compared_as_facts(tmp_path, capsys):
-    told = list(read_source("nano:6?size=64"))
-    for number, row in enumerate(told):
+    found = list(read_source("nano:6?size=64"))
+    for number, row in enumerate(found):
         row["image"].save(tmp_path / f"{number}.png")
         row["image"] = f"{number}.png"
     wrong = [
         row | {"captions": {"en": next_row["captions"]["en"]}}
-        for row, next_row in zip(told, told[1:] + told[:1], strict=True)
+        for row, next_row in zip(found, found[1:] + found[:1], strict=True)
     ]
     bare = [
         {name: row[name] for name in ("image", "captions")} for row in wrong
     ]  # its scenes are in the other file
-    for name, some in (("true", told), ("wrong", bare)):
+    for name, some in (("true", found), ("wrong", bare)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
     page = tmp_path / "c.html"
     files = [str(tmp_path / f"{name}.jsonl") for name in ("true", "wrong")]

@@ -1,4 +1,4 @@
-"""The rehearsal of docs/scale.md, at a size that takes seconds: it is planned and selected as it says."""
+"""The rehearsal of docs/scale.md at a size that takes seconds: planning and selection."""
 
 import runpy
 from pathlib import Path
@@ -23,7 +23,7 @@ def steps(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
         return folder, {name: script["run_step"](name, folder, ROWS) for name in script["STEPS"]}
 
 
-def test_every_stage_has_exactly_its_share(steps):
+def test_each_stage_contains_exactly_its_fraction(steps):
     found = steps[1]
     assert [found[name]["selected"] for name in ("best100", "best10", "best1")] == [5000, 500, 50]
     assert found["plan"]["shards"] == 6
@@ -31,7 +31,7 @@ def test_every_stage_has_exactly_its_share(steps):
     assert found["batches"]["samples"] == 500
 
 
-def test_the_pool_is_one_that_the_product_opens(steps):
+def test_the_synthetic_pool_opens_like_shards(steps):
     pool = steps[0] / "pool"
     assert len(open_shards(pool)) == 6
     assert read_totals(pool)["samples"] == ROWS

@@ -1,4 +1,4 @@
-"""Selections: the next stage without a copy, told by conditions, copies and scores."""
+"""Selections by conditions, copies, sources and scores."""
 
 import json
 
@@ -18,17 +18,17 @@ from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.sources.source import open_row_image, read_source
 
 
-def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+def draw_image(seed: int, size: tuple[int, int]) -> Image.Image:
     small = np.random.default_rng(seed).integers(0, 255, (5, 6, 3), np.uint8)
     return Image.fromarray(small).resize(size)
 
 
 def rows() -> list[dict]:
-    """Twelve pictures of three widths from two sources; k10 is k0 again, k11 nearly k1, and the best of both."""
+    """Twelve images of three widths from two sources; k10 equals k0, k11 is nearly k1, and is the best of both."""
     made = []
     for i in range(12):
         seed = {10: 0, 11: 1}.get(i, i)
-        image = picture(seed, ((48, 64, 96)[seed % 3], 48))
+        image = draw_image(seed, ((48, 64, 96)[seed % 3], 48))
         if i == 11:
             image = image.copy()
             image.putpixel((0, 0), (0, 0, 0))
@@ -55,7 +55,7 @@ def keys(shards: str, dest, **settings) -> list[str]:
     return [row["key"] for row in read_source(str(dest))]
 
 
-def test_the_best_share_in_the_order_of_the_shards(shards, tmp_path):
+def test_the_best_fraction_is_in_the_order_of_the_shards(shards, tmp_path):
     assert keys(shards, tmp_path / "a", best=0.25) == ["k9", "k10", "k11"]
     assert keys(shards, tmp_path / "b", best=2) == ["k10", "k11"]
     sharp = sorted(read_source(shards), key=lambda row: -row["scores"]["sharpness"])[0]["key"]
@@ -65,7 +65,7 @@ def test_the_best_share_in_the_order_of_the_shards(shards, tmp_path):
     assert sharp in keys(shards, tmp_path / "d", best=3, by="sharpness")
 
 
-def test_conditions(shards, tmp_path):
+def test_samples_are_selected_by_conditions(shards, tmp_path):
     wide = ["k2", "k5", "k8"]
     assert keys(shards, tmp_path / "a", where=["width >= 96"]) == wide
     assert keys(shards, tmp_path / "b", where=["aspect > 1.9 and score < 6"]) == ["k2", "k5"]
@@ -84,33 +84,33 @@ def test_conditions(shards, tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("width", "expected NAME < VALUE"),
+        ("width", "expected a comparison such as NAME < VALUE"),
         ("width > 3 or height > 3", "joined by 'and', not 'or'"),
-        ("__import__('os') > 1", "expected NAME < VALUE"),
+        ("__import__('os') > 1", "expected a comparison such as NAME < VALUE"),
         ("widht > 3", "did you mean 'width'"),
         ("width > wide", "width is a number"),
         ("languages == en", "no 'languages'"),
     ],
 )
-def test_conditions_that_mean_nothing(shards, tmp_path, text, message):
+def test_invalid_conditions_are_errors(shards, tmp_path, text, message):
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
         select_samples(shards, str(tmp_path / "a"), SelectionSettings(where=[text]))
     assert not (tmp_path / "a").exists()
 
 
-def test_comparisons_are_parsed_not_run():
+def test_conditions_are_parsed_and_not_evaluated_as_code():
     assert parse_where("a.b >= -1.5e3 and c != 'x and y'") == [("a.b", ">=", -1500.0), ("c", "!=", "x and y")]
 
 
-def test_copies_keep_the_best(shards, tmp_path):
+def test_the_best_of_each_group_of_copies_is_kept(shards, tmp_path):
     exact = keys(shards, tmp_path / "a", copies="exact")
     assert exact == [f"k{i}" for i in range(1, 12)]
     near = keys(shards, tmp_path / "b", copies="near")
     assert near == [f"k{i}" for i in range(2, 12)]
 
 
-def test_of_near_copies_the_largest_stays_then_the_best_then_the_first(tmp_path):
-    base = picture(3, (1024, 768))
+def test_near_copies_keep_the_largest_then_the_best_then_the_first(tmp_path):
+    base = draw_image(3, (1024, 768))
     sizes = [(128, 96), (300, 225), (512, 384), (1024, 768), (1024, 768), (1024, 768)]
     scores = [9, 8, 7, 1, 2, 2]
     made = [
@@ -122,7 +122,7 @@ def test_of_near_copies_the_largest_stays_then_the_best_then_the_first(tmp_path)
     folder = str(tmp_path / "s")
     list(
         write_shards(
-            [*made, {"key": "other", "image": picture(8, (64, 64)), "score": 0}], folder, per_shard=3
+            [*made, {"key": "other", "image": draw_image(8, (64, 64)), "score": 0}], folder, per_shard=3
         )
     )
     list(score_shards(folder, ["phash", "sharpness"]))
@@ -134,7 +134,7 @@ def test_of_near_copies_the_largest_stays_then_the_best_then_the_first(tmp_path)
     ]
 
 
-def test_caps_of_sources_keep_the_best(shards, tmp_path):
+def test_a_limit_per_source_keeps_the_best(shards, tmp_path):
     assert keys(shards, tmp_path / "a", per_source=2) == ["k8", "k9", "k10", "k11"]
 
 
@@ -152,7 +152,7 @@ def test_a_selection_of_a_selection(shards, tmp_path):
     ]
 
 
-def test_a_later_overlay_decides(shards, tmp_path):
+def test_the_newest_overlay_takes_precedence(shards, tmp_path):
     import shutil
 
     copy = str(shutil.copytree(shards, tmp_path / "s"))
@@ -162,7 +162,7 @@ def test_a_later_overlay_decides(shards, tmp_path):
     assert keys(f"{copy}?overlay=scores", tmp_path / "c", best=2) == ["k10", "k11"]
 
 
-def test_shards_of_other_tools_and_of_other_places(shards, tmp_path):
+def test_shards_of_other_tools_and_in_other_places(shards, tmp_path):
     import shutil
 
     bare = tmp_path / "bare"
@@ -178,14 +178,14 @@ def test_shards_of_other_tools_and_of_other_places(shards, tmp_path):
     assert keys("memory://select-test/s", "memory://select-test/best", best=2) == ["k10", "k11"]
 
 
-def test_what_cannot_be_selected(shards, tmp_path):
-    with pytest.raises(LuminaError, match=r"nothing is left of 12 samples: width > 500 left 0"):
+def test_impossible_selections_are_errors(shards, tmp_path):
+    with pytest.raises(LuminaError, match=r"none of 12 samples remains: width > 500 left 0"):
         select_samples(shards, str(tmp_path / "a"), SelectionSettings(where=["width > 500"]))
-    with pytest.raises(UsageError, match=r"a share up to 1\.0, or a whole number"):
+    with pytest.raises(UsageError, match=r"expected a fraction up to 1\.0 or a whole number"):
         select_samples(shards, str(tmp_path / "a"), SelectionSettings(best=1.5))
     with pytest.raises(UsageError, match="no 'aesthetics'"):
         select_samples(shards, str(tmp_path / "a"), SelectionSettings(best=0.5, by="aesthetics"))
-    with pytest.raises(UsageError, match="it is no number"):
+    with pytest.raises(UsageError, match="not a numeric column"):
         select_samples(shards, str(tmp_path / "a"), SelectionSettings(best=0.5, by="key"))
     with pytest.raises(UsageError, match="holds shards; give the selection a folder"):
         select_samples(shards, shards, SelectionSettings(best=0.5))
@@ -213,12 +213,12 @@ def test_a_number_without_a_dot_is_a_count(text, best):
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "10.0", "nan", "inf", "1e6", "all", ""])
-def test_what_is_neither_a_share_nor_a_count(text):
-    with pytest.raises(UsageError, match=r"a share up to 1\.0, or a whole number"):
+def test_neither_a_fraction_nor_a_count_is_an_error(text):
+    with pytest.raises(UsageError, match=r"expected a fraction up to 1\.0 or a whole number"):
         parse_best(text)
 
 
-def test_another_selection_is_not_replaced_unasked(shards, tmp_path, capsys):
+def test_another_selection_is_replaced_only_with_force(shards, tmp_path, capsys):
     place = str(tmp_path / "a")
     words = ["shard", "select", shards, place, "--best", "3"]
     assert run(words) == 0
@@ -234,13 +234,13 @@ def test_another_selection_is_not_replaced_unasked(shards, tmp_path, capsys):
 
 
 def plain(tmp_path, *more: dict) -> str:
-    """Shards of pictures without scores, with what `more` says of each."""
-    made = [{"key": f"k{i}", "image": picture(i, (48, 48))} | each for i, each in enumerate(more)]
+    """Shards of images without scores, with the fields of `more`."""
+    made = [{"key": f"k{i}", "image": draw_image(i, (48, 48))} | each for i, each in enumerate(more)]
     list(write_shards(made, str(tmp_path / "plain"), per_shard=2))
     return str(tmp_path / "plain")
 
 
-def test_a_score_that_was_not_measured_is_the_only_other_one(tmp_path, capsys):
+def test_a_missing_score_is_replaced_by_the_only_other_one(tmp_path, capsys):
     folder = plain(tmp_path, *[{}] * 4)
     list(score_shards(folder, ["sharpness", "entropy"]))
     best = max(read_source(folder), key=lambda row: row["scores"]["sharpness"])["key"]
@@ -254,19 +254,20 @@ def test_a_score_that_was_not_measured_is_the_only_other_one(tmp_path, capsys):
     list(apply_rows(folder, [{"key": "k1", "scores": {"aesthetic": 5.0}}], "later"))
     assert run(["shard", "select", folder, str(tmp_path / "b"), "--best", "1"]) == 1
     assert (
-        "no sample has a 'score', but aesthetic and sharpness; say which with --by" in capsys.readouterr().err
+        "no sample has a 'score', but aesthetic and sharpness; choose one with --by"
+        in capsys.readouterr().err
     )
 
 
-def test_entropy_is_no_measure_of_what_is_best(tmp_path):
+def test_entropy_never_replaces_a_missing_score(tmp_path):
     folder = plain(tmp_path, {}, {})
     list(score_shards(folder, ["entropy"]))
-    with pytest.raises(LuminaError, match="no sample has a 'score' to choose by; they have entropy"):
+    with pytest.raises(LuminaError, match="no sample has a 'score' to rank by; they have entropy"):
         select_samples(folder, str(tmp_path / "a"), SelectionSettings(best=1))
 
 
 @pytest.mark.parametrize("by", ["score", "caption"])
-def test_scores_of_captions_are_found_in_the_rows(tmp_path, by):
+def test_scores_of_captions_are_read_from_the_rows(tmp_path, by):
     means = (0.2, None, 0.9, 0.4)
     said = [{"caption_scores": {"en": {"short": m - 0.1, "tags": m + 0.1}}} if m else {} for m in means]
     folder = plain(tmp_path, *said)
@@ -276,7 +277,7 @@ def test_scores_of_captions_are_found_in_the_rows(tmp_path, by):
     assert [row["key"] for row in read_source(str(tmp_path / "a"))] == ["k2", "k3"]
 
 
-def test_a_changed_shard_is_told(tmp_path):
+def test_a_changed_shard_is_an_error(tmp_path):
     folder = str(tmp_path / "s")
     list(write_shards(rows(), folder, per_shard=5))
     keys(folder, tmp_path / "a", best=2)
@@ -285,7 +286,7 @@ def test_a_changed_shard_is_told(tmp_path):
         list(read_source(tmp_path / "a"))
 
 
-def test_the_command_line(shards, tmp_path, capsys):
+def test_the_command_line_writes_a_selection(shards, tmp_path, capsys):
     words = ["shard", "select", shards, str(tmp_path / "a"), "--best", "0.5", "--where", "width > 48"]
     assert run([*words, "--no-duplicates", "near", "--distance", "3", "--per-source", "5"]) == 0
     steps = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -1,4 +1,4 @@
-"""Selecting in parts: the same samples as a plain choice among all rows in memory, whatever the parts are."""
+"""Selecting in parts equals a plain selection among all rows in memory, for parts of any size."""
 
 import json
 from dataclasses import asdict
@@ -41,7 +41,7 @@ def maybe(random: np.random.Generator, most: int) -> float | None:
 
 
 def write_overlay(folder, name: str, rows: list[dict], values: list[dict]) -> None:
-    """An overlay of values, as `lumina shard score` leaves it beside shards."""
+    """An overlay of values, as `lumina shard score` writes it."""
     import pyarrow as pa
 
     place = folder / "overlays" / name / "0001"
@@ -60,7 +60,7 @@ def write_overlay(folder, name: str, rows: list[dict], values: list[dict]) -> No
 
 @pytest.fixture(params=range(3))
 def pool(request, tmp_path, monkeypatch) -> tuple[str, list[dict]]:
-    """A folder of made-up shards with two overlays, and what is known of each sample."""
+    """A folder of synthetic shards with two overlays, and the values of each sample."""
     monkeypatch.setattr(manifest, "GROUP", (17, 64, 1000)[request.param])
     rows, random = made_up(request.param), np.random.default_rng(100 + request.param)
     folder = tmp_path / "s"
@@ -85,7 +85,7 @@ def pool(request, tmp_path, monkeypatch) -> tuple[str, list[dict]]:
 
 
 def chosen(rows: list[dict], choice: SelectionSettings) -> tuple[list[dict], list[int]]:
-    """Return the rows that a choice selects, and how many each step left: all in memory, word by word."""
+    """Return the rows that settings select, and the samples left by each step: in memory, by definition."""
     left, counts = list(rows), [len(rows)]
     for text in choice.where:
         name, operator, value = text.split()
@@ -118,7 +118,7 @@ def chosen(rows: list[dict], choice: SelectionSettings) -> tuple[list[dict], lis
 
 
 def grouped(rows: list[dict], choice: SelectionSettings) -> dict[str, list[dict]]:
-    """Return by key the rows of which one is kept, in their order."""
+    """Return the groups of rows by key, in their order."""
 
     def alike(a: dict, b: dict) -> bool:
         if choice.copies == "near" and (a["phash"] or b["phash"]):
@@ -155,7 +155,7 @@ CHOICES = [
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: ",".join(
     f"{name}={value}" for name, value in asdict(choice).items() if value not in (None, (), "score", 4)
 ))  # fmt: skip
-def test_parts_select_what_all_rows_would(pool, tmp_path, choice):
+def test_parts_select_the_same_samples_as_all_rows(pool, tmp_path, choice):
     folder, rows = pool
     wanted, counts = chosen(rows, choice)
     info = select_samples(folder, str(tmp_path / "a"), choice)
@@ -172,16 +172,16 @@ def test_parts_select_what_all_rows_would(pool, tmp_path, choice):
 
 
 def check(folder, rows: list[dict], by: str) -> None:
-    """The table of a selection says of its samples where they are and what they were chosen by."""
+    """The table of a selection contains the location of its samples and the value that ranked them."""
     names = ("shard", "key", "image", "sha256")
     place = str(folder / "selection.parquet")
     found = [row for batch in read_batches(place, None, "selection") for row in batch.to_pylist()]
     assert found == [{name: row[name] for name in names} | {"value": row[by]} for row in rows]
 
 
-def test_a_selection_of_samples_that_are_gone(pool, tmp_path):
+def test_a_selection_of_missing_samples_is_an_error(pool, tmp_path):
     folder, rows = pool
     select_samples(folder, str(tmp_path / "a"), SelectionSettings(best=20))
     write_row_table(f"{folder}/manifest.parquet", rows[:30], manifest.manifest_schema(["fine"]))
-    with pytest.raises(LuminaError, match="selected samples that its shards no longer hold"):
+    with pytest.raises(LuminaError, match="selected samples that its shards no longer contain"):
         select_samples(str(tmp_path / "a"), str(tmp_path / "b"), SelectionSettings(best=1))

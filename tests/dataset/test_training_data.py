@@ -1,3 +1,5 @@
+"""Training data: batch planning, latent caches and batches of a stage."""
+
 import json
 from types import SimpleNamespace
 
@@ -21,7 +23,7 @@ def sampler(lengths=LENGTHS, batch=8, **options):
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_an_epoch_shows_each_picture_at_most_once_and_is_the_same_again(exact):
+def test_an_epoch_contains_each_image_at_most_once_and_is_reproducible(exact):
     first, again = (sampler(exact=exact) for _ in range(2))
     assert first.steps == 12
     for epoch in range(2):
@@ -46,7 +48,7 @@ def test_exact_batches_have_one_length_and_only_frequent_ones():
     assert {True, False} == set(kinds)
 
 
-def test_captions_are_chosen_by_their_weights_among_those_there_are():
+def test_captions_are_drawn_by_their_weights_among_those_that_an_image_has():
     lengths = LENGTHS.copy()
     lengths[:50, 1] = 0
     one = sampler(lengths, exact=False)
@@ -56,8 +58,8 @@ def test_captions_are_chosen_by_their_weights_among_those_there_are():
         for row, kind in zip(one[step].rows, one[step].captions, strict=True)
     ]
     assert all(lengths[row, kind] > 0 for row, kind in chosen)
-    shares = np.bincount([kind for row, kind in chosen if row >= 50]) / sum(row >= 50 for row, _ in chosen)
-    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
+    fractions = np.bincount([kind for row, kind in chosen if row >= 50]) / sum(row >= 50 for row, _ in chosen)
+    assert fractions == pytest.approx([0.25, 0.5, 0.25], abs=0.02)
 
 
 def test_dropout_makes_whole_batches_of_one_length_unconditional():
@@ -69,12 +71,12 @@ def test_dropout_makes_whole_batches_of_one_length_unconditional():
     assert not any(batch.unconditional for batch in batches if not batch.exact)
 
 
-def test_fewer_pictures_than_a_batch_are_repeated():
+def test_fewer_images_than_a_batch_are_repeated():
     assert len(sampler(LENGTHS[:3])[5].rows) == 8
 
 
-def test_no_caption_at_all_is_an_error():
-    with pytest.raises(LuminaError, match="no picture has a caption"):
+def test_a_sampler_without_captions_is_an_error():
+    with pytest.raises(LuminaError, match="no image has a caption of the requested languages and levels"):
         sampler(np.zeros((5, 3), int))
 
 
@@ -95,19 +97,19 @@ def rows(count, size=(64, 64)):
         yield {"image": Image.fromarray(pixels), "captions": captions, "score": float(i)}
 
 
-def test_cached_latents_are_those_of_the_pictures(tmp_path):
+def test_cached_latents_equal_the_encoded_images(tmp_path):
     folders = {64: tmp_path / "64", 128: tmp_path / "128"}
     assert list(build_stores(rows(70), folders, encode)) == [64, 70]
     assert list(build_stores(rows(70), folders, encode)) == []
     store = LatentStore(folders[64])
-    picture = np.asarray(list(rows(70))[69]["image"])
-    pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    image = np.asarray(list(rows(70))[69]["image"])
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     assert store.read(np.array([3, 69])).shape == (2, 16, 8, 8)
     assert torch.allclose(store.read(np.array([3, 69]))[1], encode(pixels)[0], atol=1e-3)
     assert LatentStore(folders[128]).read(np.array([0])).shape == (1, 16, 16, 16)
 
 
-def test_a_killed_build_goes_on_after_its_last_whole_chunk(tmp_path):
+def test_a_killed_build_continues_after_its_last_complete_chunk(tmp_path):
     def broken():
         yield from list(rows(200))[:150]
         raise KeyboardInterrupt
@@ -123,7 +125,7 @@ def test_a_killed_build_goes_on_after_its_last_whole_chunk(tmp_path):
 
 
 @pytest.mark.parametrize("last", range(1, 9))
-def test_a_kill_between_two_sizes_costs_no_chunk_that_is_whole(tmp_path, last):
+def test_a_kill_between_two_sizes_keeps_complete_chunks(tmp_path, last):
     calls, stopped, whole = [], *({64: tmp_path / name / "64", 128: tmp_path / name / "128"} for name in "ab")
 
     def counted(pixels):
@@ -142,7 +144,7 @@ def test_a_kill_between_two_sizes_costs_no_chunk_that_is_whole(tmp_path, last):
             assert (stopped[size] / name).read_bytes() == (whole[size] / name).read_bytes()
 
 
-def test_a_size_that_another_run_left_half_done_is_caught_up_with(tmp_path):
+def test_a_size_that_another_run_did_not_finish_catches_up(tmp_path):
     folders = {64: tmp_path / "64", 128: tmp_path / "128"}
     half = build_stores(truncated(tmp_path, 2), {64: folders[64]}, encode)
     assert [next(half), next(half)] == [64, 128]
@@ -153,19 +155,19 @@ def test_a_size_that_another_run_left_half_done_is_caught_up_with(tmp_path):
     assert stores[0].scores.tolist() == stores[1].scores.tolist()
 
 
-def test_pictures_of_mixed_shapes_come_as_a_list(tmp_path):
+def test_latents_of_mixed_shapes_are_a_list(tmp_path):
     mixed = [*rows(2), *rows(2, size=(256, 64))]
     list(build_stores(mixed, {128: tmp_path}, encode))
     assert {tuple(x.shape) for x in LatentStore(tmp_path).read(np.arange(4))} == {(16, 16, 16), (16, 8, 32)}
 
 
-def test_rows_without_captions_are_named(tmp_path):
+def test_rows_without_captions_are_errors_with_their_number(tmp_path):
     with pytest.raises(LuminaError, match="row 3 of the data has no 'captions'"):
         list(build_stores([*rows(2), {"image": Image.new("RGB", (64, 64))}], {64: tmp_path}, encode))
 
 
 @pytest.mark.parametrize("captions", ["a cat", {"en": "a cat"}, ["a cat"], {"en": {"short": 3}}])
-def test_captions_of_another_shape_are_named_before_a_picture_is_encoded(tmp_path, captions):
+def test_malformed_captions_are_errors_before_an_image_is_encoded(tmp_path, captions):
     def never(pixels):
         raise AssertionError
 
@@ -176,7 +178,7 @@ def test_captions_of_another_shape_are_named_before_a_picture_is_encoded(tmp_pat
 
 
 def truncated(folder, count):
-    """Rows of 200 pictures, `count` of which are files that end too early; the first of these is the 71st."""
+    """Rows of 200 images; `count` of them are truncated files, the first of them is the 71st."""
     for i, row in enumerate(rows(200)):
         if 70 <= i < 70 + count:
             path = folder / f"{i}.png"
@@ -186,7 +188,7 @@ def truncated(folder, count):
         yield row
 
 
-def test_truncated_pictures_are_left_out_and_named(tmp_path):
+def test_truncated_images_are_rejected_with_the_reason(tmp_path):
     assert list(build_stores(truncated(tmp_path, 2), {64: tmp_path / "a"}, encode)) == [64, 128, 192, 200]
     store = LatentStore(tmp_path / "a")
     assert store.scores.tolist() == [i for i in range(200) if i not in (70, 71)]
@@ -195,7 +197,7 @@ def test_truncated_pictures_are_left_out_and_named(tmp_path):
     assert rejects[0]["reason"].startswith(f"{tmp_path / '70.png'}: truncated")
 
 
-def test_a_killed_build_with_bad_pictures_goes_on(tmp_path):
+def test_a_killed_build_with_bad_images_continues(tmp_path):
     stopped = build_stores(truncated(tmp_path, 2), {64: tmp_path / "a"}, encode)
     assert [next(stopped), next(stopped)] == [64, 128]
     stopped.close()
@@ -205,10 +207,10 @@ def test_a_killed_build_with_bad_pictures_goes_on(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
-def test_too_many_bad_pictures_end_it_until_the_rate_is_allowed(tmp_path):
+def test_too_many_bad_images_are_an_error_until_the_rate_is_raised(tmp_path):
     folders, message = (
         {64: tmp_path / "a"},
-        r"12 of 200 pictures cannot be used, more than max_bad_rate=0\.05",
+        r"12 of 200 images cannot be used, more than max_bad_rate=0\.05",
     )
     with pytest.raises(TooManyRejects, match=message):
         list(build_stores(truncated(tmp_path, 12), folders, encode))
@@ -216,9 +218,9 @@ def test_too_many_bad_pictures_end_it_until_the_rate_is_allowed(tmp_path):
     assert len(LatentStore(folders[64])) == 188
 
 
-def test_no_usable_picture_at_all_is_an_error(tmp_path):
+def test_a_source_without_usable_images_is_an_error(tmp_path):
     bad = [{"image": str(tmp_path / "gone.png"), "captions": {"en": {"short": "a"}}}] * 3
-    with pytest.raises(TooManyRejects, match="none of 3 pictures can be used"):
+    with pytest.raises(TooManyRejects, match="none of 3 images can be used"):
         list(build_stores(bad, {64: tmp_path / "a"}, encode, max_bad_rate=1.0))
 
 
@@ -278,7 +280,7 @@ def test_captions_are_dropped_equally_often_in_exact_and_in_padded_batches(data)
         assert np.mean(dropped) == pytest.approx(0.2, abs=0.03), kind
 
 
-def test_held_back_pictures_are_never_trained_on(data):
+def test_validation_images_are_never_trained_on(data):
     stage = data(stage={"batch": 4})
     held = torch.cat([batch.latents for batch in stage.held_back()])
     assert len(held) == 5
@@ -286,7 +288,7 @@ def test_held_back_pictures_are_never_trained_on(data):
     assert not any((x == held).flatten(1).all(1).any() for x in seen)
 
 
-def test_stage_trains_on_the_wanted_captions_and_the_best_pictures(data):
+def test_a_stage_trains_on_the_requested_captions_and_the_best_images(data):
     stage = data(
         stage={"langs": {"de": 1.0}, "captions": {"short": 1.0}, "keep_best": 0.5}, caption_dropout=0.0
     )
@@ -296,28 +298,26 @@ def test_stage_trains_on_the_wanted_captions_and_the_best_pictures(data):
     assert chosen.min() >= 40
 
 
-def test_captions_that_are_not_there_are_an_error(data):
+def test_missing_captions_are_an_error(data):
     with pytest.raises(
-        LuminaError, match=r"no caption of fr at short, tags; the data has de\.short, en\.short"
+        LuminaError, match=r"no caption in fr at level short, tags; the data has de\.short, en\.short"
     ):
         data(stage={"langs": {"fr": 1.0}})
 
 
 def test_keep_best_without_scores_is_an_error(data, monkeypatch):
-    monkeypatch.setattr(
-        "test_loader.rows", lambda count, r=rows: ({**row, "score": None} for row in r(count))
-    )
+    monkeypatch.setitem(globals(), "rows", lambda count, r=rows: ({**row, "score": None} for row in r(count)))
     with pytest.raises(LuminaError, match=r"keep_best=0\.5 needs a 'score' in the rows"):
         data(stage={"keep_best": 0.5})
 
 
-def test_pad_rounds_up_to_eight():
+def test_padding_rounds_up_to_a_multiple_of_eight():
     ids, mask = pad([np.arange(1, 10), np.array([5])])
     assert ids.shape == (2, 16)
     assert mask.sum(1).tolist() == [9, 1]
 
 
-def test_progress_is_json_that_a_person_can_read(tmp_path):
+def test_progress_is_readable_json(tmp_path):
     list(build_stores(rows(3), {64: tmp_path}, encode))
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert progress == {
@@ -331,13 +331,13 @@ def test_progress_is_json_that_a_person_can_read(tmp_path):
     }
 
 
-def test_a_row_without_captions_is_named_by_its_key():
+def test_a_row_without_captions_is_an_error_with_its_key():
     rows = [{"captions": {"en": {"short": "a cat"}}}, {"key": "sub/cat"}]
     with pytest.raises(LuminaError, match=r"^row 12 of the data \(sub/cat\) has no 'captions'"):
         check_captions(rows, 10)
 
 
-def test_a_stage_knows_what_it_asks_for_in_vain():
+def test_a_stage_lists_the_missing_languages_and_levels():
     asked = SimpleNamespace(
         langs={"en": 1.0, "zh": 0.5, "ja": 0.0}, captions={"short": 1.0, "tags": 0.2, "detailed": 0.0}
     )

@@ -248,7 +248,7 @@ def test_what_caption_left_out_of_a_file_is_counted(rows, tmp_path, capsys):
         file.write('{"row": 7, "ke')  # torn: caption was killed
     capsys.readouterr()
     assert run(words) == 3  # 1 of 7: the same shards, another yield
-    told = f"{beside} has 1 rows that were left out; they are rejects here, too\n"
+    told = f"{beside} lists 1 rejected rows; they are rejects of the shards, too\n"
     assert told in capsys.readouterr().err
     assert {name: data for name, data in tree(dest).items() if name.startswith("0")} == tars
     lines_of(beside, left)

@@ -99,7 +99,7 @@ def test_of_several_kinds_datasets_reads_the_first(tmp_path, monkeypatch, capsys
         run(["shard", str(tmp_path / "in"), str(tmp_path / "s"), *(["--encode", encode] if encode else [])])
         == 0
     )
-    assert ("of several kinds (jpg, png)" in capsys.readouterr().err) == (encode is None)
+    assert ("have several formats (jpg, png)" in capsys.readouterr().err) == (encode is None)
     tars, cache = str(tmp_path / "s" / "*.tar"), str(tmp_path / "cache")
     found = list(datasets.load_dataset("webdataset", data_files=tars, split="train", cache_dir=cache))
     assert [row["png"] is not None for row in found] == [True] * 6 + [encode == "png"] * 2

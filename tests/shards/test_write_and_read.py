@@ -385,11 +385,11 @@ def test_rows_come_from_stdin_with_pictures_in_tars(tmp_path, monkeypatch):
     [
         ("nowhere", LuminaError, "nowhere: no such source; give a folder"),
         ("nano:many", UsageError, "nano:many: the number of scenes: 'many' is not a whole number"),
-        ("nano:0", UsageError, "nano:0: at least 1 scene"),
+        ("nano:0", UsageError, "nano:0: the number of scenes must be at least 1"),
         ("nano:5?sed=3", UsageError, "nano:5.sed=3: no setting 'sed'; did you mean 'seed'?"),
         ("nano:5?seed=x", UsageError, "seed: 'x' is not a whole number"),
-        ("hf:", UsageError, "needs the name of a data set"),
-        (".", LuminaError, "holds no pictures"),
+        ("hf:", UsageError, "requires the name of a data set"),
+        (".", LuminaError, "contains no images"),
     ],
 )
 def test_bad_sources_are_named(source, kind, message, tmp_path, monkeypatch):
@@ -427,7 +427,7 @@ def test_a_data_set_becomes_rows(monkeypatch):
         ("a_b-00000001", 2, None),
     ]
     assert open_row_image(found[0]).tobytes() == picture(0).tobytes()
-    with pytest.raises(UsageError, match="no column 'img'; image= names one of image, text, n"):
+    with pytest.raises(UsageError, match="no column 'img'; set image= to one of image, text, n"):
         list(read_source("hf:a/b?image=img"))
 
 
@@ -493,7 +493,7 @@ def test_shard_and_look(photos, tmp_path, capsys):
     assert run(["shard", str(photos), str(tmp_path / "s"), "--per-shard", "3"]) == 0
     out, err = capsys.readouterr()
     assert [json.loads(line)["samples"] for line in out.splitlines()] == [3, 1]
-    assert err.startswith("pictures are of several kinds (bmp, jpg, png)")
+    assert err.startswith("images have several formats (bmp, jpg, png)")
     assert "2 of 4 rows have no caption" in err
     assert run(["shard", "cat", str(tmp_path / "s")]) == 0
     row = json.loads(capsys.readouterr().out.splitlines()[0])

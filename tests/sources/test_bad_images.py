@@ -1,4 +1,4 @@
-"""Pictures of shards that cannot be read: `score` and `encode` name them, keep that, and end with 3 for many."""
+"""Unreadable images of shards: `score` and `encode` report and record them, and exit with 3 if there are many."""
 
 import json
 from io import BytesIO
@@ -21,7 +21,7 @@ COUNT, BAD = 20, (1, 2, 5, 7, 11, 13, 17)
 
 @pytest.fixture
 def shards(tmp_path) -> str:
-    """Shards of which seven pictures are whole to the eye of --check quick and damaged within."""
+    """Shards with seven damaged images that pass `--check quick`."""
     return packed(tmp_path / "s", BAD)
 
 
@@ -48,7 +48,7 @@ VERBS = {
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_they_are_named_kept_and_told_again(shards, tiny_folder, capsys, verb):
+def test_unreadable_images_are_reported_recorded_and_reported_again(shards, tiny_folder, capsys, verb):
     words, done, overlay = VERBS[verb]
     words = [*words, "--model", str(tiny_folder)] if verb == "encode" else words
     for counts in ({done: 13, "reused": 0, "unreadable": 7}, {done: 0, "reused": 13, "unreadable": 7}):
@@ -56,17 +56,17 @@ def test_they_are_named_kept_and_told_again(shards, tiny_folder, capsys, verb):
         out, err = capsys.readouterr()
         rows = [json.loads(line) for line in out.splitlines()][:3]
         assert {name: sum(row[name] for row in rows) for name in counts} == counts
-        told = err.splitlines()
-        assert [line.split(" cannot be read: ")[0] for line in told[:5]] == [
-            f"{shards}/00000{i // 8}.tar: the picture of k{i:02d}" for i in BAD[:5]
+        messages = err.splitlines()
+        assert [line.split(" cannot be read: ")[0] for line in messages[:5]] == [
+            f"{shards}/00000{i // 8}.tar: the image of k{i:02d}" for i in BAD[:5]
         ]
-        assert all(line.split(": ")[-1].startswith("damaged") for line in told[:5])
-        assert len(told) == 6
-        assert "7 of 20 pictures cannot be read, more than --max-bad-rate allows; " in told[5]
+        assert all(line.split(": ")[-1].startswith("damaged") for line in messages[:5])
+        assert len(messages) == 6
+        assert "7 of 20 images cannot be read, more than --max-bad-rate allows; " in messages[5]
     assert run(["shard", verb, shards, *words, "--max-bad-rate", "0.4"]) == 0
     last = capsys.readouterr().err.splitlines()[-1]
     folder = newest_version(shards, overlay).folder
-    assert last == f"7 of 20 pictures cannot be read; 'unreadable' in {folder}/*.index.jsonl names them"
+    assert last == f"7 of 20 images cannot be read; 'unreadable' in {folder}/*.index.jsonl lists them"
     lines = b"".join(filesystem.read_file(f"{folder}/00000{i}.index.jsonl") for i in range(3)).splitlines()
     assert [
         row["key"] for row in map(json.loads, lines) if row.get("unreadable", "").startswith("damaged")
@@ -74,25 +74,27 @@ def test_they_are_named_kept_and_told_again(shards, tiny_folder, capsys, verb):
     assert run(["shard", "verify", shards]) == 0
 
 
-def test_another_score_tries_them_again_and_workers_tell_the_same(shards, tmp_path, capsys):
+def test_another_score_tries_them_again_and_workers_report_the_same(shards, tmp_path, capsys):
     list(score_shards(shards, ["entropy"]))
     said = []
-    rows = list(score_shards(shards, ["entropy", "sharpness"], tell=said.append, workers=2))
+    rows = list(score_shards(shards, ["entropy", "sharpness"], notify=said.append, workers=2))
     assert [(row["measured"], row["unreadable"]) for row in rows] == [(4, 4), (6, 2), (3, 1)]
     assert len(said) == 6
-    again = list(score_shards(shards, ["caption"]))  # looks at no picture, and forgets none
+    again = list(
+        score_shards(shards, ["caption"])
+    )  # opens no image, and keeps the record of the unreadable ones
     assert [(row["measured"], row["unreadable"]) for row in again] == [(0, 4), (0, 2), (0, 1)]
-    with pytest.raises(TooManyRejects, match="7 of 20 pictures"):
+    with pytest.raises(TooManyRejects, match="7 of 20 images"):
         list(score_shards(shards, ["caption"], max_bad_rate=0.3))
 
 
-def test_whole_pictures_are_no_talk(tmp_path, capsys):
+def test_readable_images_cause_no_messages(tmp_path, capsys):
     whole = packed(tmp_path / "whole", ())
     assert run(["shard", "score", whole, "--scores", "entropy"]) == 0
     assert capsys.readouterr().err == ""
 
 
-def test_training_does_without_them(shards, tiny_folder, tmp_path):
+def test_unreadable_images_have_no_latents(shards, tiny_folder, tmp_path):
     from lumina_cli.core.dataset.precompute import encode_shards
 
     list(encode_shards(shards, tiny_folder, ["latents"], [64]))
@@ -101,7 +103,7 @@ def test_training_does_without_them(shards, tiny_folder, tmp_path):
     assert known == [i not in BAD for i in range(COUNT)]
 
 
-def test_a_store_that_does_not_answer_is_no_fault_of_a_picture(shards, monkeypatch):
+def test_a_storage_error_is_not_recorded_as_an_unreadable_image(shards, monkeypatch):
     def refused(place, offset, length):
         raise filesystem.Unreachable(f"{place} cannot be read (timed out)")
 

@@ -1,8 +1,10 @@
-"""What a selection holds of samples while it is made: little of each, because there may be a hundred million.
+"""The columns of samples that a selection keeps in memory: few bytes each, for a hundred million samples.
 
-A byte a sample and, of each that meets the conditions, its score (8 bytes), for exact copies half of its
-sha256 (16), for near ones its perceptual hash and its pixels (13), and for --per-source a number (4). S
-samples are chosen so far.
+One byte per sample, and per sample that meets the conditions: its score (8 bytes); for exact copies, half of
+its sha256 (16); for near copies, its perceptual hash, whether it has one, and its number of pixels (13); for
+--per-source, the number of its source (4).
+
+N samples; S of them remain so far.
 """
 
 from dataclasses import dataclass, field
@@ -14,40 +16,45 @@ from lumina_cli.core.curation.dedup import digest_groups, digests_of, hashes_of,
 from lumina_cli.core.curation.filter_expr import column
 
 SCORE = "score"
-MOST_PIXELS = np.iinfo(np.int32).max  # that are told from fewer
+MAX_PIXELS = np.iinfo(np.int32).max  # larger images count as equally large
 
 
 @dataclass
 class SelectionColumns:
-    """What is held of samples.
+    """The samples that remain, and their columns.
 
-    mask     (all,)  True for those that are chosen so far, S of them
-    columns          arrays (S, ...) by name
+    mask     (N,) True for the S samples that remain
+    columns  name -> array (S, ...)
     """
 
     mask: np.ndarray
     columns: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
+        """Return the number of samples that remain."""
         return int(np.count_nonzero(self.mask))
 
     @property
     def scores(self) -> np.ndarray:
-        """(S,) what is best; nan where there is none."""
+        """The scores (S,), higher is better; nan if a sample has none."""
         return self.columns[SCORE]
 
     def take(self, name: str) -> np.ndarray:
-        """Return a column that is not needed again."""
+        """Remove and return a column, so that its memory can be freed after its last use."""
         return self.columns.pop(name)
 
     def narrow(self, kept: np.ndarray) -> None:
-        """Go on with those of the S samples that are True in `kept`."""
+        """Keep those of the S samples that are True in `kept` (S,)."""
         self.mask[self.mask] = kept
         for name in self.columns:
             self.columns[name] = self.columns[name][kept]
 
     def groups(self, copies: str, distance: int) -> np.ndarray:
-        """Return (S,) group numbers of copies; those without a perceptual hash are told by their bytes."""
+        """Return the group of copies (S,) that each sample belongs to, as a number; removes the columns used.
+
+        `copies` is "exact" or "near", `distance` the maximum number of different bits of near copies.
+        Samples without a perceptual hash are compared by their bytes.
+        """
         digests = self.take("digest")
         if copies == "exact":
             return digest_groups(digests)
@@ -60,7 +67,14 @@ class SelectionColumns:
 
 
 class ColumnBuilder:
-    """Collects what is held of the parts of a table; bytearrays grow in place, where arrays are copied."""
+    """Collects columns from the parts of a table.
+
+    by       the column of the score, None for none
+    copies   None, "exact" or "near": which columns are needed to find copies
+    sources  whether the source of each sample is needed
+
+    The data is collected in bytearrays: they grow in place, while appending to an array copies it.
+    """
 
     def __init__(self, by: str | None, copies: str | None, sources: bool):
         self.by, self.copies = by, copies
@@ -70,10 +84,11 @@ class ColumnBuilder:
         near = {"phash": np.uint64, "known": np.bool_, "pixels": np.int32}
         types |= near if copies == "near" else {}
         types |= {"source": np.int32} if sources else {}
-        self.types, self.data, self.alone = types, {name: bytearray() for name in types}, 0
+        self.types, self.data = types, {name: bytearray() for name in types}
+        self.without_digest = 0
 
     def add(self, part: Any, kept: np.ndarray) -> None:
-        """Take what is needed of those samples of a table that are True in `kept`."""
+        """Add the samples of a table (N rows) that are True in `kept` (N,)."""
         import pyarrow as pa
 
         self.mask += kept.tobytes()
@@ -86,27 +101,29 @@ class ColumnBuilder:
             ]
             self.data["source"] += np.array(found, np.int32)[codes.indices.to_numpy()].tobytes()
         if self.copies == "near":
-            pixels = np.nan_to_num(numbers(part, "pixels"))  # 0 where the size is not known
-            self.data["pixels"] += np.minimum(pixels, MOST_PIXELS).astype(np.int32).tobytes()
+            pixels = np.nan_to_num(numbers(part, "pixels"))  # 0 if the size is unknown
+            self.data["pixels"] += np.minimum(pixels, MAX_PIXELS).astype(np.int32).tobytes()
             known = as_array(part["phash"].is_valid())
             self.data["known"] += known.tobytes()
             self.data["phash"] += hashes_of(part["phash"].drop_null()).tobytes()
-            part = part.filter(pa.array(~known))  # these are told by their bytes
+            part = part.filter(pa.array(~known))  # samples with a perceptual hash need no digest
         if self.copies:
             self.data["digest"] += self._digests(part["sha256"]).tobytes()
 
     def _digests(self, texts: Any) -> np.ndarray:
-        """(N, 2) of the pictures' sha256; those that have none are like no other."""
+        """Return digests (N, 2) of the images; each one without a sha256 gets a unique digest."""
         known = as_array(texts.is_valid())
-        digests = np.zeros((len(texts), 2), np.uint64)  # no sha256 begins with 64 zeros
+        digests = np.zeros(
+            (len(texts), 2), np.uint64
+        )  # a sha256 that begins with 64 zero bits does not occur
         digests[known] = digests_of(texts.drop_null())
         count = len(known) - int(np.count_nonzero(known))
-        digests[~known, 1] = np.arange(self.alone, self.alone + count)
-        self.alone += count
+        digests[~known, 1] = np.arange(self.without_digest, self.without_digest + count)
+        self.without_digest += count
         return digests
 
-    def held(self) -> SelectionColumns:
-        """Return what was collected."""
+    def build(self) -> SelectionColumns:
+        """Return the collected columns."""
         columns = {name: np.frombuffer(data, self.types[name]) for name, data in self.data.items()}
         if "digest" in columns:
             columns["digest"] = columns["digest"].reshape(-1, 2)
@@ -114,33 +131,33 @@ class ColumnBuilder:
 
 
 def numbers(part: Any, by: str | None) -> np.ndarray:
-    """Return (N,) of a column, nan where there is no value."""
+    """Return the values (N,) of a numeric column as float64, nan for null; all nan if `by` is None."""
     if by is None:
         return np.full(len(part), np.nan)
     return as_array(column(part, by).cast("double")).astype(np.float64)
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Return a pyarrow column as an array."""
+    """Return a pyarrow column as a numpy array."""
     return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
 def best_of(scores: np.ndarray, count: int) -> np.ndarray:
-    """Return (N,) True for the `count` best of scores (N,): of equal ones the first; nan is the worst."""
+    """Return (N,) True for the `count` highest scores (N,); the first of equal ones; nan is the lowest."""
     if count >= len(scores):
         return np.ones(len(scores), bool)
     if count < 1:
         return np.zeros(len(scores), bool)
     ranked = np.where(np.isnan(scores), -np.inf, scores)
-    least = np.partition(ranked, -count)[-count]
-    kept = ranked > least
-    ties = np.flatnonzero(ranked == least)
+    lowest = np.partition(ranked, -count)[-count]  # linear time, unlike a sort of a hundred million
+    kept = ranked > lowest
+    ties = np.flatnonzero(ranked == lowest)
     kept[ties[: count - np.count_nonzero(kept)]] = True
     return kept
 
 
 def best_of_each(scores: np.ndarray, codes: np.ndarray, count: int) -> np.ndarray:
-    """Return (N,) True for the `count` best of each code; `codes` (N,) are whole numbers."""
+    """Return (N,) True for the `count` highest scores of each code; `codes` (N,) are integers."""
     order = np.argsort(codes, kind="stable")
     edges = np.flatnonzero(np.diff(codes[order], prepend=-1, append=-1))
     kept = np.zeros(len(codes), bool)

@@ -1,9 +1,13 @@
-"""Which pictures are copies of one another: exactly, by their bytes, or nearly, by their perceptual hashes.
+"""Copies among images: exact ones by their bytes, near ones by their perceptual hashes.
 
-N pictures. Near copies are found by bands: hashes that differ in at most k of 64 bits are equal in at least j
-of any k + j pieces of them. So for each choice of j pieces only hashes equal there are compared. j is chosen
-for the least work, which grows almost in step with N. Where thousands of hashes are nearly alike, each is
-compared with a bounded number of neighbours only: they are one group by way of those.
+Near copies are found by banding (pigeonhole principle): if a hash of 64 bits is cut into k + j pieces, two
+hashes that differ in at most k bits are equal in at least j pieces. So for each choice of j pieces, only
+hashes that are equal in these pieces are compared. A larger j means more choices with fewer comparisons each;
+j is chosen for the least work, which grows almost linearly with N. If thousands of hashes are nearly equal,
+each is compared with a limited number of neighbors: the connected groups stay the same in practice, and the
+work stays linear.
+
+N images, P pairs.
 """
 
 from collections.abc import Iterator
@@ -17,14 +21,14 @@ import numpy as np
 from lumina_cli.core.errors import LuminaError
 
 BITS = 64
-SLICE = 1 << 22  # pairs that are compared at a time
-HELD = 1 << 23  # close pairs that are held before they are merged
-MOST_NEXT = 1024  # hashes that one is compared with at most, for one choice of pieces
-MOST_TABLES = 600
+SLICE = 1 << 22  # pairs compared at a time, which limits memory
+MAX_PAIRS = 1 << 23  # pairs of near copies collected before they are merged into groups
+MAX_NEIGHBORS = 1024  # hashes that each hash is compared with at most, for one choice of pieces
+MAX_TABLES = 600  # choices of pieces at most
 
 
 def exact_groups(digests: Any) -> np.ndarray:
-    """Return a group number (N,) for each text of a pyarrow column, equal for equal ones; null is alone."""
+    """Return a group number (N,) per text of a pyarrow column, equal for equal texts; nulls are unequal."""
     codes = digests.combine_chunks().dictionary_encode().indices
     alone = codes.is_null().to_numpy(zero_copy_only=False)
     groups = codes.fill_null(0).to_numpy().astype(np.int64)
@@ -33,7 +37,10 @@ def exact_groups(digests: Any) -> np.ndarray:
 
 
 def digests_of(texts: Any) -> np.ndarray:
-    """Return 128 bits, two uint64 (N, 2), of the sha256 texts of a pyarrow column without nulls."""
+    """Return digests (N, 2), two uint64 each, of the sha256 texts of a pyarrow column without nulls.
+
+    128 bits suffice to distinguish a hundred million images, and need half of the memory.
+    """
     import pyarrow as pa
 
     digits = texts.combine_chunks().cast(pa.large_binary())
@@ -42,13 +49,13 @@ def digests_of(texts: Any) -> np.ndarray:
         start = 64 * digits.offset
         text = digits.buffers()[1].to_pybytes()[start : start + 64 * len(digits)] if len(digits) else b""
         return np.frombuffer(bytes.fromhex(text.decode()), np.uint64).reshape(-1, 4)[:, :2]
-    except (ValueError, UnicodeDecodeError):  # another tool's index: whatever tells pictures from others
+    except (ValueError, UnicodeDecodeError):  # the index of another tool may contain any identifier
         found = b"".join(sha256(text).digest()[:16] for text in digits.to_pylist())
         return np.frombuffer(found, np.uint64).reshape(-1, 2)
 
 
 def digest_groups(digests: np.ndarray) -> np.ndarray:
-    """Return a group number (N,) for each of digests (N, 2), equal for equal ones."""
+    """Return a group number (N,) for each of the digests (N, 2), equal for equal digests."""
     order = np.lexsort((digests[:, 1], digests[:, 0]))
     groups = np.zeros(len(digests), np.int64)
     new = np.zeros(max(0, len(digests) - 1), bool)
@@ -60,7 +67,11 @@ def digest_groups(digests: np.ndarray) -> np.ndarray:
 
 
 def hashes_of(texts: Any) -> np.ndarray:
-    """Return the uint64 hashes (N,) that the texts of a pyarrow column, 16 hex digits each, stand for."""
+    """Parse a pyarrow column of perceptual hashes, 16 hex digits each, as uint64 (N,).
+
+    Raises:
+        LuminaError: if a text is not 16 hex digits.
+    """
     import pyarrow as pa
 
     try:
@@ -70,43 +81,45 @@ def hashes_of(texts: Any) -> np.ndarray:
         return np.frombuffer(bytes.fromhex(text.decode()), ">u8").astype(np.uint64)
     except (ValueError, UnicodeDecodeError) as error:  # pyarrow's own errors are ValueErrors
         raise LuminaError(
-            "a 'phash' is not 16 hex digits; `lumina shard score --scores phash` makes them"
+            "a 'phash' is not 16 hex digits; `lumina shard score --scores phash` computes them"
         ) from error
 
 
 def near_groups(hashes: np.ndarray, distance: int) -> np.ndarray:
-    """Return a group number (N,) of uint64 hashes (N,): hashes at most `distance` bits apart share it.
+    """Return the group number (N,) of each of the uint64 hashes (N,).
 
-    Groups are connected: where a is near b and b near c, all three are one group, however far a is from c.
+    Hashes at most `distance` bits apart are in one group. Groups are connected components: if a is near b and
+    b is near c, all three are one group, even if a is far from c.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
     unique, inverse = np.unique(hashes, return_inverse=True)
     labels = np.arange(len(unique))
-    held: list[np.ndarray] = []
+    pending: list[np.ndarray] = []
 
     def merge() -> None:
+        """Unite the groups that the pending pairs connect, so that pairs need not be kept."""
         nonlocal labels
-        first, second = labels[np.concatenate(held, axis=1)]
+        first, second = labels[np.concatenate(pending, axis=1)]
         graph = coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(len(unique),) * 2)
         labels = connected_components(graph, directed=False)[1][labels]
-        held.clear()
+        pending.clear()
 
     for pairs in near_pairs(unique, distance):
-        held.append(pairs)
-        if sum(each.shape[1] for each in held) > HELD:
+        pending.append(pairs)
+        if sum(each.shape[1] for each in pending) > MAX_PAIRS:
             merge()
-    if held:
+    if pending:
         merge()
     return labels[inverse]
 
 
 def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
-    """Yield (2, P) numbers of hashes at most `distance` bits apart; `hashes` (N,) are sorted and unlike.
+    """Yield indices (2, P) of hashes at most `distance` bits apart; `hashes` (N,) are sorted and unique.
 
-    A pair may come more than once. Where over MOST_NEXT hashes are equal in what is compared, each meets only
-    the next so many of them.
+    A pair may occur more than once. If more than MAX_NEIGHBORS hashes are equal in the compared pieces, each
+    is compared only with the next MAX_NEIGHBORS of them.
     """
     if distance < 1 or len(hashes) < 2:
         return
@@ -120,14 +133,15 @@ def near_pairs(hashes: np.ndarray, distance: int) -> Iterator[np.ndarray]:
 
 
 def choose_bands(count: int, distance: int) -> tuple[int, int]:
-    """Return (pieces, how many of them are equal) with the least work for `count` even hashes."""
+    """Return (k + j pieces, j equal pieces) with the least work for `count` uniformly distributed hashes."""
 
     def work(equal: int) -> float:
+        """Return the work per hash, in comparisons, if `equal` pieces are equal."""
         tables = comb(distance + equal, equal)
         alike = count / 2.0 ** (BITS * equal / (distance + equal))
-        return tables * (16 + alike)  # a sort costs about as much as 16 comparisons
+        return tables * (16 + alike)  # sorting costs about 16 comparisons
 
-    options = [j for j in range(1, 9) if j == 1 or comb(distance + j, j) <= MOST_TABLES]
+    options = [j for j in range(1, 9) if j == 1 or comb(distance + j, j) <= MAX_TABLES]
     best = min(options, key=work)
     return distance + best, best
 
@@ -135,11 +149,15 @@ def choose_bands(count: int, distance: int) -> tuple[int, int]:
 def _close_in_runs(
     hashes: np.ndarray, keys: np.ndarray, order: np.ndarray, distance: int
 ) -> Iterator[np.ndarray]:
-    """Yield close pairs among hashes whose keys are equal; `keys` are sorted, `order` says whose they are."""
-    ends = np.searchsorted(keys, keys, "right")  # of the run that each is in
+    """Yield pairs (2, P) of near hashes with equal keys; `keys` (N,) are sorted, `order` (N,) their hashes.
+
+    Pass `step` compares each hash with the one `step` places later in its run of equal keys, for all runs at
+    once; hashes whose run ends there drop out.
+    """
+    ends = np.searchsorted(keys, keys, "right")  # end of the run of each hash
     left = np.flatnonzero(ends - np.arange(len(keys)) > 1)
     step = 1
-    while len(left) and step <= MOST_NEXT:
+    while len(left) and step <= MAX_NEIGHBORS:
         for start in range(0, len(left), SLICE):
             first = left[start : start + SLICE]
             a, b = order[first], order[first + step]
@@ -151,13 +169,14 @@ def _close_in_runs(
 
 
 def keep_best(groups: np.ndarray, scores: np.ndarray, pixels: np.ndarray | None = None) -> np.ndarray:
-    """Return (N,) True for one of each group: the best score, of equal ones the first; nan is the worst.
+    """Return (N,) True for one sample per group (N,): the highest score, the first of equal ones.
 
-    With `pixels` (N,) the largest picture comes before the best score.
+    A score of nan is the lowest. With `pixels` (N,), the largest image is kept, and the score decides among
+    equally large ones.
     """
     ranked = np.where(np.isnan(scores), -np.inf, scores)
     keys = (-ranked, groups) if pixels is None else (-ranked, -pixels.astype(np.int64), groups)
-    order = np.lexsort(keys)  # a stable sort: of equal ones the first comes first
+    order = np.lexsort(keys)  # stable: equal samples keep their order
     first = np.ones(len(groups), bool)
     first[1:] = groups[order][1:] != groups[order][:-1]
     kept = np.zeros(len(groups), bool)

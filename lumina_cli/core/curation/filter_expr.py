@@ -1,12 +1,12 @@
-"""Conditions on samples: "width >= 512 and source == 'web'", parsed here, never evaluated as code.
+"""Conditions on samples: "width >= 512 and source == 'web'", parsed and never evaluated as Python code.
 
     condition   comparison ("and" comparison)...
     comparison  NAME OP VALUE; OP is one of < <= > >= == = !=
     VALUE       a number, or text with or without quotes
 
-Names are the columns of a table of samples, and what follows from them: pixels (width x height), aspect
+Names are the columns of a table of samples, and values derived from them: pixels (width x height), aspect
 (width / height), ratio (longer / shorter side), shorter, longer, characters and tokens (of the longest
-caption), captions (how many). A sample that has no value does not meet a condition.
+caption), captions (their number). A sample without a value does not meet a condition.
 """
 
 import re
@@ -26,13 +26,17 @@ Comparison = tuple[str, str, float | str]
 
 
 def parse_where(text: str) -> list[Comparison]:
-    """Return the comparisons of a condition as (name, operator, value); UsageError where it is none."""
+    """Return the comparisons of a condition as (name, operator, value).
+
+    Raises:
+        UsageError: if the text is not a condition.
+    """
     found, at = [], 0
     while True:
         match = _COMPARISON.match(text, at)
         if not match:
             rest = text[at:].strip() or "nothing"
-            raise UsageError(f"--where {text!r}: expected NAME < VALUE or the like, found {rest!r}")
+            raise UsageError(f"--where {text!r}: expected a comparison such as NAME < VALUE, found {rest!r}")
         name, operator, value = match.groups()
         found.append((name, "==" if operator == "=" else operator, _value(value)))
         at = match.end()
@@ -56,7 +60,11 @@ def _value(text: str) -> float | str:
 
 
 def evaluate(table: Any, comparison: Comparison) -> Any:
-    """Return a pyarrow array, True for the rows that a comparison holds for, null where there is no value."""
+    """Return a boolean pyarrow array (N,): whether each row meets a comparison, null if it has no value.
+
+    Raises:
+        UsageError: if the column does not exist, or a numeric column is compared with text.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -66,12 +74,16 @@ def evaluate(table: Any, comparison: Comparison) -> Any:
     if textual and isinstance(value, float):
         value = f"{value:g}"
     if not textual and isinstance(value, str):
-        raise UsageError(f"--where: {name} is a number, and {value!r} is none")
+        raise UsageError(f"--where: {name} is a number, {value!r} is not")
     return getattr(pc, _OPERATORS.get(operator, "equal"))(values, pa.scalar(value))
 
 
 def column(table: Any, name: str) -> Any:
-    """Return a column of a table of samples, or what follows from some; UsageError for an unknown name."""
+    """Return a column of a table of samples, stored or derived.
+
+    Raises:
+        UsageError: if the column does not exist.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -95,7 +107,7 @@ def column(table: Any, name: str) -> Any:
 
 
 def _largest(lists: Any) -> Any:
-    """The largest number of each list, null for an empty one."""
+    """Return the largest number of each list, null for an empty list."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -109,7 +121,7 @@ def _largest(lists: Any) -> Any:
 
 
 def inputs(name: str) -> tuple[str, ...]:
-    """Return the columns of a table that `column` needs for a name."""
+    """Return the stored columns that `column` needs for a name."""
     if name not in DERIVED:
         return (name,)
     return {"captions": ("characters",), "characters": ("characters",), "tokens": ("tokens",)}.get(

@@ -1,18 +1,18 @@
-"""What can be measured of a picture, each once: numbers that are stored, so that thresholds may come later.
+"""Metrics of images. Values are stored, so that thresholds can be chosen later.
 
     sharpness   variance of the Laplacian (0 1 0, 1 -4 1, 0 1 0) of the luma, 0 to 255, without the outermost
-                pixels, of the picture with 512 pixels on its longer side: larger ones are reduced to it and
-                smaller ones enlarged, or else a thumbnail would be sharper than what it was made of
-    entropy     of the histogram of the luma, in bits: 0 for one grey, 8 at most
+                pixels, of the image resized to 512 pixels on its longer side: without resizing, a thumbnail
+                would be sharper than its original
+    entropy     entropy of the histogram of the luma, in bits: 0 for a uniform grey, at most 8
     phash       perceptual hash, 64 bits as 16 hex digits (imagehash): near copies differ in few bits
-    text_area   share of the picture that is inside boxes in which RapidOCR reads at least two letters or
-                digits with a confidence of 0.8, 0 to 1; boxes alone are not enough: its detector takes round
-                things for text
-    aesthetic   of a CLIP vision tower with a linear head, or the share of a class of a classifier
-    nsfw        the share of a class of a classifier
+    text_area   fraction of the image inside boxes in which RapidOCR recognizes at least two letters or digits
+                with a confidence of 0.8, 0 to 1; boxes alone do not suffice, because its detector also finds
+                round objects
+    aesthetic   output of a linear head on a CLIP vision tower, or the probability of a class of a classifier
+    nsfw        the probability of a class of a classifier
 
-A table `SCORES` leads from each name to a class that is made with a model (None: its own choice) and maps a
-list of RGB pictures to a list of values. What is text (phash) is kept under "hashes", numbers under "scores".
+The table SCORES maps each name to a class. It is constructed with a model (None: its default) and maps a list
+of RGB images to a list of values. Texts (phash) are stored under "hashes", numbers under "scores".
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,10 +25,10 @@ from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.registry import SCORES
 
 SHARP_SIDE = 512  # pixels of the longer side at which sharpness is measured
-TEXT_SIDE = 960  # pixels of the longer side at which text is looked for
-SURE, LETTERS = 0.8, 2  # of what counts as read
-RECIPES = {"sharpness": 2}  # of scores whose numbers once were made otherwise; of all others it is 1
-DIGITS = 6  # of a stored number: more would differ between machines
+TEXT_SIDE = 960  # pixels of the longer side at which text is detected
+CONFIDENCE, LETTERS = 0.8, 2  # at least, for text to count
+RECIPES = {"sharpness": 2}  # version of the definition of a score; 1 for all others
+DIGITS = 6  # of a stored number: further digits differ between machines
 
 Metric = Callable[[Sequence[Image.Image]], list]
 
@@ -39,19 +39,19 @@ class Sharpness:
     def __init__(self, model: str | None = None):
         _needs_no_model("sharpness", model)
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[float]:
-        return [laplacian_variance(picture) for picture in pictures]
+    def __call__(self, images: Sequence[Image.Image]) -> list[float]:
+        return [laplacian_variance(image) for image in images]
 
 
-def laplacian_variance(picture: Image.Image) -> float:
-    """Return the variance of the 4-neighbour Laplacian of the luma at SHARP_SIDE; 0 for a mere line."""
-    size = _fitting(picture.size, SHARP_SIDE)
-    luma = picture.convert("L")
+def laplacian_variance(image: Image.Image) -> float:
+    """Return the variance of the 4-neighbor Laplacian of the luma at SHARP_SIDE; 0 below 3 pixels a side."""
+    size = _fit_size(image.size, SHARP_SIDE)
+    luma = image.convert("L")
     luma = luma if luma.size == size else luma.resize(size, Image.Resampling.BICUBIC)
     x = np.asarray(luma, np.float32)
     if min(x.shape) < 3:
         return 0.0
-    laplacian = x[:-2, 1:-1] + x[2:, 1:-1]  # the rest in place: each further array costs its pages
+    laplacian = x[:-2, 1:-1] + x[2:, 1:-1]  # the rest in place: allocating further arrays takes longer
     laplacian += x[1:-1, :-2]
     laplacian += x[1:-1, 2:]
     laplacian -= 4 * x[1:-1, 1:-1]
@@ -64,8 +64,8 @@ class Entropy:
     def __init__(self, model: str | None = None):
         _needs_no_model("entropy", model)
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[float]:
-        return [picture.convert("L").entropy() for picture in pictures]
+    def __call__(self, images: Sequence[Image.Image]) -> list[float]:
+        return [image.convert("L").entropy() for image in images]
 
 
 class PerceptualHash:
@@ -77,55 +77,62 @@ class PerceptualHash:
 
         self.hash = imagehash.phash
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
-        return [str(self.hash(picture)) for picture in pictures]
+    def __call__(self, images: Sequence[Image.Image]) -> list[str]:
+        return [str(self.hash(image)) for image in images]
 
 
 class TextArea:
-    """Share of a picture that lies in boxes of text that RapidOCR can read; overlaps count once."""
+    """Fraction of an image inside boxes of text that RapidOCR recognizes; overlaps count once."""
 
     def __init__(self, model: str | None = None):
         _needs_no_model("text_area", model)
         self.find = _text_detector()
 
-    def __call__(self, pictures: Sequence[Image.Image]) -> list[float]:
-        return [self.share(picture) for picture in pictures]
+    def __call__(self, images: Sequence[Image.Image]) -> list[float]:
+        return [self.fraction(image) for image in images]
 
-    def share(self, picture: Image.Image) -> float:
-        """Return the share of one picture."""
-        picture = _reduced(picture, TEXT_SIDE)
-        mask = Image.new("1", picture.size)
+    def fraction(self, image: Image.Image) -> float:
+        """Return the fraction of one image, 0 to 1."""
+        image = _reduce(image, TEXT_SIDE)
+        mask = Image.new("1", image.size)
         draw = ImageDraw.Draw(mask)
-        for box in self.find(np.asarray(picture)[:, :, ::-1]):  # it reads BGR
+        for box in self.find(np.asarray(image)[:, :, ::-1]):  # RGB to BGR
             draw.polygon([tuple(map(float, corner)) for corner in box], fill=1)
         return float(np.asarray(mask).mean())
 
 
 @cache
 def _text_detector() -> Callable[[np.ndarray], Iterable]:
-    """A function from BGR pixels to boxes of four corners; the models come with the package."""
+    """Return a function from BGR pixels to boxes of four corners; the package contains its models."""
     try:
         from rapidocr import RapidOCR
 
         reader = RapidOCR(params={"Global.log_level": "critical"})
 
         def find(pixels: np.ndarray) -> Iterable:
-            told = reader(pixels, use_det=True, use_cls=False, use_rec=True)
-            found = zip(told.boxes, told.txts, told.scores, strict=True) if told.boxes is not None else ()
+            output = reader(pixels, use_det=True, use_cls=False, use_rec=True)
+            found = (
+                zip(output.boxes, output.txts, output.scores, strict=True) if output.boxes is not None else ()
+            )
             return [
-                box for box, text, sure in found if sure >= SURE and sum(map(str.isalnum, text)) >= LETTERS
+                box
+                for box, text, confidence in found
+                if confidence >= CONFIDENCE and sum(map(str.isalnum, text)) >= LETTERS
             ]
 
         find(np.zeros((64, 64, 3), np.uint8))
-    except ImportError as error:  # of the package, or of the runtime that it looks for at its first picture
+    except ImportError as error:  # of the package, or of the runtime that it imports for its first image
         raise MissingDependency("text_area needs RapidOCR: `pip install 'lumina-cli[ocr]'`") from error
     return find
 
 
 def open_metrics(names: Iterable[str], models: dict[str, str] | None = None) -> dict[str, Metric]:
-    """Return what measures each of `names`; `models` gives hub ids or folders to those that have a model.
+    """Return the metric of each name; `models` maps names of metrics to hub ids or folders.
 
-    UsageError for an unknown name, or a model for what has none; MissingPart where a package is not there.
+    Raises:
+        UsageError: if a name is unknown, or a model is given for a metric without one.
+        LuminaError: if a model cannot be read.
+        MissingDependency: if a package is not installed.
     """
     models, names = models or {}, list(dict.fromkeys(names))
     if unused := sorted(set(models) - set(names)):
@@ -133,29 +140,29 @@ def open_metrics(names: Iterable[str], models: dict[str, str] | None = None) -> 
     return {name: SCORES.load(name)(models.get(name)) for name in names}
 
 
-def measure(pictures: Sequence[Image.Image], scorers: dict[str, Metric]) -> list[dict]:
-    """Return a partial row per RGB picture: {"scores": {name: number}, "hashes": {name: text}}."""
-    rows: list[dict] = [{} for _ in pictures]
-    for name, scorer in scorers.items():
-        for row, value in zip(rows, scorer(pictures), strict=True):
+def measure(images: Sequence[Image.Image], metrics: dict[str, Metric]) -> list[dict]:
+    """Return a partial row per RGB image: {"scores": {name: number}, "hashes": {name: text}}."""
+    rows: list[dict] = [{} for _ in images]
+    for name, metric in metrics.items():
+        for row, value in zip(rows, metric(images), strict=True):
             kind, value = ("hashes", value) if isinstance(value, str) else ("scores", round(value, DIGITS))
             row.setdefault(kind, {})[name] = value
     return rows
 
 
-def _reduced(picture: Image.Image, longest: int) -> Image.Image:
-    """The picture with its longer side at `longest` pixels, by areas; smaller ones stay as they are."""
-    if max(picture.size) <= longest:
-        return picture
-    return picture.resize(_fitting(picture.size, longest), Image.Resampling.BOX)
+def _reduce(image: Image.Image, longest: int) -> Image.Image:
+    """Return the image with at most `longest` pixels on its longer side, box-filtered."""
+    if max(image.size) <= longest:
+        return image
+    return image.resize(_fit_size(image.size, longest), Image.Resampling.BOX)
 
 
-def _fitting(size: tuple[int, int], longest: int) -> tuple[int, int]:
-    """A size of the same shape with its longer side at `longest` pixels."""
+def _fit_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Return a size of the same aspect ratio with `longest` pixels on its longer side."""
     width, height = (max(1, round(side * longest / max(size))) for side in size)
     return width, height
 
 
 def _needs_no_model(name: str, model: str | None) -> None:
     if model is not None:
-        raise UsageError(f"{name} is computed without a model; leave {model} out")
+        raise UsageError(f"{name} is computed without a model; omit {model}")

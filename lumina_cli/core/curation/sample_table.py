@@ -1,30 +1,34 @@
-"""What is known of every sample of shards as a table, without opening a tar: sizes, captions, scores.
+"""The sample table of shards: sizes, captions and scores of all samples, without reading a tar.
 
-Columns, a row a sample in the order of the shards (pyarrow):
+Columns (pyarrow), one row per sample in the order of the shards:
 
     shard key image sha256 source       as in the manifest; source may be null
-    width height                        as seen
-    languages levels characters tokens  lists, an item a caption; tokens may be null
-    score, NAME...                      numbers, from the rows and from the newest overlays, which win
+    width height                        in pixels, after the EXIF rotation
+    languages levels characters tokens  lists with one item per caption; tokens may be null
+    score, NAME...                      numbers; those of the newest overlays take precedence over the rows
     phash...                            hashes as text
 
-A selection gives its samples only. Shards that have no manifest.parquet are read by their indexes. Shards,
-selections and the values of overlays are all in the order of the shards' names, so they are read side by
-side, and what is held at a time does not grow with the samples.
+A selection provides its samples only. Shards without a manifest.parquet are read by their indexes. Shards,
+selections and the values of overlays are all sorted by the names of the shards, so they are read in step,
+and the memory needed does not grow with the number of samples.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
-from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.curation.sorted_join import (
+    OverlayValues,
+    SortedJoin,
+    align_to_shards,
+    find_rows,
+    missing_samples,
+)
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import chunked, with_captions
 from lumina_cli.core.shards import manifest
-from lumina_cli.core.shards.overlays.reader import Overlay, find_overlays, folder_of_shards, split_source
-from lumina_cli.core.shards.overlays.writer import COLUMNS, VALUES
+from lumina_cli.core.shards.overlays.reader import find_overlays, folder_of_shards, split_source
+from lumina_cli.core.shards.overlays.writer import VALUES
 from lumina_cli.core.shards.reader import index_path, iter_index, open_shards, read_entry
 from lumina_cli.core.shards.selection import TABLE, is_selection, read_samples, selected_shards
 
@@ -35,19 +39,20 @@ _OWN = (*PLACE, *SIZES, *CAPTIONS, "score")
 
 
 def open_samples(source: str, captions: bool = False) -> tuple[str, Any]:
-    """Return (the folder of shards, the whole table of a SOURCE); without `captions`, none of their columns.
+    """Return the folder of shards of a SOURCE, and its whole table; columns of captions only if `captions`.
 
-    LuminaError where an overlay is about other pictures than the shards hold now.
+    Raises:
+        LuminaError: see `Samples.parts`.
     """
     import pyarrow as pa
 
     samples = Samples(source)
     names = [name for name in samples.empty.column_names if captions or name not in CAPTIONS]
-    return samples.folder, pa.concat_tables(_roomy(part) for part in samples.parts(names))
+    return samples.folder, pa.concat_tables(_with_large_strings(part) for part in samples.parts(names))
 
 
-def _roomy(table: Any) -> Any:
-    """A table whose texts may be more than 2 GiB a column, which those of a hundred million samples are."""
+def _with_large_strings(table: Any) -> Any:
+    """Cast texts to large_string: those of a hundred million samples exceed the 2 GiB of a string column."""
     import pyarrow as pa
 
     fields = [
@@ -58,10 +63,19 @@ def _roomy(table: Any) -> Any:
 
 
 class Samples:
-    """The table of a SOURCE of shards, in parts.
+    """The sample table of a SOURCE of shards, read in parts.
 
-    folder    of the shards
-    empty     the table without its rows: which columns there are
+    source     folder of shards, a tar, or a selection, possibly with "?overlay=NAME"
+    selection  folder of the selection, or None
+    folder     folder of the shards
+    whole      whether the shards have a manifest for the whole folder
+    rewritten  whether an overlay replaces captions, so that their lengths must be read from the rows
+    names      column -> column of the manifest
+    values     tables of overlays that provide columns
+    empty      the table without rows: its columns and their types
+
+    Raises:
+        LuminaError: if the shards or the selection cannot be read.
     """
 
     def __init__(self, source: str):
@@ -77,12 +91,12 @@ class Samples:
         overlays = find_overlays(self.folder, wanted)
         self.rewritten = any("captions" in overlay.info.get("fields", ()) for overlay in overlays)
         found = [
-            _OverlayValues(each)
+            OverlayValues(each, _OWN)
             for each in overlays
             if filesystem.is_file(filesystem.join(each.folder, VALUES))
         ]
         names = manifest.read_score_names(self.shards) if self.whole else _names_in(self.tars)
-        self.names = {name: name for name in _OWN}  # of a column: what the manifest calls it
+        self.names = {name: name for name in _OWN}
         self.names |= {name: manifest.SCORE + name for name in names if name not in self.names}
         self.values = [each for each in found if each.names]
         self.empty = self._empty(names)
@@ -97,38 +111,55 @@ class Samples:
         return pa.schema(list(fields.items())).empty_table()
 
     def parts(self, columns: Sequence[str]) -> Iterator[Any]:
-        """Yield tables with these columns, at least one; of whole shards where they are joined with others.
+        """Yield tables with these columns, at least one; they end at the end of a shard if they are joined.
 
-        LuminaError where an overlay is about other pictures than the shards hold now, or a selection about
-        samples that they do not hold.
+        Raises:
+            LuminaError: if an overlay belongs to other images than those of the shards, or a selection to
+                samples that the shards do not contain.
         """
         columns = list(dict.fromkeys(columns))
         values = [each for each in self.values if each.names.keys() & set(columns)]
-        joined = [*(("shard", "key") if values or self.selection else ()), *(("sha256",) if values else ())]
-        base = [name for name in dict.fromkeys([*joined, *columns]) if name in self.names]
-        parts = self._base(base or ["key"])
-        parts = _whole_shards(parts) if joined else parts
-        place = filesystem.join(self.selection, TABLE) if self.selection else ""
-        chosen = _SortedJoin(place, ["shard", "key"], "selection") if place else None
-        alongs = [(each, each.open(columns)) for each in values]
-        again = self.rewritten and set(CAPTIONS) & set(columns)
-        rows = read_samples(self.source) if again else iter(())
-        some = False
-        for part in parts:
+        joined = bool(values or self.selection)
+        selected = self._open_selection()
+        overlays = [(each, each.open(columns)) for each in values]
+        reread = self.rewritten and set(CAPTIONS) & set(columns)
+        rows = read_samples(self.source) if reread else iter(())
+        empty = True
+        for part in self._base_parts(columns, values):
             last = part["shard"][-1].as_py() if joined else None
-            if chosen is not None:
-                part = part.take(_positions(part, chosen.until(last), self.selection))
-            for each, along in alongs:
-                part = each.laid_over(part, along.until(last))
-            part = _with_captions(part, islice(rows, len(part))) if again else part
-            some = True
+            if selected is not None:
+                part = self._select(part, selected.until(last))
+            for each, join in overlays:
+                part = each.apply(part, join.until(last))
+            part = _with_captions(part, islice(rows, len(part))) if reread else part
+            empty = False
             yield part.select(columns)
-        if chosen is not None and chosen.rest():
-            raise _gone(self.selection)
-        if not some:
+        if selected is not None and selected.has_more():
+            raise missing_samples(self.selection)
+        if empty:
             yield self.empty.select(columns)
 
+    def _base_parts(self, columns: Sequence[str], values: Sequence[OverlayValues]) -> Iterator[Any]:
+        """Yield tables with those of `columns` that are not from overlays, and with the keys of the joins."""
+        keys = ("shard", "key", "sha256") if values else ("shard", "key") if self.selection else ()
+        base = [name for name in dict.fromkeys([*keys, *columns]) if name in self.names]
+        parts = self._base(base or ["key"])
+        return align_to_shards(parts) if keys else parts
+
+    def _open_selection(self) -> SortedJoin | None:
+        if not self.selection:
+            return None
+        return SortedJoin(filesystem.join(self.selection, TABLE), ["shard", "key"], "selection")
+
+    def _select(self, part: Any, selected: Any) -> Any:
+        """Return the selected rows of a part, in the order of the selection."""
+        found = find_rows(selected, part)
+        if (found < 0).any():
+            raise missing_samples(self.selection)
+        return part.take(found)
+
     def _base(self, columns: list[str]) -> Iterator[Any]:
+        """Yield tables with these columns, from the manifest or else from the indexes of the tars."""
         import pyarrow as pa
 
         stored = [self.names[name] for name in columns]
@@ -142,128 +173,8 @@ class Samples:
             yield pa.Table.from_pylist(group, schema=types).select(stored).rename_columns(columns)
 
 
-class _OverlayValues:
-    """The values of an overlay: their names as columns, and what its table calls them."""
-
-    def __init__(self, overlay: Overlay):
-        self.overlay, self.place = overlay, filesystem.join(overlay.folder, VALUES)
-        self.names, self.types = {}, {}
-        for field in list(manifest.read_schema(self.place, "overlay"))[3:]:
-            name = field.name
-            for prefix in COLUMNS.values():
-                name = name.removeprefix(prefix)
-            if name not in _OWN or name == field.name == "score":
-                self.names[name], self.types[name] = field.name, field.type
-
-    def open(self, columns: Sequence[str]) -> "_SortedJoin":
-        """Return its rows, with those of these columns that it has."""
-        stored = [kept for name, kept in self.names.items() if name in columns]
-        return _SortedJoin(self.place, ["shard", "key", "picture", *stored], "overlay")
-
-    def laid_over(self, table: Any, values: Any) -> Any:
-        """Lay some of its rows over a table; LuminaError where they are of other pictures."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        at = _find(table, values)
-        taken = values.take(pa.array(at, mask=at < 0))
-        same = pc.or_kleene(pc.equal(taken["picture"], table["sha256"]), pc.is_null(table["sha256"]))
-        if pc.any(pc.invert(same)).as_py():
-            raise LuminaError(
-                f"overlay {self.overlay.name}@{self.overlay.version} is stale: the shards hold other pictures"
-                " than those it was made for; make it again"
-            )
-        for name, stored in self.names.items():
-            if stored in taken.column_names:
-                new = taken[stored]
-                if name in table.column_names:
-                    new = pc.coalesce(new, table[name])
-                    table = table.drop_columns([name])
-                table = table.append_column(name, new)
-        return table
-
-
-class _SortedJoin:
-    """A parquet file in the order of shards that is read beside their own table."""
-
-    def __init__(self, place: str, columns: list[str], kind: str):
-        import pyarrow as pa
-
-        types = manifest.read_schema(place, kind)
-        self.none = pa.schema([types.field(name) for name in columns]).empty_table()
-        batches = manifest.read_batches(place, columns, kind)
-        self.parts = (pa.Table.from_batches([batch]).select(columns) for batch in batches)
-        self.waiting = self.none
-
-    def until(self, shard: str) -> Any:
-        """Return the rows of all shards up to this one that were not taken yet."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        taken = [self.none]
-        while self.rest():
-            count = pc.sum(pc.less_equal(self.waiting["shard"], shard)).as_py()
-            taken.append(self.waiting.slice(0, count))
-            self.waiting = self.waiting.slice(count)
-            if len(self.waiting):
-                break
-        return pa.concat_tables(taken)
-
-    def rest(self) -> bool:
-        """Whether there are rows that were not taken."""
-        while not len(self.waiting):
-            found = next(self.parts, None)
-            if found is None:
-                return False
-            self.waiting = found
-        return True
-
-
-def _whole_shards(parts: Iterable[Any]) -> Iterator[Any]:
-    """Yield the same rows in tables that end where a shard does."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    waiting = None
-    for part in parts:
-        waiting = pa.concat_tables([waiting, part]) if waiting is not None else part
-        start = pc.index(waiting["shard"], waiting["shard"][-1]).as_py() if len(waiting) else 0
-        if start:
-            yield waiting.slice(0, start)
-            waiting = waiting.slice(start)
-    if waiting is not None and len(waiting):
-        yield waiting
-
-
-def _positions(table: Any, wanted: Any, name: str) -> np.ndarray:
-    """Where each row of `wanted` is in `table`; both by shard and key."""
-    found = _find(wanted, table)
-    if (found < 0).any():
-        raise _gone(name)
-    return found
-
-
-def _gone(name: str | None) -> LuminaError:
-    return LuminaError(f"{name} selected samples that its shards no longer hold; select again")
-
-
-def _find(rows: Any, table: Any) -> np.ndarray:
-    """Return where the (shard, key) of each row is in `table`, -1 where it is not."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    names = [
-        pc.binary_join_element_wise(each["shard"], each["key"], "/").cast(pa.large_string())
-        for each in (rows, table)
-    ]
-    if names[0].equals(names[1]):
-        return np.arange(len(rows))
-    at = pc.index_in(names[0], value_set=names[1].combine_chunks())
-    return at.fill_null(-1).to_numpy().astype(np.int64)
-
-
 def _with_captions(table: Any, rows: Iterable[dict]) -> Any:
-    """Put the lengths of captions that overlays have changed into a table, from the rows themselves."""
+    """Replace the lengths of captions in a table by those of the rows, whose captions overlays replaced."""
     import pyarrow as pa
 
     kinds = [list(lengths_of(row)) for row in rows]
@@ -277,7 +188,7 @@ def _with_captions(table: Any, rows: Iterable[dict]) -> Any:
 
 
 def lengths_of(row: dict) -> Iterator[tuple[str, str, int]]:
-    """Yield (language, level, characters) of the captions of a row; what is no caption is left out."""
+    """Yield (language, level, characters) of the captions of a row; malformed captions are skipped."""
     captions = row.get("captions") if isinstance(row.get("captions"), dict) else {}
     for lang, texts in captions.items():
         for level, text in texts.items() if isinstance(texts, dict) else ():
@@ -286,7 +197,7 @@ def lengths_of(row: dict) -> Iterator[tuple[str, str, int]]:
 
 
 def _names_in(tars: Sequence[str]) -> list[str]:
-    """The names of the scores in indexes; a tar without one has none."""
+    """Return the names of the scores in the indexes of tars; a tar without an index has none."""
     indexed = (tar for tar in tars if filesystem.is_file(index_path(tar)))
     return sorted(
         {name for tar in indexed for entry in iter_index(tar) for name in entry.get("scores") or ()}
@@ -294,7 +205,7 @@ def _names_in(tars: Sequence[str]) -> list[str]:
 
 
 def _index_rows(tars: Sequence[str], captions: bool) -> Iterator[dict]:
-    """Rows of a manifest from the indexes of shards; the captions of other tools' shards from their rows."""
+    """Yield rows of a manifest from the indexes of tars; captions of other tools' shards from their rows."""
     for tar in tars:
         for entry in iter_index(tar):
             entry = entry | {"row": entry.get("row") or [0, 0]}

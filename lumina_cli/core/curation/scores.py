@@ -1,11 +1,11 @@
-"""Scoring shards: each picture is measured once, the values are kept as an overlay called "scores".
+"""Scoring shards: each image is measured once, and the values are stored as an overlay named "scores".
 
-A new set of scores makes a new version, which takes over what the newest one knows of the same pictures and
-measures the rest: values of another model, or of a score that is made otherwise since (RECIPES), are not
-taken over. Workers take a shard at a time; a killed run goes on after its last whole shard.
+A new set of scores writes a new version. It reuses the values of the newest version for the same images and
+measures the others; values of another model, or of an older definition of a score (RECIPES), are not reused.
+A worker scores one shard at a time; a killed run resumes after its last complete shard.
 
-"caption" is the one score that is not of the picture: the mean of what `lumina caption --score` said of its
-captions, read from the rows.
+"caption" is the only score that is not computed from the image: it is the mean of the scores of its captions
+by `lumina caption --score`, read from the rows.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -29,18 +29,25 @@ from lumina_cli.core.shards.selection import resolve_shards, selected_keys
 from lumina_cli.core.sources.bad_images import UnreadableImages, open_entry
 
 NAME, CAPTION = MEASURED, "caption"
-BATCH = 16  # pictures that a model sees together
+BATCH = 16  # images measured together
 
 
 @dataclass(frozen=True)
 class _ScoreJob:
-    """One shard to score: by what, and which names of the version before still hold."""
+    """One shard to score.
+
+    version  the new version of the overlay, whose settings contain the scores and their models
+    tar      the shard
+    before   the previous version, if any
+    kept     names of scores whose previous values are still valid
+    wanted   keys of the samples to score; None: all
+    """
 
     version: Version
     tar: str
     before: Overlay | None
     kept: frozenset[str]
-    wanted: frozenset[str] | None  # keys; None: all
+    wanted: frozenset[str] | None
 
 
 def score_shards(
@@ -49,15 +56,23 @@ def score_shards(
     models: dict[str, str] | None = None,
     workers: int = 1,
     max_bad_rate: float = 1.0,
-    tell: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
-    """Measure pictures of shards; yield a row per shard: shard, samples, measured, reused, unreadable.
+    """Measure the images of shards; yield a row per shard: shard, samples, measured, reused, unreadable.
 
-    Of a selection only its samples are measured; the values are kept beside the shards all the same.
-    `names` are keys of SCORES, or "caption"; `models` gives a folder or hub id to those that have one. Raises
-    what `open_scorers` raises, before anything is written. A picture that cannot be read has no scores, its
-    line of the overlay's index says why under "unreadable", and `tell` hears of the first; TooManyBad at the
-    end where they are a larger share than `max_bad_rate`.
+    source        folder of shards, or a selection, whose samples alone are measured; the values are stored
+                  with the shards in both cases
+    names         keys of SCORES, or "caption"
+    models        name of a score -> folder or hub id of its model
+    workers       processes
+    max_bad_rate  fraction of the images that may be unreadable
+    notify        receives messages about unreadable images
+
+    An unreadable image has no scores; its line of the overlay's index contains the reason under "unreadable".
+
+    Raises:
+        UsageError, LuminaError, MissingDependency: see `open_metrics`; before anything is written.
+        TooManyRejects: at the end, if more than `max_bad_rate` of the images are unreadable.
     """
     names, models = list(dict.fromkeys(names)), models or {}
     folder, chosen = resolve_shards(source), selected_keys(source)
@@ -66,18 +81,18 @@ def score_shards(
     before = newest_version(folder, NAME)
     settings = before.info["settings"] if before else {}
     known, recipes = settings.get("scores", {}), settings.get("recipes", {})
-    asked = {name: models.get(name, known.get(name)) for name in names}
-    if CAPTION in asked:
-        asked[CAPTION] = _captions_of(folder)
-    wanted_by = known | asked
-    now = {name: RECIPES.get(name, 1) for name in wanted_by}
-    version = begin_version(folder, NAME, {"scores": wanted_by, "recipes": now})
+    requested = {name: models.get(name, known.get(name)) for name in names}
+    if CAPTION in requested:
+        requested[CAPTION] = _captions_version(folder)
+    models_by = known | requested
+    now = {name: RECIPES.get(name, 1) for name in models_by}
+    version = begin_version(folder, NAME, {"scores": models_by, "recipes": now})
     same = {name for name in known if recipes.get(name, 1) == now[name]}
-    kept = frozenset(name for name in same if wanted_by[name] == known[name])
+    kept = frozenset(name for name in same if models_by[name] == known[name])
     wanted = [None if chosen is None else chosen.get(filesystem.basename(tar), frozenset()) for tar in tars]
     jobs = [_ScoreJob(version, tar, before, kept, keys) for tar, keys in zip(tars, wanted, strict=True)]
     alone = workers <= 1 or len(jobs) < 2 or filesystem.is_process_local(folder)
-    seen = UnreadableImages(max_bad_rate, tell)
+    seen = UnreadableImages(max_bad_rate, notify)
     for row, bad in map(_score_shard, jobs) if alone else map_in_order(_score_shard, jobs, workers):
         seen.add(row["shard"], bad, row["measured"] + row["reused"] + row["unreadable"])
         yield row
@@ -86,29 +101,30 @@ def score_shards(
     seen.end(version.folder)
 
 
-def _captions_of(folder: str) -> str:
-    """What the scores of captions are read from: the shards, and these overlays with what they hold now."""
+def _captions_version(folder: str) -> str:
+    """Return a text that identifies the captions: the rows, and the contents of all overlays."""
     return ",".join(["rows", *(f"{one.name}@{one.version}:{_content_of(one)}" for one in _others(folder))])
 
 
 def _content_of(overlay: Overlay) -> str:
-    """What tells an overlay from another one of its name and number; of old ones, when it was begun."""
+    """Return what identifies the contents of an overlay; overlays without digests are identified by order."""
     digest = overlay.info.get("digests", {}).get("indexes")
     return digest[:16] if isinstance(digest, str) else f"order {overlay.order[0]}"
 
 
 def _others(folder: str) -> list[Overlay]:
+    """Return all overlays except for the scores."""
     return [overlay for overlay in find_overlays(folder) if overlay.name != NAME]
 
 
 @lru_cache
-def _open(name: str, model: str | None) -> Metric:
-    """What measures, made once in each process."""
+def _open_metric(name: str, model: str | None) -> Metric:
+    """Return a metric, opened once in each process."""
     return open_metrics([name], {name: model} if model else {})[name]
 
 
 def _score_shard(job: _ScoreJob) -> tuple[dict, dict[str, str]]:
-    """Return the row of a shard, and by key why a picture cannot be read."""
+    """Score a shard; return its row, and key -> reason of each unreadable image."""
     entries, bad = read_index(job.tar), {}
     row = {"shard": job.tar, "samples": len(entries), "measured": 0, "reused": 0, "unreadable": 0}
     if job.version.has(job.tar, entries):
@@ -121,59 +137,94 @@ def _score_shard(job: _ScoreJob) -> tuple[dict, dict[str, str]]:
     return row | {"unreadable": len(bad)}, bad
 
 
+@dataclass
+class _Scored:
+    """The state of one sample while its shard is scored.
+
+    entry   its entry in the shard's index
+    values  {"scores": {...}, "hashes": {...}} so far
+    by      names of the scores that are known, also of an unreadable image
+    wanted  whether it is to be scored
+    fault   why its image is unreadable, or None
+    """
+
+    entry: dict
+    values: dict
+    by: frozenset[str]
+    wanted: bool
+    fault: str | None
+
+
 def _parts(job: _ScoreJob, entries: list[dict], row: dict, bad: dict[str, str]) -> Iterator[Part]:
-    """Yield the scores of each sample, counting in `row` what was done; `bad` as in `_score_shard`."""
+    """Yield the scores of each sample; update the counts in `row`, and `bad` as in `_score_shard`."""
     models = job.version.settings["scores"]
     known = job.before.open(job.tar, entries, strict=False) if job.before else {}
     add = OverlayJoiner(_others(job.version.shards)).open(job.tar, entries) if CAPTION in models else None
     for start in range(0, len(entries), BATCH):
-        group = entries[start : start + BATCH]
-        lines = [known.get(entry["key"], {}) for entry in group]
-        found = [_still(line, job.kept - {CAPTION}) for line in lines]
-        done = [job.kept & set(line.get("by", ())) for line in lines]  # unreadable pictures, too
-        meant = [job.wanted is None or entry["key"] in job.wanted for entry in group]
-        faults = [line.get("unreadable") for line in lines]
-        todo = [
-            models.keys() - names - {CAPTION} if here else set()
-            for names, here in zip(done, meant, strict=True)
-        ]
-        missing = [tuple(sorted(names)) for names in todo]
-        for wanted in dict.fromkeys(missing):
-            numbers = [i for i, names in enumerate(missing) if names == wanted]
-            if not wanted:
-                row["reused"] += sum(meant[i] and not faults[i] for i in numbers)
+        samples = [_reuse(job, entry, known) for entry in entries[start : start + BATCH]]
+        _measure_missing(job, samples, row)
+        for sample in samples:
+            if not sample.wanted and not sample.values and not sample.fault:
                 continue
-            opened = {i: open_entry(job.tar, group[i]) for i in numbers}
-            for i, each in opened.items():
-                faults[i] = each if isinstance(each, str) else None
-            pictures = {i: picture for i, picture in opened.items() if not isinstance(picture, str)}
-            row["measured"] += len(pictures)
-            scorers = {name: _open(name, models[name]) for name in wanted}
-            for i, part in zip(pictures, measure(list(pictures.values()), scorers), strict=True):
-                for kind, values in part.items():
-                    found[i].setdefault(kind, {}).update(values)
-        for entry, part, names, here, fault in zip(group, found, done, meant, faults, strict=True):
-            if not here and not part and not fault:
-                continue
-            if here and fault:
-                bad[entry["key"]] = fault
-            if add and here and (score := caption_score(add(entry, read_entry(job.tar, entry)))) is not None:
-                part.setdefault("scores", {})[CAPTION] = score
-            known_by = sorted(models if here else names - {CAPTION})
-            entry, members, more = make_row_part(entry, part)
-            yield entry, members, more | {"by": known_by} | ({"unreadable": fault} if fault else {})
+            if sample.wanted and sample.fault:
+                bad[sample.entry["key"]] = sample.fault
+            if add and sample.wanted:
+                _add_caption_score(job, sample, add)
+            by = sorted(models if sample.wanted else sample.by - {CAPTION})
+            entry, members, more = make_row_part(sample.entry, sample.values)
+            yield entry, members, more | {"by": by} | ({"unreadable": sample.fault} if sample.fault else {})
+
+
+def _reuse(job: _ScoreJob, entry: dict, known: dict[str, dict]) -> _Scored:
+    """Return a sample with the scores of the previous version that are still valid."""
+    line = known.get(entry["key"], {})
+    # The score of captions is cheap to compute and may have changed with them.
+    values = _valid_values(line, job.kept - {CAPTION})
+    wanted = job.wanted is None or entry["key"] in job.wanted
+    return _Scored(entry, values, job.kept & set(line.get("by", ())), wanted, line.get("unreadable"))
+
+
+def _measure_missing(job: _ScoreJob, samples: list[_Scored], row: dict) -> None:
+    """Add the missing scores to the samples of a batch; samples that miss the same scores are one batch."""
+    models = job.version.settings["scores"]
+    missing = [
+        tuple(sorted(models.keys() - sample.by - {CAPTION})) if sample.wanted else () for sample in samples
+    ]
+    for names in dict.fromkeys(missing):
+        group = [sample for sample, each in zip(samples, missing, strict=True) if each == names]
+        if not names:
+            row["reused"] += sum(sample.wanted and not sample.fault for sample in group)
+            continue
+        images = []
+        for sample in group:
+            opened = open_entry(job.tar, sample.entry)
+            sample.fault = opened if isinstance(opened, str) else None
+            images.append(opened)
+        readable = [i for i, sample in enumerate(group) if sample.fault is None]
+        row["measured"] += len(readable)
+        metrics = {name: _open_metric(name, models[name]) for name in names}
+        for i, part in zip(readable, measure([images[i] for i in readable], metrics), strict=True):
+            for kind, values in part.items():
+                group[i].values.setdefault(kind, {}).update(values)
+
+
+def _add_caption_score(job: _ScoreJob, sample: _Scored, add: Callable[[dict, dict], dict]) -> None:
+    """Add the score of the captions of a sample, if they have one; `add` applies overlays to its row."""
+    score = caption_score(add(sample.entry, read_entry(job.tar, sample.entry)))
+    if score is not None:
+        sample.values.setdefault("scores", {})[CAPTION] = score
 
 
 def caption_score(row: dict) -> float | None:
-    """Return the mean of a row's "caption_scores" {language: {level: number}}, None where it has none."""
+    """Return the mean of a row's "caption_scores" {language: {level: number}}, or None if it has none."""
     scores = row.get("caption_scores")
     levels = [each for each in scores.values() if isinstance(each, dict)] if isinstance(scores, dict) else []
     numbers = [float(n) for each in levels for n in each.values() if isinstance(n, int | float)]
     return round(sum(numbers) / len(numbers), DIGITS) if numbers else None
 
 
-def _still(line: dict, kept: frozenset[str]) -> dict:
-    """The scores of a line of an index that still hold."""
+def _valid_values(line: dict, kept: frozenset[str]) -> dict:
+    """Return the values of a line of an index whose names are in `kept`."""
     parts = {
         kind: {n: v for n, v in line.get(kind, {}).items() if n in kept} for kind in ("scores", "hashes")
     }

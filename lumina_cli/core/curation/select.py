@@ -1,12 +1,14 @@
-"""The next stage's samples: conditions, then copies, then a share of the best; no picture is copied.
+"""Selecting samples for a training stage: filters, copies, sources, and a fraction of the best.
 
-The order is always the same: what --where asks for, then one of each group of copies (of near ones the one
-with the most pixels, of those the best one), then at most so many of each source (the best ones), then the
-best of all that are left. Ties go to the sample that comes first, so the same shards and settings select the
-same samples.
+The steps always have the same order: samples that meet the conditions; one of each group of copies (of near
+copies the one with the most pixels, then the best one); at most a number of samples per source (the best
+ones); the best of the remaining samples. Ties go to the first sample, so the same shards and settings select
+the same samples. A selection contains references; images are not copied.
 
-The table of samples is read in parts, twice: first what decides, of which little is held (columns.py), then
-what is written.
+The sample table is read in parts, twice: first the columns that the decision needs, keeping few
+bytes per sample (columns.py), then the columns that are written.
+
+N samples; S of them remain so far.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,22 +35,22 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.shards.selection import check_dest, read_samples, write_selection
 
 COPIES = ("exact", "near")
-MOST_BITS = 16  # at which near copies are looked for; more would find half of all pictures alike
-# Measured scores of which more is better: "score" may mean these.
+MAX_DISTANCE = 16  # bits; at larger distances half of all images would be near copies
+# Metrics whose higher values are better: they may replace a missing "score".
 BETTER = (CAPTION, "aesthetic", "sharpness")
-FIRST = 1000  # rows that are asked whether they have scores of captions
+FIRST = 1000  # rows that are searched for scores of captions
 
 
 @dataclass(frozen=True)
 class SelectionSettings:
-    """What to select.
+    """Settings of a selection.
 
-    best        a share up to 1.0, or (an int) a number of samples; None: all
-    by          the column that says what is best
-    where       conditions, all of which must hold (curation/filter_expr.py)
-    copies      None; "exact": one of each picture; "near": one of each group of similar ones
-    distance    bits of 64 in which the perceptual hashes of near copies differ at most
-    per_source  samples of one source at most
+    best        a fraction up to 1.0 (float) or a number of samples (int); None: all
+    by          the column to rank by, higher is better
+    where       conditions that all must be met (curation/filter_expr.py)
+    copies      None; "exact": keep one of each image; "near": keep one of each group of similar images
+    distance    maximum number of different bits, of 64, between the perceptual hashes of near copies
+    per_source  maximum number of samples per source
     """
 
     best: float | int | None = None
@@ -60,7 +62,11 @@ class SelectionSettings:
 
 
 def parse_best(text: str) -> float | int:
-    """Return what --best says: "1" and more without a dot are samples (int), the rest is a share (float)."""
+    """Parse --best: a number from 1 without a dot is a number of samples (int), others are fractions (float).
+
+    Raises:
+        UsageError: if the text is neither.
+    """
     try:
         value = float(text)
         if "." not in text and value >= 1:
@@ -69,21 +75,22 @@ def parse_best(text: str) -> float | int:
             return value
     except ValueError:
         pass
-    raise UsageError(f"--best {text}: a share up to 1.0, or a whole number of samples")
+    raise UsageError(f"--best {text}: expected a fraction up to 1.0 or a whole number of samples")
 
 
 def select_samples(source: str, dest: str, choice: SelectionSettings, force: bool = False) -> dict:
-    """Write the selection of a SOURCE of shards (or of another selection) to `dest`; return its select.json.
+    """Write a selection of a SOURCE of shards, or of another selection, to `dest`; return its select.json.
 
-    UsageError for settings that mean nothing, and where `dest` holds another selection, without `force`;
-    LuminaError where nothing is left, or no sample has a score.
+    Raises:
+        UsageError: if a setting is invalid, or if `dest` contains another selection and `force` is False.
+        LuminaError: if no samples remain, or if no sample has the score to rank by.
     """
-    _check(choice)
+    _check_settings(choice)
     conditions = [part for text in choice.where for part in parse_where(text)]
     samples = Samples(source)
     for condition in conditions:
-        evaluate(samples.empty, condition)  # or it says what is wrong with it
-    column_by = _column_of(samples, choice)
+        evaluate(samples.empty, condition)  # raises an error for an invalid condition
+    column_by = _rank_column(samples, choice)
     check_dest(dest, source, asdict(choice), force)
     held, steps = _gather(samples, conditions, choice, column_by)
     by = _settle_scores(samples, held, choice)
@@ -98,17 +105,17 @@ def select_samples(source: str, dest: str, choice: SelectionSettings, force: boo
     if choice.best is not None:
         steps.append(_best(held, choice.best, by) | ({"instead_of": choice.by} if by != choice.by else {}))
     if not len(held):
-        told = ", ".join(map(_report, steps[1:]))
-        raise LuminaError(f"nothing is left of {len(held.mask)} samples: {told}")
+        report = ", ".join(map(_report, steps[1:]))
+        raise LuminaError(f"none of {len(held.mask)} samples remains: {report}")
     info = {"settings": asdict(choice), "steps": steps}
     return write_selection(dest, samples.folder, source, _chosen(samples, held), info)
 
 
-def _check(choice: SelectionSettings) -> None:
+def _check_settings(choice: SelectionSettings) -> None:
     if choice.copies not in (None, *COPIES):
         raise UsageError(f"--no-duplicates {choice.copies}: choose from {', '.join(COPIES)}")
-    if not 1 <= choice.distance <= MOST_BITS:
-        raise UsageError(f"--distance {choice.distance}: from 1 to {MOST_BITS} bits")
+    if not 1 <= choice.distance <= MAX_DISTANCE:
+        raise UsageError(f"--distance {choice.distance}: must be from 1 to {MAX_DISTANCE} bits")
     if choice.best is not None:
         parse_best(str(choice.best))
 
@@ -116,10 +123,10 @@ def _check(choice: SelectionSettings) -> None:
 def _gather(
     samples: Samples, conditions: list[Comparison], choice: SelectionSettings, by: str | None
 ) -> tuple[SelectionColumns, list[dict]]:
-    """Read the table once: which samples meet the conditions, and what of them is needed to choose."""
+    """Read the table once; return the columns of the samples that meet the conditions, and the steps."""
     if choice.copies == "near" and "phash" not in samples.empty.column_names:
         raise LuminaError(
-            "near copies are found by 'phash'; `lumina shard score SHARDS --scores phash` measures it"
+            "near copies require 'phash'; `lumina shard score SHARDS --scores phash` computes it"
         )
     names = [name for condition in conditions for name in inputs(condition[0])] + list(
         inputs(by) if by else ()
@@ -128,7 +135,7 @@ def _gather(
     names += ["phash", *inputs("pixels")] if choice.copies == "near" else []
     names += ["source"] if choice.per_source is not None else []
     steps = [{"step": "samples", "left": 0}, *map(_step, conditions)]
-    keep = ColumnBuilder(by, choice.copies, choice.per_source is not None)
+    builder = ColumnBuilder(by, choice.copies, choice.per_source is not None)
     for part in samples.parts(names or ["key"]):
         kept = np.ones(len(part), bool)
         steps[0]["left"] += len(part)
@@ -137,8 +144,8 @@ def _gather(
             step["without_value"] += int(np.count_nonzero(as_array(true.is_null())[kept]))
             kept &= as_array(true.fill_null(False))
             step["left"] += int(np.count_nonzero(kept))
-        keep.add(part, kept)
-    return keep.held(), steps
+        builder.add(part, kept)
+    return builder.build(), steps
 
 
 def _step(condition: Comparison) -> dict:
@@ -147,23 +154,30 @@ def _step(condition: Comparison) -> dict:
     return {"step": f"{name} {operator} {text}", "left": 0, "without_value": 0}
 
 
-def _column_of(samples: Samples, choice: SelectionSettings) -> str | None:
-    """Return the column that says what is best, checked; None where only rows may know."""
+def _rank_column(samples: Samples, choice: SelectionSettings) -> str | None:
+    """Return the column to rank by, or None if only the rows may contain it.
+
+    Raises:
+        UsageError: if the column does not exist or is not numeric.
+    """
     import pyarrow as pa
 
     if choice.by == CAPTION and CAPTION not in samples.empty.column_names:
         return None
     kind = column(samples.empty, choice.by).type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        raise UsageError(f"--by {choice.by}: it is no number")
+        raise UsageError(f"--by {choice.by}: not a numeric column")
     return choice.by
 
 
 def _settle_scores(samples: Samples, held: SelectionColumns, choice: SelectionSettings) -> str:
-    """See that there are scores where they are needed, from elsewhere if need be; return whose they are.
+    """Ensure that there are scores if they are needed; return the name of the column that they are from.
 
-    Scores of captions are looked for in the rows where no column has them. Where "score" is asked for and no
-    sample has one, it is the only other score that is known to be the better the higher.
+    Scores of captions are read from the rows if a column does not contain them. If "score" is requested and
+    no sample has one, it is replaced by the only other score whose higher values are better.
+
+    Raises:
+        LuminaError: if no sample has a score, or if several scores could replace "score".
     """
     needed = choice.best is not None or choice.by != SCORE
     if not needed or not len(held) or not np.isnan(held.scores).all():
@@ -171,21 +185,21 @@ def _settle_scores(samples: Samples, held: SelectionColumns, choice: SelectionSe
     if choice.by == CAPTION:
         held.columns[SCORE] = _caption_scores(samples, held)
     elif choice.by == SCORE:
-        found = _others(samples, held)
+        found = _alternatives(samples, held)
         if len(found) > 1:
-            raise LuminaError(f"no sample has a 'score', but {' and '.join(found)}; say which with --by")
+            raise LuminaError(f"no sample has a 'score', but {' and '.join(found)}; choose one with --by")
         if found:
             (name, held.columns[SCORE]) = found.popitem()
             return name
     if np.isnan(held.scores).all():
         have = [name for name in _measured(samples, held) if name != choice.by]
-        hint = f"; they have {', '.join(have)}" if have else "; `lumina shard score` measures some"
-        raise LuminaError(f"no sample has a {choice.by!r} to choose by{hint}")
+        hint = f"; they have {', '.join(have)}" if have else "; `lumina shard score` computes scores"
+        raise LuminaError(f"no sample has a {choice.by!r} to rank by{hint}")
     return choice.by
 
 
-def _others(samples: Samples, held: SelectionColumns) -> dict[str, np.ndarray]:
-    """The scores, better the higher, that samples have: (S,) by name."""
+def _alternatives(samples: Samples, held: SelectionColumns) -> dict[str, np.ndarray]:
+    """Return the scores that may replace "score" and that samples have: name -> (S,)."""
     found = {}
     for name in BETTER:
         if name in samples.empty.column_names:
@@ -203,7 +217,7 @@ def _others(samples: Samples, held: SelectionColumns) -> dict[str, np.ndarray]:
 
 
 def _caption_scores(samples: Samples, held: SelectionColumns) -> np.ndarray:
-    """(S,) the mean of the scores of each row's captions, read from the rows; nan where it has none."""
+    """Return the mean score (S,) of the captions of each row, read from the rows; nan if it has none."""
     data = bytearray()
     rows = read_samples(samples.source)
     for row, kept in zip(rows, held.mask, strict=True):
@@ -214,7 +228,7 @@ def _caption_scores(samples: Samples, held: SelectionColumns) -> np.ndarray:
 
 
 def _measured(samples: Samples, held: SelectionColumns) -> list[str]:
-    """The names of the scores that some sample has."""
+    """Return the names of the scores that at least one sample has."""
     import pyarrow as pa
 
     names = [each.name for each in samples.empty.schema if pa.types.is_floating(each.type)]
@@ -225,7 +239,7 @@ def _measured(samples: Samples, held: SelectionColumns) -> list[str]:
 
 
 def _best(held: SelectionColumns, best: float | int, by: str) -> dict:
-    """Keep the best; return the step. A share is of all that were left, and at least one."""
+    """Keep the best samples; return the step. A fraction is that of all S samples, at least one sample."""
     known = ~np.isnan(held.scores)
     count = best if isinstance(best, int) else max(1, round(best * len(known)))
     without = int(np.count_nonzero(~known))
@@ -235,7 +249,11 @@ def _best(held: SelectionColumns, best: float | int, by: str) -> dict:
 
 
 def _chosen(samples: Samples, held: SelectionColumns) -> Iterator[Any]:
-    """Yield the table of a selection in parts."""
+    """Yield the table of the selection in parts.
+
+    Raises:
+        LuminaError: if the shards have changed since they were first read.
+    """
     import pyarrow as pa
 
     at, taken = 0, 0
@@ -249,7 +267,7 @@ def _chosen(samples: Samples, held: SelectionColumns) -> Iterator[Any]:
         taken += len(chosen)
         yield chosen.append_column("value", pa.array(values, mask=np.isnan(values)))
     if at != len(held.mask):
-        raise LuminaError(f"{samples.source} has changed while it was read; select again")
+        raise LuminaError(f"{samples.source} changed while it was read; select again")
 
 
 def _report(step: dict) -> str:

@@ -1,8 +1,9 @@
-"""Latents of a source, encoded once per size and kept on disk, with the captions beside them.
+"""Latent cache of a source: the latents of its images at one size, encoded once, with their captions.
 
-A cache folder holds latents.bin (float16, one picture after another), rows.jsonl (captions, score and latent
-size of each), rejects.jsonl (the rows whose picture could not be read) and progress.json. Only what
-progress.json counts is whole; a killed build goes on from there.
+A cache folder contains latents.bin (float16, one image after another), rows.jsonl (captions, score and latent
+shape of each image), rejects.jsonl (rows whose image cannot be read) and progress.json. progress.json is
+written after each chunk and records the sizes of the other files. What they contain beyond these sizes is a
+chunk that an interruption cut short: it is truncated, and the build continues from there.
 """
 
 import hashlib
@@ -28,27 +29,27 @@ from lumina_cli.core.shards.selection import is_selection, selected_shards
 from lumina_cli.core.shards.tar import TarImage
 from lumina_cli.core.sources.source import open_row_image
 
-CHUNK = 64  # pictures encoded together
+CHUNK = 64  # images encoded together
 MAX_BAD_RATE = 0.05
-NOTHING = {"rows": 0, "row_bytes": 0, "latent_bytes": 0, "rejects": 0, "reject_bytes": 0, "done": False}
-NOTHING |= {"ready": 0}  # rows whose latents were there already
+EMPTY = {"rows": 0, "row_bytes": 0, "latent_bytes": 0, "rejects": 0, "reject_bytes": 0, "done": False}
+EMPTY |= {"ready": 0}  # rows with precomputed latents
 FILES = {"rows.jsonl": "row_bytes", "latents.bin": "latent_bytes", "rejects.jsonl": "reject_bytes"}
 Encode = Callable[[Tensor], Tensor]
-LatentsBySize = dict[int, Tensor]  # latents (C, H, W) by size in pixels
+LatentsBySize = dict[int, Tensor]  # size in pixels -> latents (C, H, W)
 FindLatents = Callable[[dict], LatentsBySize]
-OpenedImage = tuple[
-    Image.Image | None, LatentsBySize
-]  # a picture, and the latents that are known of it; None: all are
-_ENCODED = re.compile(r"/overlays/(latents|text)-[^/]*/\d+/[^/]*$")  # what `lumina shard encode` writes
+# An image and its precomputed latents; None instead of the image if latents of all sizes are precomputed.
+OpenedImage = tuple[Image.Image | None, LatentsBySize]
+_ENCODED = re.compile(r"/overlays/(latents|text)-[^/]*/\d+/[^/]*$")  # files of `lumina shard encode`
 
 
 class LatentStore:
-    """The cached latents of one source at one size; N pictures.
+    """The cached latents of one source at one size; N images.
 
-    shapes    (N, 3)  channels, height and width of each picture's latents
-    captions  N dicts language -> level -> text
-    scores    (N,)    the rows' "score", nan where a row has none
-    images    N texts "TAR#MEMBER", None where a picture is not from shards
+    shapes    (N, 3)   channels, height and width of the latents of each image
+    captions  N dicts  language -> level -> text
+    scores    (N,)     "score" of the rows, nan if a row has none
+    images    N texts  "TAR#MEMBER", None if an image is not from shards
+    ends      (N,)     end of the latents of each image in latents.bin, in numbers
     """
 
     def __init__(self, folder: Path):
@@ -62,13 +63,15 @@ class LatentStore:
         self.values = np.memmap(folder / "latents.bin", np.float16, "r")
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.captions)
 
     def read(self, rows: np.ndarray) -> Tensor | list[Tensor]:
-        """Return float32 latents (B, C, H, W) of some pictures, or a list of (C, H, W) of mixed sizes."""
+        """Return the latents of `rows` (B,): float32 (B, C, H, W), or a list of (C, H, W) of mixed sizes."""
         shapes = self.shapes[rows]
         if (shapes == shapes[0]).all():
             length = int(shapes[0].prod())
+            # One gather from the memory map, instead of one copy per image.
             at = (self.ends[rows] - length)[:, None] + np.arange(length)
             return torch.from_numpy(self.values[at].astype(np.float32)).reshape(
                 len(rows), *shapes[0].tolist()
@@ -81,21 +84,21 @@ class LatentStore:
 
 
 class _Writer:
-    """Adds chunks to a cache folder; opening one drops what a kill left beyond its last whole chunk."""
+    """Appends chunks to a cache folder; opening it truncates the files after the last complete chunk."""
 
     def __init__(self, folder: Path, size: int):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.size = folder, size
-        self.progress = dict(NOTHING)
+        self.progress = dict(EMPTY)
         if (folder / "progress.json").exists():
             self.progress |= json.loads((folder / "progress.json").read_text(encoding="utf-8"))
 
     def consumed(self) -> int:
-        """Return how many rows of the source are done, the rejected ones among them."""
+        """Return the number of rows of the source that are done, including rejects."""
         return self.progress["rows"] + self.progress["rejects"]
 
     def open(self, stack: ExitStack) -> None:
-        """Open for writing after the last whole chunk."""
+        """Open the files for writing after the last complete chunk."""
         self.files = []
         for name, size in FILES.items():
             path = self.folder / name
@@ -105,16 +108,16 @@ class _Writer:
             file.seek(self.progress[size])
             self.files.append(file)
 
-    def add(self, rows: list[dict], pictures: list[OpenedImage], rejects: list[dict], encode: Encode) -> None:
-        """Write the latents of pictures at this size, those that are not known encoded first."""
-        latents = [ready.get(self.size) for _, ready in pictures]
+    def add(self, rows: list[dict], images: list[OpenedImage], rejects: list[dict], encode: Encode) -> None:
+        """Write the latents of the images of `rows` at this size; encode those that are not precomputed."""
+        latents = [ready.get(self.size) for _, ready in images]
         missing = [i for i, latent in enumerate(latents) if latent is None]
-        encoded = encode_pictures([pictures[i][0] for i in missing], self.size, encode)
+        encoded = encode_images([images[i][0] for i in missing], self.size, encode)
         for i, latent in zip(missing, encoded, strict=True):
             latents[i] = latent
         for row, latent in zip(rows, latents, strict=True):
             kept = {"captions": get_captions(row), "score": row.get("score"), "shape": list(latent.shape)}
-            if isinstance(row["image"], TarImage):  # by which more is found beside its shard
+            if isinstance(row["image"], TarImage):  # locates the overlays of its shard
                 kept["image"] = str(row["image"])
             self.files[0].write(dump_row(kept).encode() + b"\n")
             self.files[1].write(latent.to(torch.float16).numpy().tobytes())
@@ -122,10 +125,10 @@ class _Writer:
             self.files[2].write(dump_row(reject).encode() + b"\n")
         rejected = self.progress["rejects"] + len(rejects)
         ready = self.progress["ready"] + len(rows) - len(missing)
-        self.note(rows=self.progress["rows"] + len(rows), rejects=rejected, ready=ready)
+        self.record(rows=self.progress["rows"] + len(rows), rejects=rejected, ready=ready)
 
-    def note(self, **changes) -> None:
-        """Count what was written as whole."""
+    def record(self, **changes) -> None:
+        """Record in progress.json that what was written so far is complete."""
         for file in self.files:
             file.flush()
         sizes = {size: file.tell() for size, file in zip(FILES.values(), self.files, strict=True)}
@@ -141,16 +144,21 @@ def build_stores(
     max_bad_rate: float = MAX_BAD_RATE,
     find: FindLatents | None = None,
 ) -> Iterator[int]:
-    """Encode a source, in one pass, at each size of `folders` that is not cached; yields pictures done.
+    """Encode the images of `rows` in one pass, at each size that is not cached; yield the rows done so far.
 
-    `folders` maps sizes in pixels to folders; `encode` takes pixels (B, 3, H, W) in [-1, 1] to latents.
-    What `find` gives of a row, latents by size, is taken; the picture is opened where a size is missing. A
-    row whose picture cannot be read goes to rejects.jsonl; TooManyBad is raised at the end if more than
-    `max_bad_rate` of all did. LuminaError for a row without captions, or a source without rows.
+    folders       size in pixels -> cache folder
+    encode        maps pixels (B, 3, H, W) in [-1, 1] to latents (B, C, h, w)
+    max_bad_rate  fraction of the images that may be unreadable; they are recorded in rejects.jsonl
+    find          returns the precomputed latents of a row by size; an image is opened only if one is missing
+
+    Raises:
+        LuminaError: if a row has no captions, or if `rows` is empty.
+        TooManyRejects: at the end, if more than `max_bad_rate` of the images, or all of them, are unreadable.
     """
-    writers = [_Writer(folder, size) for size, folder in folders.items() if not is_whole(folder)]
+    writers = [_Writer(folder, size) for size, folder in folders.items() if not is_complete(folder)]
     if not writers:
         return
+    # Sizes may have stopped at different rows: begin at the first one, and skip it for sizes that are ahead.
     done = min(writer.consumed() for writer in writers)
     rows = islice(rows, done, None)
     with disk_errors(writers[0].folder), ExitStack() as stack:
@@ -158,101 +166,113 @@ def build_stores(
             writer.open(stack)
         while chunk := next_chunk(rows, done, writers):
             check_captions(chunk, done)
-            good, pictures, rejects = open_pictures(chunk, done, find, {writer.size for writer in writers})
+            good, images, rejects = open_images(chunk, done, find, {writer.size for writer in writers})
             for writer in writers:
                 if writer.consumed() == done:
-                    writer.add(good, pictures, rejects, encode)
+                    writer.add(good, images, rejects, encode)
             done += len(chunk)
             yield done
         if not done:
             raise LuminaError("the data has no rows")
         check_rejects(writers[0].progress["rejects"], done, max_bad_rate, writers[0].folder)
         for writer in writers:
-            writer.note(done=True)
+            writer.record(done=True)
 
 
 def next_chunk(rows: Iterator[dict], done: int, writers: list[_Writer]) -> list[dict]:
-    """Return the rows after the first `done`, up to a chunk of them.
+    """Return the next rows after the first `done`, at most CHUNK.
 
-    Sizes may have been stopped at different counts; no chunk reaches past where one of them begins to write.
+    A chunk ends where a writer that is ahead resumes, so that each writer takes whole chunks or none of them.
     """
     ahead = [writer.consumed() - done for writer in writers if writer.consumed() > done]
     return list(islice(rows, min([CHUNK, *ahead])))
 
 
 def check_rejects(rejected: int, done: int, max_bad_rate: float, folder: Path) -> None:
-    """Raise TooManyBad where more than `max_bad_rate` of the pictures, or all of them, could not be read."""
-    why = f"{folder / 'rejects.jsonl'} says why"
+    """Check the number of unreadable images among the first `done`.
+
+    Raises:
+        TooManyRejects: if it is more than `max_bad_rate` of them, or all of them.
+    """
+    why = f"see {folder / 'rejects.jsonl'} for the reasons"
     if rejected > max_bad_rate * done:
-        bad = f"{rejected} of {done} pictures cannot be used"
+        bad = f"{rejected} of {done} images cannot be used"
         raise TooManyRejects(f"{bad}, more than max_bad_rate={max_bad_rate:g} allows; {why}")
     if rejected == done:
-        raise TooManyRejects(f"none of {done} pictures can be used; {why}")
+        raise TooManyRejects(f"none of {done} images can be used; {why}")
 
 
-def open_pictures(
+def open_images(
     rows: list[dict], before: int, find: FindLatents | None = None, sizes: Iterable[int] = ()
 ) -> tuple[list[dict], list[OpenedImage], list[dict]]:
-    """Return the rows whose pictures open, these pictures, and rejects with the reason for the others.
+    """Return the rows with readable images, these images, and a reject with the reason for each other row.
 
-    A picture whose latents `find` knows at all sizes is not opened.
+    `before` is the number of earlier rows. An image is not opened if `find` returns its latents at all
+    `sizes`.
     """
-    good, pictures, rejects = [], [], []
+    good, images, rejects = [], [], []
     for number, row in enumerate(rows, before + 1):
         try:
             ready = find(row) if find else {}
             whole = bool(ready) and all(size in ready for size in sizes)
-            pictures.append((None if whole else open_row_image(row), ready))
+            images.append((None if whole else open_row_image(row), ready))
         except LuminaError as error:
             named = {"row": number, "key": row.get("key"), "image": row.get("image"), "reason": str(error)}
             rejects.append(named)
         else:
             good.append(row)
-    return good, pictures, rejects
+    return good, images, rejects
 
 
 def check_captions(rows: list[dict], before: int) -> None:
-    """Raise LuminaError for the first row without captions as they should be; `before` rows came earlier."""
+    """Check that each row has captions; `before` is the number of earlier rows.
+
+    Raises:
+        LuminaError: if a row has no captions, or malformed ones.
+    """
     for number, row in enumerate(rows, before + 1):
         where = f"row {number} of the data" + (f" ({row['key']})" if row.get("key") else "")
         if not get_captions(row, where):
             raise LuminaError(f"{where} has no 'captions'; `lumina caption` adds them")
 
 
-def encode_pictures(pictures: list[Image.Image], size: int, encode: Encode) -> list[Tensor]:
-    """Return the latents (C, H, W) of each picture, cropped for `size`; those of one crop size together."""
-    boxes = [best_size(*picture.size, size) for picture in pictures]
+def encode_images(images: list[Image.Image], size: int, encode: Encode) -> list[Tensor]:
+    """Return the latents (C, H, W) of each image, cropped to the best bucket of `size` pixels.
+
+    Images of one bucket are encoded as one batch.
+    """
+    buckets = [best_size(*image.size, size) for image in images]
     latents: dict[int, Tensor] = {}
-    order = sorted(range(len(pictures)), key=boxes.__getitem__)
-    for box, group in groupby(order, key=boxes.__getitem__):
+    order = sorted(range(len(images)), key=buckets.__getitem__)
+    for bucket, group in groupby(order, key=buckets.__getitem__):
         numbers = list(group)
-        pixels = np.stack([np.asarray(crop_image(pictures[i].convert("RGB"), box)) for i in numbers])
+        pixels = np.stack([np.asarray(crop_image(images[i].convert("RGB"), bucket)) for i in numbers])
         tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
         latents |= dict(zip(numbers, encode(tensor).float().cpu(), strict=True))
-    return [latents[i] for i in range(len(pictures))]
+    return [latents[i] for i in range(len(images))]
 
 
-def is_whole(folder: Path) -> bool:
-    """Whether a cache folder was built to its end."""
+def is_complete(folder: Path) -> bool:
+    """Return whether the build of a cache folder was finished."""
     progress = folder / "progress.json"
     return progress.exists() and json.loads(progress.read_text(encoding="utf-8"))["done"]
 
 
 def count_rejects(folder: Path) -> int:
-    """Return how many rows of the source a whole cache folder left out."""
+    """Return the number of rows of the source that a complete cache folder rejected."""
     return json.loads((folder / "progress.json").read_text(encoding="utf-8")).get("rejects", 0)
 
 
 def count_precomputed(folder: Path) -> int:
-    """Return how many latents of a whole cache folder were not encoded for it, but found beside shards."""
+    """Return how many latents of a complete cache folder were precomputed by `lumina shard encode`."""
     return json.loads((folder / "progress.json").read_text(encoding="utf-8")).get("ready", 0)
 
 
 def fingerprint(source: str, parts: Path) -> str:
-    """Return a key of a source and the files of a model part: another one wherever either has changed.
+    """Return 16 hex digits that change if a source or the files of a model component (`parts`) change.
 
-    Files of sources count by their names, sizes and times, those of shards with their overlays, and those of
-    a selection with its shards; parts count by content.
+    Files of sources are compared by name, size and time, including the overlays of shards and the shards of a
+    selection; the files of the component by content.
     """
     digest = hashlib.sha256(source.encode())
     place = split_source(source)[0]
@@ -260,7 +280,7 @@ def fingerprint(source: str, parts: Path) -> str:
     for folder in folders:
         for name, version in sorted(_files(folder)):
             if _ENCODED.search(name):
-                continue  # what can be computed from the rest is no other data
+                continue  # computed from the other files, so not a change of the data
             digest.update(f"{filesystem.basename(name)} {version}".encode(errors="surrogateescape"))
     for file in sorted(p for p in parts.rglob("*") if p.is_file()):
         digest.update(file.name.encode() + file.read_bytes())
@@ -268,7 +288,7 @@ def fingerprint(source: str, parts: Path) -> str:
 
 
 def _files(place: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, size and time) of the files in a place and below it, or what else tells versions."""
+    """Yield (name, version) of a file, or of all files below a folder; remote files have sizes and ETags."""
     if not filesystem.is_url(place):
         path = Path(place)
         files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else []

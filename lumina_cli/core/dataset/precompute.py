@@ -1,11 +1,11 @@
-"""Latents and text features of shards, computed once and kept as overlays; training takes them from there.
+"""Precomputes latents and text features of shards as overlays, which training uses instead of encoding.
 
-    overlay latents-SIZE   {key}.latents.npy   float16 (C, H, W), of the picture cropped for SIZE (buckets.py)
-    overlay text-SYSTEM    {key}.text.npy      float16 (M, T), the features of all captions one after another;
-                                               the index says of each [language, level, hash, tokens]
+    overlay latents-SIZE   {key}.latents.npy   float16 (C, H, W), of the image cropped for SIZE (buckets.py)
+    overlay text-SYSTEM    {key}.text.npy      float16 (M, T), the features of all captions concatenated; the
+                                               index lists [language, level, hash, tokens] of each caption
 
-They are known by content: by the picture's sha256 and each caption's, and by a digest of the encoder. What
-has changed is encoded again, everything else stays; another encoder makes another version.
+They are identified by content: the sha256 of the image and of each caption, and a digest of the encoder.
+Changed samples are encoded again, all others are reused; another encoder writes another version.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from lumina_cli.core.dataset.latent_cache import CHUNK, encode_pictures
+from lumina_cli.core.dataset.latent_cache import CHUNK, encode_images
 from lumina_cli.core.device import cpu_count, pick_device
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
@@ -35,7 +35,7 @@ from lumina_cli.core.weights.fingerprint import fingerprint
 
 WHAT = ("latents", "text")
 LATENTS, TEXT = "latents.npy", "text.npy"
-RECIPE = 1  # of how pictures are cropped and texts are made up: another one is another version
+RECIPE = 1  # version of cropping and prompt formatting; increase it to invalidate all overlays
 TEXTS = 32  # captions encoded together
 
 
@@ -46,14 +46,24 @@ def encode_shards(
     sizes: Sequence[int],
     system: str = "real",
     max_bad_rate: float = 1.0,
-    tell: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
     """Encode shards with the encoders of a model folder; yield a row per overlay and shard.
 
-    The rows say overlay, shard, samples, encoded, reused, unreadable. `sizes` are pixels (buckets.py),
-    `system` names the system prompt before each caption. Of a selection only its samples are encoded. A
-    picture that cannot be read has no latents, its line of the overlay's index says why under "unreadable",
-    and `tell` hears of the first; TooManyBad at the end where they are a larger share than `max_bad_rate`.
+    shards        folder of shards, or a selection, whose selected samples alone are encoded
+    model         model folder with vae, text_encoder and tokenizer
+    what          "latents", "text" or both
+    sizes         image sizes in pixels (buckets.py)
+    system        name of the system prompt before each caption
+    max_bad_rate  fraction of the images that may be unreadable
+    notify        receives messages about unreadable images
+
+    A row contains overlay, shard, samples, encoded, reused and unreadable. An unreadable image has no
+    latents; its line of the overlay's index contains the reason under "unreadable".
+
+    Raises:
+        UsageError: if `what` contains an unknown word.
+        TooManyRejects: at the end, if more than `max_bad_rate` of the images are unreadable.
     """
     for word in what:
         if word not in WHAT:
@@ -61,7 +71,7 @@ def encode_shards(
                 f"unknown --what {word!r}{did_you_mean(word, WHAT) or '; choose from latents, text'}"
             )
     chosen, shards = selected_keys(shards), resolve_shards(shards)
-    tars, seen, place = open_shards(shards), UnreadableImages(max_bad_rate, tell), ""
+    tars, seen, place = open_shards(shards), UnreadableImages(max_bad_rate, notify), ""
     if "latents" in what:
         from lumina_cli.core.encoders.vae import Autoencoder
 
@@ -70,7 +80,8 @@ def encode_shards(
             settings = {"encoder": vae_digest(model), "size": size}
             version = begin_version(shards, f"latents-{size}", settings)
             kind = _Latents(version, vae.encode, size)
-            yield from _encode(version, tars, chosen, kind, None if place else seen)  # the same at each size
+            # The same images are unreadable at each size: count them once.
+            yield from _encode(version, tars, chosen, kind, None if place else seen)
             place = place or version.folder
     if "text" in what:
         from lumina_cli.core.encoders.text import TextEncoder
@@ -84,22 +95,22 @@ def encode_shards(
 
 
 def text_overlay(system: str) -> str:
-    """Return the name of the overlay with the features of captions behind a system prompt."""
+    """Return the name of the overlay with the features of captions after a system prompt."""
     return f"text-{system if ' ' not in system else digest_of(system)[:8]}"
 
 
 def digest_of(text: str) -> str:
-    """Return 16 hex digits that tell a caption from others."""
+    """Return 16 hex digits that identify a caption."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def vae_digest(model: Path) -> str:
-    """Return what tells the autoencoder of a model folder from others."""
+    """Return 16 hex digits that identify the autoencoder of a model folder."""
     return _digest(model / "vae")
 
 
 def text_digest(model: Path) -> str:
-    """Return what tells the text encoder and the tokenizer of a model folder from others."""
+    """Return 16 hex digits that identify the text encoder and the tokenizer of a model folder."""
     return _digest(model / "text_encoder", *sorted((model / "tokenizer").glob("tokenizer*")))
 
 
@@ -117,7 +128,10 @@ def _encode(
     kind: "_Latents | _Features",
     seen: UnreadableImages | None,
 ) -> Iterator[dict]:
-    """Write one overlay, a shard at a time; what is known of the same content is taken over."""
+    """Write one overlay shard by shard, reusing what was encoded from the same content.
+
+    `chosen` are the keys of the selected samples by tar, None for all; `seen` counts unreadable images.
+    """
     for tar in tars:
         entries = read_index(tar)
         keys = {entry["key"] for entry in entries}
@@ -139,32 +153,32 @@ def _encode(
 
 
 def is_rejected(line: dict) -> bool:
-    """Whether a line of an index of latents is of a picture that could not be read: it has none."""
+    """Return whether a line of an index of latents has none because its image is unreadable."""
     return not line["members"]
 
 
 class _Latents:
-    """Pictures to latents of one size."""
+    """Encodes images as latents of one size."""
 
     def __init__(self, version: Version, encode: Callable[[Tensor], Tensor], size: int):
         self.version, self.encode, self.size = version, encode, size
 
     def is_current(self, tar: str, entries: list[dict], wanted: set[str]) -> bool:
-        """Whether the overlay of a tar is written for the wanted pictures that it holds now."""
+        """Return whether the overlay of a tar is complete for the current images of `wanted` keys."""
         return self.version.has(tar, entries) and wanted <= self.version.lines(tar, entries).keys()
 
     def parts(self, tar: str, entries: list[dict], wanted: set[str], count: dict) -> Iterator[Part]:
-        """Yield each wanted or known sample with its latents, encoded unless known; counts what was done."""
+        """Yield each wanted or known sample with its latents, encoded unless known; update `count`."""
         known = self.version.lines(tar, entries)
         for start in range(0, len(entries), CHUNK):
             group = entries[start : start + CHUNK]
             todo = [entry for entry in group if entry["key"] in wanted and entry["key"] not in known]
-            with ThreadPoolExecutor(cpu_count()) as pool:  # decoding lets go of the interpreter's lock
+            with ThreadPoolExecutor(cpu_count()) as pool:  # decoding releases the GIL
                 found = pool.map(partial(open_entry, tar), todo)
                 opened = {entry["key"]: each for entry, each in zip(todo, found, strict=True)}
-            pictures = {key: picture for key, picture in opened.items() if not isinstance(picture, str)}
-            latents = encode_pictures(list(pictures.values()), self.size, self.encode)
-            encoded = dict(zip(pictures, latents, strict=True))
+            images = {key: image for key, image in opened.items() if not isinstance(image, str)}
+            latents = encode_images(list(images.values()), self.size, self.encode)
+            encoded = dict(zip(images, latents, strict=True))
             for entry in group:
                 key = entry["key"]
                 if key in known:
@@ -180,13 +194,13 @@ class _Latents:
 
 
 class _Features:
-    """Captions to the features of a text encoder."""
+    """Encodes captions as features of a text encoder."""
 
     def __init__(self, version: Version, encode: Callable, system: str, joiner: OverlayJoiner):
         self.version, self.encode, self.system, self.joiner = version, encode, system, joiner
 
     def is_current(self, tar: str, entries: list[dict], wanted: set[str]) -> bool:
-        """Whether the overlay of a tar is written for the captions that its wanted samples have now."""
+        """Return whether the overlay of a tar is complete for the current captions of `wanted` keys."""
         if not self.version.has(tar, entries):
             return False
         known = self.version.lines(tar, entries)
@@ -197,7 +211,7 @@ class _Features:
         )
 
     def parts(self, tar: str, entries: list[dict], wanted: set[str], count: dict) -> Iterator[Part]:
-        """Yield each wanted or known sample with the features of its captions; counts captions."""
+        """Yield each wanted or known sample with the features of its captions; update `count`."""
         known = self.version.lines(tar, entries)
         texts = self._texts(tar, entries, wanted | known.keys())
         old = {key: self._old(tar, known[key]) for key in known if key in texts}
@@ -207,7 +221,7 @@ class _Features:
             for _, _, digest, text in each
             if digest not in old.get(key, {})
         ]
-        todo.sort(key=lambda item: len(item[2]))  # texts of about one length share a batch
+        todo.sort(key=lambda item: len(item[2]))  # texts of similar length form a batch, with little padding
         for start in range(0, len(todo), TEXTS):
             group = todo[start : start + TEXTS]
             features, mask = self.encode([full_prompt(text, self.system) for _, _, text in group])
@@ -218,14 +232,14 @@ class _Features:
         for entry in entries:
             if each := texts.get(entry["key"]):
                 arrays = [old[entry["key"]][digest] for _, _, digest, _ in each]
-                told = [[*kind, len(array)] for (*kind, _), array in zip(each, arrays, strict=True)]
-                known = {"captions": told, "width": arrays[0].shape[1]}
+                captions = [[*kind, len(array)] for (*kind, _), array in zip(each, arrays, strict=True)]
+                known = {"captions": captions, "width": arrays[0].shape[1]}
                 yield entry, {TEXT: encode_npy(np.concatenate(arrays))}, known
 
     def _texts(
         self, tar: str, entries: list[dict], wanted: set[str]
     ) -> dict[str, list[tuple[str, str, str, str]]]:
-        """(language, level, hash, text) of the captions of each sample that has any, with overlays."""
+        """Return key -> (language, level, hash, text) of each caption, with overlays applied."""
         add, found = self.joiner.open(tar, entries), {}
         for entry in (entry for entry in entries if entry["key"] in wanted):
             captions = get_captions(add(entry, read_entry(tar, entry)), f"{tar}#{entry['key']}.json")
@@ -237,11 +251,15 @@ class _Features:
         return found
 
     def _old(self, tar: str, line: dict) -> dict[str, np.ndarray]:
+        """Return caption hash -> features (M, T) of a sample that was encoded before."""
         return split_features(decode_npy(self.version.read(tar, line, TEXT)), line)
 
 
 def split_features(values: np.ndarray, line: dict) -> dict[str, np.ndarray]:
-    """Return the features (M, T) of each caption of a sample by its hash; `line` is that of the index."""
+    """Split `values` (sum of M, T) of a sample into caption hash -> features (M, T).
+
+    `line` is the line of the index of the sample.
+    """
     ends = np.cumsum([tokens for *_, tokens in line["captions"]])[:-1]
     return {kind[2]: array for kind, array in zip(line["captions"], np.split(values, ends), strict=True)}
 
@@ -254,10 +272,14 @@ def encode_npy(values: np.ndarray) -> bytes:
 
 
 def decode_npy(data: bytes) -> np.ndarray:
-    """Return the array in the bytes of a .npy file."""
+    """Return the array in the bytes of a .npy file.
+
+    Raises:
+        LuminaError: if the bytes are not a .npy file.
+    """
     try:
         return np.load(BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise LuminaError(
-            f"an overlay holds an array that is none ({error}); encode the shards again"
+            f"an overlay contains an invalid array ({error}); encode the shards again"
         ) from error

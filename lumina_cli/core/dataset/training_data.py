@@ -1,6 +1,9 @@
-"""From a source to batches of latents and caption tokens: what one training step sees.
+"""Training data: from a source to batches of latents and caption tokens.
 
-N pictures, K kinds of caption (language and level), B batch, M text tokens.
+`training/batches.py` declares the interface that the trainer requires.
+
+N images, K kinds of caption (language and level), B batch, M text tokens, C channels, H W latent size, T text
+width.
 """
 
 import hashlib
@@ -30,14 +33,17 @@ from lumina_cli.core.io.jsonl import chunked
 from lumina_cli.core.sources.source import read_source
 
 MAX_TOKENS = 256
-DROP, HOLD_BACK, CHOOSE = 3, 4, 5  # random streams, after the sampler's
+DROP, HOLD_BACK, CHOOSE = 3, 4, 5  # random streams; the sampler uses 1 and 2
 
 
 @dataclass(frozen=True)
 class TrainBatch:
-    """latents (B, C, H, W) or a list; token ids (B, M); mask (B, M) or None where every token is real.
+    """One training batch, on the CPU.
 
-    text (B, M, T) are the features of the tokens where they are known already, else None.
+    latents  (B, C, H, W) float32, or a list of (C, H, W) of mixed sizes
+    ids      (B, M) int64 token ids
+    mask     (B, M) True for real tokens; None if all tokens are real
+    text     (B, M, T) float32 text features if they are precomputed, else None
     """
 
     latents: Tensor | list[Tensor]
@@ -47,9 +53,11 @@ class TrainBatch:
 
 
 class TrainingData:
-    """The data of a run: `prepare` caches latents, `stage` gives the batches of one stage.
+    """The data of a run: `prepare` caches latents, `stage` returns the batches of one stage.
 
-    `recipe` is the settings of a transformer's training, as `lumina train` reads them.
+    recipe  settings of `lumina train` for a transformer
+    cache   folder for latents and tokens, in subfolders per source, autoencoder and size
+    frozen  model folder with the frozen components
     """
 
     def __init__(self, recipe, cache: Path, frozen: Path):
@@ -59,26 +67,34 @@ class TrainingData:
         self.folders = {size: cache / f"{key}-{size}" for size in sizes}
 
     def prepare(self, encode: Encode) -> Iterator[int]:
-        """Encode what is not cached yet, at all sizes of the recipe; yields the number of pictures done.
+        """Encode images that are not cached yet, at all sizes of the recipe; yield the number of rows done.
 
-        Latents that `lumina shard encode` left beside shards are taken from there.
+        Latents that `lumina shard encode` has precomputed are copied instead.
+
+        Raises:
+            LuminaError, TooManyRejects: see `build_stores`.
         """
         rows = read_source(self.recipe.data, workers=cpu_count())
         find = PrecomputedLatents(self.frozen, list(self.folders))
         return build_stores(rows, self.folders, encode, self.recipe.max_bad_rate, find)
 
     def rejects(self) -> tuple[int, Path]:
-        """Return how many pictures were left out by `prepare`, and the file that says why."""
+        """Return the number of images that `prepare` rejected, and the file with the reasons."""
         folder = next(iter(self.folders.values()))
         return count_rejects(folder), folder / "rejects.jsonl"
 
     def ready(self) -> dict[int, int]:
-        """Return how many latents `prepare` found beside shards, by size, where it found any."""
+        """Return size in pixels -> number of precomputed latents, without sizes that have none."""
         counts = {size: count_precomputed(folder) for size, folder in self.folders.items()}
         return {size: count for size, count in counts.items() if count}
 
     def stage(self, name: str, tokenizer) -> "StageData":
-        """Return the batches of a stage; `tokenizer` maps a list of texts to lists of token ids."""
+        """Return the batches of a stage; `tokenizer` maps a list of texts to lists of token ids.
+
+        Raises:
+            LuminaError: if no caption has the languages and levels of the stage, or if the stage selects the
+                best images and no row has a score.
+        """
         return StageData(
             LatentStore(self.folders[self.recipe.stages[name].size]),
             self.recipe,
@@ -89,7 +105,13 @@ class TrainingData:
 
 
 class StageData:
-    """Batches of one stage, each a pure function of its step."""
+    """Batches of one stage; each is a pure function of its step.
+
+    kinds    K pairs (language, level) to train on
+    missing  languages and levels that the stage requests and the data does not contain
+    ready    precomputed text features, if any
+    null     (M,) token ids of the empty caption
+    """
 
     def __init__(self, store: LatentStore, recipe, name: str, tokenizer, frozen: Path | None = None):
         self.store, self.recipe, self.settings = store, recipe, recipe.stages[name]
@@ -99,6 +121,7 @@ class StageData:
         self.missing = missing_captions(kinds, self.settings)
         self.null = np.array(tokenizer([""])[0], np.int32)
         self.tokens = CaptionTokens(store, kinds, self.settings.system, tokenizer)
+        # An image without captions is never sampled: this excludes images that are held back or not the best.
         lengths = np.where(self._trained()[:, None], self.tokens.lengths, 0)
         _, shapes = np.unique(store.shapes, axis=0, return_inverse=True)
         self.sampler = Sampler(
@@ -127,7 +150,7 @@ class StageData:
         return TrainBatch(latents, ids, mask, None if dropped.any() else self._features(chosen, ids, mask))
 
     def _features(self, chosen: Batch, ids: Tensor, mask: Tensor | None = None) -> Tensor | None:
-        """The features (B, M, T) that `lumina shard encode` left for these captions; None if one has none."""
+        """Return the precomputed features (B, M, T) of these captions, or None if one of them has none."""
         found = []
         for i, (row, kind) in enumerate(zip(chosen.rows, chosen.captions, strict=True)):
             lang, level = self.kinds[kind]
@@ -140,7 +163,7 @@ class StageData:
         return torch.from_numpy(np.stack(found)).float()
 
     def held_back(self, size: int = 64) -> Iterator[TrainBatch]:
-        """Yield the pictures that are never trained on, each with one fixed caption, in padded batches."""
+        """Yield the validation images, each with one fixed caption, in padded batches of `size`."""
         rows = [row for row in self._validation_rows() if self.tokens.lengths[row].any()]
         random = counted_random(0, CHOOSE, 0)
         kinds = [random.choice(np.flatnonzero(self.tokens.lengths[row])) for row in rows]
@@ -149,31 +172,32 @@ class StageData:
             yield TrainBatch(self.store.read(np.array([row for row, _ in pairs])), ids, mask)
 
     def _validation_rows(self) -> np.ndarray:
-        """The same pictures at every stage: the recipe's number of samples, but at most a tenth of all."""
+        """Return the validation images, the same in each stage, at most a tenth of all images."""
         count = min(self.recipe.validation.samples, len(self.store) // 10)
         return counted_random(0, HOLD_BACK, 0).permutation(len(self.store))[:count]
 
     def _trained(self) -> np.ndarray:
-        """(N,) True for the pictures that this stage may train on."""
+        """Return (N,) True for the images that this stage trains on."""
         trained = np.ones(len(self.store), bool)
-        share = self.settings.keep_best
-        if share < 1:
+        fraction = self.settings.keep_best
+        if fraction < 1:
             if np.isnan(self.store.scores).all():
                 raise LuminaError(
-                    f"keep_best={share:g} needs a 'score' in the rows of the data, and none has one"
+                    f"keep_best={fraction:g} needs a 'score' in the rows of the data, and no row has one"
                 )
-            trained = self.store.scores >= np.nanquantile(self.store.scores, 1 - share)
+            trained = self.store.scores >= np.nanquantile(self.store.scores, 1 - fraction)
         trained[self._validation_rows()] = False
         return trained
 
 
 class CaptionTokens:
-    """The tokens of every caption of the wanted kinds, cached beside the latents.
+    """The tokens of all captions of the kinds that a stage trains on, cached next to the latents.
 
-    lengths (N, K) tokens of each caption, 0 where a picture has none.
+    lengths  (N, K) tokens of each caption, 0 if an image does not have it
     """
 
     def __init__(self, store: LatentStore, kinds: list[tuple[str, str]], system: str, tokenizer):
+        # The tokens of a sample text identify the tokenizer in the name of the cache.
         sample = full_prompt("a sample of 10 words, 一个样本, ein Muster", system)
         name = repr((kinds, full_prompt("", system), tokenizer([sample]), len(store)))
         path = store.folder / f"tokens-{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
@@ -193,7 +217,10 @@ class CaptionTokens:
 def tokenize(
     captions: list[dict], kinds: list[tuple[str, str]], system: str, tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return lengths (N, K) and all token ids after one another, each caption after its system prompt."""
+    """Return the lengths (N, K) of captions and their token ids, concatenated.
+
+    Each caption follows its system prompt and is truncated to MAX_TOKENS.
+    """
     texts = ((row.get(lang) or {}).get(level) for row in captions for lang, level in kinds)
     lengths, values = [], []
     for chunk in chunked(texts, 8192):
@@ -206,26 +233,32 @@ def tokenize(
 
 
 def caption_kinds(captions: list[dict], settings) -> tuple[list[tuple[str, str]], list[float]]:
-    """Return the (language, level) pairs that a stage trains on and that occur, with their weights."""
+    """Return the (language, level) pairs that a stage trains on and the data contains, and their weights.
+
+    Raises:
+        LuminaError: if there are none.
+    """
     found = sorted({(lang, level) for row in captions for lang, levels in row.items() for level in levels})
     langs = settings.langs or dict.fromkeys((lang for lang, _ in found), 1.0)
     levels = settings.captions or dict.fromkeys((level for _, level in found), 1.0)
     kinds = [(lang, level) for lang, level in found if langs.get(lang, 0) * levels.get(level, 0) > 0]
     if not kinds:
         have = ", ".join(f"{lang}.{level}" for lang, level in found)
-        raise LuminaError(f"no caption of {', '.join(langs)} at {', '.join(levels)}; the data has {have}")
+        raise LuminaError(
+            f"no caption in {', '.join(langs)} at level {', '.join(levels)}; the data has {have}"
+        )
     return kinds, [langs[lang] * levels[level] for lang, level in kinds]
 
 
 def missing_captions(kinds: list[tuple[str, str]], settings) -> list[str]:
-    """Return the languages and levels that a stage asks for and that no caption of the data has."""
-    asked = [*(settings.langs or {}).items(), *(settings.captions or {}).items()]
-    there = {name for kind in kinds for name in kind}
-    return [name for name, weight in asked if weight > 0 and name not in there]
+    """Return the languages and levels that a stage requests and no caption of the data has."""
+    requested = [*(settings.langs or {}).items(), *(settings.captions or {}).items()]
+    present = {name for kind in kinds for name in kind}
+    return [name for name, weight in requested if weight > 0 and name not in present]
 
 
 def pad(texts: list[np.ndarray], multiple: int = 8) -> tuple[Tensor, Tensor]:
-    """Return token ids (B, M), padded on the right to a multiple of 8, and the mask (B, M) of real tokens."""
+    """Return token ids (B, M), padded on the right to a multiple of `multiple`, and the mask (B, M)."""
     longest = -(-max(map(len, texts)) // multiple) * multiple
     ids, mask = np.zeros((len(texts), longest), np.int64), np.zeros((len(texts), longest), bool)
     for i, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""Pictures of shards that cannot be read: named on the way, counted, and too many of them are an error."""
+"""Unreadable images of shards: the first ones are reported, all are counted, too many are an error."""
 
 from collections.abc import Callable
 
@@ -8,13 +8,14 @@ from lumina_cli.core.errors import TooManyRejects
 from lumina_cli.core.images.io import InvalidImage, open_image
 from lumina_cli.core.shards.tar import TarImage
 
-NAMED = 5  # of a run; the others are counted
+REPORTED = 5  # unreadable images that a run reports one by one; the others are counted
 
 
 def open_entry(tar: str, entry: dict) -> Image.Image | str:
-    """Return the picture of a line of an index, or in one line why it cannot be read.
+    """Return the image of an entry of a shard's index, or the reason why it is unreadable.
 
-    LuminaError where the place itself cannot be: that says nothing of the picture.
+    Raises:
+        LuminaError: if the tar cannot be read, which is not a fault of the image.
     """
     image = TarImage(tar, entry["image"], entry["offset"], entry["length"])
     try:
@@ -24,27 +25,31 @@ def open_entry(tar: str, entry: dict) -> Image.Image | str:
 
 
 class UnreadableImages:
-    """What a run could not read. `tell` hears of the first NAMED pictures, and how many there were."""
+    """Counts the unreadable images of a run.
 
-    def __init__(self, max_bad_rate: float, tell: Callable[[str], None]):
-        self.max_bad_rate, self.tell = max_bad_rate, tell
+    `notify` receives a message for each of the first REPORTED images, and one with their number.
+    """
+
+    def __init__(self, max_bad_rate: float, notify: Callable[[str], None]):
+        self.max_bad_rate, self.notify = max_bad_rate, notify
         self.samples = self.bad = 0
 
     def add(self, tar: str, bad: dict[str, str], samples: int) -> None:
-        """Count the samples of a shard; `bad` says by key why a picture cannot be read."""
-        for key, reason in list(bad.items())[: max(0, NAMED - self.bad)]:
-            self.tell(f"{tar}: the picture of {key} cannot be read: {reason}")
+        """Count the samples of a shard; `bad` maps the keys of unreadable images to the reasons."""
+        for key, reason in list(bad.items())[: max(0, REPORTED - self.bad)]:
+            self.notify(f"{tar}: the image of {key} cannot be read: {reason}")
         self.bad, self.samples = self.bad + len(bad), self.samples + samples
 
     def end(self, folder: str) -> None:
-        """Say how many there were; TooManyBad where they are a larger share than `max_bad_rate`.
+        """Report the number of unreadable images; `folder` contains the indexes that list them.
 
-        `folder` holds the indexes whose lines name them all.
+        Raises:
+            TooManyRejects: if they are more than the fraction `max_bad_rate` of the samples.
         """
         if not self.bad:
             return
-        told = f"{self.bad} of {self.samples} pictures cannot be read"
-        where = f"'unreadable' in {folder}/*.index.jsonl names them"
+        count = f"{self.bad} of {self.samples} images cannot be read"
+        where = f"'unreadable' in {folder}/*.index.jsonl lists them"
         if self.bad > self.max_bad_rate * self.samples:
-            raise TooManyRejects(f"{told}, more than --max-bad-rate allows; {where}")
-        self.tell(f"{told}; {where}")
+            raise TooManyRejects(f"{count}, more than --max-bad-rate allows; {where}")
+        self.notify(f"{count}; {where}")

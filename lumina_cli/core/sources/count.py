@@ -1,4 +1,4 @@
-"""How many rows a SOURCE has, where that can be told without reading it."""
+"""The number of rows of a SOURCE, if it is known without reading all of it."""
 
 import os
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 from lumina_cli.core.images.io import SUFFIXES
 from lumina_cli.core.io.jsonl import read_rows
 
-LARGEST = 256 << 20  # bytes of a file of rows that is counted line by line
+LARGEST = 256 << 20  # bytes; larger files of rows are not counted
 
 
 def count_source(source: str) -> int | None:
-    """Return how many rows a SOURCE (see sources.py) has; None where only reading it would tell."""
+    """Return the number of rows of a SOURCE (see source.py), or None if only reading it would show that."""
     path, (kind, _, rest) = Path(source), source.partition(":")
     if kind == "nano" and not path.exists():
         number = rest.partition("?")[0]
@@ -20,7 +20,7 @@ def count_source(source: str) -> int | None:
             totals = path / "shards.json"
             found = next(read_rows(totals), {}).get("samples") if totals.is_file() else None
             return found if isinstance(found, int) else None
-        return _pictures(path)
+        return _count_images(path)
     if not path.is_file() or path.suffix == ".tar":
         return None
     if path.suffix.lower() in SUFFIXES:
@@ -31,8 +31,8 @@ def count_source(source: str) -> int | None:
         return sum(bool(line.strip()) for line in file)
 
 
-def _pictures(path: Path) -> int:
-    """How many pictures a folder has; like those who read it (folders.py), hidden files and folders aside."""
+def _count_images(path: Path) -> int:
+    """Return the number of images below a folder, without hidden files and folders, as `read_folder` does."""
     count = 0
     for _, folders, files in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,4 +1,4 @@
-"""Nano scenes as rows: rendered a chunk at a time, here or in worker processes, always in the same order."""
+"""Nano scenes as rows, rendered in chunks by this process or by workers, always in the same order."""
 
 from collections.abc import Iterator
 
@@ -8,17 +8,22 @@ from lumina_cli.core.io.process_pool import map_in_order
 from lumina_cli.core.nano.captions import all_captions
 from lumina_cli.core.nano.scene import draw_scene
 
-CHUNK = 48  # scenes rendered together; smaller chunks cost more a scene
-# seed, first index, index after the last, size in pixels, held out, with depth and masks
+CHUNK = 48  # scenes rendered together; smaller chunks take longer per scene
+# seed, first index, index after the last, size in pixels, held out, whether with depth and masks
 RenderJob = tuple[int, int, int, int, bool, bool]
 
 
 def nano_rows(
     count: int, seed: int, size: int, held_out: bool = False, workers: int = 0, truth: bool = False
 ) -> Iterator[dict]:
-    """Yield scenes with key, image, captions and scene; with workers "image" is PNG bytes, else a picture.
+    """Yield a row per scene: key, image, captions, scene and, with `truth`, depth and masks.
 
-    With `truth` also "depth" and "masks", always the bytes of PNG files.
+    count     number of scenes
+    size      side of the image in pixels
+    held_out  use the scenes that are reserved for evaluation
+    workers   processes; "image" may then be the bytes of a PNG file instead of an image
+
+    "depth" and "masks" are the bytes of PNG files.
     """
     jobs = [(seed, i, min(i + CHUNK, count), size, held_out, truth) for i in range(0, count, CHUNK)]
     if workers > 0 and len(jobs) > 4 * workers:
@@ -29,18 +34,20 @@ def nano_rows(
 
 
 def chunk_rows(job: RenderJob, encode: bool = False) -> list[dict]:
-    """Return the rows of one chunk; with `encode` their pictures are the bytes of PNG files."""
+    """Return the rows of one chunk; with `encode`, "image" is the bytes of a PNG file."""
     from lumina_cli.core.nano.rendering.renderer import render
 
     seed, start, stop, size, held_out, truth = job
     scenes = [draw_scene(seed, index, held_out) for index in range(start, stop)]
     rows = []
-    for index, scene, picture in zip(range(start, stop), scenes, render(scenes, size), strict=True):
+    for index, scene, rendered in zip(range(start, stop), scenes, render(scenes, size), strict=True):
         name = f"nano-{seed}-held-out" if held_out else f"nano-{seed}"
-        image = png_bytes(picture.image) if encode else picture.image
+        image = png_bytes(rendered.image) if encode else rendered.image
         captions = all_captions(scene, index)
         row = {"key": f"{name}-{index:06d}", "image": image, "captions": captions, "scene": scene.to_json()}
-        known = {"depth": encode_depth(picture.depth), "masks": encode_masks(picture.masks)} if truth else {}
+        known = (
+            {"depth": encode_depth(rendered.depth), "masks": encode_masks(rendered.masks)} if truth else {}
+        )
         rows.append(row | known)
     return rows
 
@@ -56,5 +63,6 @@ def _start_worker() -> None:
 
 
 def in_workers(jobs: list[RenderJob], workers: int) -> Iterator[dict]:
+    """Yield the rows of all chunks, rendered by worker processes, in order."""
     for rows in map_in_order(_render_encoded, jobs, workers, _start_worker):
         yield from rows

@@ -1,4 +1,4 @@
-"""From a SOURCE to shards: what is read how, and by which processes."""
+"""Packing a SOURCE as shards: which rows are read, and by which processes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.overlays.reader import split_source
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.shards.tar import TarImage
-from lumina_cli.core.sources.source import LEFT_OUT, left_out_of, read_source
+from lumina_cli.core.sources.source import REJECTS, read_rejects, read_source
 
 ENDINGS = {"jpeg": "jpg", "tiff": "tif"} | {
     ending: ending for ending in ("jpg", "png", "webp", "gif", "bmp", "tif", "avif")
@@ -20,7 +20,7 @@ ENDINGS = {"jpeg": "jpg", "tiff": "tif"} | {
 
 @dataclass(frozen=True)
 class PackSettings:
-    """How a source is packed; `workers` None means as many processes as cores. See `write_shards`."""
+    """Settings of packing; `workers` None: one process per core. See `write_shards` for the others."""
 
     per_shard: int = 1000
     max_bad_rate: float = 0.05
@@ -37,15 +37,21 @@ def pack_source(
     dest: str,
     packing: PackSettings,
     watch: Callable[[Iterator[dict]], Iterator[dict]] = iter,
-    tell: Callable[[str], None] = lambda line: None,
+    notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
-    """Write a SOURCE as shards; yield a row per shard. `watch` sees the rows of the source as they are read.
+    """Write a SOURCE as shards in the folder `dest`; yield a row per shard.
 
-    What `lumina caption` left out of a file of rows counts as rejects of these shards, too. `tell` hears of
-    that, and of a folder that grows.
+    watch   wraps the iterator of source rows, to count or show them as they are read
+    notify  receives messages, such as about rows that `lumina caption` rejected
 
-    Rows of nano and of hf: are made here or fetched by this process, so it writes them, too; the files that
-    other sources name are read, checked and written by the workers.
+    Rows that `lumina caption` rejected in a file of rows are rejects of the shards, too. This process renders
+    or fetches the rows of nano: and hf: sources, so it also writes them; for other sources, workers read,
+    check and write the files.
+
+    Raises:
+        UsageError: if `dest` is the folder of the source, or a setting is invalid.
+        LuminaError: if the source is missing or empty, or `dest` cannot be written.
+        TooManyRejects: if more than `max_bad_rate` of the images are rejected.
     """
     dest = filesystem.to_text(dest)
     _check_apart(split_source(source)[0], dest)
@@ -56,12 +62,12 @@ def pack_source(
             0 if filesystem.is_process_local(dest) or filesystem.is_process_local(source) else cpu_count()
         )
     rows = read_source(source, workers if made_here else 0, lenient=True, links=packing.links)
-    left_out = [] if made_here else left_out_of(source)
-    if left_out:
-        tell(f"{source}{LEFT_OUT} has {len(left_out)} rows that were left out; they are rejects here, too")
+    rejected = [] if made_here else read_rejects(source)
+    if rejected:
+        notify(f"{source}{REJECTS} lists {len(rejected)} rejected rows; they are rejects of the shards, too")
     kinds: set[str] = set()
     yield from write_shards(
-        _kinds_noted(watch(rows), kinds),
+        _note_formats(watch(rows), kinds),
         dest,
         packing.per_shard,
         packing.max_bad_rate,
@@ -71,18 +77,18 @@ def pack_source(
         encode=packing.encode,
         count=TokenCounter(packing.tokenizer) if packing.tokenizer else None,
         source=None if source == "-" else source,
-        upstream=left_out,
-        notify=tell,
+        upstream=rejected,
+        notify=notify,
     )
     if len(kinds) > 1 and not packing.encode:
-        tell(
-            f"pictures are of several kinds ({', '.join(sorted(kinds))}): webdataset and lumina read all, "
-            "datasets.load_dataset only those of the first kind; --encode makes one kind of them"
+        notify(
+            f"images have several formats ({', '.join(sorted(kinds))}): webdataset and lumina read all, "
+            "datasets.load_dataset only those of the first format; --encode converts all to one format"
         )
 
 
-def _kinds_noted(rows: Iterator[dict], kinds: set[str]) -> Iterator[dict]:
-    """Pass rows on, and note by what endings their pictures go."""
+def _note_formats(rows: Iterator[dict], kinds: set[str]) -> Iterator[dict]:
+    """Pass rows on, and add the formats of their images to `kinds`, by file name."""
     for row in rows:
         image = row.get("image")
         name = image.member if isinstance(image, TarImage) else image
@@ -94,8 +100,12 @@ def _kinds_noted(rows: Iterator[dict], kinds: set[str]) -> Iterator[dict]:
 
 
 def _check_apart(source: str, dest: str) -> None:
-    """Raise UsageError where shards would be written over the pictures that they are made of."""
+    """Check that shards are not written to the folder of their source.
+
+    Raises:
+        UsageError: if they are.
+    """
     place = filesystem.parent(source) if source.endswith(".tar") else filesystem.to_text(source)
     remote = filesystem.is_url(place) or filesystem.is_url(dest)
     if place == dest if remote else Path(place).exists() and Path(place).resolve() == Path(dest).resolve():
-        raise UsageError(f"{dest} is where the pictures come from; give the shards a folder of their own")
+        raise UsageError(f"{dest} is the folder of the source; choose another folder for the shards")

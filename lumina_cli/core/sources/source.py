@@ -1,17 +1,17 @@
-"""SOURCE: where rows with pictures come from, told by one word.
+"""SOURCE: one argument that specifies where rows with images come from.
 
-    photos/                  a folder of pictures, with captions beside them (cat.jpg: cat.txt or cat.json)
+    photos/                  a folder of images with caption files (cat.jpg: cat.txt or cat.json)
     rows.jsonl, -            rows from a file or stdin
-    shards/, 000000.tar      shards; "?overlay=NAME" behind them joins overlays (shards/overlays/reader.py)
-    nano:2000?seed=7         rendered scenes; also size= in pixels, held_out=1 for what is kept from training,
-                             truth=1 for the true depth and masks beside each picture
+    shards/, 000000.tar      shards; "?overlay=NAME" after it joins overlays (shards/overlays/reader.py)
+    nano:2000?seed=7         rendered scenes; also size= in pixels, held_out=1 for scenes reserved for
+                             evaluation, truth=1 for ground-truth depth and masks
     hf:NAME?split=train      a data set of the hub; also config=, image=, text= (its columns) and limit=
 
 Folders, files and shards may be URLs (s3://bucket/photos, gs://..., memory://...). A row's "image" is a path,
-a URL, a picture in memory, the bytes of a picture file, or a TarImage; `open_row_image` opens any. With
-truth=1 a nano row also has "depth" and "masks", PNG files of the picture's size: depth is 16-bit grey,
-thousandths of a world unit along the ray; masks is 8-bit grey, 0 where there is no thing and i + 1 on
-things[i] of "scene". Shards keep them as {key}.depth.png and {key}.masks.png; `decode_depth` and
+a URL, an image in memory, the bytes of an image file, or a TarImage; `open_row_image` opens each. With
+truth=1 a nano row also has "depth" and "masks", PNG files of the size of the image: depth is 16-bit grey, in
+thousandths of a world unit along the ray; masks is 8-bit grey, 0 for the background and i + 1 on things[i] of
+"scene". Shards contain them as {key}.depth.png and {key}.masks.png; `decode_depth` and
 `decode_masks` of images/io.py read them.
 """
 
@@ -37,7 +37,7 @@ from lumina_cli.core.shards.tar import RejectedImage
 from lumina_cli.core.sources.image_folder import image_row, read_folder
 
 NANO = {"seed": 0, "size": 128, "held_out": 0, "truth": 0}
-LEFT_OUT = ".rejects.jsonl"  # behind the name of a file of rows
+REJECTS = ".rejects.jsonl"  # suffix after the name of a file of rows
 HUB = {"split": "train", "config": "", "image": "image", "text": "text", "limit": 0}
 
 
@@ -48,12 +48,16 @@ def read_source(
     links: bool = False,
     need: str | None = "image",
 ) -> Iterator[dict]:
-    """Return the rows of a SOURCE, in an order that does not change.
+    """Return the rows of a SOURCE, in a fixed order.
 
-    `workers` processes render nano scenes; with any, "image" is the bytes of a PNG in place of a picture.
-    With `lenient` what is broken of the source becomes rows whose "image" is Refused; `links` is that of
-    `read_folder`; `need` the key that rows of a file must have, None for none.
-    Raises LuminaError for a source that is missing or empty, UsageError for one that means nothing.
+    workers  processes that render nano scenes; with any, "image" is the bytes of a PNG instead of an image
+    lenient  whether invalid rows and files become rows whose "image" is a RejectedImage
+    links    see `read_folder`
+    need     the key that rows of a file must have, None for none
+
+    Raises:
+        LuminaError: if the source is missing, empty or invalid.
+        UsageError: if a setting of the source is unknown or invalid.
     """
     word = str(source)
     kind, _, rest = word.partition(":")
@@ -86,24 +90,27 @@ def read_source(
     return _images_of(_rows_of(place, lenient, need), filesystem.parent(place))
 
 
-def left_out_of(source: str) -> list[dict]:
-    """Return the rows that `lumina caption --out` left out of a file of rows; [] for any other SOURCE.
+def read_rejects(source: str) -> list[dict]:
+    """Return the rows that `lumina caption --out` rejected of a file of rows; [] for any other SOURCE.
 
-    They stand beside it in FILE.rejects.jsonl, each with key, image and reason.
+    They are stored next to it in FILE.rejects.jsonl, each with key, image and reason.
     """
     place = filesystem.to_text(source)
-    beside = place + LEFT_OUT
+    beside = place + REJECTS
     if source == "-" or not filesystem.is_file(place) or not filesystem.is_file(beside):
         return []
-    lines = (
-        filesystem.read_file(beside).decode(errors="replace").split("\n")[:-1]
-    )  # a torn last one is none yet
+    text = filesystem.read_file(beside).decode(errors="replace")
+    lines = text.split("\n")[:-1]  # without a last line that is not complete yet
     rows = (parse_row(line, f"{beside} line {number}") for number, line in enumerate(lines, 1) if line)
     return list(rows)
 
 
 def open_row_image(row: dict) -> Image.Image:
-    """Return the picture of a row as 8-bit RGB; LuminaError where there is none or not all of it is there."""
+    """Return the image of a row as 8-bit RGB.
+
+    Raises:
+        LuminaError: if the row has no image, or the image is missing, truncated or invalid.
+    """
     check_row(row, "image", "the row")
     image = row["image"]
     if isinstance(image, Image.Image):
@@ -115,7 +122,7 @@ def open_row_image(row: dict) -> Image.Image:
 
 
 def _rows_of(source: str | IO, lenient: bool, need: str | None = "image") -> Iterator[dict]:
-    """Yield the rows of a file, a URL or a stream; with `lenient` a broken line is a row that is Refused."""
+    """Yield the rows of a file, a URL or a stream; with `lenient`, an invalid line is a rejected row."""
     if not isinstance(source, str):
         yield from _lenient_rows(source, "") if lenient else read_rows(source, key=need)
     elif source.endswith(".csv") or not (lenient or filesystem.is_url(source)):
@@ -126,6 +133,7 @@ def _rows_of(source: str | IO, lenient: bool, need: str | None = "image") -> Ite
 
 
 def _lenient_rows(lines: Iterable[bytes | str], place: str) -> Iterator[dict]:
+    """Yield a row per line; the "image" of an invalid line is a RejectedImage. `place` is for messages."""
     for number, line in enumerate(lines, start=1):
         where = f"{place}line {number}"
         try:
@@ -141,7 +149,7 @@ def _lenient_rows(lines: Iterable[bytes | str], place: str) -> Iterator[dict]:
 
 
 def _images_of(rows: Iterable[dict], folder: str) -> Iterator[dict]:
-    """A relative path of a picture is looked for beside the file of rows first, then from here."""
+    """Resolve relative paths of images: from the folder of the file of rows, else from the working folder."""
     remote = filesystem.is_url(folder)
     for row in rows:
         image = row.get("image")
@@ -153,7 +161,11 @@ def _images_of(rows: Iterable[dict], folder: str) -> Iterator[dict]:
 
 
 def _settings(words: str, known: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return the settings after "?", as the types of their defaults."""
+    """Return the settings after "?", converted to the types of the defaults in `known`.
+
+    Raises:
+        UsageError: if a setting is unknown or not a whole number.
+    """
     found = dict(known)
     for name, value in parse_qsl(words, keep_blank_values=True):
         if name not in known:
@@ -177,7 +189,7 @@ def _nano(rest: str, source: str, workers: int) -> Iterator[dict]:
     settings = _settings(words, NANO, source)
     number = _whole(count, f"{source}: the number of scenes")
     if number < 1:
-        raise UsageError(f"{source}: at least 1 scene")
+        raise UsageError(f"{source}: the number of scenes must be at least 1")
     held_out, truth = bool(settings["held_out"]), bool(settings["truth"])
     return nano_rows(number, settings["seed"], settings["size"], held_out, workers, truth)
 
@@ -186,11 +198,17 @@ def _hub(rest: str, source: str) -> Iterator[dict]:
     name, _, words = rest.partition("?")
     settings = _settings(words, HUB, source)
     if not name:
-        raise UsageError(f"{source}: hf: needs the name of a data set, as hf:OWNER/NAME")
+        raise UsageError(f"{source}: hf: requires the name of a data set, such as hf:OWNER/NAME")
     return _hub_rows(name, settings)
 
 
 def _hub_rows(name: str, settings: dict) -> Iterator[dict]:
+    """Yield the rows of a data set of the hub, streamed.
+
+    Raises:
+        UsageError: if the column of images does not exist.
+        LuminaError: if the data set cannot be read.
+    """
     import datasets
 
     try:
@@ -200,7 +218,7 @@ def _hub_rows(name: str, settings: dict) -> Iterator[dict]:
         columns = rows.column_names or []
         if settings["image"] not in columns:
             raise UsageError(
-                f"hf:{name} has no column {settings['image']!r}; image= names one of {', '.join(columns)}"
+                f"hf:{name} has no column {settings['image']!r}; set image= to one of {', '.join(columns)}"
             )
         rows = rows.cast_column(settings["image"], datasets.Image(decode=False))
         rows = rows.take(settings["limit"]) if settings["limit"] else rows
@@ -208,9 +226,9 @@ def _hub_rows(name: str, settings: dict) -> Iterator[dict]:
             yield _hub_row(row, f"{name.replace('/', '_')}-{number:08d}", settings)
     except LuminaError:
         raise
-    except Exception as error:  # the hub's client raises its transport's errors, and data sets their own
+    except Exception as error:  # hub client, transport and data sets raise exceptions of their own
         raise LuminaError(
-            f"hf:{name} cannot be read ({_reason(error)}); is the name right and the hub in reach?"
+            f"hf:{name} cannot be read ({_reason(error)}); check the name and the connection to the hub"
         ) from error
 
 

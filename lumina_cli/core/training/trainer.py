@@ -174,7 +174,7 @@ def compile_blocks(model: NextDiT) -> None:
     caption lengths and image sizes: with and without modulation, mask, and the one-token empty caption.
 
     Raises:
-        MissingDependency: if there is no C++ compiler, which torch.compile needs on a CPU.
+        MissingDependency: if the C++ compiler that torch.compile needs on a CPU is missing.
     """
     if not torch.cuda.is_available() and not find_compiler():
         raise MissingDependency(

@@ -1,4 +1,4 @@
-"""A page of samples of shards, small pictures with their captions and scores: a look before a threshold."""
+"""Contact sheet: a page of thumbnails of samples with their captions and scores, to choose thresholds."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,13 +16,17 @@ from lumina_cli.core.shards.overlays.reader import OverlayJoiner, find_overlays,
 from lumina_cli.core.shards.reader import read_entry, read_index
 from lumina_cli.core.sources.source import open_row_image
 
-LEVELS = ("short", "medium", "detailed", "tags")  # in the order in which a person wants to choose among them
+LEVELS = ("short", "medium", "detailed", "tags")  # in the order of the page
 
 
 def write_preview(source: str, path: str | Path, samples: int = 48, by: str | None = None) -> dict:
-    """Write a page of some samples of a SOURCE of shards; return page and samples.
+    """Write a page of `samples` samples of a SOURCE of shards; return the page and the number of samples.
 
-    They are spread evenly over the shards or, with `by`, over the values of a score, the highest first.
+    They are distributed evenly over the shards or, with `by`, over the values of a score, the highest first.
+
+    Raises:
+        UsageError: if the column `by` does not exist.
+        LuminaError: if no sample has a value of it, or the shards cannot be read.
     """
     folder, table = open_samples(source)
     chosen, values = _chosen(table, samples, by)
@@ -31,21 +35,27 @@ def write_preview(source: str, path: str | Path, samples: int = 48, by: str | No
     kinds = Counter((lang, level) for card in cards for lang, level, _ in card["captions"])
     langs = sorted({lang for lang, _ in kinds}, key=lambda lang: (lang != "en", lang))
     levels = sorted({level for _, level in kinds}, key=lambda level: (*LEVELS, level).index(level))
-    told = f"{len(cards)} of {len(table):,} samples of {source}" + (f", by {by}" if by else "")
+    subtitle = f"{len(cards)} of {len(table):,} samples of {source}" + (f", by {by}" if by else "")
     page = write_page(
-        path, "preview.html", title="Shard preview", subtitle=told, cards=cards, langs=langs, levels=levels
+        path,
+        "preview.html",
+        title="Shard preview",
+        subtitle=subtitle,
+        cards=cards,
+        langs=langs,
+        levels=levels,
     )
     return {"page": str(page), "samples": len(cards)}
 
 
 def _chosen(table: Any, samples: int, by: str | None) -> tuple[np.ndarray, dict[int, float]]:
-    """Numbers of the samples to show, in order, and their values."""
+    """Return the indices of the samples to show, in order, and index -> value of `by`."""
     if by is None:
         return np.array(pick_evenly(range(len(table)), samples), np.int64), {}
     values = column(table, by)
     known = values.is_valid().to_numpy(zero_copy_only=False)
     if not known.any():
-        raise LuminaError(f"no sample has a {by!r}; `lumina shard score` measures some")
+        raise LuminaError(f"no sample has a {by!r}; `lumina shard score` computes scores")
     numbers = np.flatnonzero(known)
     numbers = numbers[np.argsort(-values.filter(known).to_numpy(), kind="stable")]
     chosen = pick_evenly(numbers.tolist(), samples)
@@ -53,7 +63,7 @@ def _chosen(table: Any, samples: int, by: str | None) -> tuple[np.ndarray, dict[
 
 
 def _rows(source: str, folder: str, table: Any, chosen: np.ndarray) -> dict[int, dict]:
-    """The rows of these samples by number, with overlays; each shard's index is read once."""
+    """Return index -> row of the chosen samples, with overlays; the index of each shard is read once."""
     joiner = OverlayJoiner(find_overlays(folder, split_source(source)[1]))
     wanted: dict[str, dict[str, int]] = {}
     for at in chosen.tolist():
@@ -71,6 +81,7 @@ def _rows(source: str, folder: str, table: Any, chosen: np.ndarray) -> dict[int,
 
 
 def _card(row: dict, value: float | None, by: str | None) -> dict:
+    """Return what the page shows of a sample."""
     card: dict[str, Any] = {"key": str(row["key"]), "picture": None, "problem": None}
     try:
         card["picture"] = thumbnail(open_row_image(row))
