@@ -60,7 +60,7 @@ def test_a_folder_named_almost_like_a_sub_command_is_a_source(lumina, monkeypatc
     (tmp_path / "scor").mkdir()
     code, _, err = lumina("shard scor data")
     assert code == 1
-    assert "scor holds no pictures" in err
+    assert "scor contains no images" in err
     code, _, err = lumina("shard photos data")
     assert code == 1
     assert "photos: no such source" in err

@@ -114,8 +114,8 @@ def _is_right(scene: Scene, found: list[Detection], threshold: float) -> tuple[b
 def calibrate(net: DetectorNet, cache: Path, count: int = 400) -> tuple[dict, dict]:
     """Choose the threshold that is right on most of `count` unseen scenes; measure it on as many others.
 
-    Returns the thresholds by name, and the accuracy as a share of scenes: an upper bound for scores that
-    this detector gives. `cache` is the folder of rendered images.
+    Returns the thresholds by name, and the accuracy as a fraction of scenes: an upper bound for scores that
+    this detector measures. `cache` is the folder of rendered images.
     """
     images, _ = render_images(UNSEEN, 2 * count, cache)
     scenes = [draw_scene(UNSEEN, i) for i in range(2 * count)]
