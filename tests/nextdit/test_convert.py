@@ -177,7 +177,7 @@ def test_shapes_that_do_not_tell_the_axes_ask_for_them(official):
     with pytest.raises(LuminaError, match="head width 16 has no three equal even parts"):
         infer_config(shapes)
     assert infer_config(shapes, axes_dim=(8, 4, 4)) == TINY
-    with pytest.raises(LuminaError, match="not whole Next-DiT weights"):
+    with pytest.raises(LuminaError, match="not complete Next-DiT weights"):
         infer_config({})
 
 

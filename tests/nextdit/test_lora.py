@@ -1,4 +1,4 @@
-"""LoRAs: every dialect gives the same weights, what comes off leaves no trace, and misfits are said in one line."""
+"""LoRAs: every dialect gives the same weights, removal restores them exactly, and misfits are one-line errors."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import config_to_diffusers, to_diffusers
-from lumina_cli.core.nextdit.lora.factors import LoraFactors, joined, split
+from lumina_cli.core.nextdit.lora.factors import LoraFactors, fuse, split
 from lumina_cli.core.nextdit.lora.formats import WRITERS, detect_dialect, find_site, read_pairs
 from lumina_cli.core.nextdit.lora.merge import apply_loras, convert_lora, parse_spec, remove_loras
 from lumina_cli.core.weights.lora_files import AdapterFile, read_adapter, write_adapter
@@ -220,7 +220,7 @@ def test_scales_that_differ_are_multiplied_in():
         ("layers.0.attention.qkv", part): pair(2, out, 48, alpha)
         for (part, out), alpha in zip(WIDTHS.items(), (1.0, 3.0, 8.0), strict=True)
     }
-    (whole,) = joined(pairs).values()
+    (whole,) = fuse(pairs).values()
     wanted = torch.cat([own.scale * own.up @ own.down for own in pairs.values()])
     assert torch.allclose(whole.scale * whole.up @ whole.down, wanted, atol=1e-7)
     for part, own in zip(
@@ -231,12 +231,12 @@ def test_scales_that_differ_are_multiplied_in():
 
 def test_some_of_queries_keys_and_values():
     pairs = {("layers.0.attention.qkv", part): pair(2, WIDTHS[part], 48) for part in "qv"}
-    (whole,) = joined(pairs).values()
+    (whole,) = fuse(pairs).values()
     assert whole.rank == 4
     assert not whole.up[48:72].any()
     assert split({("layers.0.attention.qkv", None): whole}).keys() == pairs.keys()
-    with pytest.raises(LuminaError, match="nothing tells how many keys"):
-        joined({("layers.0.attention.qkv", "q"): pair(2, 48, 48)})
+    with pytest.raises(LuminaError, match="the width of keys and values is unknown"):
+        fuse({("layers.0.attention.qkv", "q"): pair(2, 48, 48)})
 
 
 def test_what_diffusers_cannot_say():
@@ -289,9 +289,9 @@ def test_a_lora_for_another_model(model, tmp_path):
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     good = write(apart(), "kohya", tmp_path / "good.safetensors")
     for pairs, words in [
-        ({("layers.0.attention.qkv", None): pair(2, 3840, 2304)}, "changes layers.0.attention.qkv from 2304 to 3840, here 48 to 96$"),
-        ({(f"layers.{n}.attention.out", None): pair(2, 48, 48) for n in range(1, 4)}, r"layers.2.attention.out, which this model has not, and 1 more that do not fit$"),
-        ({("layers.0.attention.qkv", "k"): pair(2, 48, 48), ("layers.0.attention.qkv", "v"): pair(2, 24, 48)}, r"attention.qkv \(k\) from 48 to 48, here 48 to 24$"),
+        ({("layers.0.attention.qkv", None): pair(2, 3840, 2304)}, "targets layers.0.attention.qkv from 2304 to 3840, but this model has 48 to 96$"),
+        ({(f"layers.{n}.attention.out", None): pair(2, 48, 48) for n in range(1, 4)}, r"layers.2.attention.out, which does not exist in this model, and 1 more that do not fit$"),
+        ({("layers.0.attention.qkv", "k"): pair(2, 48, 48), ("layers.0.attention.qkv", "v"): pair(2, 24, 48)}, r"attention.qkv \(k\) from 48 to 48, but this model has 48 to 24$"),
     ]:  # fmt: skip
         with pytest.raises(LuminaError, match=words):
             apply_loras(
@@ -315,8 +315,8 @@ def test_a_lora_for_another_model(model, tmp_path):
     [
         ({"layers.0.attention.out.lora_up.weight": None}, "has no up matrix for layers.0.attention.out, only down"),
         ({"layers.0.attention.out.lora_up.weight": torch.full((48, 2), math.nan)}, "NaN or inf in the up of"),
-        ({"layers.0.attention.out.lora_up.weight": torch.ones(48, 3)}, "rank 2 going down and 3 going up"),
-        ({"layers.0.attention.out.lora_up.weight": torch.ones(48)}, r"the up of .* is \(48,\), but must be a matrix"),
+        ({"layers.0.attention.out.lora_up.weight": torch.ones(48, 3)}, "has rank 2 in down and 3 in up"),
+        ({"layers.0.attention.out.lora_up.weight": torch.ones(48)}, r"the up of .* has shape \(48,\), but must be a matrix"),
         ({"layers.0.attention.out.dora_scale": torch.ones(7)}, "the magnitudes of"),
         ({"layers_0.x": None, "lora_unet_layers_0_attention_out.lora_A.weight": torch.ones(2, 48)}, "twice"),
     ],

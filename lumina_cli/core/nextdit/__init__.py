@@ -1,4 +1,4 @@
-"""Unified Next-DiT: the network, its sizes by name, and its weights in every dialect."""
+"""Unified Next-DiT: the network, its published sizes, and its weights in every dialect."""
 
 from lumina_cli.core.nextdit.config import NextDiTConfig
 from lumina_cli.core.nextdit.convert import load_transformer, save_transformer

@@ -1,4 +1,4 @@
-"""Shapes of a Next-DiT: one frozen record, the published sizes by name, and diffusers' words for the same."""
+"""The shapes of a Next-DiT, the published sizes by name, and the conversion to and from diffusers' config."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ class NextDiTConfig:
 
     @property
     def hidden_dim(self) -> int:
-        """Width inside the feed-forward."""
+        """Width of the feed-forward's hidden layer."""
         return self.ffn_dim or round_up(4 * self.dim, self.multiple_of)
 
     @property
     def max_text_tokens(self) -> int:
-        """Longest caption that leaves the image a place on the first axis."""
+        """Longest caption, in tokens: the image needs one more position on the first axis."""
         return self.axes_len[0] - 1
 
     @classmethod
@@ -99,7 +99,7 @@ class NextDiTConfig:
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether `value` is a whole number from `least`."""
+    """Whether `value` is a whole number of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
@@ -128,7 +128,13 @@ WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_field(field: str, name: str, value: Any) -> None:
-    """Raise ValueError, which calls the field `name`, where a `field` of NextDiTConfig cannot be `value`."""
+    """Check a value for a field of NextDiTConfig.
+
+    name   what the message calls the field
+
+    Raises:
+        ValueError: if the value is invalid.
+    """
     fits, wanted = WANTED.get(field, (is_whole, "a whole number from 1"))
     if not fits(value):
         raise ValueError(f"{name} is {value!r}, but must be {wanted}")
@@ -171,18 +177,18 @@ DIFFUSERS_NAMES = {
 
 
 def round_up(number: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is not below `number`."""
+    """Return the smallest multiple of `multiple` that is at least `number`."""
     return multiple * math.ceil(number / multiple)
 
 
 def config_to_diffusers(config: NextDiTConfig) -> dict[str, Any]:
-    """The `config.json` from which diffusers' Lumina2Transformer2DModel builds the same shapes."""
+    """Return the `config.json` of a diffusers Lumina2Transformer2DModel of the same shapes."""
     fields = {theirs: getattr(config, ours) for theirs, ours in DIFFUSERS_NAMES.items()}
     fields = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     multiplier = None
     if config.hidden_dim != round_up(4 * config.dim, config.multiple_of):
         multiplier = config.hidden_dim / (4 * config.dim)
-        if int(multiplier * 4 * config.dim) < config.hidden_dim:  # the reader cuts, it does not round
+        if int(multiplier * 4 * config.dim) < config.hidden_dim:  # diffusers truncates
             multiplier = math.nextafter(multiplier, math.inf)
     return {
         "_class_name": "Lumina2Transformer2DModel",
@@ -195,7 +201,11 @@ def config_to_diffusers(config: NextDiTConfig) -> dict[str, Any]:
 
 
 def config_from_diffusers(fields: dict[str, Any]) -> NextDiTConfig:
-    """Our config from the fields of a diffusers `config.json`; LuminaError names the field that is wrong."""
+    """Return the config for the fields of a diffusers `config.json`.
+
+    Raises:
+        LuminaError: if a field is missing or invalid; the message names it.
+    """
     kind = fields.get("_class_name", "Lumina2Transformer2DModel")
     if kind != "Lumina2Transformer2DModel":
         raise LuminaError(f"the config describes a {kind}; a Lumina2Transformer2DModel is needed")
@@ -206,7 +216,7 @@ def config_from_diffusers(fields: dict[str, Any]) -> NextDiTConfig:
         raise LuminaError(
             f"out_channels {fields['out_channels']} differs from in_channels; they must be equal"
         )
-    # what diffusers assumes where a file leaves a field out
+    # diffusers' defaults of missing fields
     ours = {"num_kv_heads": 8, "text_dim": 1024, "axes_dim": (32, 32, 32)}
     ours |= {our: fields[their] for their, our in DIFFUSERS_NAMES.items() if their in fields}
     ours["num_kv_heads"] = ours["num_kv_heads"] or ours["num_heads"]
@@ -229,11 +239,14 @@ def config_from_diffusers(fields: dict[str, Any]) -> NextDiTConfig:
 def infer_config(
     shapes: dict[str, tuple[int, ...]], axes_dim: tuple[int, ...] | None = None
 ) -> NextDiTConfig:
-    """The config behind tensors of our names, from their shapes alone.
+    """Return the config of weights with our names, from their shapes.
 
-    The weights do not tell how a head is shared among the three position axes: without `axes_dim` equal
-    thirds are assumed, as in every published size. LuminaError where a needed tensor is missing or no equal
-    thirds exist.
+    shapes     tensor name -> shape
+    axes_dim   head width per position axis, which shapes do not determine; None: equal thirds, as in every
+               published size
+
+    Raises:
+        LuminaError: if a required tensor is missing, or the head width has no equal thirds.
     """
     try:
         dim, patch_width = shapes["x_embedder.weight"]
@@ -242,9 +255,9 @@ def infer_config(
         hidden_dim = shapes["layers.0.feed_forward.w1.weight"][0]
         text_dim = shapes["cap_embedder.0.weight"][0]
     except (KeyError, ValueError) as error:
-        raise LuminaError(f"these are not whole Next-DiT weights: no usable {error}") from error
+        raise LuminaError(f"these are not complete Next-DiT weights: no usable {error}") from error
     if axes_dim is None and head_dim % 6:
-        raise LuminaError(f"head width {head_dim} has no three equal even parts; say how its axes are shared")
+        raise LuminaError(f"head width {head_dim} has no three equal even parts; axes_dim is needed")
     multiple_of = next((size for size in (256, 16) if hidden_dim % size == 0), 1)
     try:
         return NextDiTConfig(
@@ -264,5 +277,5 @@ def infer_config(
 
 
 def count_blocks(names: dict[str, Any], stack: str) -> int:
-    """How many blocks of `stack` the tensor names hold."""
+    """Return the number of blocks of `stack` among the tensor names."""
     return len({name.split(".")[1] for name in names if name.startswith(f"{stack}.")})

@@ -1,9 +1,8 @@
-"""Weights of Next-DiT in four dialects, to ours and back, and the diffusers folder.
+"""Convert the weights of Next-DiT between dialects, and load and save diffusers folders.
 
-Ours are the official names without `norm_final.weight`, which no forward pass reads; it is written back as
-ones. ComfyUI puts a prefix before the official names. diffusers renames everything and splits q, k and v.
-Dicts of tensors in and out, of any size: widths come from the tensors. Where a `config` is given, our side of
-the conversion is checked against it.
+Ours are the official names without the unused `norm_final.weight`, which is written back as ones. For the
+names of all dialects see `dialects.py`. The functions map dicts of tensors of any size: widths come from the
+tensors. If a `config` is given, our side of the conversion is checked against it.
 """
 
 from collections.abc import Callable
@@ -18,6 +17,16 @@ from lumina_cli.core.nextdit.config import (
     config_from_diffusers,
     config_to_diffusers,
     infer_config,
+)
+from lumina_cli.core.nextdit.dialects import (
+    COMFYUI_PREFIX,
+    FROM_DIFFUSERS,
+    PLAIN_NORM1,
+    QKV,
+    QKV_IN_DIFFUSERS,
+    TO_DIFFUSERS,
+    UNUSED,
+    rename,
 )
 from lumina_cli.core.nextdit.model import NextDiT
 from lumina_cli.core.weights.files import check_state_dict, read_weights, write_weights
@@ -45,35 +54,8 @@ __all__ = [
 
 Weights = dict[str, Tensor]
 
-UNUSED = "norm_final.weight"
-COMFYUI_PREFIX = "model.diffusion_model."
-STACKS = ("layers", "noise_refiner", "context_refiner")
-WHOLE_TO_DIFFUSERS = {
-    "t_embedder.mlp.0": "time_caption_embed.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "time_caption_embed.timestep_embedder.linear_2",
-    "cap_embedder.0": "time_caption_embed.caption_embedder.0",
-    "cap_embedder.1": "time_caption_embed.caption_embedder.1",
-    "final_layer.linear": "norm_out.linear_2",
-    "final_layer.adaLN_modulation.1": "norm_out.linear_1",
-}
-BLOCK_TO_DIFFUSERS = {
-    "attention.out": "attn.to_out.0",
-    "attention.q_norm": "attn.norm_q",
-    "attention.k_norm": "attn.norm_k",
-    "attention_norm1": "norm1.norm",
-    "attention_norm2": "norm2",
-    "adaLN_modulation.1": "norm1.linear",
-    "feed_forward.w1": "feed_forward.linear_1",
-    "feed_forward.w2": "feed_forward.linear_2",
-    "feed_forward.w3": "feed_forward.linear_3",
-}
-WHOLE_FROM_DIFFUSERS = {theirs: ours for ours, theirs in WHOLE_TO_DIFFUSERS.items()}
-# the norm before an unmodulated block has no scale of its own, so diffusers does not nest it
-BLOCK_FROM_DIFFUSERS = {theirs: ours for ours, theirs in BLOCK_TO_DIFFUSERS.items()} | {
-    "norm1": "attention_norm1"
-}
-QKV = "attention.qkv.weight"
-PARTS = ("attn.to_q.weight", "attn.to_k.weight", "attn.to_v.weight")
+QKV_WEIGHT = f"{QKV}.weight"
+SPLIT_WEIGHTS = tuple(f"{module}.weight" for module in QKV_IN_DIFFUSERS.values())
 
 
 def from_official(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
@@ -140,12 +122,14 @@ def from_diffusers(state_dict: Weights, config: NextDiTConfig | None = None) -> 
     """
     ours = {}
     for name, tensor in state_dict.items():
-        if not name.endswith(PARTS):
-            ours[rename(name, WHOLE_FROM_DIFFUSERS, BLOCK_FROM_DIFFUSERS)] = tensor
+        if not name.endswith(SPLIT_WEIGHTS):
+            ours[rename(name, FROM_DIFFUSERS)] = tensor
             continue
-        block = name[: -len(PARTS[0])]
-        if block + QKV not in ours:
-            ours[block + QKV] = torch.cat([require(state_dict, block + part) for part in PARTS])
+        block = name[: -len(SPLIT_WEIGHTS[0])]
+        if block + QKV_WEIGHT not in ours:
+            ours[block + QKV_WEIGHT] = torch.cat(
+                [require(state_dict, block + part) for part in SPLIT_WEIGHTS]
+            )
     return checked(ours, config)
 
 
@@ -160,67 +144,61 @@ def to_diffusers(state_dict: Weights, config: NextDiTConfig | None = None) -> We
     """
     theirs = {}
     for name, tensor in checked(state_dict, config).items():
-        if name.endswith(QKV):
+        if name.endswith(QKV_WEIGHT):
             theirs |= {
-                name[: -len(QKV)] + part: rows
-                for part, rows in zip(PARTS, split_qkv(name, tensor), strict=True)
+                name[: -len(QKV_WEIGHT)] + part: rows
+                for part, rows in zip(SPLIT_WEIGHTS, split_qkv(name, tensor), strict=True)
             }
         elif name.startswith("context_refiner.") and name.endswith(".attention_norm1.weight"):
-            theirs[name.replace("attention_norm1", "norm1")] = tensor
+            theirs[name.replace("attention_norm1", PLAIN_NORM1)] = tensor
         else:
-            theirs[rename(name, WHOLE_TO_DIFFUSERS, BLOCK_TO_DIFFUSERS)] = tensor
+            theirs[rename(name, TO_DIFFUSERS)] = tensor
     return theirs
 
 
-def rename(name: str, whole: dict[str, str], block: dict[str, str]) -> str:
-    """Translate one tensor name; an unknown name stays, so that `check_state_dict` can report it."""
-    module, _, leaf = name.rpartition(".")
-    stack, _, rest = module.partition(".")
-    if stack in STACKS:
-        index, _, inner = rest.partition(".")
-        return f"{stack}.{index}.{block.get(inner, inner)}.{leaf}"
-    return f"{whole.get(module, module)}.{leaf}" if module else name
-
-
 def split_qkv(name: str, weight: Tensor) -> tuple[Tensor, ...]:
-    """Rows for the queries (as many as the width), then equal shares for keys and values."""
+    """Split a fused weight into queries (as many rows as columns), keys and values (half of the rest each).
+
+    Raises:
+        LuminaError: if the shape is not that of a fused weight.
+    """
     rows, width = weight.shape if weight.ndim == 2 else (0, 0)
     if rows <= width or (rows - width) % 2:
         raise LuminaError(
-            f"{name} has shape {tuple(weight.shape)}, which does not hold queries, keys and values"
+            f"{name} has shape {tuple(weight.shape)}, which is not that of fused queries, keys and values"
         )
-    share = (rows - width) // 2
-    return weight.split([width, share, share])
+    kv_width = (rows - width) // 2
+    return weight.split([width, kv_width, kv_width])
 
 
 def require(state_dict: Weights, name: str) -> Tensor:
-    """The tensor `name`, or LuminaError."""
+    """Return the tensor `name`; LuminaError if it is missing."""
     if name not in state_dict:
-        raise LuminaError(f"the weights have no {name}; they are not a whole Next-DiT")
+        raise LuminaError(f"the weights have no {name}; they are not those of a complete Next-DiT")
     return state_dict[name]
 
 
 def checked(ours: Weights, config: NextDiTConfig | None) -> Weights:
-    """`ours` itself, after LuminaError has had its chance where they do not fit `config`."""
+    """Return `ours`; LuminaError if they do not fit `config`."""
     if config is not None:
         check_state_dict(empty_model(config), ours, "the state dict")
     return ours
 
 
 def empty_model(config: NextDiTConfig) -> NextDiT:
-    """A network with shapes and no memory."""
+    """Return a network on the meta device: shapes without memory."""
     with torch.device("meta"):
         return NextDiT(config)
 
 
-def same(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
-    """Our names are ours."""
+def unchanged(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
+    """Return a copy of our weights, checked against `config`."""
     return dict(checked(state_dict, config))
 
 
 Converter = Callable[[Weights, NextDiTConfig | None], Weights]
-DIALECTS: dict[str, tuple[Converter, Converter]] = {
-    "lumina": (same, same),
+DIALECTS: dict[str, tuple[Converter, Converter]] = {  # to our names, from our names
+    "lumina": (unchanged, unchanged),
     "official": (from_official, to_official),
     "diffusers": (from_diffusers, to_diffusers),
     "comfyui": (from_comfyui, to_comfyui),
@@ -255,7 +233,7 @@ def from_any(state_dict: Weights, config: NextDiTConfig | None = None) -> Weight
 
 
 def to_dialect(state_dict: Weights, dialect: str, config: NextDiTConfig | None = None) -> Weights:
-    """Our weights in `dialect`, a key of DIALECTS."""
+    """Rename our weights to the names of `dialect`, a key of DIALECTS."""
     return DIALECTS[dialect][1](state_dict, config)
 
 
@@ -273,7 +251,9 @@ def load_transformer(
     """
     folder = Path(folder)
     config = config_from_diffusers(read_json(folder / "config.json"))
-    state_dict = from_any(read_weights(folder, apart=PARTS))  # q, k and v are joined: their own pages can go
+    state_dict = from_any(
+        read_weights(folder, apart=SPLIT_WEIGHTS)
+    )  # q, k and v are joined to new tensors, so their pages can be freed
     model = empty_model(config)
     check_state_dict(model, state_dict, str(folder))
     model.load_state_dict(state_dict, assign=True)
@@ -293,7 +273,7 @@ def save_transformer(model: NextDiT, folder: str | Path, dtype: torch.dtype | No
     folder = Path(folder)
     tensors = {name: tensor.to(dtype=dtype or tensor.dtype) for name, tensor in model.state_dict().items()}
     write_weights(to_diffusers(tensors), folder / "diffusion_pytorch_model.safetensors")
-    # parts of an earlier, sharded model would be read in place of these weights
+    # shards of an earlier model would be loaded instead of these weights
     for stale in folder.glob("diffusion_pytorch_model*.safetensors*"):
         if stale.name != "diffusion_pytorch_model.safetensors":
             stale.unlink()

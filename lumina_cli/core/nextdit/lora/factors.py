@@ -1,9 +1,10 @@
-"""What a LoRA learned of each layer, and queries, keys and values put together or taken apart.
+"""The factors of a LoRA, per linear layer, and how those of queries, keys and values are fused and split.
 
-A pair belongs to one of our linear layers, or to the queries, keys or values within `attention.qkv`:
-diffusers has those apart, ComfyUI and kohya together. Three pairs with one `down` become one of the same
-rank, others one of the summed rank, block by block. The product is the same exactly, and so are the matrices
-that come back; only where the three have different scales, these are multiplied in.
+Factors belong to one of our linear layers, or to the queries, keys or values within `attention.qkv`:
+diffusers' files have these three, ComfyUI's and kohya's the fused layer. Three factors with one `down` are
+fused at the same rank, others at the sum of the ranks, as a block matrix. The product up @ down stays exactly
+the same, and fusing then splitting returns the same matrices; only if the three have different scales, these
+are multiplied in.
 
 r rank, i inputs, o outputs of a layer.
 """
@@ -14,17 +15,21 @@ import torch
 from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.nextdit.dialects import QKV
 
-QKV = "attention.qkv"
 PARTS = ("q", "k", "v")
-Site = tuple[str, str | None]  # the name of one of our layers; "q", "k" or "v" within a qkv, else None
+Site = tuple[str, str | None]  # (layer, "q", "k" or "v" within a fused layer)
 
 
 @dataclass(frozen=True)
 class LoraFactors:
-    """What one layer learned: `alpha / r * up @ down`, and for DoRA the size of each row of the result.
+    """The change of one layer's weight: alpha / r * up @ down (arXiv 2106.09685), with a magnitude for DoRA.
 
-    down (r, i); up (o, r); alpha None: r; magnitude (o, 1), or (1, i) where columns have the sizes; or None.
+    down        (r, i)
+    up          (o, r)
+    alpha       None means r
+    magnitude   DoRA (arXiv 2402.09353): (o, 1), the norm of each row of the changed weight, or (1, i), of
+                each column; None: not a DoRA
     """
 
     down: Tensor
@@ -39,7 +44,7 @@ class LoraFactors:
 
     @property
     def own_alpha(self) -> float:
-        """alpha as a number, whether it was said or not."""
+        """alpha, or r if it is None."""
         return self.rank if self.alpha is None else self.alpha
 
     @property
@@ -51,24 +56,25 @@ class LoraFactors:
 Pairs = dict[Site, LoraFactors]
 
 
-def joined(pairs: Pairs) -> Pairs:
-    """The same LoRA with queries, keys and values together: what ComfyUI and kohya write.
+def fuse(pairs: Pairs) -> Pairs:
+    """Return the same LoRA with fused queries, keys and values, as ComfyUI and kohya store it.
 
-    LuminaError where a DoRA does not say the sizes of all three.
+    Raises:
+        LuminaError: if a DoRA does not have the row magnitudes of all three, or the widths are unknown.
     """
     whole, groups = {}, {}
     for (name, part), pair in pairs.items():
         if part is None:
             whole[name, None] = pair
         else:
-            whole[name, None] = None  # keeps the place
+            whole[name, None] = None  # keeps the order
             groups.setdefault(name, {})[part] = pair
     widths = _widths(groups)
-    return {site: pair or _join(site[0], groups[site[0]], widths) for site, pair in whole.items()}
+    return {site: pair or _fuse(site[0], groups[site[0]], widths) for site, pair in whole.items()}
 
 
 def _widths(groups: dict[str, dict[str, LoraFactors]]) -> dict[str, int]:
-    """How many outputs queries, keys and values have; keys and values have the same number."""
+    """Return the outputs of queries, keys and values, as far as known; keys and values have equally many."""
     widths = {part: len(pair.up) for group in groups.values() for part, pair in group.items()}
     for part, other in (("k", "v"), ("v", "k")):
         if other in widths:
@@ -78,18 +84,18 @@ def _widths(groups: dict[str, dict[str, LoraFactors]]) -> dict[str, int]:
     return widths
 
 
-def _join(name: str, group: dict[str, LoraFactors], widths: dict[str, int]) -> LoraFactors:
+def _fuse(name: str, group: dict[str, LoraFactors], widths: dict[str, int]) -> LoraFactors:
     if len(widths) < 3:
-        raise LuminaError(f"{name}: with queries alone nothing tells how many keys and values there are")
+        raise LuminaError(
+            f"{name}: the LoRA changes only queries, so the width of keys and values is unknown"
+        )
     magnitudes = [pair.magnitude for pair in group.values() if pair.magnitude is not None]
     if magnitudes and (len(magnitudes) < 3 or any(size.shape[1] != 1 for size in magnitudes)):
-        raise LuminaError(
-            f"{name} is a DoRA of some of q, k and v or of columns; it cannot become one of qkv"
-        )
+        raise LuminaError(f"{name} is a DoRA of some of q, k and v, or of columns; it cannot be fused")
     first = next(iter(group.values()))
     same_scale = all(pair.scale == first.scale for pair in group.values())
     shared = all(torch.equal(pair.down, first.down) for pair in group.values()) and same_scale
-    # where the scales differ they go into the matrices: one alpha is left for all
+    # different scales are multiplied into the matrices, since the fused layer has one alpha
     ups = {part: pair.up if same_scale else pair.up.float() * pair.scale for part, pair in group.items()}
     ranks = {part: pair.rank for part, pair in group.items()}
     rank = first.rank if shared else sum(ranks.values())
@@ -102,7 +108,7 @@ def _join(name: str, group: dict[str, LoraFactors], widths: dict[str, int]) -> L
             column += ranks[part]
         row += widths[part]
     down = first.down if shared else torch.cat([group[part].down for part in PARTS if part in group])
-    # a sum of alphas over a sum of ranks is the one scale again
+    # the sum of the alphas over the sum of the ranks is the common scale again
     alphas = [first.own_alpha] if shared else [pair.own_alpha for pair in group.values()]
     alpha = sum(alphas) if same_scale else rank
     ordered = [group[part].magnitude for part in PARTS] if magnitudes else None
@@ -110,10 +116,12 @@ def _join(name: str, group: dict[str, LoraFactors], widths: dict[str, int]) -> L
 
 
 def split(pairs: Pairs) -> Pairs:
-    """The same LoRA with queries, keys and values apart: what diffusers writes.
+    """Return the same LoRA with separate queries, keys and values, as diffusers stores it.
 
-    A pair that `joined` put together block by block comes apart again; any other shares its `down`.
-    LuminaError where a DoRA has sizes of columns.
+    Factors that `fuse` built as a block matrix are separated again; others share their `down`.
+
+    Raises:
+        LuminaError: if the shape is not that of a fused layer, or a DoRA has column magnitudes.
     """
     apart = {}
     for (name, part), pair in pairs.items():
@@ -127,12 +135,12 @@ def split(pairs: Pairs) -> Pairs:
 def _split(name: str, pair: LoraFactors) -> dict[str, LoraFactors]:
     rows, width = len(pair.up), pair.down.shape[1]
     if rows <= width or (rows - width) % 2:
-        raise LuminaError(f"{name} goes from {width} to {rows}, which are not queries, keys and values")
+        raise LuminaError(f"{name} maps {width} to {rows}, which does not fit fused queries, keys and values")
     if pair.magnitude is not None and pair.magnitude.shape[1] != 1:
-        raise LuminaError(f"{name} is a DoRA of columns, which diffusers does not know")
+        raise LuminaError(f"{name} is a DoRA of columns, which diffusers does not support")
     sizes = [width, (rows - width) // 2, (rows - width) // 2]
     ups = dict(zip(PARTS, pair.up.split(sizes), strict=True))
-    used = {part: up.ne(0).any(0) for part, up in ups.items()}  # which columns a part reads
+    used = {part: up.ne(0).any(0) for part, up in ups.items()}  # the columns that a part uses
     blocks = _blocks(used)
     pieces = {}
     for part, columns in blocks.items():
@@ -148,9 +156,11 @@ def _split(name: str, pair: LoraFactors) -> dict[str, LoraFactors]:
 
 
 def _blocks(used: dict[str, Tensor]) -> dict[str, slice]:
-    """The columns of each part: neighbouring blocks if each column serves one part, else all for each.
+    """Return the columns of each part: adjacent blocks if each column serves one part, else all for each.
 
-    A part that reads nothing is left out, unless none reads anything.
+    used   part -> (r,), True for columns that are not zero
+
+    A part without columns is omitted, unless no part has any.
     """
     table = torch.stack(list(used.values()))  # (3, r)
     if not table.any():

@@ -1,6 +1,7 @@
-"""LoRAs in the dialects of diffusers (peft), ComfyUI and kohya: from names in files to pairs, and back.
+"""LoRA files of diffusers (peft), ComfyUI and kohya: tensor names to factors, and back.
 
-Reading takes every prefix with every naming, because tools mix them; writing says what each tool reads.
+Reading accepts every prefix with every naming scheme, since tools mix them; writing follows what each tool
+reads.
 """
 
 import math
@@ -12,37 +13,22 @@ import torch
 from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.nextdit.convert import STACKS
-from lumina_cli.core.nextdit.lora.factors import PARTS, QKV, LoraFactors, Pairs, Site, joined, split
+from lumina_cli.core.nextdit.dialects import BLOCK_LINEAR, LINEAR, QKV, QKV_IN_DIFFUSERS, STACKS
+from lumina_cli.core.nextdit.lora.factors import PARTS, LoraFactors, Pairs, Site, fuse, split
 from lumina_cli.core.weights.files import format_names
 from lumina_cli.core.weights.lora_files import AdapterFile
 
-INNER = {
-    "attention.out": "attn.to_out.0",
-    "feed_forward.w1": "feed_forward.linear_1",
-    "feed_forward.w2": "feed_forward.linear_2",
-    "feed_forward.w3": "feed_forward.linear_3",
-    "adaLN_modulation.1": "norm1.linear",
-}
-WHOLE = {
-    "x_embedder": "x_embedder",
-    "t_embedder.mlp.0": "time_caption_embed.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "time_caption_embed.timestep_embedder.linear_2",
-    "cap_embedder.1": "time_caption_embed.caption_embedder.1",
-    "final_layer.linear": "norm_out.linear_2",
-    "final_layer.adaLN_modulation.1": "norm_out.linear_1",
-}
-INNER_SITES: dict[str, Site] = {
+# names in files -> sites; both naming schemes for linear layers, since tools mix them
+SITES: dict[str, Site] = {name: (pair[0], None) for pair in LINEAR.items() for name in pair}
+BLOCK_SITES: dict[str, Site] = {
     QKV: (QKV, None),
-    **{f"attn.to_{part}": (QKV, part) for part in PARTS},
+    **{name: (QKV, part) for part, name in QKV_IN_DIFFUSERS.items()},
     **{f"attention.to_{part}": (QKV, part) for part in PARTS},
-    **{name: (pair[0], None) for pair in INNER.items() for name in pair},
+    **{name: (pair[0], None) for pair in BLOCK_LINEAR.items() for name in pair},
 }
-WHOLE_SITES: dict[str, Site] = {name: (pair[0], None) for pair in WHOLE.items() for name in pair}
+# the same tables for names with dots, and for names in which kohya replaced the dots by underscores
 TABLES = {
-    dot: [
-        {name.replace(".", dot): site for name, site in table.items()} for table in (WHOLE_SITES, INNER_SITES)
-    ]
+    dot: [{name.replace(".", dot): site for name, site in table.items()} for table in (SITES, BLOCK_SITES)]
     for dot in "._"
 }
 
@@ -59,7 +45,7 @@ BLOCK = re.compile(rf"^({'|'.join(STACKS)})[._](\d+)[._](.+)$")
 
 
 def find_site(module: str) -> Site | None:
-    """Which of our layers a name in a file means, whatever its prefix and naming; None for none of them."""
+    """Return the layer that a name in a file stands for, in any naming scheme; None if unknown."""
     flat = next((prefix for prefix in FLAT_PREFIXES if module.startswith(prefix)), None)
     if flat is not None:
         return _site(module.removeprefix(flat), "_")
@@ -69,7 +55,7 @@ def find_site(module: str) -> Site | None:
 
 
 def _site(module: str, dot: str) -> Site | None:
-    """The site of a name without prefix, whose words `dot` joins."""
+    """Return the site of a name without prefix; `dot` is its separator."""
     whole, inner = TABLES[dot]
     if module in whole:
         return whole[module]
@@ -81,14 +67,19 @@ def _site(module: str, dot: str) -> Site | None:
 
 
 def is_adapter(names: Iterable[str]) -> bool:
-    """Whether the names in a file are those of a LoRA rather than of a whole network."""
+    """Whether the tensor names in a file are those of a LoRA, not of a network."""
     return any((found := LEAF.match(name)) and found[2] != "alpha" for name in names)
 
 
 def read_pairs(file: AdapterFile) -> tuple[Pairs, list[str]]:
-    """The pairs in a LoRA file, and the names of what is not used; LuminaError where a pair is not whole."""
+    """Return the factors in a LoRA file, and the names of the tensors that are not used.
+
+    Raises:
+        LuminaError: if factors are incomplete, duplicate, misshaped or not finite, or none belongs to a
+            Next-DiT.
+    """
     found: dict[Site, dict[str, Tensor]] = {}
-    spoken: dict[Site, str] = {}
+    names: dict[Site, str] = {}
     unused = []
     for name, tensor in file.tensors.items():
         leaf = LEAF.match(name)
@@ -98,39 +89,43 @@ def read_pairs(file: AdapterFile) -> tuple[Pairs, list[str]]:
             continue
         kind = LEAVES[leaf[2]]
         if kind in found.setdefault(site, {}):
-            raise LuminaError(f"{file.path} says {kind} of {_words(site)} twice; one LoRA a file is needed")
-        found[site][kind], spoken[site] = tensor, leaf[1]
-    pairs = {site: _pair(parts, spoken[site], file) for site, parts in found.items()}
+            raise LuminaError(
+                f"{file.path} contains {kind} of {_format_site(site)} twice; it must contain a single LoRA"
+            )
+        found[site][kind], names[site] = tensor, leaf[1]
+    pairs = {site: _pair(parts, names[site], file) for site, parts in found.items()}
     both = [name for name, part in pairs if part and (name, None) in pairs]
     if both:
-        raise LuminaError(f"{file.path} changes {both[0]} both whole and in parts")
+        raise LuminaError(f"{file.path} changes {both[0]} both as a fused layer and as separate ones")
     if not pairs:
-        raise LuminaError(f"{file.path} is not a LoRA for this kind of model: {_not_known(file.tensors)}")
+        raise LuminaError(
+            f"{file.path} is not a LoRA for this kind of model: {_describe_unknown(file.tensors)}"
+        )
     return pairs, unused
 
 
-def _not_known(names: Mapping[str, Tensor]) -> str:
+def _describe_unknown(names: Mapping[str, Tensor]) -> str:
     if not names:
-        return "it holds no tensors"
+        return "it contains no tensors"
     return f"none of its {format_names(list(names))} belongs to a layer of a Next-DiT"
 
 
 def _pair(parts: dict[str, Tensor], module: str, file: AdapterFile) -> LoraFactors:
-    """Make a pair of what a file says of one layer."""
+    """Return the factors of one layer from its tensors in a file."""
     if lost := [kind for kind in ("down", "up") if kind not in parts]:
         raise LuminaError(f"{file.path} has no {lost[0]} matrix for {module}, only {', '.join(parts)}")
     if broken := [kind for kind, tensor in parts.items() if not torch.isfinite(tensor.float()).all()]:
-        raise LuminaError(f"{file.path} holds NaN or inf in the {broken[0]} of {module}")
+        raise LuminaError(f"{file.path} contains NaN or inf in the {broken[0]} of {module}")
     down, up = (_matrix(parts[kind], kind, module, file) for kind in ("down", "up"))
     if len(down) != up.shape[1]:
-        raise LuminaError(f"{file.path}: {module} has rank {len(down)} going down and {up.shape[1]} going up")
+        raise LuminaError(f"{file.path}: {module} has rank {len(down)} in down and {up.shape[1]} in up")
     magnitude = parts.get("magnitude")
     if magnitude is not None:
         if magnitude.ndim != 2 or 1 not in magnitude.shape:
             magnitude = magnitude.reshape(-1, 1)
         if tuple(magnitude.shape) not in ((len(up), 1), (1, down.shape[1])):
             raise LuminaError(
-                f"{file.path}: the magnitudes of {module} are {tuple(magnitude.shape)}, not one a row"
+                f"{file.path}: the magnitudes of {module} have shape {tuple(magnitude.shape)}, not 1 per row"
             )
     alpha = (
         float(parts["alpha"].reshape(-1)[0]) if "alpha" in parts else _alpha(module, len(down), file.config)
@@ -139,18 +134,18 @@ def _pair(parts: dict[str, Tensor], module: str, file: AdapterFile) -> LoraFacto
 
 
 def _matrix(tensor: Tensor, kind: str, module: str, file: AdapterFile) -> Tensor:
-    """A matrix, which some tools write as a convolution of one pixel."""
+    """Return a factor as a matrix; some tools store it as a 1x1 convolution."""
     if tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
         tensor = tensor.flatten(1)
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise LuminaError(
-            f"{file.path}: the {kind} of {module} is {tuple(tensor.shape)}, but must be a matrix"
+            f"{file.path}: the {kind} of {module} has shape {tuple(tensor.shape)}, but must be a matrix"
         )
     return tensor
 
 
 def _alpha(module: str, rank: int, config: dict) -> float | None:
-    """The alpha that peft's settings give a layer; with rank stabilisation the one of the same effect."""
+    """Return the alpha of a layer in peft's settings (of equal effect for rsLoRA), or None if not set."""
     if "lora_alpha" not in config:
         return None
     name = module
@@ -162,18 +157,22 @@ def _alpha(module: str, rank: int, config: dict) -> float | None:
     return alpha * math.sqrt(rank) if config.get("use_rslora") else alpha
 
 
-def _words(site: Site) -> str:
+def _format_site(site: Site) -> str:
     return f"{site[0]} ({site[1]})" if site[1] else site[0]
 
 
 def to_diffusers(pairs: Pairs) -> tuple[dict[str, Tensor], dict]:
-    """Tensors, and peft's settings where an alpha is not the rank; LuminaError for a LoRA half DoRA."""
+    """Return tensors in diffusers' names, and peft's settings if an alpha differs from its rank.
+
+    Raises:
+        LuminaError: if only some layers are DoRA, or a DoRA has column magnitudes.
+    """
     pairs = split(pairs)
     doras = [pair.magnitude is not None for pair in pairs.values()]
     if any(doras) and not all(doras):
-        raise LuminaError("some layers are DoRA and some are not, which diffusers cannot say")
+        raise LuminaError("some layers are DoRA and some are not, which diffusers does not support")
     if any(doras) and any(pair.magnitude.shape[1] != 1 for pair in pairs.values()):
-        raise LuminaError("a DoRA with sizes of columns is not one that diffusers knows")
+        raise LuminaError("the DoRA has column magnitudes, which diffusers does not support")
     tensors, names = {}, {}
     for site, pair in pairs.items():
         names[site] = name = _diffusers_name(site)
@@ -197,50 +196,50 @@ def to_diffusers(pairs: Pairs) -> tuple[dict[str, Tensor], dict]:
 
 
 def _usual(numbers: Collection[float]) -> float:
-    """The most frequent of some numbers; of equally frequent ones the smallest."""
+    """Return the most frequent number, the smallest of equally frequent ones."""
     return Counter(sorted(numbers)).most_common(1)[0][0]
 
 
 def _pattern(name: str) -> str:
-    """A pattern of peft's for exactly one layer."""
+    """Return peft's pattern for exactly one layer."""
     return "^" + name.replace(".", r"\.")
 
 
 def _diffusers_name(site: Site) -> str:
     name, part = site
-    if name in WHOLE:
-        return WHOLE[name]
+    if name in LINEAR:
+        return LINEAR[name]
     stack, index, inner = name.split(".", 2)
-    return f"{stack}.{index}.{f'attn.to_{part}' if part else INNER[inner]}"
+    return f"{stack}.{index}.{QKV_IN_DIFFUSERS[part] if part else BLOCK_LINEAR[inner]}"
 
 
 def to_comfyui(pairs: Pairs) -> tuple[dict[str, Tensor], dict]:
-    """Official names after `diffusion_model.`; an alpha is written only where it is not the rank."""
+    """Return tensors in the official names after `diffusion_model.`; alphas equal to the rank are omitted."""
     tensors = {}
-    for (name, _), pair in joined(pairs).items():
+    for (name, _), pair in fuse(pairs).items():
         start = f"diffusion_model.{name}"
         tensors |= {f"{start}.lora_A.weight": pair.down, f"{start}.lora_B.weight": pair.up}
         if pair.alpha is not None:
-            tensors[f"{start}.alpha"] = number(pair.alpha, pair.down.dtype)
+            tensors[f"{start}.alpha"] = scalar_tensor(pair.alpha, pair.down.dtype)
         if pair.magnitude is not None:
             tensors[f"{start}.dora_scale"] = pair.magnitude
     return tensors, {}
 
 
 def to_kohya(pairs: Pairs) -> tuple[dict[str, Tensor], dict]:
-    """Official names with underscores after `lora_unet_`; every layer has its alpha, for strict readers."""
+    """Return tensors in the official names after `lora_unet_`, with underscores; every layer has an alpha."""
     tensors = {}
-    for (name, _), pair in joined(pairs).items():
+    for (name, _), pair in fuse(pairs).items():
         start = f"lora_unet_{name.replace('.', '_')}"
-        tensors[f"{start}.alpha"] = number(pair.own_alpha, pair.down.dtype)
+        tensors[f"{start}.alpha"] = scalar_tensor(pair.own_alpha, pair.down.dtype)
         tensors |= {f"{start}.lora_down.weight": pair.down, f"{start}.lora_up.weight": pair.up}
         if pair.magnitude is not None:
             tensors[f"{start}.dora_scale"] = pair.magnitude
     return tensors, {}
 
 
-def number(value: float, dtype: torch.dtype) -> Tensor:
-    """A number as a tensor, in `dtype` if that holds it exactly, else in a wider one."""
+def scalar_tensor(value: float, dtype: torch.dtype) -> Tensor:
+    """Return a number as a tensor, in `dtype` if it represents the number exactly, else in a wider dtype."""
     tensors = [torch.tensor(value, dtype=kind) for kind in (dtype, torch.float32, torch.float64)]
     return next(tensor for tensor in tensors if float(tensor) == value)
 
@@ -253,7 +252,7 @@ WRITERS: dict[str, Callable[[Pairs], tuple[dict[str, Tensor], dict]]] = {
 
 
 def detect_dialect(names: Iterable[str]) -> str:
-    """Whose naming a LoRA has, for a row: a key of WRITERS, or "peft"."""
+    """Return the dialect of a LoRA's tensor names: a key of WRITERS, or "peft"."""
     known = [found[1] for name in names if (found := LEAF.match(name)) and find_site(found[1])]
     if any(name.startswith(FLAT_PREFIXES) for name in known):
         return "kohya"

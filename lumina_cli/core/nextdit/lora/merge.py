@@ -1,9 +1,12 @@
-"""LoRAs on a Next-DiT: read, checked against its shapes, merged into its weights, and taken off again.
+"""Merge LoRAs into the weights of a Next-DiT, and remove them again.
 
-A layer's weight W becomes W + scale * alpha / rank * up @ down. A DoRA makes it m * V / |V| with V that sum
-and |V| the size of each row; its scale works inside V, as in peft (scale 0 leaves it out). Of several LoRAs
-each starts from the weights of before and the changes are added, so their order does not matter. Sums run in
-float32 and are cast once: in bfloat16 a change below 1/512 of a weight is rounded away.
+A layer's weight W becomes V = W + scale * alpha / rank * up @ down (arXiv 2106.09685), with DoRA m * V / |V|
+with |V| the norm of each row (arXiv 2402.09353); the scale applies inside V, as in peft, and scale 0 omits
+the LoRA. With several LoRAs, each change is computed from the original weights and the changes are added, so
+their order does not matter. Sums are computed in float32 and cast once: in bfloat16, a change below 1/512 of
+a weight is rounded away.
+
+o outputs and i inputs of a layer.
 """
 
 import math
@@ -19,17 +22,32 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.nextdit.config import NextDiTConfig
 from lumina_cli.core.nextdit.convert import empty_model
 from lumina_cli.core.nextdit.lora.factors import PARTS, LoraFactors, Pairs
-from lumina_cli.core.nextdit.lora.formats import TEXT_ENCODER, WRITERS, detect_dialect, number, read_pairs
+from lumina_cli.core.nextdit.lora.formats import (
+    TEXT_ENCODER,
+    WRITERS,
+    detect_dialect,
+    read_pairs,
+    scalar_tensor,
+)
 from lumina_cli.core.weights.files import format_names
 from lumina_cli.core.weights.lora_files import AdapterFile, read_adapter, write_adapter
 
-# the weights as they were before any LoRA, of the models that have some now
+# model -> its original weights that LoRAs changed, on the CPU
 _originals: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class Applied:
-    """A LoRA that is in use: its file, how strongly, of which rank (the largest), on how many layers."""
+    """A LoRA that is merged into a model.
+
+    path      its file
+    scale     its weight
+    dialect   a key of WRITERS, or "peft"
+    rank      the largest rank of its layers
+    modules   number of layers that it changes
+    dora      whether a layer is a DoRA
+    unused    names of tensors in the file that are not used
+    """
 
     path: str
     scale: float
@@ -41,17 +59,17 @@ class Applied:
 
     @property
     def note(self) -> str | None:
-        """One line about the tensors in the file that change nothing here, or None."""
+        """A message about the unused tensors in the file, or None."""
         return unused_note(self.path, self.unused)
 
     def to_json(self) -> dict:
-        """What a row says of it."""
+        """Return the fields for a row, with the number of unused tensors."""
         return {**asdict(self), "unused": len(self.unused)}
 
 
 @dataclass(frozen=True)
 class _Change:
-    """A pair on some rows of a weight."""
+    """The change of some rows of a weight."""
 
     pair: LoraFactors
     rows: slice
@@ -59,10 +77,14 @@ class _Change:
 
 
 class LoraStack:
-    """Several LoRAs for one shape of network, as a function from its weights to the changed ones.
+    """Several LoRAs for a network, as a function from its weights to the changed weights.
 
-    `specs` are paths, each with a scale behind a colon if it is not 1: "style.safetensors:0.8". LuminaError
-    where a file is broken or made for another model; UsageError where a scale is no number.
+    config   shapes of the network
+    specs    paths, each optionally with a scale: "style.safetensors:0.8"
+
+    Raises:
+        LuminaError: if a file is damaged or made for another model.
+        UsageError: if a scale is not finite.
     """
 
     def __init__(self, config: NextDiTConfig, specs: Sequence[str | Path]):
@@ -91,24 +113,26 @@ class LoraStack:
         )
 
     def _check(self, file: AdapterFile, pairs: Pairs) -> None:
-        """LuminaError that names the layers which the network has not, or has in another shape."""
+        """Raise LuminaError if layers do not exist in the network, or have another shape."""
         faults = []
         for (name, part), pair in pairs.items():
             wanted = self.shapes.get(f"{name}.weight")
             if wanted is None:
-                faults.append(f"{name}, which this model has not")
+                faults.append(f"{name}, which does not exist in this model")
                 continue
             if part:
                 wanted = (self.rows[part].stop - self.rows[part].start, wanted[1])
             if (len(pair.up), pair.down.shape[1]) != wanted:
-                found = f"{pair.down.shape[1]} to {len(pair.up)}, here {wanted[1]} to {wanted[0]}"
+                found = (
+                    f"{pair.down.shape[1]} to {len(pair.up)}, but this model has {wanted[1]} to {wanted[0]}"
+                )
                 faults.append(f"{f'{name} ({part})' if part else name} from {found}")
         if faults:
             more = f", and {len(faults) - 1} more that do not fit" if len(faults) > 1 else ""
-            raise LuminaError(f"{file.path} is a LoRA for another model: it changes {faults[0]}{more}")
+            raise LuminaError(f"{file.path} is a LoRA for another model: it targets {faults[0]}{more}")
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
-        """The weight called `name`, of any device and dtype, with all changes; itself without any."""
+        """Return the changed weight of `name`, on the device and in the dtype of `weight`."""
         changes = self.changes.get(name)
         if not changes:
             return weight
@@ -120,7 +144,7 @@ class LoraStack:
 
 
 def _difference(weight: Tensor, pair: LoraFactors, scale: float) -> Tensor:
-    """What a pair adds to a weight (o, i) in float32."""
+    """Return the change of a weight (o, i), float32."""
     up, down = (matrix.to(weight.device, torch.float32) for matrix in (pair.up, pair.down))
     delta = (up @ down).mul_(scale * pair.scale)
     if pair.magnitude is None:
@@ -135,18 +159,24 @@ def _difference(weight: Tensor, pair: LoraFactors, scale: float) -> Tensor:
 
 
 def apply_loras(model: nn.Module, specs: Sequence[str | Path], keep: bool = True) -> list[Applied]:
-    """Merge LoRAs into the weights of a NextDiT, in place of those that it has; see LoraStack for `specs`.
+    """Merge LoRAs into the weights of a NextDiT; they replace LoRAs applied before.
 
-    With `keep` the weights of before stay on the CPU, for `remove_loras`; without it these LoRAs stay merged
-    for good and take no memory. LuminaError where one does not fit, and then nothing is changed, or where the
-    weights are quantised already.
+    Args:
+        model: the network
+        specs: see `LoraStack`
+        keep: keep the original weights on the CPU, for `remove_loras`; otherwise the merge is permanent and
+            takes no memory
+
+    Raises:
+        LuminaError: if a LoRA does not fit, or weights are quantized already; the model is then unchanged.
+        UsageError: if a scale is not finite.
     """
     stack = LoraStack(model.config, specs)
     remove_loras(model)
     parameters = {name: dict(model.named_parameters())[name] for name in stack.changes}
     for name, parameter in parameters.items():
         if type(parameter.data) is not Tensor or not parameter.is_floating_point():
-            raise LuminaError(f"{name} is quantised: LoRAs go onto the weights before that")
+            raise LuminaError(f"{name} is quantized; LoRAs must be merged before quantization")
     before = {}
     for name, parameter in parameters.items():
         if keep:
@@ -158,14 +188,18 @@ def apply_loras(model: nn.Module, specs: Sequence[str | Path], keep: bool = True
 
 
 def remove_loras(model: nn.Module) -> None:
-    """Give a model back the weights that it had before `apply_loras`, bit by bit; without any, nothing."""
+    """Restore the exact weights from before `apply_loras`; without LoRAs, do nothing."""
     parameters = dict(model.named_parameters())
     for name, weight in _originals.pop(model, {}).items():
         parameters[name].data = weight.to(parameters[name].data)
 
 
 def parse_spec(spec: str | Path) -> tuple[Path, float]:
-    """The path and the scale in "path:scale"; the scale is 1 where none is said."""
+    """Parse "path:scale"; the scale is 1 if omitted.
+
+    Raises:
+        UsageError: if the scale is not finite.
+    """
     head, colon, tail = str(spec).rpartition(":")
     if not colon or Path(spec).exists():
         return Path(spec), 1.0
@@ -174,12 +208,12 @@ def parse_spec(spec: str | Path) -> tuple[Path, float]:
     except ValueError:
         return Path(spec), 1.0
     if not math.isfinite(scale):
-        raise UsageError(f"the scale of {head} is {tail}; a finite number such as 0.8 is needed")
+        raise UsageError(f"the scale of {head} is {tail}, but must be a finite number such as 0.8")
     return Path(head), scale
 
 
 def unused_note(path: str | Path, unused: Sequence[str]) -> str | None:
-    """One line about tensors that change nothing, apart those of a text encoder; None if there are none."""
+    """Return a message about unused tensors, with those of a text encoder counted apart, or None."""
     encoder = [name for name in unused if TEXT_ENCODER.match(name)]
     others = [name for name in unused if not TEXT_ENCODER.match(name)]
     kinds = (encoder, "of a text encoder"), (others, "unknown")
@@ -190,10 +224,20 @@ def unused_note(path: str | Path, unused: Sequence[str]) -> str | None:
 def convert_lora(
     source: str | Path, dest: Path, to: str, dtype: torch.dtype | None = None
 ) -> tuple[dict, str | None]:
-    """Write a LoRA in another dialect, a key of WRITERS; returns a row, and a line on what is left out.
+    """Write a LoRA in another dialect; the metadata of the header is kept.
 
-    What a trainer wrote into the header stays; tensors of a text encoder are left out. `dtype` None keeps
-    that of the file. LuminaError where the dialect cannot say what the LoRA is.
+    Args:
+        source: a LoRA file
+        dest: the file to write
+        to: a key of WRITERS
+        dtype: of the written tensors; None: that of the file
+
+    Returns:
+        A row, and a message about omitted tensors, such as those of a text encoder, or None.
+
+    Raises:
+        UsageError: if `to` is not a dialect of LoRAs.
+        LuminaError: if the file is damaged, or the dialect does not support this LoRA.
     """
     if to not in WRITERS:
         raise UsageError(f"{source} is a LoRA: it can become {', '.join(WRITERS)}, not {to}")
@@ -201,7 +245,9 @@ def convert_lora(
     pairs, unused = read_pairs(file)
     tensors, config = WRITERS[to](pairs)
     if dtype is not None:
-        tensors = {name: x.to(dtype) if x.ndim else number(float(x), dtype) for name, x in tensors.items()}
+        tensors = {
+            name: x.to(dtype) if x.ndim else scalar_tensor(float(x), dtype) for name, x in tensors.items()
+        }
     write_adapter(replace(file, path=dest, tensors=tensors, config=config))
     row = {
         "source": str(source),
