@@ -111,7 +111,7 @@ def test_captions_that_failed_their_checks_are_counted(tmp_path, capsys, monkeyp
     words = ["shard", "stats", str(tmp_path / "s"), "--page", str(tmp_path / "p.html")]
     assert run(words) == 0
     assert json.loads(capsys.readouterr().out)["rejected_captions"] == {"refusal": 2, EVIL: 1}
-    assert "Captions that failed their checks" in check_page(tmp_path / "p.html")
+    assert "Rejected captions" in check_page(tmp_path / "p.html")
     # if the writer counted tokens, the indexes contain all of it, for a selection, too
     list(write_shards(made, str(tmp_path / "t"), count=Words()))
     select_samples(
@@ -191,7 +191,7 @@ def test_pages_of_shards(shards, tmp_path, capsys):
     assert summary["yield"]["share"] == 0.8
     assert "plots" not in summary
     text = check_page(page)
-    for word in ("80.0 %", "en.detailed", "Crops at 1024", "entropy", "What was left out"):
+    for word in ("80.0 %", "en.detailed", "Crops at 1024", "entropy", "Rejected rows"):
         assert word in text
     found = write_preview(shards, tmp_path / "p.html", samples=5, by="entropy")
     assert found["samples"] == 5
@@ -299,4 +299,4 @@ def test_nano_captions_are_compared_as_facts(tmp_path, capsys):
     russian = next(row for row in rows if row["lang"] == "ru" and row["level"] == "detailed")
     assert russian["fact_agreement"] == {}
     assert russian["truth"]["objects"]["recall"] > 0.9
-    assert "Against the true scenes" in page.read_text()
+    assert "Compared with the true scenes" in page.read_text()

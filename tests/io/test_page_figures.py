@@ -37,12 +37,12 @@ def shards(tmp_path_factory) -> str:
 
 def test_what_was_left_out_is_said_in_words_and_as_a_share_of_the_input(shards, tmp_path):
     text = write_stats_page(tmp_path / "p.html", compute_stats(shards)).read_text()
-    assert "left out before they came here, by lumina caption" in text
-    assert "Shares are of all 10 rows that came in." in text
+    assert "rejected by lumina caption" in text
+    assert "Fractions of all 10 input rows." in text
     assert text.count("<span>1 (10.0 %)</span>") == 2
     assert 'class="bad" style="width: 10.00%"' in text
-    done = text.split("What is done to pictures")[1]
-    assert 'laid over white (alpha)</span><div class="track"><i style="width: 12.50%"' in done
+    done = text.split("Conversions when images are read")[1]
+    assert 'blended over white (alpha)</span><div class="track"><i style="width: 12.50%"' in done
     assert "en.short in characters" in text
     assert "en.short in tokens" in text
 
@@ -64,7 +64,7 @@ def test_tables_scroll_and_can_be_reached_by_key(shards, tmp_path):
 def test_previews_tell_what_is_done_to_a_picture(shards, tmp_path):
     write_preview(shards, tmp_path / "p.html")
     cards = (tmp_path / "p.html").read_text().split("<figure")[1:]
-    assert [("laid over white (alpha)" in card) for card in cards] == [i == 3 for i in range(8)]
+    assert [("blended over white (alpha)" in card) for card in cards] == [i == 3 for i in range(8)]
     assert "<b " not in cards[0]  # one language and one level need no label
 
 
