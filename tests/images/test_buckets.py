@@ -34,7 +34,7 @@ def test_latents_of_every_size_pool_by_four_into_whole_patches():
 
 @pytest.mark.parametrize("resolution", [0, 32, 96])
 def test_a_size_off_the_grid_is_an_error(resolution):
-    with pytest.raises(UsageError, match=f"size {resolution} is no multiple of 64"):
+    with pytest.raises(UsageError, match=f"size {resolution} is not a multiple of 64"):
         crop_sizes(resolution)
 
 

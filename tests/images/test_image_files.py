@@ -91,7 +91,7 @@ def test_truncated_files_are_one_clear_line(format, share, tmp_path):
     "data", [b"hello", b"\x89PNG\r\n\x1a\n" + b"\x00" * 50, b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xff\xd8\xff"]
 )
 def test_other_files_are_not_pictures(data):
-    with pytest.raises(LuminaError, match="picture: truncated or not an image"):
+    with pytest.raises(LuminaError, match="image: truncated or not an image"):
         open_image(data)
 
 
@@ -112,7 +112,7 @@ def huge_png(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("side", [9_500, 12_000, 60_000])
 def test_a_decompression_bomb_does_not_go_off(side):
     assert side * side > MAX_PIXELS
-    with pytest.raises(LuminaError, match="picture: more than 89 million pixels; resize it first"):
+    with pytest.raises(LuminaError, match="image: more than 89 million pixels; resize it first"):
         open_image(huge_png(side, side))
 
 
@@ -155,7 +155,7 @@ def test_pictures_without_metadata_have_none(tmp_path):
 
 def test_an_unknown_suffix_is_refused(tmp_path):
     with pytest.raises(
-        UsageError, match=r"x\.xyz: pictures are written as \.png, \.webp, \.jpg, \.jpeg, \.avif, not \.xyz"
+        UsageError, match=r"x\.xyz: images are written as \.png, \.webp, \.jpg, \.jpeg, \.avif, not \.xyz"
     ):
         save_image(NOISE, tmp_path / "x.xyz")
 

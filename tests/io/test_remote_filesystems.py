@@ -128,7 +128,7 @@ def test_s3_by_the_command_line(bucket, capsys):
     put_photos(f"{bucket}/more")
     words = ["shard", f"{bucket}/more", f"{bucket}/made", "--per-shard", "3", "--workers", "2"]
     assert run(words) == 3
-    assert "1 of 8 pictures cannot be used" in capsys.readouterr().err
+    assert "1 of 8 images cannot be used" in capsys.readouterr().err
     assert run(["shard", "verify", f"{bucket}/made"]) == 0
     assert [json.loads(line)["ok"] for line in capsys.readouterr().out.splitlines()] == [True] * 3
     assert run(["shard", "cat", f"{bucket}/made"]) == 0

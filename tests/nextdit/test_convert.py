@@ -276,11 +276,11 @@ class Hostile:
 def test_a_pth_that_would_run_code_is_refused_in_one_line(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"weight": torch.zeros(1), "args": Hostile()}, path)
-    with pytest.raises(LuminaError, match="is not a readable file of weights alone") as caught:
+    with pytest.raises(LuminaError, match="is not a readable file that holds only weights") as caught:
         c.read_weights(path)
     assert "\n" not in str(caught.value)
     path.write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(LuminaError, match="is not a readable file of weights alone"):
+    with pytest.raises(LuminaError, match="is not a readable file that holds only weights"):
         c.read_weights(path)
 
 
@@ -309,10 +309,10 @@ def broken_files(folder):
     [
         ("none.safetensors", "does not exist"),
         ("cut.safetensors", "is not a readable safetensors file"),
-        ("empty.pth", "is not a readable file of weights alone"),
-        ("cut.pth", "is not a readable file of weights alone"),
+        ("empty.pth", "is not a readable file that holds only weights"),
+        ("cut.pth", "is not a readable file that holds only weights"),
         ("nested.pth", "holds more than weights"),
-        ("notes.txt", "unknown ending"),
+        ("notes.txt", "unknown suffix"),
         ("hollow", "holds 0 indexes and 0 weight files"),
         ("sharded", "lacks part-1.safetensors"),
         ("outside", "points outside its own folder"),

@@ -332,12 +332,12 @@ def test_a_broken_lora(change, words):
 
 
 def test_missing_and_hostile_files(tmp_path, model):
-    with pytest.raises(LuminaError, match=r"holds 0 .safetensors files; name the one that is the LoRA"):
+    with pytest.raises(LuminaError, match=r"holds 0 .safetensors files; give the path of the LoRA file"):
         apply_loras(model, [tmp_path])
     with pytest.raises(LuminaError, match="does not exist"):
         apply_loras(model, [tmp_path / "gone.safetensors:0.5"])
     torch.save({"a": print}, tmp_path / "x.pt")
-    with pytest.raises(LuminaError, match="not a readable file of weights alone"):
+    with pytest.raises(LuminaError, match="not a readable file that holds only weights"):
         apply_loras(model, [tmp_path / "x.pt"])
 
 

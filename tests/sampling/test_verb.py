@@ -178,7 +178,7 @@ def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
         (["a", "--preset", "offical"], 2, "unknown preset 'offical'; did you mean 'official'?"),
         (["a", "--split", "2/2"], 2, "split is '2/2', but must be I/N, such as 0/4, with I from 0 to N - 1"),
         (["a", "--size", "0:9"], 2, "size '0:9' is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of square, landscape, portrait, wide, tall"),
-        (["p.csv"], 1, "p.csv line 3 has not as many cells as the first line"),
+        (["p.csv"], 1, "p.csv line 3 does not have as many cells as the first line"),
         (["a", "--size", "100x64"], 2, "size 100x64: width 100 is not a multiple of 16 up to 8192; nearest: 96 or 112"),
         (["a", "--system", "reel"], 2, "unknown system prompt 'reel'; did you mean 'real'?"),
         (["a", "--model", "nanoo"], 2, "unknown model 'nanoo'; did you mean 'nano'?"),

@@ -78,10 +78,8 @@ def test_it_grows(rows, whole, tmp_path, first, workers):
     assert [row.get("kept", False) for row in made] == [number < first // PER_SHARD for number in numbers]
     for name, inode in kept.items():
         assert (inode == (tmp_path / "s" / name).stat().st_ino) == (int(name[:6]) < first // PER_SHARD)
-    message = (
-        f"{tmp_path}/s grows: its {first} rows are the first of these; shards kept: {first // PER_SHARD}"
-    )
-    anew = ", the last one is written anew" if first % PER_SHARD else ""
+    message = f"{tmp_path}/s grows: the input starts with its {first} rows; shards kept: {first // PER_SHARD}"
+    anew = ", the last one is rewritten" if first % PER_SHARD else ""
     assert told[1:] == [message + anew]
     assert all(row["kept"] for row in write(rows, tmp_path / "s", told))
     assert len(told) == 2
@@ -190,7 +188,7 @@ def test_a_producer_that_died(rows, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert feed(COUNT) == 0
     out, err = capsys.readouterr()
-    assert "grows: its 10 rows are the first of these; shards kept: 2, the last one is written anew\n" in err
+    assert "grows: the input starts with its 10 rows; shards kept: 2, the last one is rewritten\n" in err
     assert [json.loads(line).get("kept", False) for line in out.splitlines()] == [True, True, *4 * [False]]
     assert feed(9) == 2
     assert "already holds shards of more rows; --force" in capsys.readouterr().err
@@ -209,7 +207,7 @@ def test_rows_with_an_error_are_rejects(rows, tmp_path, monkeypatch, capsys):
     words = ["shard", "-", str(tmp_path / "s"), "--workers", "0", "--max-bad-rate"]
     assert run([*words, "0.3"]) == 3
     err = capsys.readouterr().err
-    assert "2 of 6 pictures cannot be used" in err
+    assert "2 of 6 images cannot be used" in err
     assert "have no caption" not in err
     rejects = [json.loads(line) for line in (tmp_path / "s" / "rejects.jsonl").read_text().splitlines()]
     assert rejects == [
@@ -298,7 +296,7 @@ def test_two_writers_of_a_folder(rows, tmp_path):
     wait_for(tmp_path / "s" / "journal" / "settings.json", first)
     second = subprocess.run(command, input=b"", capture_output=True, check=False)
     assert second.returncode == 1
-    message = f"lumina shard: {tmp_path}/s is being written by another process; wait for it, or name another folder\n"
+    message = f"lumina shard: {tmp_path}/s is being written by another process; wait for it, or choose another folder\n"
     assert second.stderr.decode() == message
     first.kill()
     first.communicate()

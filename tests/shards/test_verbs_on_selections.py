@@ -69,9 +69,9 @@ def test_nothing_is_packed_into_a_selection(places_of, tmp_path, capsys):
     before = sorted(Path(best).iterdir())
     for more in ([], ["--force"]):
         assert run(["shard", shards, best, *more]) == 2
-        assert "best holds a selection; give the shards a folder of their own" in capsys.readouterr().err
+        assert "best holds a selection; write the shards to another folder" in capsys.readouterr().err
     assert sorted(Path(best).iterdir()) == before
-    with pytest.raises(LuminaError, match="best is a selection and holds no shards"):
+    with pytest.raises(LuminaError, match="best is a selection and does not hold shards"):
         open_shards(best)
 
 
@@ -83,7 +83,7 @@ def test_a_selection_does_not_replace_its_own_source(places_of, tmp_path, monkey
     Path("other").mkdir()
     before = {path: path.read_bytes() for path in Path(best).iterdir()}
     assert run(["shard", "select", best, word, "--best", "1", "--force"]) == 2
-    assert "holds a selection that is the source" in capsys.readouterr().err
+    assert "holds the selection that is the source" in capsys.readouterr().err
     assert run(["shard", "select", word, best, "--best", "1", "--force"]) == 2
     assert {path: path.read_bytes() for path in Path(best).iterdir()} == before
 

@@ -117,7 +117,7 @@ def test_bad_pictures_are_counted_and_named(tmp_path):
         {"key": "z"},
     ]
     with pytest.raises(
-        TooManyRejects, match=r"3 of 6 pictures cannot be used, more than --max-bad-rate allows; .*rejects"
+        TooManyRejects, match=r"3 of 6 images cannot be used, more than --max-bad-rate allows; .*rejects"
     ):
         write(broken, tmp_path / "s")
     reasons = [
@@ -170,7 +170,7 @@ def test_an_unfinished_folder_is_not_read(tmp_path, name):
     write(rows(3), tmp_path / "s", per_shard=1)
     (tmp_path / "s" / "shards.json").unlink()
     with pytest.raises(
-        LuminaError, match=r"s is unfinished: `lumina shard SOURCE .*s` with the same SOURCE goes on with it"
+        LuminaError, match=r"s is unfinished: `lumina shard SOURCE .*s` with the same SOURCE resumes it"
     ):
         use_of(name, tmp_path / "s")()
     assert len(ShardReader(tmp_path / "s" / "000001.tar")) == 1  # a tar by its name is whole
@@ -179,7 +179,7 @@ def test_an_unfinished_folder_is_not_read(tmp_path, name):
 @pytest.mark.parametrize(
     ("lost", "words"),
     [
-        ("000001.*", "2 shards, but its shards.json says 3"),
+        ("000001.*", "2 shards, but its shards.json lists 3"),
         ("line", r"000001\.index\.jsonl has 0 bytes, not \d+"),
     ],
 )
@@ -345,7 +345,7 @@ def test_verify_finds_a_changed_byte(tmp_path):
     tar.write_bytes(data)
     found = list(verify_shards(tmp_path / "s"))
     assert [row["ok"] for row in found] == [True, False]
-    assert found[1]["problem"].endswith("000001.tar#k2.png: its bytes are not those that were written")
+    assert found[1]["problem"].endswith("000001.tar#k2.png: its bytes differ from those that were written")
 
 
 # Sources
@@ -506,7 +506,7 @@ def test_shard_and_look(photos, tmp_path, capsys):
 def test_too_many_bad_pictures_exit_with_3(photos, tmp_path, capsys):
     (photos / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert run(["shard", str(photos), str(tmp_path / "s")]) == 3
-    assert capsys.readouterr().err.startswith("lumina shard: 1 of 5 pictures cannot be used")
+    assert capsys.readouterr().err.startswith("lumina shard: 1 of 5 images cannot be used")
     assert run(["shard", str(photos), str(tmp_path / "t"), "--max-bad-rate", "0.2"]) == 0
 
 
@@ -521,7 +521,7 @@ def test_verify_exits_with_1(tmp_path, capsys):
     write(rows(1), tmp_path / "s")
     (tmp_path / "s" / "000000.index.jsonl").unlink()
     assert run(["shard", "verify", str(tmp_path / "s")]) == 1
-    assert "has no index" in capsys.readouterr().err
+    assert "does not have an index" in capsys.readouterr().err
 
 
 def test_sources_lists_what_its_text_names():

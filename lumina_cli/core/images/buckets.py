@@ -1,6 +1,7 @@
-"""The sizes that a model is trained at: pictures of about one area, from wide to tall.
+"""Training sizes (aspect-ratio buckets): sizes of about the same area, from wide to tall.
 
-Here because shards are cropped to them and pictures are drawn at them, and those stages share only files.
+Shards are cropped to these sizes and images are sampled at them; this module is shared because those stages
+share only files.
 """
 
 from functools import lru_cache
@@ -9,20 +10,22 @@ from PIL import Image
 
 from lumina_cli.core.errors import UsageError
 
-PATCH = 16  # pixels of one image token: 8x autoencoder, patch 2
+PATCH = 16  # pixels per side of an image token: autoencoder 8x, patch size 2
 SQUARE = 64  # the smallest square whose pooled latents split into patches
 MAX_RATIO = 4.0
 
 
 @lru_cache
 def crop_sizes(resolution: int) -> tuple[tuple[int, int], ...]:
-    """Return the (width, height) pairs of at most resolution^2 pixels, from widest to tallest.
+    """Return the training sizes, (width, height) in pixels, of at most resolution^2 pixels, widest first.
 
     Each side is a multiple of 16 whose latents, pooled by 4 for the auxiliary loss, still split into patches.
-    `resolution` is a multiple of 64, so that the square is one of them.
+
+    Raises:
+        UsageError: if `resolution` is not a multiple of 64; only then the square is one of the sizes.
     """
     if resolution < SQUARE or resolution % SQUARE:
-        raise UsageError(f"size {resolution} is no multiple of {SQUARE}")
+        raise UsageError(f"size {resolution} is not a multiple of {SQUARE}")
     tokens = round((resolution / PATCH) ** 2)
     sizes, width, height = [], tokens, 1
     while width > 0:
@@ -37,7 +40,7 @@ def crop_sizes(resolution: int) -> tuple[tuple[int, int], ...]:
 
 
 def best_size(width: float, height: float, resolution: int) -> tuple[int, int]:
-    """Return the crop size that keeps most of a picture; of equal ones the larger."""
+    """Return the training size that keeps most of an image when it is cropped; of equal ones the larger."""
 
     def kept(size: tuple[int, int]) -> float:
         x, y = size[0] / width, size[1] / height
@@ -47,7 +50,7 @@ def best_size(width: float, height: float, resolution: int) -> tuple[int, int]:
 
 
 def crop_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scale a picture to cover `size` (width, height) and cut its middle: by halves, then bicubic."""
+    """Scale an image to cover `size` (width, height) and crop its center: halving, then bicubic."""
     while image.width >= 2 * size[0] and image.height >= 2 * size[1]:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = max(size[0] / image.width, size[1] / image.height)

@@ -1,4 +1,4 @@
-"""What the parts of a JPEG, PNG or WebP file say, and whether all of them are there, without decoding it.
+"""Headers of JPEG, PNG and WebP files: size, color profile and completeness, without decoding.
 
 Sources: ITU-T T.81 (JPEG), W3C PNG third edition, RFC 9649 (WebP).
 """
@@ -10,16 +10,22 @@ from dataclasses import dataclass, field
 _FRAMES = frozenset((0xC0, 0xC1, 0xC2))  # JPEG frames that Pillow decodes: baseline, extended, progressive
 _BARE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers without a length
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PNG_SPACES = {0: "GRAY", 4: "GRAY"}  # of a colour type; others are RGB
+_PNG_SPACES = {0: "GRAY", 4: "GRAY"}  # color type -> color space; all others are RGB
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
-_SHORT, _MOST = 1 << 10, 1 << 20  # bytes of a packed text; of anything unpacked, where Pillow refuses a PNG
+_SHORT = 1 << 10  # bytes of a compressed text; only Pillow judges longer ones
+_MOST = 1 << 20  # bytes of anything unpacked; Pillow refuses a PNG beyond
 
 
 @dataclass
 class ImageHeader:
-    """format is Pillow's word; width and height as stored; `turned` where something may say how it is turned.
+    """The header of an image file.
 
-    `notes` are words of images/ingest.py, `profile` the ICC profile and `space` the colours it must be of.
+    format         Pillow's name of the format
+    width, height  in pixels, as stored, before rotation
+    space          the color space that a profile must have: "RGB ", "GRAY" or "CMYK"
+    profile        the embedded ICC profile
+    turned         whether the file holds metadata that may contain an orientation
+    notes          keys of NOTES (images/ingest.py)
     """
 
     format: str
@@ -32,12 +38,12 @@ class ImageHeader:
 
 
 def read_header(data: bytes) -> ImageHeader | None:
-    """Return the head of a whole JPEG, PNG or WebP; None for any other file, and for one that is not whole.
+    """Return the header of a complete JPEG, PNG or WebP file; None if truncated or of another format.
 
-    Whole means: a JPEG's scan is followed by its end marker, every chunk of a PNG has its checksum up to
-    IEND, every chunk of a WebP has its length. Damage that leaves these in place is not found out: bytes of
-    a JPEG's scan that changed, or are gone before an end marker that somebody added, show when it is decoded
-    strictly (images/jpeg_check.py); those of a lossy WebP show to nobody but the eye.
+    Complete means: the scan of a JPEG is followed by an end marker, every chunk of a PNG up to IEND has a
+    valid checksum, and every chunk of a WebP has its full length. Other damage is not detected: changed or
+    missing bytes inside a JPEG scan need a strict decoder (images/jpeg_check.py), and those of a lossy WebP
+    cannot be detected.
     """
     try:
         if data[:2] == b"\xff\xd8":
@@ -115,9 +121,9 @@ def _png_extra(head: ImageHeader, kind: bytes, body: bytes) -> None:
         packed = body.partition(b"\0")[2][1:]
         head.profile = zlib.decompressobj().decompress(packed, _MOST + 1)
         if len(head.profile) > _MOST:
-            raise zlib.error("a profile that is no profile")
+            raise zlib.error("too large for a profile")
     elif kind in _TEXTS[1:] and len(body) > _SHORT:
-        raise zlib.error("a long text, which only Pillow can judge")
+        raise zlib.error("a long compressed text, left to Pillow")
     elif kind == b"eXIf" or (kind in _TEXTS and body.startswith((b"Raw profile type", b"XML:com.adobe.xmp"))):
         head.turned = True
 

@@ -1,12 +1,12 @@
-"""Colours of pictures as sRGB: what an embedded ICC profile says is heeded, a broken one is ignored."""
+"""Conversion to sRGB by the embedded ICC profile; a broken profile is ignored."""
 
 from functools import lru_cache
 from io import BytesIO
 
 from PIL import Image, ImageCms
 
-LARGEST = 8 << 20  # bytes; a profile larger than that is no profile
-_SPACES = {"RGB": "RGB ", "RGBA": "RGB ", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}  # of a mode
+LARGEST = 8 << 20  # bytes; anything larger is treated as a broken profile
+_SPACES = {"RGB": "RGB ", "RGBA": "RGB ", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}  # mode -> space
 
 
 @lru_cache(maxsize=64)
@@ -19,7 +19,7 @@ def classify_profile(profile: bytes, space: str) -> str:
         if opened.profile.xcolor_space != space:
             return "icc_broken"
         name = ImageCms.getProfileDescription(opened)
-        if space == "RGB " and ("srgb" in name.lower() or name.strip() == "c2"):  # the name of a tiny sRGB
+        if space == "RGB " and ("srgb" in name.lower() or name.strip() == "c2"):  # c2 is compact sRGB
             return "srgb"
         _transform(profile, {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}[space])
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError, AttributeError):
@@ -28,7 +28,7 @@ def classify_profile(profile: bytes, space: str) -> str:
 
 
 def expected_space(mode: str) -> str:
-    """Return the colour space that the profile of a picture of this mode must have."""
+    """Return the color space that the profile of an image of this Pillow mode must have."""
     return _SPACES.get(mode, "RGB ")
 
 
@@ -40,9 +40,9 @@ def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Return a picture of 8 bits a channel in sRGB; as it is where its profile is none, sRGB or broken.
+    """Convert an image of 8 bits per channel to sRGB; unchanged if its profile is missing, sRGB or broken.
 
-    Transparency stays. Colours that sRGB lacks are mapped perceptually, as Pillow's default is.
+    Transparency is kept. Colors outside of sRGB are mapped with Pillow's default, the perceptual intent.
     """
     if not profile or classify_profile(profile, expected_space(image.mode)) != "icc":
         return image

@@ -1,9 +1,9 @@
-"""What becomes of a picture that is more, or less, than upright 8-bit sRGB: one policy for all verbs.
+"""Ingest policy: one treatment for image files that are not plain upright 8-bit sRGB.
 
-A shard holds a picture's own bytes. Whoever reads it (images/io.py) sees it upright, in sRGB, over
-white, with 8 bits a channel; NOTES names each of these steps, and the index and the manifest say which of
-them a picture needs. Nothing is decoded for that where the parts of the file tell (images/headers.py), unless
-`full` asks for it.
+A shard stores the original bytes of an image file. Readers (`open_image` of images/io.py) see the image
+upright, in sRGB, composited over white, with 8 bits per channel. NOTES names each of these steps; the index
+and the manifest list the steps that an image needs. They are derived from the header (images/headers.py)
+without decoding if it suffices, unless `full` is set.
 """
 
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from lumina_cli.core.images.io import (
 )
 
 NOTES = {
-    "rotated": "EXIF says how to hold it: it is turned when it is read; width and height are as seen",
-    "icc": "its profile is not sRGB: converted to sRGB when it is read",
-    "icc_broken": "its profile cannot be read or is of other colours: ignored",
-    "alpha": "it has an alpha channel or a transparent colour: laid over white when it is read",
-    "cmyk": "four inks: converted to RGB when it is read, by its profile if it has one",
-    "16_bit": "16 bits a channel: scaled to 8 when it is read",
-    "animated": "several frames: the first one is the picture",
-    "suffix": "its name promises another format than it is: the member has the true suffix",
-    "encoded": "written anew as --encode asked, with all of the above done",
+    "rotated": "EXIF orientation: rotated when read; width and height are those after rotation",
+    "icc": "the ICC profile is not sRGB: converted to sRGB when read",
+    "icc_broken": "the ICC profile is unreadable or of another color space: ignored",
+    "alpha": "alpha channel or transparent color: composited over white when read",
+    "cmyk": "CMYK: converted to RGB when read, by the ICC profile if there is one",
+    "16_bit": "16 bits per channel: scaled to 8 when read",
+    "animated": "several frames: the first one is used",
+    "suffix": "the suffix of the file names another format: the member has the right one",
+    "encoded": "re-encoded by --encode, with all of the above applied",
 }
 SUFFIX_OF = {
     "JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "DIB": "bmp", "GIF": "gif",
@@ -40,7 +40,7 @@ ENCODINGS = ("png", "webp", "jpg", "avif")
 
 @dataclass(frozen=True)
 class IngestedImage:
-    """A picture's bytes, as they go into a shard, and what is known of them; width and height as seen."""
+    """An image file for a shard; width and height in pixels, after rotation; notes are keys of NOTES."""
 
     data: bytes
     suffix: str
@@ -50,13 +50,17 @@ class IngestedImage:
 
 
 def ingest_image(data: bytes, name: str, full: bool = False, encode: str | None = None) -> IngestedImage:
-    """Return a picture file examined; BadPicture where it cannot be used.
+    """Examine an image file and return it for a shard.
 
-    With `full` it is decoded once; without, only where its parts do not tell that it is whole. `encode`, one
-    of ENCODINGS, writes it anew unless it is of that format and needs no step of the policy.
+    With `full` the image is decoded once; otherwise only if its header does not prove that it is complete.
+    `encode`, one of ENCODINGS, re-encodes it unless it already has that format and needs no step of the
+    policy.
+
+    Raises:
+        InvalidImage: if the image cannot be used.
     """
     head = read_header(data)
-    seen = inspect_image(data, name) if head is None or full else None  # decodes, and raises what is wrong
+    seen = inspect_image(data, name) if head is None or full else None  # decodes, and raises InvalidImage
     if head is None:
         head = ImageHeader(seen.format, *seen.size, seen.space, seen.profile, True, set(seen.notes))
     if head.width * head.height > MAX_PIXELS:

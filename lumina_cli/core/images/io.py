@@ -1,4 +1,8 @@
-"""Picture files: read what people have, trust none of it, and write whole files that say how they came."""
+"""Image I/O: validated decoding to upright 8-bit sRGB, and atomic writes with embedded metadata.
+
+Files are untrusted: only the formats of SUFFIXES are decoded, larger images than MAX_PIXELS are refused, and
+every failure of a decoder becomes an InvalidImage.
+"""
 
 import json
 import os
@@ -17,9 +21,9 @@ from lumina_cli.core.images.metadata import metadata_settings, read_parameters, 
 from lumina_cli.core.io.atomic import atomic_write
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million: a larger one is an attack more often than a picture
-_OPTIONAL = ("WEBP", "AVIF")  # not in every build of Pillow
-# Pillow also opens formats that start other programs (EPS); only these are read.
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million; larger files are mostly decompression bombs
+_OPTIONAL = ("WEBP", "AVIF")  # not part of every build of Pillow
+# Pillow also supports formats that start other programs (EPS), so the list is explicit.
 _FORMATS = (
     "JPEG",
     "PNG",
@@ -36,18 +40,18 @@ _WRITERS = {
     ".jpeg": {"format": "JPEG", "quality": 95, "subsampling": 0},
     ".avif": {"format": "AVIF", "quality": 90, "subsampling": "4:4:4"},
 }
-# Pillow only warns between one and two times the limit, an error here, and of broken EXIF, ignored here.
+# Between one and two times the limit Pillow only warns, `decode_image` refuses; broken EXIF is ignored.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", message="Corrupt EXIF data", module="PIL")
 _EXIF_ORIENTATION = 0x0112
 
-_PLAIN_MODES = ("RGB", "RGBA", "L", "LA", "CMYK")  # a profile can speak of them
+_PLAIN_MODES = ("RGB", "RGBA", "L", "LA", "CMYK")  # modes that an ICC profile can describe
 
 ImageSource = str | Path | bytes
 
 
 class InvalidImage(LuminaError):
-    """A picture that cannot be used; `code` is the reason in one word, one for each kind of fault."""
+    """An image that cannot be used; `code` is the reason as one word, one for each kind of fault."""
 
     def __init__(self, message: str, code: str = "not_an_image"):
         super().__init__(message)
@@ -55,34 +59,40 @@ class InvalidImage(LuminaError):
 
 
 def open_image(source: ImageSource, name: str | None = None, whole: bool = False) -> Image.Image:
-    """Return a picture as 8-bit sRGB, turned upright by its EXIF orientation, transparency over white.
+    """Return an image as 8-bit sRGB, rotated by its EXIF orientation, composited over white.
 
-    Of several frames it is the first; colours go by the ICC profile (images/ingest.py names every step).
-    `source` is a path or the bytes of a file; `name` stands for it in errors. Raises BadPicture where it is
-    missing, truncated, not a picture or larger than MAX_PIXELS. A damaged JPEG is grey from there on, unless
-    it is to be `whole`: then it is bad, too (a third more time).
+    Only the first frame of an animation is used; images/ingest.py lists every conversion. `source` is a path
+    or the bytes of a file; `name` replaces it in errors. Pillow fills the missing part of a damaged JPEG with
+    grey; with `whole` such a JPEG is an error instead (takes a third longer).
+
+    Raises:
+        InvalidImage: if the image is missing, truncated, not an image, or larger than MAX_PIXELS.
     """
-    picture = decode_image(source, name, lambda image: _to_rgb(_upright(image)))
+    image = decode_image(source, name, lambda image: _to_rgb(_upright(image)))
     if whole:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         _check_whole(data, name or (str(source) if isinstance(source, str | Path) else "picture"))
-    return picture
+    return image
 
 
 def _check_whole(data: bytes, name: str) -> None:
-    """Raise BadPicture for a JPEG of which Pillow shows a part; it is known to be within MAX_PIXELS."""
+    """Check that a JPEG of at most MAX_PIXELS is complete, which Pillow does not.
+
+    Raises:
+        InvalidImage: if data is missing or damaged.
+    """
     fault = find_fault(data)
     if fault:
         raise InvalidImage(f"{name}: damaged ({fault})", "damaged")
 
 
 def open_with_format(source: ImageSource, name: str | None = None) -> tuple[str, Image.Image]:
-    """Return (format, picture as `open_image` gives it); the format is Pillow's word: "JPEG", "PNG"..."""
+    """Return (Pillow's name of the format: "JPEG", "PNG"..., image as `open_image` returns it)."""
     return decode_image(source, name, lambda image: (image.format, _to_rgb(_upright(image))))
 
 
 class ImageInfo(NamedTuple):
-    """What a decoded picture says of itself; `size` is as it is seen, `space` what its profile must be of."""
+    """Facts about a decoded image: size after rotation, and the color space that its profile must have."""
 
     format: str
     size: tuple[int, int]
@@ -92,7 +102,11 @@ class ImageInfo(NamedTuple):
 
 
 def inspect_image(data: bytes, name: str) -> ImageInfo:
-    """Decode a picture to see whether all of it can be used; BadPicture where it cannot."""
+    """Decode an image completely and return its facts.
+
+    Raises:
+        InvalidImage: if the image cannot be used, or a part of it is missing.
+    """
     seen = decode_image(data, name, _seen)
     _check_whole(data, name)
     return seen
@@ -101,7 +115,7 @@ def inspect_image(data: bytes, name: str) -> ImageInfo:
 def _seen(image: Image.Image) -> ImageInfo:
     several = getattr(image, "is_animated", False) and image.format != "MPO"
     profile, mode = image.info.get("icc_profile"), image.mode
-    size = _to_rgb(_upright(image)).size  # as whoever reads it will
+    size = _to_rgb(_upright(image)).size  # convert the pixels, too, which may fail
     notes = {"animated": several, "cmyk": mode == "CMYK", "16_bit": mode.startswith("I")}
     notes["alpha"] = image.has_transparency_data
     space = "GRAY" if mode.startswith("I") else expected_space(mode)
@@ -109,17 +123,17 @@ def _seen(image: Image.Image) -> ImageInfo:
 
 
 def read_orientation(data: bytes) -> int:
-    """Return how a picture is to be turned, 1 to 8 as EXIF counts; 1 where nothing sensible says so."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if it is missing or invalid."""
     try:
         with Image.open(BytesIO(data), formats=_FORMATS) as image:
-            turn = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # broken EXIF says nothing about the pixels
+            orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # broken EXIF does not affect the pixels
         return 1
-    return turn if turn in range(1, 9) else 1
+    return orientation if orientation in range(1, 9) else 1
 
 
 def encode_image(image: Image.Image, suffix: str) -> bytes:
-    """Return a picture as the bytes of a file, of the kind that "png", "webp", "jpg" or "avif" names."""
+    """Return an image as the bytes of a file of this format: "png", "webp", "jpg" or "avif"."""
     if suffix == "png":
         return png_bytes(image)
     buffer = BytesIO()
@@ -128,17 +142,17 @@ def encode_image(image: Image.Image, suffix: str) -> bytes:
 
 
 def too_large_error(name: str) -> InvalidImage:
-    """Return the error for a picture of more than MAX_PIXELS."""
+    """Return the error for an image of more than MAX_PIXELS."""
     return InvalidImage(
         f"{name}: more than {MAX_PIXELS // 10**6} million pixels; resize it first", "too_large"
     )
 
 
 def read_metadata(source: ImageSource, name: str | None = None) -> dict:
-    """Return what `save_picture` was given as metadata, or what another program's text of parameters says.
+    """Return the metadata that `save_image` stored, or the parameters that another program stored; else {}.
 
-    The latter by the same names as far as it goes, with "parameters" among them (see images/a1111.py).
-    {} for a picture that holds neither.
+    The parameters of other programs are mapped to our names as far as possible; "parameters" holds them as
+    written (see images/metadata.py).
     """
     text, parameters = decode_image(source, name, stored_texts)
     try:
@@ -153,18 +167,24 @@ def read_metadata(source: ImageSource, name: str | None = None) -> dict:
 def save_image(
     image: Image.Image, path: str | Path, metadata: dict | None = None, replace: bool = True
 ) -> Path:
-    """Write a PNG, WebP, JPEG or AVIF, by suffix, with `metadata` inside, whole or not; return its path.
+    """Write a PNG, WebP, JPEG or AVIF, by suffix, with embedded `metadata`, whole or not at all; return its
+    path.
 
-    Metadata stands there as JSON and, if it has a "prompt", as the text that other programs read. Raises
-    UsageError for another suffix, MissingPart where Pillow was built without the format, LuminaError where a
-    JPEG has no room for the JSON and OSError where the disk refuses; without `replace`, FileExistsError where
-    the file is there (see `atomic_write`).
+    The metadata is stored as JSON and, if it has a "prompt", also as the text that other programs read.
+    `replace` is that of `atomic_write`.
+
+    Raises:
+        UsageError: if the suffix is not supported.
+        MissingDependency: if Pillow was built without the format.
+        LuminaError: if the JSON does not fit into a JPEG.
+        FileExistsError: if the file exists, and not `replace`.
+        OSError: if the disk refuses.
     """
     path = Path(path)
     settings = _WRITERS.get(path.suffix.lower())
     if settings is None:
         raise UsageError(
-            f"{path}: pictures are written as {', '.join(_WRITERS)}, not {path.suffix or 'without suffix'}"
+            f"{path}: images are written as {', '.join(_WRITERS)}, not {path.suffix or 'without suffix'}"
         )
     if settings["format"] in _OPTIONAL and not features.check(settings["format"].lower()):
         raise MissingDependency(
@@ -178,8 +198,12 @@ def save_image(
 
 
 def decode_image(source: ImageSource, name: str | None, use):
-    """Return `use(image)` of an opened picture; whatever goes wrong inside becomes one line."""
-    name = name or (str(source) if isinstance(source, str | Path) else "picture")
+    """Open an image with Pillow and return `use(image)`; any failure becomes one line.
+
+    Raises:
+        InvalidImage: if the file is missing, unreadable, truncated, not an image, or larger than MAX_PIXELS.
+    """
+    name = name or (str(source) if isinstance(source, str | Path) else "image")
     if isinstance(source, str | Path) and not os.path.isfile(source):
         folder = os.path.isdir(source)
         raise InvalidImage(f"{name}: {'is a folder, not an image' if folder else 'no such image'}", "missing")
@@ -211,14 +235,14 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF says nothing about the pixels
+    except Exception:  # broken EXIF does not affect the pixels
         return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise InvalidImage(
-            "floating-point pixels have no known range; save it with 8 or 16 bits", "floating_point"
+            "the range of floating-point pixels is unknown; save it as uint8 or uint16", "floating_point"
         )
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
@@ -236,13 +260,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow itself would clip it to white."""
+    """Scale 16-bit grey to uint8; Pillow itself clips it to white."""
     values = np.asarray(image).astype(np.float64)
     return Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """Return a picture as the bytes of a PNG file."""
+    """Return an image as the bytes of a PNG file."""
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

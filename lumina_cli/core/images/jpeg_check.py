@@ -1,7 +1,8 @@
-"""Whether all of a JPEG is there, by decoding it with a reader that hides nothing.
+"""Detection of damaged JPEGs by decoding them with libjpeg in strict mode.
 
-Pillow fills what is missing of a JPEG with grey and says nothing. libjpeg knows better, and simplejpeg passes
-on what it says. An eighth of the picture's size is enough: every bit of the data is read for that, too.
+Pillow fills missing parts of a JPEG with grey without an error. libjpeg reports them, and simplejpeg passes
+its warnings on. Decoding at an eighth of the size suffices, because it still reads all of the entropy-coded
+data.
 """
 
 import re
@@ -11,21 +12,21 @@ import simplejpeg
 _DAMAGE = re.compile(r"(Corrupt JPEG data: |(?=Premature end))(.*)")
 _BEYOND = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
-_TALK = frozenset((*range(0xE0, 0xF0), 0xFE))  # segments that say nothing about how to decode
+_METADATA = frozenset((*range(0xE0, 0xF0), 0xFE))  # segments that decoding does not need
 
 
 def find_fault(data: bytes) -> str | None:
-    """Return what is wrong with the data of a JPEG file in a few words; None where nothing is.
+    """Return a short description of what is wrong with the data of a JPEG file, or None.
 
-    None for other files, too, and for the kinds of JPEG that simplejpeg does not read. What follows the end
-    marker, filling before it and oddities of the segments before the data are no faults.
+    Other files, and JPEG variants that simplejpeg does not support, give None, too. Bytes after the end
+    marker, padding before it and oddities of the segments before the image data are not faults.
     """
     if data[:2] != b"\xff\xd8":
         return None
-    bare, inks = _bare(data)
+    bare, components = _bare(data)
     try:
         simplejpeg.decode_jpeg(
-            bare, "CMYK" if inks == 4 else "GRAY", min_height=1, min_width=1, min_factor=8, strict=True
+            bare, "CMYK" if components == 4 else "GRAY", min_height=1, min_width=1, min_factor=8, strict=True
         )
     except ValueError as error:
         found = _DAMAGE.match(str(error))
@@ -34,17 +35,17 @@ def find_fault(data: bytes) -> str | None:
 
 
 def _is_filling(data: bytes, fault: str) -> bool:
-    """Whether what is left over before the end marker is one byte repeated, as some cameras write it."""
+    """Whether the bytes left over before the end marker repeat one value, as some cameras write them."""
     found = _BEYOND.match(fault)
     end = data.rfind(b"\xff\xd9")
     return bool(found) and len(set(data[end - int(found[1]) : end])) == 1
 
 
 def _bare(data: bytes) -> tuple[bytes, int]:
-    """Return a JPEG with nothing before its data but what decoding needs, and its number of inks."""
-    kept, at, inks = [b"\xff\xd8"], 2, 3
+    """Return a JPEG without the segments that decoding does not need, and its number of color components."""
+    kept, at, components = [b"\xff\xd8"], 2, 3
     while at + 4 <= len(data):
-        if data[at] != 0xFF or data[at + 1] == 0xFF:  # filling, or bytes between segments
+        if data[at] != 0xFF or data[at + 1] == 0xFF:  # padding, or stray bytes between segments
             at += 1
             continue
         kind = data[at + 1]
@@ -55,8 +56,8 @@ def _bare(data: bytes) -> tuple[bytes, int]:
             break
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
         if 0xC0 <= kind <= 0xC2:
-            inks = data[at + 9] if at + 9 < len(data) else 3
-        if kind not in _TALK:
+            components = data[at + 9] if at + 9 < len(data) else 3
+        if kind not in _METADATA:
             kept.append(data[at:end])
         at = max(end, at + 4)
-    return b"".join([*kept, data[at:]]), inks
+    return b"".join([*kept, data[at:]]), components

@@ -1,4 +1,4 @@
-"""Sizes as people say them: 1024x768, 512, 16:9, portrait@512."""
+"""Image sizes as given by users: 1024x768, 512, 16:9, portrait@512."""
 
 import re
 
@@ -13,9 +13,12 @@ Size = str | int | tuple[int, int] | None
 
 
 def parse_ratio(size: Size) -> tuple[float, float, int | None] | None:
-    """Return (width, height, resolution or None) of a ratio or the word for one; None for other sizes.
+    """Return (width, height, resolution or None) of an aspect ratio or its name; None for any other size.
 
-    "16:9@512" is that ratio with the area of a square of 512.
+    "16:9@512" is that ratio with the area of a 512-pixel square.
+
+    Raises:
+        UsageError: if a side of the ratio is zero, or the resolution is not a number.
     """
     if not isinstance(size, str):
         return None
@@ -30,14 +33,16 @@ def parse_ratio(size: Size) -> tuple[float, float, int | None] | None:
 
 
 def fit_ratio(ratio: tuple[float, float, int | None], resolution: int) -> tuple[int, int]:
-    """Return the training size nearest to a ratio, with about the area of a square of `resolution` pixels."""
+    """Return the training size closest to a ratio, with about the area of a square of `resolution` pixels."""
     return best_size(ratio[0], ratio[1], ratio[2] or resolution)
 
 
 def parse_size(size: Size, step: int = 16, widest: int = 8192, highest: int = 8192) -> tuple[int, int]:
-    """Return (width, height) of "WIDTHxHEIGHT", one number or a pair; UsageError names the sizes nearby.
+    """Return (width, height) in pixels of "WIDTHxHEIGHT", one number or a pair.
 
-    `step` is what a side must be a multiple of.
+    Raises:
+        UsageError: if the size is malformed, a side is not a multiple of `step`, or a side exceeds `widest`
+            or `highest`; the message names the nearest valid sizes.
     """
     if isinstance(size, str):
         words = size.lower().replace("×", "x").split("x")

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside, then renamed."""
+"""Atomic writes: a file or folder is written under a temporary name, then renamed; plus locks of folders."""
 
 import errno
 import os
@@ -17,12 +17,15 @@ _TORCH_WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter
 
 @contextmanager
 def atomic_write(path: str | Path, replace: bool = True, durable: bool = True) -> Iterator[Path]:
-    """Yield a path to write to; it becomes `path` when the block ends well, and is removed otherwise.
+    """Yield a temporary path that becomes `path` if the block succeeds and is removed otherwise.
 
-    The temporary name keeps the suffix, so that writers which choose a format by it still work. Folders
-    that are missing on the way to `path` are made. Without `replace`, FileExistsError where `path` is there
-    by then; a file system without hard links may miss what came in the same moment. What is not `durable` is
-    whole after a kill, but maybe not after a power cut.
+    The temporary name keeps the suffix, because some writers choose the format by it. Missing parent folders
+    are created. Without `durable` the file survives a killed process, but possibly not a power failure.
+    Without `replace` an existing file is kept; a file system without hard links may miss one created at the
+    same moment.
+
+    Raises:
+        FileExistsError: if `path` exists when the block ends, and not `replace`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,10 +33,8 @@ def atomic_write(path: str | Path, replace: bool = True, durable: bool = True) -
     try:
         yield aside
         if durable and aside.is_file():
-            with aside.open(
-                "rb"
-            ) as file:  # without this a power cut can leave an empty file under the final name
-                os.fsync(file.fileno())
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())  # or a power failure can leave an empty file under the final name
         if replace or not _linked(aside, path):
             aside.replace(path)
     except BaseException:
@@ -44,7 +45,11 @@ def atomic_write(path: str | Path, replace: bool = True, durable: bool = True) -
 
 
 def _linked(aside: Path, path: Path) -> bool:
-    """Rename a file, FileExistsError where the name is not free; False where links are not possible."""
+    """Give a file its final name through a hard link; return False if the file system has no hard links.
+
+    Raises:
+        FileExistsError: if the name is taken.
+    """
     try:
         os.link(aside, path)
     except FileExistsError:
@@ -59,10 +64,13 @@ def _linked(aside: Path, path: Path) -> bool:
 
 @contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Turn what the disk refuses while `path` is written into one line; other errors stay what they are.
+    """Turn an error of the disk while `path` is written into one line; other errors pass unchanged.
 
     A full disk is an OSError in Python, a SafetensorError in safetensors, a bare Exception in tokenizers and
     a RuntimeError in torch.save.
+
+    Raises:
+        LuminaError: if the disk refuses the write.
     """
     try:
         yield
@@ -78,9 +86,13 @@ def disk_errors(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def open_aside(aside: Path, path: str | Path) -> Iterator[IO[bytes]]:
-    """Open what becomes `path`; where the disk refuses what is left to write at the end, that is one line.
+    """Open the temporary file that becomes `path`; errors on opening and closing name `path`.
 
-    For a block in which `disk_errors` would blame `path` for files that are read meanwhile.
+    For blocks that also read other files: wrapping all of the block in `disk_errors` would blame `path` for
+    them.
+
+    Raises:
+        LuminaError: if the disk refuses to open the file, or to write what is buffered when it is closed.
     """
     with disk_errors(path):
         file = aside.open("wb")
@@ -92,12 +104,14 @@ def open_aside(aside: Path, path: str | Path) -> Iterator[IO[bytes]]:
 
 
 def lock_file(file: int | IO, place: str | Path, other: str) -> None:
-    """Lock an open file or folder for this process until it is closed; the system unlocks it where this dies.
+    """Lock an open file or folder for this process until it is closed, or the process dies.
 
-    LuminaError where another process has it; `other` says what to do then. A file system without locks
-    passes.
+    `other` is the advice in the error message. On a file system without locks this does nothing.
+
+    Raises:
+        LuminaError: if another process holds the lock.
     """
-    with suppress(ImportError):  # not on every system
+    with suppress(ImportError):  # fcntl exists on Unix only
         import fcntl
 
         try:
@@ -110,9 +124,12 @@ def lock_file(file: int | IO, place: str | Path, other: str) -> None:
 
 @contextmanager
 def locked_folder(folder: str) -> Iterator[None]:
-    """Keep other processes from writing a folder of this machine at the same time; any other place passes.
+    """Keep other processes from writing a local folder during the block; does nothing for a URL.
 
-    The folder itself is locked, so no file is left in the way.
+    The folder itself is locked, so no lock file is left behind.
+
+    Raises:
+        LuminaError: if another process is writing the folder.
     """
     number = lock_folder(folder)
     try:
@@ -123,15 +140,15 @@ def locked_folder(folder: str) -> Iterator[None]:
 
 
 def lock_folder(folder: str) -> int | None:
-    """Return an open folder, locked until it is closed (see `hold`); None for one that cannot be opened."""
+    """Return the descriptor of a folder that is locked until it is closed; None if it cannot be opened."""
     if not os.path.isdir(folder):
         return None
     try:
         number = os.open(folder, os.O_RDONLY)
-    except OSError:  # a system that does not open folders
+    except OSError:  # not every system can open a folder
         return None
     try:
-        lock_file(number, folder, "wait for it, or name another folder")
+        lock_file(number, folder, "wait for it, or choose another folder")
     except LuminaError:
         os.close(number)
         raise
@@ -139,13 +156,13 @@ def lock_folder(folder: str) -> int | None:
 
 
 def _refusal(error: BaseException) -> str | None:
-    """Return the system's reason for refusing a write, or None where `error` is about something else."""
+    """Return the system's reason for refusing a write, or None if `error` has another cause."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
     if isinstance(error, RuntimeError) and _TORCH_WRITER.search(str(error)):
-        # the writer then complains once more while it closes the file: the system's own error came before
+        # torch raises this while it closes the file; the error of the system itself is its context
         earlier = error.__context__ and _refusal(error.__context__)
         return earlier or "the file could not be written whole"
-    # safetensors and tokenizers, written in Rust, quote the system's error
+    # the Rust code of safetensors and tokenizers quotes the error number of the system
     number = None if isinstance(error, LuminaError) else _RUST_ERROR.search(str(error))
     return os.strerror(int(number[1])) if number else None

@@ -1,7 +1,7 @@
-"""Pages: HTML that needs nothing beside it, with pictures and plots inside.
+"""Self-contained HTML pages with embedded images and plots.
 
-What a page shows is other people's text: the templates escape all of it, and a page's own policy runs no
-script but the one that is written here, and loads nothing.
+Pages show untrusted text. The templates therefore escape every value, and the Content-Security-Policy of a
+page allows only the inline script of this package and no request to any server.
 """
 
 import base64
@@ -20,22 +20,23 @@ from lumina_cli.core.registry import ASSETS
 
 TEMPLATES = ASSETS / "pages"
 MADE_BY = b'<meta name="generator" content="lumina">'
-FEW = 200  # values of which all are shown as they are, the outliers, too
-LEAST = 5  # bars
-THUMB = 320  # pixels of the longer side of a picture in a page
+FEW = 200  # below this number of values, outliers are not clipped
+LEAST = 5  # fewest bars of a histogram
+THUMB = 320  # longer side of an embedded image, in pixels
 
 
 def write_page(path: str | Path, template: str, **values) -> Path:
-    """Write the page of a template ("stats.html") with these values, whole or not at all; return its path.
+    """Render a template ("stats.html") to a file, whole or not at all; return its path.
 
-    LuminaError where something else than a page of ours is there.
+    Raises:
+        LuminaError: if `path` exists and was not written by this function.
     """
     path = Path(path)
     if path.exists() or path.is_symlink():
         with disk_errors(path):
             ours = path.is_file() and not path.is_symlink() and _is_ours(path)
         if not ours:
-            raise LuminaError(f"{path} is there, and is no page of lumina; name another file")
+            raise LuminaError(f"{path} exists and is not a page of lumina; choose another file")
     text = render_page(template, **values)
     with disk_errors(path), atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n", errors="replace")
@@ -48,7 +49,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def render_page(template: str, **values) -> str:
-    """Return the page of a template."""
+    """Return the HTML of a template."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     pages = Environment(
@@ -63,7 +64,7 @@ def render_page(template: str, **values) -> str:
 
 
 def inline_script(path: Path) -> dict:
-    """Return "script", as it is, and "script_hash", the only one that a page's policy then lets run."""
+    """Return the script of a page and its hash; the policy of the page allows no other script."""
     from markupsafe import Markup
 
     script = path.read_text(encoding="utf-8")
@@ -71,9 +72,9 @@ def inline_script(path: Path) -> dict:
     return {"script": Markup(script), "script_hash": f"sha256-{digest}"}
 
 
-def thumbnail(picture: Image.Image, longest: int = THUMB) -> str:
-    """Return a small copy of an RGB picture as a data: URL."""
-    small = picture.copy()
+def thumbnail(image: Image.Image, longest: int = THUMB) -> str:
+    """Return a small JPEG copy of an RGB image as a data: URL; `longest` is its longer side in pixels."""
+    small = image.copy()
     small.thumbnail((longest, longest))
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=80)
@@ -81,7 +82,7 @@ def thumbnail(picture: Image.Image, longest: int = THUMB) -> str:
 
 
 def format_number(value) -> str:
-    """Return a number as people read it: 12,345 or 0.1235; what is no number as text, nothing as a dash."""
+    """Format a number for readers: 12,345 or 0.1235. None and NaN become a dash, other values their text."""
     if value is None or value != value:
         return "–"
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -92,11 +93,15 @@ def format_number(value) -> str:
 
 
 def histogram(values: np.ndarray, bins: int = 32, mark: float | None = None) -> dict | None:
-    """Return a histogram for a page: bars of (label, count, share of the tallest, beyond `mark` or not).
+    """Return the data of a histogram, or None without finite values.
 
-    Few values get few bars, about the square root of their number; `bins` at most. "cut" says that the last
-    bar takes what is above the 99.5th percentile, too. Bars of whole numbers begin and end at whole numbers.
-    None where there are no values.
+        values    any shape; NaN and infinity are dropped
+        bins      largest number of bars; few values get about the square root of their number
+        mark      a threshold: bars at or above it have "beyond" set
+        returns   {"bars": [{label, count, height, beyond}], low, high, count, cut, from, to}; height is
+                  relative to the tallest bar; "cut": the last bar includes the top 0.5 percent
+
+    Bars of integers begin and end at integers.
     """
     values = np.asarray(values, np.float64)
     values = values[np.isfinite(values)]
@@ -113,10 +118,10 @@ def histogram(values: np.ndarray, bins: int = 32, mark: float | None = None) -> 
     if high <= low:
         low, high = (0.9 * low, 1.1 * low) if low > 0 and not counted else (low - 0.5, low + 0.5)
     few = min(bins, max(LEAST, math.ceil(math.sqrt(len(values)))))
-    whole = counted and high - low <= min(bins, 2 * few)  # a bar for each number
+    whole = counted and high - low <= min(bins, 2 * few)  # a bar per integer
     if whole:
         edges = np.arange(values.min(), np.floor(high) + 2) - 0.5
-    elif counted:  # a bar for each `step` numbers
+    elif counted:  # a bar per `step` integers
         step = math.ceil((high - low + 1) / few)
         edges = np.arange(low, high + step + 0.5, step)
     else:
@@ -143,7 +148,7 @@ def histogram(values: np.ndarray, bins: int = 32, mark: float | None = None) -> 
 
 
 def _label(low: float, high: float, counted: bool) -> str:
-    """What a bar holds: "3", "3 to 5" or "0.1 to 0.2"."""
+    """Return the range of a bar: "3", "3 to 5" or "0.1 to 0.2"."""
     if not counted:
         return f"{format_number(float(low))} to {format_number(float(high))}"
     first, last = math.ceil(low), math.ceil(high) - 1
@@ -151,6 +156,6 @@ def _label(low: float, high: float, counted: bool) -> str:
 
 
 def pick_evenly(items: Sequence, count: int) -> list:
-    """Return up to `count` of the items, spread evenly over them, in their order."""
+    """Return up to `count` items at even distances, in their order."""
     count = min(count, len(items))
     return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]

@@ -1,7 +1,7 @@
-"""Rows: JSONL, one flat object a line, which every verb reads and writes.
+"""Rows: JSON Lines, one flat object per line, read and written by every command.
 
-Where a row is read for one key ("prompt"), a line of plain text counts as a row with that key, except in a
-file whose name promises JSON. A .csv file is read, too: its first line names the keys.
+If a row is read for one key ("prompt"), a line of plain text counts as a row with that key, unless the suffix
+of the file is .jsonl or .ndjson. A .csv file is read as rows, too: its first line names the keys.
 """
 
 import csv
@@ -18,22 +18,26 @@ from lumina_cli.core.io.atomic import atomic_write
 
 LEVELS = ("detailed", "medium", "short", "tags")  # caption levels, from long to short
 LANGUAGE = "en"  # default language of a caption
-LEVEL_WORDS = {"short": 12, "medium": 30}  # most words of a level, for a caption without one
-JSON_FILES = (".jsonl", ".ndjson")  # here a line that is no JSON is a broken row, not plain text
+LEVEL_WORDS = {"short": 12, "medium": 30}  # most words of each level, to classify a caption without one
+JSON_FILES = (".jsonl", ".ndjson")  # in these a line that is not JSON is an error, not plain text
 
 
 def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]:
     """Yield the rows of a file or an open stream (text or bytes); empty lines are skipped.
 
-    With `key`, each row must have a value for it, and a line that is not a JSON object is itself that value,
-    but not in .jsonl and .ndjson files, where only a quoted string is. Errors name the file and the line. The
-    values of a .csv file are text, but for "seed"; an empty cell is no value.
+    With `key`, each row must have a value for it, and a line that is not a JSON object is itself that value;
+    in .jsonl and .ndjson files only a quoted string is. The values of a .csv file are text, except an integer
+    "seed"; an empty cell is dropped.
+
+    Raises:
+        LuminaError: if the file is missing, a line is malformed, or the value is missing; the message names
+            the file and the line.
     """
     return (row for _, row in read_rows_with_lines(source, key))
 
 
 def read_rows_with_lines(source: str | Path | IO, key: str | None = None) -> Iterator[tuple[str, dict]]:
-    """Yield (where it is, the row) of each row that `read_rows` gives; where is "FILE line N"."""
+    """Yield (location, row) for each row that `read_rows` yields; the location is "FILE line N"."""
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
@@ -76,7 +80,7 @@ def _csv_rows(path: Path, key: str | None) -> Iterator[tuple[str, dict]]:
             for cells in reader:
                 where = f"{path} line {reader.line_num}"
                 if None in cells or None in cells.values():
-                    raise LuminaError(f"{where} has not as many cells as the first line")
+                    raise LuminaError(f"{where} does not have as many cells as the first line")
                 row = {name: value for name, value in cells.items() if value.strip()}
                 if row.get("seed", "").strip().removeprefix("-").isdecimal():
                     row["seed"] = int(row["seed"])
@@ -96,13 +100,14 @@ def _decode(line: str | bytes, where: str) -> str:
 
 
 def parse_row(text: str, where: str, key: str | None = None, plain: bool = True) -> dict:
-    """Return the row that one line holds; `where` begins the error message of a line that holds none.
+    """Return the row in one line; without `plain`, text that is not JSON is an error even with a `key`.
 
-    Without `plain`, text that is not JSON holds none, even for a `key`.
+    Raises:
+        LuminaError: if the line is not a JSON object; the message begins with `where`.
     """
     if key is not None and not text.startswith("{"):
         value = _plain(text)
-        if plain or value != text:  # what differs from its line was a quoted JSON string
+        if plain or value != text:  # a value that differs from its line was a quoted JSON string
             return {key: value}
     try:
         row = json.loads(text)
@@ -115,7 +120,7 @@ def parse_row(text: str, where: str, key: str | None = None, plain: bool = True)
 
 
 def _plain(text: str) -> str:
-    """Plain text stands for itself; what `jq .prompt` writes, a quoted JSON string, for its content."""
+    """Return plain text as it is, and a quoted JSON string, as `jq .prompt` writes it, unquoted."""
     if text.startswith('"'):
         try:
             value = json.loads(text)
@@ -126,7 +131,11 @@ def _plain(text: str) -> str:
 
 
 def check_row(row: dict, key: str, where: str) -> None:
-    """Raise LuminaError where a row has no value for `key`."""
+    """Check that a row has a value for `key`.
+
+    Raises:
+        LuminaError: if the key is missing or its value is empty.
+    """
     if key not in row:
         found = ", ".join(map(str, row)) or "nothing"
         raise LuminaError(f"{where} has no {key!r}, only {found}")
@@ -135,7 +144,11 @@ def check_row(row: dict, key: str, where: str) -> None:
 
 
 def check_prompt(row: dict, where: str) -> None:
-    """Raise LuminaError where a row has no text as "prompt" or "negative", or no whole number as "seed"."""
+    """Check that "prompt" and "negative" of a row are text and "seed" is an integer.
+
+    Raises:
+        LuminaError: if one of them has another type, or the prompt is missing.
+    """
     check_row(row, "prompt", where)
     seed = row.get("seed", 0)
     for name in ("prompt", "negative"):
@@ -146,9 +159,12 @@ def check_prompt(row: dict, where: str) -> None:
 
 
 def get_captions(row: dict, where: str = "the row") -> dict[str, dict[str, str]]:
-    """Return a copy of a row's captions, {} where it has none; LuminaError where they have another shape.
+    """Return a copy of a row's captions, {language: {level: text}}; {} if it has none.
 
-    A null, which tools that know only tables put where a row has no such caption, is left out.
+    A null is dropped: tools with a fixed table schema write one if a row does not have such a caption.
+
+    Raises:
+        LuminaError: if the captions have another structure.
     """
     captions = row.get("captions") or {}
     if not isinstance(captions, dict) or not all(map(_are_texts, captions.values())):
@@ -161,13 +177,13 @@ def get_captions(row: dict, where: str = "the row") -> dict[str, dict[str, str]]
 
 
 def get_error(row: dict) -> str | None:
-    """Return why an earlier verb could do nothing with a row, which it passed on to be counted; or None."""
+    """Return the error with which an earlier command passed a row on, or None."""
     error = row.get("error")
     return error if isinstance(error, str) and error.strip() else None
 
 
 def get_error_code(row: dict) -> str:
-    """Return the code that an earlier verb gave a row which it left out; "upstream" where it gave none."""
+    """Return the error code of a row that an earlier command rejected; "upstream" if it has none."""
     code = row.get("code")
     return code if isinstance(code, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,31}", code) else "upstream"
 
@@ -179,7 +195,7 @@ def _are_texts(levels: Any) -> bool:
 
 
 def write_rows(path: str | Path, rows: Iterable[dict]) -> int:
-    """Write rows to a file, whole or not at all; return how many."""
+    """Write rows to a file, whole or not at all; return their number."""
     with atomic_write(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
         return sum(1 for row in rows if file.write(dump_row(row) + "\n"))
 
@@ -187,20 +203,20 @@ def write_rows(path: str | Path, rows: Iterable[dict]) -> int:
 def dump_row(row: dict) -> str:
     """Return a row as one line of JSON.
 
-    Paths become text, numbers that JSON lacks (NaN, infinity) null, arrays lists; what lives only in
-    memory (a picture, bytes) is left out.
+    Paths become text, arrays become lists, numbers that JSON does not have (NaN, infinity) become null.
+    Values that exist only in memory (an image, bytes) are dropped.
     """
     value = to_json_value(row)
     line = json.dumps(value, ensure_ascii=False)
     try:
         line.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which UTF-8 cannot hold but JSON can spell
+    except UnicodeEncodeError:  # half of a surrogate pair: UTF-8 cannot encode it, a JSON escape can
         line = json.dumps(value)
     return line
 
 
 def to_json_value(value: Any) -> Any:
-    """Return `value` with nothing in it that JSON cannot hold."""
+    """Return `value` with everything that JSON cannot represent converted or dropped."""
     if isinstance(value, dict):
         return {str(name): to_json_value(item) for name, item in value.items() if not is_in_memory(item)}
     if isinstance(value, list | tuple | set | frozenset):
@@ -209,13 +225,13 @@ def to_json_value(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int):
         return value
-    if hasattr(value, "tolist"):  # numpy and torch, without importing them
+    if hasattr(value, "tolist"):  # numpy and torch, without an import of either
         return to_json_value(value.tolist())
     return str(value)
 
 
 def is_in_memory(value: Any) -> bool:
-    """Whether a value (a picture, bytes) has no place in a line of JSON."""
+    """Whether a value (an image, bytes) cannot be written to a line of JSON."""
     return isinstance(value, bytes | bytearray | memoryview) or hasattr(value, "getpixel")
 
 
@@ -227,7 +243,11 @@ def chunked(items: Iterable, size: int) -> Iterator[list]:
 
 
 def parse_split(text: str | None) -> tuple[int, int]:
-    """Return (I, N) of "I/N"; UsageError where `text` is something else. Without text, the whole: (0, 1)."""
+    """Return (I, N) of "I/N"; without text (0, 1), which is the whole.
+
+    Raises:
+        UsageError: if the text is not I/N with 0 <= I < N.
+    """
     found = re.fullmatch(r"(\d+)/(\d+)", text or "0/1")
     index, count = (int(found[1]), int(found[2])) if found else (0, 0)
     if index >= count:
@@ -236,7 +256,7 @@ def parse_split(text: str | None) -> tuple[int, int]:
 
 
 def caption_fields(text: object) -> dict:
-    """Return {"captions": ...} of one caption as other tools write it; empty where it is no text."""
+    """Return {"captions": ...} for one caption as other tools store it; {} if `text` is not text."""
     if not isinstance(text, str) or not text.strip():
         return {}
     words = len(text.split())
@@ -245,7 +265,7 @@ def caption_fields(text: object) -> dict:
 
 
 def with_captions(row: dict) -> dict:
-    """Move a caption under one of the names that other tools use to where ours are."""
+    """Return a row with its "caption", "text" or "prompt" copied to "captions" if it has none."""
     for name in ("caption", "text", "prompt"):
         if "captions" not in row and (captions := caption_fields(row.get(name))):
             return row | captions

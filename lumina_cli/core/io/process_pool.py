@@ -1,4 +1,4 @@
-"""Processes that work beside this one: results in order, bounded ahead, and none outlives its parent."""
+"""Worker processes: results in the order of the jobs, a bounded number of jobs ahead, no orphans."""
 
 import os
 import signal
@@ -17,10 +17,13 @@ from lumina_cli.core.errors import LuminaError
 def map_in_order(
     work: Callable[[Any], Any], jobs: Iterable, workers: int, start: Callable | None = None
 ) -> Iterator:
-    """Yield work(job) of each job in their order, done by so many processes, one job ahead of each.
+    """Yield work(job) for each job, in order, computed by `workers` processes.
 
-    `work` and the jobs must be picklable; `start` is called once in each process. LuminaError where a
-    process dies. When the caller stops, what is being worked on is finished first.
+    At most two jobs per worker are submitted ahead. `work` and the jobs must be picklable; `start` is called
+    once in each process. If the caller stops early, running jobs are finished first.
+
+    Raises:
+        LuminaError: if a worker dies.
     """
     pool = ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=start_worker, initargs=(start,)
@@ -34,13 +37,13 @@ def map_in_order(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise LuminaError("a worker died, most likely for lack of memory; try --workers 1") from error
+        raise LuminaError("a worker process died, probably out of memory; try --workers 1") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
 def start_worker(start: Callable | None = None) -> None:
-    """Leave Ctrl-C to the parent, which then ends the workers, and end with it where it is killed."""
+    """Ignore Ctrl-C, which the parent handles by stopping the workers, and exit if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if start is not None:

@@ -1,7 +1,9 @@
-"""A finished folder of shards meets rows again: the same ones, more that begin with them, or others.
+"""Appending to a finished folder of shards, and noticing image files that changed since.
 
-Whole shards stay. The folder becomes one that was killed after them: their notes go back to the journal, then
-shards.json goes. From there on any run over the same rows ends as a single one over all of them would have.
+A run over a finished folder compares its input with the rows that the folder was made from. If the input
+starts with all of them and continues, the complete shards stay: `reopen_folder` restores their notes in the
+journal and removes shards.json, which leaves a folder as a killed run would. From then on the usual resuming
+applies, and the result is the same as that of a single run over all rows.
 """
 
 import hashlib
@@ -21,14 +23,20 @@ from lumina_cli.core.shards.journal import Journal, digest_rows, encode_images
 from lumina_cli.core.shards.reader import TOTALS, open_shards, read_index
 
 REJECTS = "rejects.jsonl"
-_OF_ROWS = ("captions", "bad_caption", "bad_row", "no_image")  # rejects whose cause is the row, not its image
+_ROW_CODES = (
+    "captions",
+    "bad_caption",
+    "bad_row",
+    "no_image",
+)  # the row is at fault
 
 
 @dataclass(frozen=True)
 class KnownRows:
-    """What of the rows a finished folder has: two digests (`digests`) of each shard that stays, and the rest.
+    """The part of the input that a finished folder already has.
 
-    `rest` are the groups of rows that are to be written, from shard len(shards) on; None: there are none.
+    shards    two digests (`digest_rows`) of the rows of each shard that stays
+    rest      groups of rows for the shards from len(shards) on; None if there are none
     """
 
     shards: list[list[str]]
@@ -36,29 +44,33 @@ class KnownRows:
 
 
 def compare_inputs(groups: Iterator[list[dict]], totals: dict, journal: Journal) -> KnownRows:
-    """Read as many rows as the folder was made from; UsageError where they are not these, in this order.
+    """Read the rows that the folder was made from out of the input, and compare them.
 
-    UsageError, too, where a file of theirs has changed since. LuminaError where the folder is not whole.
-    `groups` are the rows of one shard each, `totals` what shards.json says.
+    `groups` are lists of the rows of one shard each; `totals` is the content of shards.json. A last shard
+    that was not full is part of `rest`, because it is rewritten with more rows.
+
+    Raises:
+        UsageError: if the input does not start with these rows in this order, or an image file has changed.
+        LuminaError: if the folder is incomplete.
     """
     per_shard, left = totals["settings"]["per_shard"], count_rows(totals)
-    said, shards, longer, changed = hashlib.sha256(), [], None, None
+    content, shards, longer, changed = hashlib.sha256(), [], None, None
     open_shards(journal.dest)
     rejects, encode = _rejects(journal, totals), totals["settings"]["encode"]
     while left > 0:
         group = encode_images(next(groups, []))
         if len(group) < min(left, per_shard):
             raise journal.conflict("already holds shards of more rows")
-        if len(group) > left:
+        if len(group) > left:  # the last shard was not full: it is rewritten with more rows
             longer = group
         else:
             number = len(shards)
             job = number, number * per_shard, group, rejects.get(number, []), encode
             changed = changed or _change(journal.dest, *job)
             shards.append(digest_rows(group))
-        said.update(digest_rows(group[:left])[0].encode())
+        content.update(digest_rows(group[:left])[0].encode())
         left -= per_shard
-    if said.hexdigest() != totals["input"]:
+    if content.hexdigest() != totals["input"]:
         raise journal.conflict("already holds shards of other rows")
     if changed:
         raise changed
@@ -67,7 +79,7 @@ def compare_inputs(groups: Iterator[list[dict]], totals: dict, journal: Journal)
 
 
 def _change(dest: str, *shard: Any) -> UsageError | None:
-    """Return the error of `check_files`: it is told where all rows are the same, and not before."""
+    """Return the error of `check_changed_files`; it is raised after all rows have been compared."""
     try:
         check_changed_files(dest, *shard)
     except UsageError as error:
@@ -76,20 +88,20 @@ def _change(dest: str, *shard: Any) -> UsageError | None:
 
 
 def count_rows(totals: dict) -> int:
-    """Return how many rows a folder was made from, without those that were left out before they came here."""
+    """Return the number of input rows of a folder, without those that an earlier command rejected."""
     return totals["rows"] - totals.get("upstream", [0])[0]
 
 
 def reopen_folder(journal: Journal, totals: dict, shards: list[list[str]]) -> list[dict]:
-    """Make a finished folder one that goes on behind its first shards; return their notes, with "kept"."""
+    """Make a finished folder resumable after its first shards; return their notes, with "kept"."""
     tars = {name: numbers for name, *numbers in totals["tars"]}
     rejects = _rejects(journal, totals)
     scores = manifest.read_score_names(journal.dest) if tars else []
     notes = []
-    for number, (said, files) in enumerate(shards):
+    for number, (content, files) in enumerate(shards):
         samples, size, *index = tars.get(f"{number:06d}.tar", (0, 0, None))
         note = {"shard": number, "samples": samples, "bytes": size, "index": index if samples else None}
-        note |= {"scores": scores if samples else [], "rows": said, "files": files}
+        note |= {"scores": scores if samples else [], "rows": content, "files": files}
         notes.append(note | {"rejects": rejects.get(number, [])})
         journal.write(notes[-1])
     journal.reopen(totals["settings"])
@@ -97,13 +109,13 @@ def reopen_folder(journal: Journal, totals: dict, shards: list[list[str]]) -> li
 
 
 def _rejects(journal: Journal, totals: dict) -> dict[int, list[dict]]:
-    """Return the rejects of each shard, without those from before."""
+    """Return {shard number: its rejects}, without those of earlier commands."""
     found: dict[int, list[dict]] = {}
     place = filesystem.join(journal.dest, REJECTS)
     lines = filesystem.read_file(place).decode().split("\n") if totals["rejects"] else []
     rows = [parse_row(line, place) for line in lines if line]
     if len(rows) != totals["rejects"]:
-        raise LuminaError(f"{place} is not the one that was written; --force writes all anew")
+        raise LuminaError(f"{place} differs from the file that was written; --force rewrites all shards")
     for row in rows:
         if row["row"] < count_rows(totals):
             found.setdefault(row["row"] // totals["settings"]["per_shard"], []).append(row)
@@ -111,7 +123,7 @@ def _rejects(journal: Journal, totals: dict) -> dict[int, list[dict]]:
 
 
 def upstream_rejects(left_out: list[dict], first: int) -> list[dict]:
-    """Return lines of rejects for rows that were left out before they came here; the first is row `first`."""
+    """Return lines of rejects.jsonl for rows that an earlier command rejected, numbered from `first`."""
     rejects = []
     for number, row in enumerate(left_out, start=first):
         named = {"row": number, "key": row.get("key"), "image": row.get("image")}
@@ -122,7 +134,7 @@ def upstream_rejects(left_out: list[dict], first: int) -> list[dict]:
 
 
 def digest_rejects(left_out: list[dict]) -> list:
-    """Return [how many, a digest] of rows that were left out before; [0] where there are none."""
+    """Return [number, digest] of the rows that an earlier command rejected; [0] if there are none."""
     text = "".join(dump_row(row) + "\n" for row in upstream_rejects(left_out, 0))
     return [len(left_out), hashlib.sha256(text.encode()).hexdigest()[:16]] if left_out else [0]
 
@@ -136,10 +148,19 @@ def check_changed_files(
     encode: str | None,
     every: bool = False,
 ) -> None:
-    """Raise UsageError that names a file which has changed since shard `number` of `dest` was written.
+    """Check that the local files of a shard still hold the images that were packed.
 
-    `rows` are those that it was made of, the first of them row `first` of the input, and `rejects` those that
-    were not taken. `encode` as in `write_shards`. With `every` each file is read, whatever its date.
+    Reading and hashing every file would cost as much as packing, so a file is read only if it is newer than
+    the shard, has another size than the bytes copied from it, or, with `every`, in any case. Not detected: an
+    older file of the same size in the place of a packed one, a deleted file, and changes behind a URL or
+    inside a tar.
+
+        number, first     number of the shard in `dest`, and the input number of its first row
+        rows, rejects     its input rows, and those of them that were rejected
+        encode            as in `write_shards`
+
+    Raises:
+        UsageError: if a file has changed; the message names it.
     """
     local = [(at, path) for at, row in enumerate(rows, first) if (path := _local_path(row.get("image")))]
     if not local:
@@ -151,9 +172,7 @@ def check_changed_files(
     written = -1 if every else _date(tar) or _date(filesystem.join(dest, TOTALS))
     for at, path in local:
         if _has_changed(path, entries.get(at), left_out.get(at), written, encode):
-            raise UsageError(
-                f"{path} has changed since {dest} was written; --force writes all shards of it anew"
-            )
+            raise UsageError(f"{path} has changed since {dest} was written; --force rewrites all shards")
 
 
 def _local_path(image: object) -> str | None:
@@ -181,15 +200,12 @@ def _has_changed(
         return (newer or (copied and status.st_size != entry["length"])) and (
             _digest(path, encode) != entry["sha256"]
         )
-    of_picture = reject is not None and not reject.get("upstream") and reject["code"] not in _OF_ROWS
-    return newer and of_picture and _digest(path, encode, True) is not None  # it can be used by now
+    of_image = reject is not None and not reject.get("upstream") and reject["code"] not in _ROW_CODES
+    return newer and of_image and _digest(path, encode, True) is not None  # usable by now
 
 
 def _digest(path: str, encode: str | None, full: bool = False) -> str | None:
-    """Return the hash of what a shard would hold of a file; None where it cannot be used, as far as it tells.
-
-    What is copied is decoded with `full` only.
-    """
+    """Return the hash of the bytes that a shard would hold of a file; None if it cannot be used."""
     try:
         data = ImageFile(path).read()
         data = ingest_image(data, path, full, encode).data if full or encode else data

@@ -1,21 +1,34 @@
-"""Shards: plain webdataset tars of pictures and their rows, with an index beside each.
+"""Describe and verify shards. This docstring defines the format of a folder of shards.
 
-    000000.tar           USTAR; for each sample {key}.jpg|png|webp..., then {key}.json; {key}.depth.png and
-                         {key}.masks.png where the row has a true depth and masks (images/io.py)
-    000000.index.jsonl   a line per sample: key, image (member name), offset, length and sha256 of its bytes,
-                         width and height as it is seen, row [offset, length] and row_sha256 of the JSON, the
-                         spans of depth and masks, characters and tokens {language: {level: n}}, score, scores
-                         {name: number}, notes (images/ingest.py), source, origin, rejected_captions {code:
-                         n}; only what there is
+A folder of shards holds plain webdataset tars. The same rows give the same bytes on every machine, and the
+folder may be any URL that fsspec supports.
+
+    000000.tar           USTAR. Per sample {key}.jpg|png|webp... and {key}.json (its row); {key}.depth.png and
+                         {key}.masks.png if the row has ground truth (images/depth.py)
+    000000.index.jsonl   one line per sample, in the order of the tar; see below
     manifest.parquet     all indexes as one table (shards/manifest.py)
-    shards.json          written last: totals, settings, and of each tar [name, samples, bytes, sha256 and
-                         bytes of its index]; a folder without it is unfinished
-                         "upstream": [n, digest] of rows that were left out before they came here
-    rejects.jsonl        rows that were not taken: row (its number in the input), key, image, code, reason,
-                         and "upstream" (true) where it was left out before it came here
+    shards.json          totals and settings; written last, so a folder without it is unfinished
+    rejects.jsonl        one line per rejected row: row (its number in the input), key, image, code, reason;
+                         "upstream": true if an earlier command rejected it
     journal/             only while the folder is unfinished (shards/journal.py)
 
-The same rows give the same bytes on every machine. A folder may be any URL that fsspec knows.
+A line of an index has these keys; keys without a value are omitted:
+
+    key, image           the key, and the name of the image's member
+    offset, length       span of the image's bytes in the tar
+    sha256               hash of the image's bytes
+    width, height        in pixels, after rotation by EXIF
+    row, row_sha256      [offset, length] and hash of the JSON member
+    depth, masks         [offset, length] of the ground truth
+    characters, tokens   {language: {level: number}} of the captions
+    score, scores        number, {name: number}
+    notes                conversions that readers apply to the image (NOTES in images/ingest.py)
+    source, origin       the source of the rows; the file that the image is from
+    rejected_captions    {code: number} of captions that failed their checks
+
+shards.json holds samples, shards, rejects, bytes, rows; "input", a digest of all rows; "settings"; "tars", a
+list of [name, samples, bytes, sha256 of the index, bytes of the index]; and "upstream", [number, digest] of
+the rows that an earlier command rejected.
 """
 
 import hashlib
@@ -31,9 +44,9 @@ from lumina_cli.core.shards.tar import read_span
 
 
 def describe_shards(path: str | Path) -> Iterator[dict]:
-    """Yield a row per shard: shard, samples, bytes, smallest and largest picture, whether it has an index.
+    """Yield a row per shard: shard, samples, bytes, smallest and largest image size, whether it has an index.
 
-    Of a selection those of its shards that it needs, with "selected", how many of their samples it names.
+    For a selection only the shards that it uses, with "selected", the number of selected samples.
     """
     tars, chosen = _tars_of(path)
     for tar in tars:
@@ -48,7 +61,7 @@ def describe_shards(path: str | Path) -> Iterator[dict]:
 
 
 def _tars_of(path: str | Path) -> tuple[list[str], dict[str, frozenset[str]] | None]:
-    """Return the tars that a folder, a tar or a selection stands for, and the keys that a selection names."""
+    """Return the tars of a folder, tar or selection, and {tar name: selected keys} of a selection."""
     if not is_selection(path):
         return open_shards(path), None
     chosen = selected_keys(path) or {}
@@ -56,11 +69,11 @@ def _tars_of(path: str | Path) -> tuple[list[str], dict[str, frozenset[str]] | N
 
 
 def verify_shards(path: str | Path) -> Iterator[dict]:
-    """Yield a row per shard: shard, samples, ok, and under "problem" what is wrong with it, or None.
+    """Yield a row per shard: shard, samples, ok, and "problem", what is wrong or None.
 
-    Every picture and every row is compared with the hash in the index, and the index with the one that
-    shards.json has of it. For a folder come the rows of its overlays behind (`verify_overlays`). Of a
-    selection the shards that it needs are compared so, and at last whether they hold what it selected.
+    Every image and row is compared with its hash in the index, and every index with its hash in shards.json.
+    A folder also yields the rows of its overlays (`verify_overlays`). For a selection only the shards that it
+    uses are verified; a last row reports whether they still hold the selected samples.
     """
     tars, chosen = _tars_of(path)
     folder = filesystem.to_text(path) if chosen is None else resolve_shards(path)
@@ -93,15 +106,15 @@ def _verified_selection(path: str, samples: int) -> dict:
 def _verified(tar: str, digest: str | None) -> Iterator[dict]:
     place = index_path(tar)
     if not filesystem.is_file(place):
-        raise LuminaError(f"{tar} has no index, so nothing to compare with")
+        raise LuminaError(f"{tar} does not have an index to compare with")
     if digest and hashlib.sha256(filesystem.read_file(place)).hexdigest() != digest:
-        raise LuminaError(f"{place} is not the one that was written")
+        raise LuminaError(f"{place} differs from the file that was written")
     for entry in read_index(tar):
         row = read_entry(tar, entry)
         if hashlib.sha256(row["image"].read()).hexdigest() != entry["sha256"]:
-            raise LuminaError(f"{row['image']}: its bytes are not those that were written")
+            raise LuminaError(f"{row['image']}: its bytes differ from those that were written")
         if "row_sha256" in entry:
             data = read_span(tar, *entry["row"], f"{entry['key']}.json")
             if hashlib.sha256(data).hexdigest() != entry["row_sha256"]:
-                raise LuminaError(f"{tar}#{entry['key']}.json: its bytes are not those that were written")
+                raise LuminaError(f"{tar}#{entry['key']}.json: its bytes differ from those that were written")
         yield entry

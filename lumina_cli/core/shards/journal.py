@@ -1,12 +1,15 @@
-"""The journal of a folder of shards that is being written: which shards are whole, and of which rows.
+"""The journal of a folder of shards while it is written: which shards are complete, and their rows.
 
-    journal/settings.json    what the shards depend on beside their rows
-    journal/000000.json      one a shard, written last: digest of its rows, samples, bytes, rejects...
+    journal/settings.json    the settings that the shards depend on
+    journal/000000.json      the note of a shard, written after its files: shard (its number), samples, bytes,
+                             index [sha256, bytes], scores (names), rows and files (digests), rejects
 
-A shard whose note is there is whole. The folder goes when shards.json is there, and comes back where a
-finished folder grows (shardgrowth.py). Notes are files of their own
-because stores of objects cannot append to one, and because workers then need no lock. Nothing here waits for
-the disk: after a power cut a file may be shorter than its note says, and such a shard is written again.
+A shard with a note is complete. The journal is removed after shards.json is written, and restored if a
+finished folder grows (shards/append.py).
+
+Notes are separate files because object stores cannot append, and because workers then need no lock. They are
+not synced to disk: after a power failure a file may be shorter than its note states, and `Journal.read` then
+treats the shard as missing, so it is written again.
 """
 
 import hashlib
@@ -25,7 +28,7 @@ from lumina_cli.core.shards.image_ref import ImageFile, image_ref
 from lumina_cli.core.shards.reader import TOTALS, index_path, is_own_file, read_totals
 
 _SETTINGS = "settings.json"
-VERSION = 1  # of what is written; another one never goes on with a folder
+VERSION = 1  # of the bytes that are written; a folder of another version is never resumed
 
 
 class Journal:
@@ -35,16 +38,17 @@ class Journal:
         self.dest, self.folder = dest, filesystem.join(dest, "journal")
 
     def clear(self) -> None:
-        """Remove all shards of the folder, what makes it look finished first."""
+        """Remove all shards of the folder; shards.json first, so that a kill leaves an unfinished folder."""
         ours = [name for name in filesystem.list_sizes(self.dest) if is_own_file(name)]
         filesystem.remove(self.dest, [TOTALS] if TOTALS in ours else [])
         self.remove()
         filesystem.remove(self.dest, [name for name in ours if name != TOTALS])
 
     def begin(self, settings: dict) -> dict | None:
-        """Return what shards.json says where the folder is finished, else None and the journal is open.
+        """Return the content of shards.json if the folder is finished; otherwise open the journal.
 
-        UsageError where the folder holds shards that this run cannot go on with.
+        Raises:
+            UsageError: if the folder holds shards of other settings, or of a run that cannot be resumed.
         """
         totals = read_totals(self.dest)
         if totals is not None:
@@ -67,7 +71,7 @@ class Journal:
         return None
 
     def reopen(self, settings: dict) -> None:
-        """Make a finished folder, whose shards are noted here, one that is gone on with."""
+        """Turn a finished folder whose shards are already noted here into an unfinished one."""
         self._write_settings(settings)
         filesystem.remove(self.dest, [TOTALS])
 
@@ -76,35 +80,40 @@ class Journal:
         filesystem.write_file(place, json.dumps(settings, ensure_ascii=False).encode() + b"\n", False)
 
     def conflict(self, why: str) -> UsageError:
-        """Return the error for a folder that cannot be gone on with."""
+        """Return the error for a folder that this run cannot resume."""
         return UsageError(f"{self.dest} {why}; --force replaces them")
 
     def finished_shards(self) -> list[int]:
-        """Return the shards that are whole, in order."""
+        """Return the numbers of the complete shards, in order."""
         names = (
             name.removesuffix(".json") for name in filesystem.list_sizes(self.folder) if name != _SETTINGS
         )
         return sorted(int(name) for name in names if name.isdecimal())
 
     def read(self, number: int) -> dict:
-        """Return the note of a shard; {} where it, or one of the files it tells of, is not whole."""
+        """Return the note of a shard; {} if the note, or one of the files of the shard, is incomplete."""
         place = filesystem.join(self.folder, f"{number:06d}.json")
         try:
             note = parse_row(filesystem.read_file(place).decode(errors="replace").strip(), place)
             tar = filesystem.join(self.dest, f"{number:06d}.tar")
             sizes = {tar: note["bytes"], index_path(tar): note["index"][1]} if note["samples"] else {}
             whole = all(filesystem.file_size(name) == size for name, size in sizes.items())
-        except (LuminaError, OSError, LookupError, TypeError):  # a power cut, or somebody removed something
+        except (
+            LuminaError,
+            OSError,
+            LookupError,
+            TypeError,
+        ):  # a power failure, or a deleted file
             return {}
         return note if whole else {}
 
     def write(self, note: dict) -> None:
-        """Note that a shard is whole."""
+        """Write the note of a complete shard."""
         data = json.dumps(note, ensure_ascii=True).encode() + b"\n"
         filesystem.write_file(filesystem.join(self.folder, f"{note['shard']:06d}.json"), data, durable=False)
 
     def rejects(self, numbers: list[int]) -> Iterator[dict]:
-        """Yield the rows that were not taken, in order."""
+        """Yield the rejected rows of these shards, in order."""
         for number in numbers:
             yield from self.read(number)["rejects"]
 
@@ -117,13 +126,17 @@ class Journal:
 
 
 def check_number(number: int) -> None:
-    """Raise LuminaError for more shards than names of six digits."""
+    """Check that a shard number fits into six digits.
+
+    Raises:
+        LuminaError: if it does not.
+    """
     if number > 999_999:
-        raise LuminaError("more than a million shards; put more samples in each with --per-shard")
+        raise LuminaError("more than a million shards; raise --per-shard to put more samples in each")
 
 
 def encode_images(rows: list[dict]) -> list[dict]:
-    """Return rows whose pictures in memory have become PNG files, as they come from other processes, too."""
+    """Return rows with PIL images replaced by PNG bytes, the form in which other processes send them."""
     return [
         row | {"image": png_bytes(row["image"].convert("RGB"))}
         if isinstance(row.get("image"), Image.Image)
@@ -133,7 +146,11 @@ def encode_images(rows: list[dict]) -> list[dict]:
 
 
 def digest_rows(rows: list[dict]) -> list[str]:
-    """Return two digests of rows: of what they say, and of sizes and dates of the files that they name."""
+    """Return two hashes of rows: of their content, and of the sizes and dates of the local files they name.
+
+    The first one decides whether a run covers the same rows; the second one is a cheap hint that a file may
+    have changed (see `check_changed_files`).
+    """
     content, files = hashlib.sha256(), hashlib.sha256()
     for row in rows:
         content.update(_row_bytes(row))
@@ -142,6 +159,7 @@ def digest_rows(rows: list[dict]) -> list[str]:
 
 
 def _row_bytes(row: dict) -> bytes:
+    """Return bytes that identify the content of a row; values in memory enter by their hash."""
     memory = {name: value for name, value in row.items() if is_in_memory(value)}
     rest = {name: value for name, value in row.items() if name not in memory} if memory else row
     try:

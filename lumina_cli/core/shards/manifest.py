@@ -1,12 +1,15 @@
-"""manifest.parquet: the indexes of all shards as one table, a row a sample, for filters and statistics.
+"""manifest.parquet: the indexes of all shards as one table, one row per sample, for filters and statistics.
 
-    shard key image offset length row_offset row_length sha256     where the sample is, and its picture's hash
-    width height notes                                             as seen; what the policy of pictures does
-    languages levels characters tokens                             lists, an item a caption; tokens or null
-    score score_NAME...                                            null where a row has no such score
-    source origin                                                  what the rows were read from; the picture
+    shard, key, image                        name of the tar, key, and member of the image
+    offset, length, row_offset, row_length   spans of the image and of the row in the tar, in bytes
+    sha256                                   hash of the image's bytes
+    width, height                            in pixels, after rotation
+    notes                                    list of conversions (NOTES in images/ingest.py)
+    languages, levels, characters, tokens    parallel lists, one item per caption; tokens may be null
+    score, score_NAME...                     float64; null if a row does not have the score
+    source, origin                           the source of the rows; the file that the image is from
 
-The same shards give the same bytes with the same pyarrow. Memory is bounded: one group of rows at a time.
+The same shards give the same bytes with the same version of pyarrow. Memory is bounded by one row group.
 """
 
 import json
@@ -23,9 +26,9 @@ from lumina_cli.core.io.process_pool import map_in_order
 from lumina_cli.core.shards.reader import index_path
 
 NAME = "manifest.parquet"
-GROUP = 1 << 16  # samples that are compressed together
-SOME = 1 << 10  # rows that become a table together
-MANY = 32  # shards from which on other processes are worth starting for their indexes
+GROUP = 1 << 16  # rows per row group
+SOME = 1 << 10  # rows per table in `write_row_table`
+MANY = 32  # fewer shards are not worth starting processes to read their indexes
 SCORE = "score_"
 _SAME = ("key", "image", "offset", "length", "sha256", "width", "height", "score")
 
@@ -44,13 +47,13 @@ def manifest_schema(scores: Sequence[str] = ()) -> Any:
 
 
 def manifest_row(shard: str, entry: dict) -> dict:
-    """Return the row of the manifest that a line of an index makes; its scores are columns, too."""
+    """Return the manifest row for a line of an index, with a column for each of its scores."""
     columns = manifest_columns(shard, [entry], tuple(entry.get("scores") or ()))
     return {name: values[0] for name, values in columns.items()}
 
 
 def manifest_columns(shard: str, entries: list[dict], scores: Sequence[str]) -> dict[str, list]:
-    """Return the columns of the manifest that the lines of an index make."""
+    """Return the manifest columns, {name: values}, for the lines of an index."""
     columns = {name: [entry.get(name) for entry in entries] for name in _SAME}
     columns |= {name: [_storable(entry.get(name)) for entry in entries] for name in ("source", "origin")}
     columns |= {"shard": [shard] * len(entries), "notes": [entry.get("notes") or [] for entry in entries]}
@@ -66,7 +69,7 @@ def manifest_columns(shard: str, entries: list[dict], scores: Sequence[str]) -> 
 
 
 def _captions(entry: dict) -> tuple[list, list, list, list | None]:
-    """Return languages, levels, characters and tokens of a sample, an item a caption."""
+    """Return parallel lists of the languages, levels, characters and tokens of a sample's captions."""
     characters, tokens = entry.get("characters") or {}, entry.get("tokens")
     languages, levels, lengths = [], [], []
     for language, found in characters.items():
@@ -82,16 +85,16 @@ def _captions(entry: dict) -> tuple[list, list, list, list | None]:
 
 
 def _storable(text: str | None) -> str | None:
-    """A file name may hold what UTF-8 cannot; the table then shows it with backslashes."""
+    """Return text that UTF-8 can encode: a file name may hold other bytes, which become escapes."""
     if not text or text.isascii():
         return text or None
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_manifest(place: str, tars: Sequence[str], scores: Sequence[str], workers: int = 0) -> int:
-    """Write the manifest of shards at `place` from their indexes; return how many samples it has.
+    """Write the manifest of shards to `place` from their indexes; return the number of samples.
 
-    The file is the same for any number of `workers`, processes that read the indexes.
+    The file is the same for any number of `workers`, the processes that read the indexes.
     """
     jobs = [(tar, tuple(sorted(scores))) for tar in tars]
     many = workers > 1 and len(jobs) > MANY
@@ -103,7 +106,7 @@ def write_manifest(place: str, tars: Sequence[str], scores: Sequence[str], worke
 
 
 def _index_table(job: tuple[str, tuple[str, ...]]) -> Any:
-    """Return the samples of one tar as a table."""
+    """Return the manifest rows of one tar as a pyarrow table."""
     import pyarrow as pa
 
     tar, scores = job
@@ -114,7 +117,7 @@ def _index_table(job: tuple[str, tuple[str, ...]]) -> Any:
 
 
 def write_row_table(place: str, rows: Iterable[dict], columns: Any) -> int:
-    """Write rows as a parquet file with these columns, whole or not at all; return how many."""
+    """Write rows as a parquet file with this schema, whole or not at all; return their number."""
     return write_tables(place, (_table(group, columns) for group in chunked(rows, SOME)), columns)
 
 
@@ -129,9 +132,10 @@ def _table(rows: Iterable[dict], columns: Any) -> Any:
 
 
 def write_tables(place: str, parts: Iterable[Any], columns: Any) -> int:
-    """Write tables as one parquet file, whole or not at all; return how many rows.
+    """Write tables as one parquet file, whole or not at all; return the number of rows.
 
-    Rows are held in groups whose size does not depend on that of the tables.
+    Row groups have a fixed size that does not depend on the tables, so the bytes do not depend on how the
+    rows were split between them.
     """
     import pyarrow as pa
     import pyarrow.parquet as parquet
@@ -153,21 +157,33 @@ def write_tables(place: str, parts: Iterable[Any], columns: Any) -> int:
 
 
 def read_manifest(folder: str, columns: Sequence[str] | None = None) -> Iterator[Any]:
-    """Yield the record batches (pyarrow) of a folder's manifest, only these columns of it if given."""
+    """Yield the pyarrow record batches of a folder's manifest, optionally of some columns only.
+
+    Raises:
+        LuminaError: if the folder does not have a manifest.
+    """
     place = filesystem.join(folder, NAME)
     if not filesystem.is_file(place):
-        raise LuminaError(f"{folder} has no {NAME}; `lumina shard SOURCE {folder}` writes one")
+        raise LuminaError(f"{folder} does not have a {NAME}; `lumina shard SOURCE {folder}` writes one")
     return read_batches(place, columns, "manifest")
 
 
 def read_batches(place: str, columns: Sequence[str] | None, kind: str) -> Iterator[Any]:
-    """Yield the record batches (pyarrow) of a parquet file; LuminaError where it is no `kind`."""
+    """Yield the pyarrow record batches of a parquet file; `kind` names its content in errors.
+
+    Raises:
+        LuminaError: if it is not a parquet file.
+    """
     with _parquet(place, kind) as table:
         yield from table.iter_batches(GROUP, columns=list(columns) if columns else None)
 
 
 def read_schema(place: str, kind: str) -> Any:
-    """Return the pyarrow schema of a parquet file; LuminaError where it is no `kind`."""
+    """Return the pyarrow schema of a parquet file; `kind` names its content in errors.
+
+    Raises:
+        LuminaError: if it is not a parquet file.
+    """
     with _parquet(place, kind) as table:
         return table.schema_arrow
 
@@ -178,13 +194,13 @@ def _parquet(place: str, kind: str) -> Iterator[Any]:
 
     with filesystem.open_file(place) as file:
         try:
-            # with its buffer, pyarrow keeps every column that was read until the end
+            # with pre_buffer, pyarrow keeps all columns that it has read until the file is closed
             yield parquet.ParquetFile(file, pre_buffer=False)
-        except (OSError, ValueError) as error:  # pyarrow's own errors are both
-            raise LuminaError(f"{place} is no {kind} ({' '.join(str(error).split())})") from error
+        except (OSError, ValueError) as error:  # pyarrow's errors derive from one of these
+            raise LuminaError(f"{place} is not a {kind} ({' '.join(str(error).split())})") from error
 
 
 def read_score_names(folder: str) -> list[str]:
-    """Return the names of the scores that a folder's manifest has, without `score` itself."""
+    """Return the names of the scores in a folder's manifest, without `score` itself."""
     names = read_schema(filesystem.join(folder, NAME), "manifest").names
     return [name.removeprefix(SCORE) for name in names if name.startswith(SCORE)]

@@ -1,7 +1,8 @@
-"""From rows to a folder of shards: which rows each shard holds, who writes it, and going on after a kill.
+"""Packing rows into a folder of shards: planning, writing with workers, resuming, and finishing.
 
-Shard k holds the rows from k * per_shard on, so no shard depends on another; rows that cannot be used leave
-theirs short. The journal (journal.py) notes each shard once it is whole.
+Shard k holds the input rows from k * per_shard on; rejected rows leave it shorter. No shard therefore depends
+on another one: workers can write them in any order, and a killed run is resumed by writing the missing ones.
+The journal (shards/journal.py) holds a note per complete shard.
 """
 
 import hashlib
@@ -50,78 +51,105 @@ def write_shards(
     upstream: Iterable[dict] = (),
     notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
-    """Write rows with pictures as shards; yield a row per finished shard: shard, samples, bytes, rejects.
+    """Write rows with images as shards; yield a row per finished shard: shard, samples, bytes, rejects.
 
-    `rows` need an "image": a path, a URL, a PIL picture, the bytes of a picture file or a TarImage. "depth"
-    and "masks", bytes of a PNG or a TarImage, become members of their own. Rows that cannot be used go to
-    rejects.jsonl; after the last shard TooManyBad is raised if more than `max_bad_rate` of all did.
+        rows      each with an "image" (shards/image_ref.py); "depth" and "masks", PNG bytes or a TarImage,
+                  become separate members
+        check     "quick" examines the structure of each file, "full" decodes it
+        encode    re-encode all images as png, webp, jpg or avif
+        count     returns the numbers of tokens of texts, for the index
+        upstream  rows {key, image, reason} that an earlier command rejected; they are added to the rejects
+        workers   processes that write shards; 0 and 1 mean this process
 
-    The folder is the same, byte for byte, for any number of `workers` (0 and 1: this process), and however
-    often the run was killed before: a run over the same rows with the same settings goes on where the last
-    one ended ("kept": True in a row of a shard that was there). A finished folder grows where the rows begin
-    with all those that it was made from; `notify` hears of it. UsageError where `dest` holds other shards,
-    which `force` removes; LuminaError where another process writes there.
+    Rejected rows go to rejects.jsonl. The folder is the same, byte for byte, for any number of workers and
+    any number of interruptions: the same call resumes ("kept": True marks shards of earlier runs). A finished
+    folder grows if the input starts with all of its rows; `notify` receives a message about it.
 
-    `check`: "quick" looks at the parts of each file, "full" decodes it; `encode` writes all pictures as png,
-    webp, jpg or avif; `count` gives the tokens of texts for the index. `upstream` are rows {key, image,
-    reason} that were left out before they came here: they are rejects, too.
+    Raises:
+        UsageError: if `dest` holds other shards (`force` removes them), or a setting is invalid.
+        LuminaError: if another process writes to `dest`.
+        TooManyRejects: after the last shard, if more than the fraction `max_bad_rate` of the rows was
+            rejected.
     """
-    dest = _checked(filesystem.to_text(dest), per_shard, workers, check, encode)
+    dest = _check_settings(filesystem.to_text(dest), per_shard, workers, check, encode)
     settings = {"version": VERSION, "per_shard": per_shard, "check": check, "encode": encode}
     settings |= {"tokenizer": getattr(count, "digest", None), "source": source}
     filesystem.make_dir(dest)
     with locked_folder(dest):
-        journal, left_out = Journal(dest), list(upstream)
+        journal = Journal(dest)
         if force:
             journal.clear()
-        groups, kept = chunked(rows, per_shard), []
-        finished = journal.begin(settings)
-        if finished is not None:
-            known = compare_inputs(groups, finished, journal)
-            if known.rest is None and finished.get("upstream", [0]) == digest_rejects(left_out):
-                yield from _there(finished, journal)
-            else:
-                _report_growth(finished, known, dest, notify)
-                kept, finished = reopen_folder(journal, finished, known.shards), None
-                groups = known.rest or iter(())
-        if finished is None:
-            making = ShardSettings(check == "full", encode, count, source)
-            jobs = _jobs(groups, making, journal, per_shard, len(kept))
-            notes = _watched(chain(kept, _run(jobs, workers)), journal)
-            finished = yield from _finish(notes, journal, settings, workers, left_out)
-    bad, samples = finished["rejects"], finished["samples"]
+        making = ShardSettings(check == "full", encode, count, source)
+        totals = yield from _write_folder(rows, journal, settings, making, list(upstream), workers, notify)
+    bad, samples = totals["rejects"], totals["samples"]
     if bad > max_bad_rate * (bad + samples):
         where = filesystem.join(dest, REJECTS)
-        share = f"{bad} of {bad + samples} pictures cannot be used"
-        raise TooManyRejects(f"{share}, more than --max-bad-rate allows; {where} says why")
+        fraction = f"{bad} of {bad + samples} images cannot be used"
+        raise TooManyRejects(f"{fraction}, more than --max-bad-rate allows; {where} lists the reasons")
+
+
+def _write_folder(
+    rows: Iterable[dict],
+    journal: Journal,
+    settings: dict,
+    making: ShardSettings,
+    left_out: list[dict],
+    workers: int,
+    notify: Callable[[str], None],
+) -> Iterator[dict]:
+    """Yield a row per shard; return the content of shards.json."""
+    groups, kept = chunked(rows, settings["per_shard"]), []
+    finished = journal.begin(settings)
+    if finished is not None:
+        known = compare_inputs(groups, finished, journal)
+        if known.rest is None and finished.get("upstream", [0]) == digest_rejects(left_out):
+            yield from _report_finished(finished, journal)
+            return finished
+        # From here on a kill is like one in the first run: the journal has the kept shards.
+        _report_growth(finished, known, journal.dest, notify)
+        kept = reopen_folder(journal, finished, known.shards)
+        groups = known.rest or iter(())
+    jobs = _plan_jobs(groups, making, journal, settings["per_shard"], len(kept))
+    notes = _require_notes(chain(kept, _run_jobs(jobs, workers)), journal)
+    return (yield from _finish(notes, journal, settings, workers, left_out))
 
 
 def _report_growth(finished: dict, known: KnownRows, dest: str, notify: Callable[[str], None]) -> None:
+    """Send a message that a finished folder grows."""
     if known.rest is None:
         return
     kept, count = len(known.shards), count_rows(finished)
-    line = f"{dest} grows: its {count} rows are the first of these; shards kept: {kept}"
-    line += ", the last one is written anew" if count > kept * finished["settings"]["per_shard"] else ""
-    notify(line + ("; its overlays are to be made again" if list_overlays(dest) else ""))
+    line = f"{dest} grows: the input starts with its {count} rows; shards kept: {kept}"
+    line += ", the last one is rewritten" if count > kept * finished["settings"]["per_shard"] else ""
+    notify(line + ("; make its overlays again" if list_overlays(dest) else ""))
 
 
-def _checked(dest: str, per_shard: int, workers: int, check: str, encode: str | None) -> str:
+def _check_settings(dest: str, per_shard: int, workers: int, check: str, encode: str | None) -> str:
+    """Return `dest`.
+
+    Raises:
+        UsageError: if a setting is invalid, or shards cannot be written to `dest`.
+    """
     if per_shard < 1:
         raise UsageError(f"a shard holds at least 1 sample, not {per_shard}")
     if workers > 1 and filesystem.is_process_local(dest):
-        raise UsageError(f"{dest} is in the memory of this process; other workers cannot write there")
+        raise UsageError(f"{dest} is in the memory of this process; worker processes cannot write there")
     if filesystem.is_file(filesystem.join(dest, SELECTED)):
-        raise UsageError(f"{dest} holds a selection; give the shards a folder of their own")
-    for name, word, words in (("check", check, CHECKS), ("encode", encode, (None, *ENCODINGS))):
-        if word not in words:
-            raise UsageError(f"unknown --{name} {word!r}; choose from {', '.join(filter(None, words))}")
+        raise UsageError(f"{dest} holds a selection; write the shards to another folder")
+    for name, value, known in (("check", check, CHECKS), ("encode", encode, (None, *ENCODINGS))):
+        if value not in known:
+            raise UsageError(f"unknown --{name} {value!r}; choose from {', '.join(filter(None, known))}")
     return dest
 
 
-def _jobs(
+def _plan_jobs(
     groups: Iterator[list[dict]], making: ShardSettings, journal: Journal, per_shard: int, start: int
 ) -> Iterator[ShardJob]:
-    """Yield the jobs of shards from number `start` on."""
+    """Yield the jobs of the shards from number `start` on.
+
+    Raises:
+        UsageError: after the last one, if the journal has notes of shards beyond the input.
+    """
     done, first, number = set(journal.finished_shards()), start * per_shard, start - 1
     for number, group in enumerate(groups, start=start):
         check_number(number)
@@ -131,8 +159,8 @@ def _jobs(
         raise journal.conflict("holds an unfinished run over more rows")
 
 
-def _run(jobs: Iterator[ShardJob], workers: int) -> Iterator[dict]:
-    """Yield the notes of jobs in order; a single shard is not worth another process."""
+def _run_jobs(jobs: Iterator[ShardJob], workers: int) -> Iterator[dict]:
+    """Yield the notes of jobs in order; processes are started for two shards or more only."""
     if workers < 2:
         return map(run_job, jobs)
     ahead = list(islice(jobs, 2))
@@ -141,9 +169,10 @@ def _run(jobs: Iterator[ShardJob], workers: int) -> Iterator[dict]:
 
 
 def run_job(job: ShardJob) -> dict:
-    """Write a shard that the journal does not have yet; return its note (see `write_shard`).
+    """Write a shard unless the journal has its note; return the note (see `write_shard`).
 
-    UsageError where the journal has it with other rows, or a picture of theirs has changed.
+    Raises:
+        UsageError: if the note is of other rows, or an image file has changed since.
     """
     journal = Journal(job.dest)
     job = replace(job, rows=encode_images(job.rows))
@@ -152,8 +181,8 @@ def run_job(job: ShardJob) -> dict:
         note = write_shard(job)
         journal.write(note)
         return note
-    said, files = digest_rows(job.rows)
-    if note["rows"] != said:
+    content, files = digest_rows(job.rows)
+    if note["rows"] != content:
         raise journal.conflict(f"holds an unfinished run over other rows (shard {job.number})")
     if note["files"] != files:
         check_changed_files(
@@ -162,7 +191,12 @@ def run_job(job: ShardJob) -> dict:
     return note | {"kept": True}
 
 
-def _watched(notes: Iterator[dict], journal: Journal) -> Iterator[dict]:
+def _require_notes(notes: Iterator[dict], journal: Journal) -> Iterator[dict]:
+    """Pass notes on.
+
+    Raises:
+        LuminaError: if there are none: the source is empty.
+    """
     count = 0
     for note in notes:
         count += 1
@@ -175,7 +209,10 @@ def _watched(notes: Iterator[dict], journal: Journal) -> Iterator[dict]:
 def _finish(
     notes: Iterator[dict], journal: Journal, settings: dict, workers: int, left_out: list[dict]
 ) -> Iterator[dict]:
-    """Yield a row per shard; then write what is about all of them, shards.json last; return what it says."""
+    """Yield a row per shard, then write rejects, manifest and, last, shards.json; return its content.
+
+    Only the digests, sizes and rejects in the notes are used, so memory does not grow with the samples.
+    """
     dest, tars, scores, numbers = journal.dest, [], set(), []
     totals = {"samples": 0, "shards": 0, "rejects": 0, "bytes": 0, "rows": 0}
     rows_seen = hashlib.sha256()
@@ -203,15 +240,15 @@ def _finish(
     else:
         filesystem.remove(dest, [REJECTS])
     if tars:
-        wholes = [filesystem.join(dest, name) for name, *_ in tars]
-        manifest.write_manifest(filesystem.join(dest, manifest.NAME), wholes, sorted(scores), workers)
+        places = [filesystem.join(dest, name) for name, *_ in tars]
+        manifest.write_manifest(filesystem.join(dest, manifest.NAME), places, sorted(scores), workers)
     filesystem.write_file(filesystem.join(dest, TOTALS), dump_totals(totals))
     journal.remove()
     return totals
 
 
-def _there(totals: dict, journal: Journal) -> Iterator[dict]:
-    """Yield the shards of a finished folder."""
+def _report_finished(totals: dict, journal: Journal) -> Iterator[dict]:
+    """Yield the rows of a finished folder."""
     journal.remove()
     for name, samples, size, *_ in totals["tars"]:
         yield {"shard": filesystem.join(journal.dest, name), "samples": samples, "bytes": size, "kept": True}

@@ -1,4 +1,4 @@
-"""Reading shards: rows in order, rows by number, pictures by name; all may be URLs (places.py)."""
+"""Reading shards: their tars, indexes and totals, rows in order and rows by number. Paths may be URLs."""
 
 import json
 from bisect import bisect_right
@@ -15,23 +15,23 @@ from lumina_cli.core.shards.overlays.reader import Add, open_joiner
 from lumina_cli.core.shards.tar import TRUTH, RejectedImage, TarImage, find_tars, read_span, scan_tar
 
 TOTALS = "shards.json"
-SELECTED = "select.json"  # of a selection (selection.py), which holds no shards
+SELECTED = "select.json"  # marks a selection (shards/selection.py), which does not hold shards
 
 
 def index_path(tar: str | Path) -> str:
-    """Return the place of the index beside a tar."""
+    """Return the path of the index of a tar, which is next to it."""
     return filesystem.to_text(tar).removesuffix(".tar") + ".index.jsonl"
 
 
 def is_own_file(name: str) -> bool:
-    """Whether a file of this name, in a folder of shards, is one that `write_shards` wrote."""
+    """Whether `write_shards` writes files of this name to a folder of shards."""
     stem = name.removesuffix(".tar").removesuffix(".index.jsonl")
     numbered = name != stem and stem.isascii() and stem.isdecimal() and len(stem) >= 6
     return numbered or name in (TOTALS, "rejects.jsonl", "manifest.parquet")
 
 
 def read_totals(folder: str | Path) -> dict | None:
-    """Return what shards.json of a folder says, None where the folder is unfinished or not ours."""
+    """Return the content of shards.json; None if the folder is unfinished or not ours."""
     place = filesystem.join(folder, TOTALS)
     if not filesystem.is_file(place):
         return None
@@ -39,7 +39,11 @@ def read_totals(folder: str | Path) -> dict | None:
 
 
 def open_shards(path: str | Path) -> list[str]:
-    """Return the tars that `path` stands for, in order; LuminaError where a folder of ours is not whole."""
+    """Return the tars of a folder or a tar, in order.
+
+    Raises:
+        LuminaError: if the folder was written by `write_shards` and is incomplete, or does not hold shards.
+    """
     folder = filesystem.to_text(path)
     if folder.endswith(".tar") and not filesystem.is_dir(folder):
         return find_tars(folder)
@@ -47,30 +51,31 @@ def open_shards(path: str | Path) -> list[str]:
     if totals is None:
         if any(is_own_file(name) and name.endswith(".index.jsonl") for name in sizes):
             raise LuminaError(
-                f"{folder} is unfinished: `lumina shard SOURCE {folder}` with the same SOURCE goes on with it"
+                f"{folder} is unfinished: `lumina shard SOURCE {folder}` with the same SOURCE resumes it"
             )
         if SELECTED in sizes:
-            raise LuminaError(f"{folder} is a selection and holds no shards; its {SELECTED} says of which")
+            raise LuminaError(f"{folder} is a selection and does not hold shards; its {SELECTED} names them")
         return find_tars(folder)
     ours = [name for name in sizes if name.endswith(".tar") and is_own_file(name)]
-    anew = f"`lumina shard SOURCE {folder} --force` writes it anew"
+    rewrite = f"`lumina shard SOURCE {folder} --force` rewrites it"
     if len(ours) != totals.get("shards"):
-        found = f"{len(ours)} shards, but its {TOTALS} says {totals.get('shards')}"
-        raise LuminaError(f"{folder} holds {found}; {anew}")
+        found = f"{len(ours)} shards, but its {TOTALS} lists {totals.get('shards')}"
+        raise LuminaError(f"{folder} holds {found}; {rewrite}")
     for name, _, size, _, index_size in totals.get("tars", ()):
         index = index_path(name)
         for part, wanted in ((name, size), (index, index_size)):
-            if sizes.get(part) != wanted and (part != index or part in sizes):  # without index it is scanned
-                raise LuminaError(f"{folder}/{part} has {sizes.get(part, 0)} bytes, not {wanted}; {anew}")
+            # a missing index is not an error, because the tar is then scanned
+            if sizes.get(part) != wanted and (part != index or part in sizes):
+                raise LuminaError(f"{folder}/{part} has {sizes.get(part, 0)} bytes, not {wanted}; {rewrite}")
     return find_tars(folder) if totals.get("shards") else []
 
 
 class ShardReader:
     """Random access to the rows of shards, by number; cheap to pickle, holds no open file.
 
-    Tars without an index, which other tools wrote, are scanned once. A row is what the JSON member holds,
-    with "image" a TarImage, "key", width and height where they are known, and "depth" and "masks", each a
-    TarImage, where the shards hold them.
+    Tars of other tools, which do not have an index, are scanned once. A row is the content of the JSON
+    member, with "key", "image" (a TarImage), and, if known, "width", "height" and the TarImages "depth" and
+    "masks".
     """
 
     def __init__(self, path: str | Path):
@@ -101,15 +106,17 @@ class ShardReader:
 
 
 @lru_cache(maxsize=64)
-def _cached_index(tar: str, written: str) -> list[dict]:
+def _cached_index(tar: str, version: str) -> list[dict]:
+    """Return the index of a tar; `version` is only a part of the cache key (`file_version`)."""
     return read_index(tar)
 
 
 def read_shards(path: str | Path, lenient: bool = False) -> Iterator[dict]:
-    """Yield the rows of a tar or of a folder of them; "image" is a TarImage, read when it is opened.
+    """Yield the rows of a tar or of a folder of tars; "image" is a TarImage, which is read when it is opened.
 
-    Rows have what overlays add to them; "SHARDS?overlay=NAME@VERSION" names which (overlays/reader.py).
-    With `lenient` what is broken becomes a row whose "image" is Refused, in place of an error.
+    Rows include the fields of overlays; "SHARDS?overlay=NAME@VERSION" selects which
+    (shards/overlays/reader.py). With `lenient` a broken sample or tar becomes a row whose "image" is a
+    RejectedImage instead of an error.
     """
     path, joiner = open_joiner(path)
     for tar in open_shards(path):
@@ -137,7 +144,7 @@ def _read_leniently(tar: str, entry: dict, add: Add | None) -> dict:
 
 
 def read_entry(tar: str, entry: dict) -> dict:
-    """Return the row of one line of an index."""
+    """Return the row for a line of an index."""
     row = {name: entry[name] for name in ("key", "width", "height") if entry.get(name) is not None}
     if entry.get("row"):
         text = read_span(tar, *entry["row"], f"{entry['key']}.json")
@@ -150,18 +157,22 @@ def read_entry(tar: str, entry: dict) -> dict:
 
 
 def image_spans(entry: dict) -> dict[str, tuple[str, int, int]]:
-    """Return the pictures of a sample by name, each as (member, offset, length)."""
+    """Return the images of a sample, {name: (member, offset, length)}."""
     truth = {name: (f"{entry['key']}.{name}.png", *entry[name]) for name in TRUTH if entry.get(name)}
     return {"image": (entry["image"], entry["offset"], entry["length"])} | truth
 
 
 def read_index(tar: str | Path) -> list[dict]:
-    """Return the index of a tar from the file beside it, or by scanning the tar where there is none."""
+    """Return all lines of the index of a tar."""
     return list(iter_index(tar))
 
 
 def iter_index(tar: str | Path) -> Iterator[dict]:
-    """Yield the lines of the index of a tar, checked against its size; a tar without one is scanned."""
+    """Yield the lines of the index of a tar, validated against its size; a tar without an index is scanned.
+
+    Raises:
+        LuminaError: if a line is malformed, or a span is beyond the end of the tar.
+    """
     tar = filesystem.to_text(tar)
     place = index_path(tar)
     if not filesystem.is_file(place):
@@ -189,5 +200,5 @@ def _fits(span: Any, size: int) -> bool:
 
 
 def dump_totals(totals: dict) -> bytes:
-    """Return the line of shards.json."""
+    """Return the bytes of shards.json."""
     return json.dumps(totals, ensure_ascii=False).encode() + b"\n"

@@ -1,11 +1,12 @@
-"""A selection: which samples of shards go on to the next stage, without a copy of any picture.
+"""A selection: the samples of shards that the next stage uses, without a copy of any image.
 
-    DEST/selection.parquet   shard, key, image, sha256: a row a sample, in the order of the shards; and
-                             "value", what it was chosen by
-    DEST/select.json         written last: the shards and the source that was selected from (relative to
-                             DEST where both are on this machine), settings, and what each step left
+    DEST/selection.parquet   one row per sample, in the order of the shards: shard, key, image, sha256, and
+                             "value", the number it was ranked by
+    DEST/select.json         shards, source (both relative to DEST if local), settings, samples, and the
+                             number of samples after each step; written last
 
-A folder with a select.json is a SOURCE like any other: its rows are those of the shards.
+A folder with a select.json is a SOURCE like any other; its rows are those of the shards. The sha256 of each
+sample lets `selected_entries` notice that the shards have changed.
 """
 
 import json
@@ -36,33 +37,38 @@ def is_selection(source: str | os.PathLike) -> bool:
 
 
 def check_dest(dest: str, source: str, settings: dict, force: bool = False) -> None:
-    """Raise UsageError where a selection cannot be written to `dest`, or only with `force`.
+    """Check that a selection can be written to `dest`.
 
-    That is where `dest` holds shards, is the source, or holds a selection by other settings or of another
-    source.
+    Raises:
+        UsageError: if `dest` holds shards, is the source, or, without `force`, holds a selection of another
+            source or with other settings.
     """
     dest, bare = filesystem.to_text(dest), split_source(source)[0]
-    if _real(dest) == _real(bare) or filesystem.is_file(filesystem.join(dest, "shards.json")):
-        held = "a selection that is the source" if is_selection(dest) else "shards"
-        raise UsageError(f"{dest} holds {held}; give the selection a folder of its own")
+    if _real_path(dest) == _real_path(bare) or filesystem.is_file(filesystem.join(dest, "shards.json")):
+        held = "the selection that is the source" if is_selection(dest) else "shards"
+        raise UsageError(f"{dest} holds {held}; write the selection to another folder")
     place = filesystem.join(dest, DONE)
     if force or not filesystem.is_file(place):
         return
     info = read_json(place) or {}
-    if info.get("source") != _from(dest, source) or info.get("settings") != json.loads(json.dumps(settings)):
+    same = info.get("source") == _relative_place(dest, source)
+    if not same or info.get("settings") != json.loads(json.dumps(settings)):
         raise UsageError(
-            f"{dest} already holds a selection, by other settings or of another source; --force replaces it"
+            f"{dest} already holds a selection with other settings or of another source; --force replaces it"
         )
 
 
-def _real(place: str) -> str:
+def _real_path(place: str) -> str:
     return place.rstrip("/") if filesystem.is_url(place) else os.path.realpath(place)
 
 
 def write_selection(dest: str, shards: str, source: str, parts: Iterable[Any], info: dict) -> dict:
-    """Write a selection of `shards` from the parts of its table (pyarrow); return what select.json says.
+    """Write a selection of `shards`; return the content of select.json.
 
-    An earlier selection stays as it is where the parts cannot be worked out.
+        parts   pyarrow tables, the parts of selection.parquet
+        info    further fields of select.json
+
+    If an error occurs while the parts are computed, an earlier selection in `dest` stays intact.
     """
     import pyarrow as pa
 
@@ -70,7 +76,8 @@ def write_selection(dest: str, shards: str, source: str, parts: Iterable[Any], i
     filesystem.make_dir(dest)
     columns = dict.fromkeys(("shard", "key", "image", "sha256"), text) | {"value": pa.float64()}
     count = _write_table(dest, parts, pa.schema(list(columns.items())))
-    info = {"shards": _from(dest, shards), "source": _from(dest, source), "samples": count} | info
+    places = {"shards": _relative_place(dest, shards), "source": _relative_place(dest, source)}
+    info = places | {"samples": count} | info
     filesystem.write_file(
         filesystem.join(dest, DONE), json.dumps(info, ensure_ascii=False, indent=1).encode() + b"\n"
     )
@@ -78,51 +85,59 @@ def write_selection(dest: str, shards: str, source: str, parts: Iterable[Any], i
 
 
 def _write_table(dest: str, parts: Iterable[Any], columns: Any) -> int:
-    """Write the table of a selection aside, then put it in the place of an earlier one, which ends there."""
+    """Write selection.parquet under a temporary name, then invalidate and replace an earlier selection."""
     place = filesystem.join(dest, TABLE)
     if not filesystem.is_url(dest):
         with atomic_write(place) as aside:
             count = write_tables(str(aside), parts, columns)
-            filesystem.remove(dest, [DONE])  # or a kill right now would leave it with another table
+            # before the rename: a kill between the two must not leave select.json with another table
+            filesystem.remove(dest, [DONE])
         return count
 
-    def last() -> Iterator[Any]:  # a store takes the file once it is whole
+    # an object store replaces the file only after the last part, so the old select.json goes just before
+    def last() -> Iterator[Any]:
         yield from parts
         filesystem.remove(dest, [DONE])
 
     return write_tables(place, last(), columns)
 
 
-def _from(dest: str, place: str) -> str:
-    """A place as select.json names it: as seen from the selection, where both are on this machine."""
+def _relative_place(dest: str, place: str) -> str:
+    """Return a location as select.json stores it: relative to the selection if both are local."""
     place = filesystem.to_text(place)
     return place if filesystem.is_url(place) or filesystem.is_url(dest) else os.path.relpath(place, dest)
 
 
 def read_selection_info(folder: str) -> dict:
-    """Return the select.json of a selection; LuminaError where there is none."""
+    """Return the content of select.json.
+
+    Raises:
+        LuminaError: if the folder does not hold a selection.
+    """
     info = read_json(filesystem.join(folder, DONE))
     if not info or not isinstance(info.get("shards"), str):
-        raise LuminaError(f"{folder} holds no selection; `lumina shard select SHARDS {folder}` writes one")
+        raise LuminaError(
+            f"{folder} does not hold a selection; `lumina shard select SHARDS {folder}` writes one"
+        )
     return info
 
 
 def selected_shards(folder: str) -> str:
-    """Return the shards that a selection is of."""
-    return _seen_from(folder, read_selection_info(folder)["shards"])
+    """Return the shards that a selection refers to."""
+    return _resolve_place(folder, read_selection_info(folder)["shards"])
 
 
-def _seen_from(folder: str, where: str) -> str:
-    """The place that select.json of a folder names so."""
+def _resolve_place(folder: str, where: str) -> str:
+    """Return the location that select.json of a folder refers to as `where`."""
     if filesystem.is_url(where) or os.path.isabs(where) or filesystem.is_url(folder):
         return where
     return os.path.normpath(os.path.join(folder, where))
 
 
 def list_selections(source: str) -> list[tuple[str, dict]]:
-    """Return (folder, its select.json) of a selection and of those that it is from, the first one first.
+    """Return (folder, content of select.json) of a selection and of its ancestors, the oldest first.
 
-    Those that are gone by now are left out; of shards there are none.
+    Ancestors that no longer exist are left out. For shards the list is empty.
     """
     found: list[tuple[str, dict]] = []
     while True:
@@ -133,34 +148,35 @@ def list_selections(source: str) -> list[tuple[str, dict]]:
         source = found[-1][1].get("source")
         if not isinstance(source, str):
             return found[::-1]
-        source = _seen_from(folder, source)
+        source = _resolve_place(folder, source)
 
 
 def resolve_shards(source: str | os.PathLike) -> str:
-    """Return the folder of shards that a folder, a tar or a selection of it stands for."""
+    """Return the folder of shards that a folder, a tar or a selection refers to."""
     bare = split_source(source)[0]
     return folder_of_shards(selected_shards(bare) if is_selection(bare) else bare)
 
 
 def selected_keys(source: str | os.PathLike) -> dict[str, frozenset[str]] | None:
-    """Return the keys of a selection by the name of their shard; None for shards, of which all are meant."""
+    """Return {shard name: keys} of a selection; None for shards, which means all keys."""
     bare = split_source(source)[0]
     if not is_selection(bare):
         return None
-    groups = groupby(_chosen(bare), key=lambda row: row[0])
+    groups = groupby(_read_rows(bare), key=lambda row: row[0])
     return {shard: frozenset(key for _, key, _ in rows) for shard, rows in groups}
 
 
 def selected_entries(source: str) -> Iterator[tuple[str, list[dict], list[dict]]]:
-    """Yield (tar, its whole index, the lines of it that are selected) of each shard that a selection needs.
+    """Yield (tar, its whole index, the selected lines of it) for each shard that a selection uses.
 
-    LuminaError where a selected sample is gone, or its picture has changed.
+    Raises:
+        LuminaError: if a selected sample is missing, or its image has changed.
     """
     folder, _ = split_source(source)
     shards = selected_shards(folder)
-    for name, group in groupby(_chosen(folder), key=lambda row: row[0]):
+    for name, group in groupby(_read_rows(folder), key=lambda row: row[0]):
         if not name or "/" in name or not name.endswith(".tar"):
-            raise LuminaError(f"{folder} names no shard by {name!r}; select again")
+            raise LuminaError(f"{folder} names {name!r}, which is not a shard; select again")
         tar = filesystem.join(shards, name)
         entries = list(iter_index(tar))
         known = {entry["key"]: entry for entry in entries}
@@ -173,18 +189,18 @@ def selected_entries(source: str) -> Iterator[tuple[str, list[dict], list[dict]]
         yield tar, entries, chosen
 
 
-def _chosen(folder: str) -> Iterator[tuple[str, str, str | None]]:
+def _read_rows(folder: str) -> Iterator[tuple[str, str, str | None]]:
     for batch in read_batches(filesystem.join(folder, TABLE), ["shard", "key", "sha256"], "selection"):
         yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
 def read_samples(source: str | os.PathLike) -> Iterator[dict]:
-    """Yield the rows of shards or of a selection of some."""
+    """Yield the rows of shards or of a selection."""
     return read_selection(source) if is_selection(source) else read_shards(source)
 
 
 def read_selection(source: str | os.PathLike) -> Iterator[dict]:
-    """Yield the rows of a selection, with overlays like those of its shards; see `formats.overlays`."""
+    """Yield the rows of a selection, with the same overlays as its shards (shards/overlays/reader.py)."""
     source = filesystem.to_text(source)
     shards = selected_shards(split_source(source)[0])
     words = source.rpartition(WORD)

@@ -1,6 +1,7 @@
-"""Members of tars: written with nothing that differs between machines, read one by one and never unpacked.
+"""Members of tars: written with the same bytes on every machine, read one by one, never unpacked.
 
-Nothing inside a tar is trusted: paths and links in it mean nothing, because no name in it is ever opened.
+The content of a tar is untrusted. Paths and links in it have no effect, because no member name is ever
+opened.
 """
 
 import re
@@ -19,13 +20,16 @@ from lumina_cli.core.images.io import SUFFIXES, InvalidImage, open_image
 from lumina_cli.core.io import filesystem
 
 LONGEST_KEY = 80
-TRUTH = ("depth", "masks")  # {key}.depth.png and {key}.masks.png: what `nano:N?truth=1` knows of a picture
+TRUTH = (
+    "depth",
+    "masks",
+)  # members {key}.depth.png and {key}.masks.png (`nano:N?truth=1`)
 BLOCK = tarfile.BLOCKSIZE
 
 
 @dataclass(frozen=True)
 class TarImage:
-    """A picture inside a tar, read when it is needed; as text "DIR/000000.tar#key.png"."""
+    """An image in a tar, read on demand; its text is "DIR/000000.tar#key.png"."""
 
     tar: str
     member: str
@@ -42,7 +46,7 @@ class TarImage:
         return read_span(self.tar, self.offset, self.length, self.member)
 
     def open(self) -> Image.Image:
-        """Return the picture as 8-bit RGB."""
+        """Return the image as 8-bit sRGB."""
         return open_image(self.read(), name=str(self))
 
     def __str__(self) -> str:
@@ -51,7 +55,7 @@ class TarImage:
 
 @dataclass(frozen=True)
 class RejectedImage:
-    """In place of a row's "image": one that is not to be read, with the code and the reason."""
+    """Stands for the "image" of a row that cannot be used: its location, the code and the reason."""
 
     image: str
     code: str
@@ -71,10 +75,14 @@ class RejectedImage:
 
 
 def read_span(tar: str, offset: int, length: int, member: str) -> bytes:
-    """Return the bytes of a member; LuminaError where the tar ends before they do."""
+    """Return the bytes of a member.
+
+    Raises:
+        InvalidImage: if the tar ends before them.
+    """
     data = filesystem.read_part(tar, offset, length)
     if len(data) != length:
-        raise InvalidImage(f"{tar}: truncated, {member} is not whole", "truncated")
+        raise InvalidImage(f"{tar}: truncated, {member} is incomplete", "truncated")
     return data
 
 
@@ -85,20 +93,23 @@ _PLAIN = sum(_MODE_AND_OWNER) + sum(_DATE) + sum(_KIND) + 8 * ord(" ")
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """Return the USTAR header of a plain file: dates and owners are zero, the mode is 0644.
+    """Return the USTAR header of a regular file with zero dates and owners and mode 0644.
 
-    The bytes are those of tarfile.TarInfo(name).tobuf(USTAR_FORMAT), ten times sooner.
+    The bytes equal tarfile.TarInfo(name).tobuf(USTAR_FORMAT); building them here is ten times faster.
+
+    Raises:
+        LuminaError: if the name or the size exceeds the USTAR limits.
     """
     coded = name.encode()
     if len(coded) > 100 or size >= 8**11:
-        raise LuminaError(f"{name}: no room in a tar for such a name, or for {size} bytes")
+        raise LuminaError(f"{name}: name or size ({size} bytes) exceeds the USTAR limits (100 bytes, 8 GiB)")
     size_field = b"%011o\0" % size
     check = b"%06o\0" % (_PLAIN + sum(coded) + sum(size_field))
     return coded.ljust(100, b"\0") + _MODE_AND_OWNER + size_field + _DATE + check + b" " + _KIND
 
 
 def add_member(file: IO[bytes], at: int, name: str, data: bytes) -> int:
-    """Write one member where the file is, at byte `at`; return where the next one begins."""
+    """Write a member at the current byte `at` of a file; return the offset of the next one."""
     file.write(tar_header(name, len(data)))
     file.write(data)
     padding = -len(data) % BLOCK
@@ -108,14 +119,15 @@ def add_member(file: IO[bytes], at: int, name: str, data: bytes) -> int:
 
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_UNICODE = unicodedata.ucd_3_2_0  # of which the table is the same in every Python, and so are the keys
+_UNICODE = unicodedata.ucd_3_2_0  # fixed in every version of Python, so keys never change
 
 
 def sanitize_key(name: str, taken: dict[str, int]) -> str:
-    """Return `name` as a key that tars and webdataset accept, unlike every key in `taken`, and add it there.
+    """Return `name` as a key that tars and webdataset accept, made unique among `taken`, and add it there.
 
-    Letters and digits of all alphabets (as Unicode 3.2 knows them, composed: NFC), "-" and "_" stay; the rest
-    becomes "_": spaces, and dots and slashes, which mean something to webdataset. At most LONGEST_KEY bytes.
+    Letters and digits of all alphabets (Unicode 3.2, composed: NFC), "-" and "_" are kept. Everything else
+    becomes "_", also dots and slashes, which have a meaning in webdataset. A key has at most LONGEST_KEY
+    bytes.
     """
     text = name if name.isascii() else _letters(name)
     key = _UNSAFE.sub("_", text) if text.isascii() else text
@@ -129,18 +141,22 @@ def sanitize_key(name: str, taken: dict[str, int]) -> str:
 
 
 def _letters(name: str) -> str:
-    """A name with "_" for each run of what is no letter, mark behind one, digit, "-" or "_"."""
+    """Return a name with "_" for each run of characters that are not letters, digits, marks, "-" or "_"."""
     found = ""
-    for sign in _UNICODE.normalize("NFC", name):
-        kind = _UNICODE.category(sign)[0] if sign not in "-_" else "L"
+    for character in _UNICODE.normalize("NFC", name):
+        kind = _UNICODE.category(character)[0] if character not in "-_" else "L"
         kept = kind in "LN" or (kind == "M" and found[-1:] not in ("", "_", "-", "\0"))
         if kept or not found.endswith("\0"):
-            found += sign if kept else "\0"
+            found += character if kept else "\0"
     return found.replace("\0", "_")
 
 
 def find_tars(path: str | Path) -> list[str]:
-    """Return the tars that `path` (a tar, or a folder of them; paths or URLs) stands for, in order."""
+    """Return the tars of a tar or a folder, in order.
+
+    Raises:
+        LuminaError: if there are none.
+    """
     path = filesystem.to_text(path)
     if path.endswith(".tar") and not filesystem.is_dir(path):
         tars = [path] if filesystem.is_file(path) else []
@@ -152,44 +168,47 @@ def find_tars(path: str | Path) -> list[str]:
     if not tars and not filesystem.is_dir(path):
         raise LuminaError(f"{path}: no such folder of shards; `lumina shard SOURCE {path}` writes one")
     if not tars:
-        raise LuminaError(f"{path} holds no shards (*.tar); `lumina shard SOURCE {path}` writes some")
+        raise LuminaError(f"{path} does not contain shards (*.tar); `lumina shard SOURCE {path}` writes some")
     return tars
 
 
 def scan_tar(tar: str) -> Iterator[dict]:
-    """Yield index entries of a tar without index: members with one name up to the first dot are a sample.
+    """Yield index entries of a tar without an index; members that share a stem are a sample.
 
-    "row" is the span of its JSON, "text" of its .txt. Links, devices and sparse files are no members. What
-    was read before a tar breaks off is yielded before LuminaError says so.
+    The stem is the name up to the first dot. "row" is the span of the JSON member, "text" that of the .txt
+    member. Links, devices and sparse files are ignored.
+
+    Raises:
+        LuminaError: if the tar is truncated; all complete samples are yielded before.
     """
     with filesystem.open_file(tar) as file:
         for key, members in groupby(_members(tar, file), key=lambda member: _stem(member[0])):
             parts = {name[len(key) + 1 :].lower(): (name, offset, size) for name, offset, size in members}
-            picture = next((part for suffix, part in parts.items() if f".{suffix}" in SUFFIXES), None)
-            if picture:
+            image = next((part for suffix, part in parts.items() if f".{suffix}" in SUFFIXES), None)
+            if image:
                 row = list(parts["json"][1:]) if "json" in parts else None
                 others = {name: list(parts[f"{name}.png"][1:]) for name in TRUTH if f"{name}.png" in parts}
                 if "txt" in parts:
                     others["text"] = list(parts["txt"][1:])
                 yield {
                     "key": key,
-                    "image": picture[0],
-                    "offset": picture[1],
-                    "length": picture[2],
+                    "image": image[0],
+                    "offset": image[1],
+                    "length": image[2],
                     "row": row,
                 } | others
 
 
 def _members(tar: str, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset, size) of the plain files of a tar."""
+    """Yield (name, offset, size) of the regular files in a tar."""
     whole = file.seek(0, 2)
     file.seek(0)
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                archive.members = []  # or every header is kept until the end
+                archive.members = []  # tarfile otherwise keeps every header in memory
                 if member.size < 0 or member.offset_data + member.size > whole:
-                    yield member.name, 0, 0  # so that the sample before it is known to be whole
+                    yield member.name, 0, 0  # ends the previous sample, which is complete
                     raise EOFError(f"{member.name!r} ends after the tar does")
                 if member.isreg() and not member.issparse():
                     yield member.name, member.offset_data, member.size
@@ -198,6 +217,6 @@ def _members(tar: str, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
 
 
 def _stem(name: str) -> str:
-    """Return the name of a member up to the first dot of its last part."""
+    """Return the name of a member up to the first dot of its last component."""
     folder, slash, file = name.rpartition("/")
     return f"{folder}{slash}{file.partition('.')[0]}"

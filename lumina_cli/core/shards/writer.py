@@ -1,6 +1,6 @@
-"""One shard: some rows of the input, read, checked, hashed and written, each by itself and always the same.
+"""One shard: its rows are read, checked, hashed and written to a tar and an index.
 
-A shard depends on its rows and the settings alone, so any process may write any of them, in any order.
+The bytes of a shard depend only on its rows and the settings, so any process may write any shard.
 """
 
 import hashlib
@@ -25,17 +25,20 @@ from lumina_cli.core.shards.journal import digest_rows
 from lumina_cli.core.shards.reader import index_path
 from lumina_cli.core.shards.tar import BLOCK, TRUTH, TarImage, add_member, sanitize_key
 
-AT_ONCE = 32  # pictures fetched together from elsewhere
-LARGE = 1 << 16  # bytes of a picture from which on another thread hashes it; hashlib lets go of the lock
+AT_ONCE = 32  # remote images that are fetched at the same time
+LARGE = 1 << 16  # bytes of an image that another thread hashes; hashlib releases the GIL
 
-Count = Callable[[list[str]], list[int]]  # tokens of texts; picklable where there are workers
+Count = Callable[[list[str]], list[int]]  # texts -> numbers of tokens; picklable if there are workers
 
 
 @dataclass(frozen=True)
 class ShardSettings:
-    """How samples are made: `full` decodes every picture, `encode` writes it anew, `count` counts tokens.
+    """Settings of all shards.
 
-    `source` is what the manifest says of rows that do not say themselves where they are from.
+    full     decode every image
+    encode   re-encode images to this format
+    count    returns the token counts of texts
+    source   the source of rows that do not have a "source"
     """
 
     full: bool = False
@@ -46,21 +49,21 @@ class ShardSettings:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """Shard `number` of `dest`, made of `rows`, the first of which is row `first` of the input."""
+    """Shard `number` of `dest`, made of `rows`; the first of them is row `first` of the input."""
 
     dest: str
     number: int
     first: int
     rows: list[dict]
     making: ShardSettings
-    done: bool = False  # the journal has it: only its rows are compared
+    done: bool = False  # the journal has its note: only the rows are compared
 
 
 def write_shard(job: ShardJob) -> dict:
-    """Write the index and the tar of one shard, each whole or not at all; return what the journal keeps.
+    """Write the index and the tar of one shard, each whole or not at all; return its note for the journal.
 
-    That is shard (number), rows and files (digests), samples, bytes, index (its sha256 and bytes), scores
-    (names that occur), and rejects. A shard without samples has no files.
+    The note holds shard (number), samples, bytes, index [sha256, bytes], scores (names), rows and files
+    (digests), and rejects. A shard without samples has no files.
     """
     rejects: list[dict] = []
     samples = _samples(job, rejects)
@@ -77,14 +80,14 @@ def write_shard(job: ShardJob) -> dict:
 @dataclass(frozen=True)
 class _Sample:
     key: str
-    picture: IngestedImage
+    image: IngestedImage
     truth: dict[str, bytes]
     row: dict
-    line: bytes  # the row as it is written
+    line: bytes  # the JSON of the row
 
 
 def _samples(job: ShardJob, rejects: list[dict]) -> Iterator[_Sample]:
-    """Yield rows ready to be written, each with its own key; those that cannot be used go to `rejects`."""
+    """Yield the samples of the rows, with unique keys; rows that cannot be used are added to `rejects`."""
     keys: dict[str, int] = {}
     for number, (row, image) in enumerate(_fetched(job.rows), start=job.first):
         origin = image_ref(row.get("image")).origin
@@ -99,9 +102,9 @@ def _samples(job: ShardJob, rejects: list[dict]) -> Iterator[_Sample]:
 
 
 def _fetched(rows: list[dict]) -> Iterator[tuple[dict, Any]]:
-    """Yield each row with its picture: the bytes of a file, or the error that reading it gave.
+    """Yield each row with the bytes of its image, or the error of reading it.
 
-    What is elsewhere is fetched some at a time, because a store of objects is slow to answer, not to send.
+    Remote images are fetched AT_ONCE at a time, because object stores have a high latency.
     """
     if not any(map(_is_remote, rows)):
         for row in rows:
@@ -130,7 +133,7 @@ def _fetch(row: dict) -> bytes | LuminaError:
 def _sample(
     row: dict, image: Any, origin: str | None, keys: dict[str, int], making: ShardSettings
 ) -> _Sample:
-    picture = ingest_image(image, origin or "the picture in memory", making.full, making.encode)
+    ingested = ingest_image(image, origin or "the image in memory", making.full, making.encode)
     truth = {name: _truth(row[name]) for name in TRUTH if _is_truth(row.get(name))}
     try:
         get_captions(row)
@@ -138,17 +141,17 @@ def _sample(
         raise InvalidImage(str(error), "captions") from error
     kept = {name: value for name, value in row.items() if name != "image" and name not in truth}
     key = sanitize_key(str(row.get("key") or Path(origin or "picture").stem), keys)
-    kept |= {"key": key, "width": picture.width, "height": picture.height}
+    kept |= {"key": key, "width": ingested.width, "height": ingested.height}
     if origin is not None:
         kept.setdefault("origin", origin)
     try:
-        return _Sample(key, picture, truth, kept, _line(kept))
+        return _Sample(key, ingested, truth, kept, _line(kept))
     except RecursionError as error:
         raise InvalidImage("the row is nested too deeply", "bad_row") from error
 
 
 def _line(row: dict) -> bytes:
-    """Return `dump_row(row)` as bytes, sooner where a row holds nothing that JSON lacks."""
+    """Return `dump_row(row)` as bytes; faster for rows that JSON can represent."""
     try:
         return json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError):
@@ -156,7 +159,7 @@ def _line(row: dict) -> bytes:
 
 
 def _is_truth(value: Any) -> bool:
-    """Whether a row's "depth" or "masks" is a picture; other tools mean other things by these words."""
+    """Whether "depth" or "masks" of a row is an image; other tools use these keys for other things."""
     return isinstance(value, bytes | TarImage) or (isinstance(value, str) and ".tar#" in value)
 
 
@@ -172,7 +175,7 @@ def _write(tar: str, samples: Iterator[_Sample], making: ShardSettings) -> dict:
         ) as file,  # waiting for the disk would take as long as all else
         ThreadPoolExecutor(1) as hasher,
     ):
-        for sample in samples:  # reading them may fail, too, and that is no fault of this tar
+        for sample in samples:  # outside of disk_errors: reading images may fail, too
             with disk_errors(tar):
                 entry, at = _add_sample(file, at, sample, hasher)
             entry |= index_fields(sample.row, making)
@@ -187,30 +190,30 @@ def _write(tar: str, samples: Iterator[_Sample], making: ShardSettings) -> dict:
         index = b"".join(line + b"\n" for line in lines)
         filesystem.write_file(
             index_path(tar), index, durable=False
-        )  # before the tar: one without index is another tool's
+        )  # before the tar: a tar without an index looks like one of another tool
     digest = [hashlib.sha256(index).hexdigest(), len(index)]
     size = at + 2 * BLOCK
     return {"samples": len(lines), "bytes": size, "index": digest, "scores": sorted(scores)}
 
 
 def _add_sample(file: IO[bytes], at: int, sample: _Sample, hasher: ThreadPoolExecutor) -> tuple[dict, int]:
-    """Write a sample at `at`; return its line of the index and where the next one goes.
+    """Write a sample at offset `at`; return its line of the index and the offset of the next sample.
 
-    The sha256 of a large picture is a Future: it is computed while the next ones are read and written.
+    The sha256 of a large image is a Future: hashing runs while the next samples are read and written.
     """
-    picture, row = sample.picture, sample.line
-    image = f"{sample.key}.{picture.suffix}"
-    entry = {"key": sample.key, "image": image, "offset": at + BLOCK, "length": len(picture.data)}
-    large = len(picture.data) > LARGE
-    entry |= {"sha256": hasher.submit(_sha256, picture.data) if large else _sha256(picture.data)}
-    entry |= {"width": picture.width, "height": picture.height}
-    at = add_member(file, at, image, picture.data)
+    ingested, row = sample.image, sample.line
+    image = f"{sample.key}.{ingested.suffix}"
+    entry = {"key": sample.key, "image": image, "offset": at + BLOCK, "length": len(ingested.data)}
+    large = len(ingested.data) > LARGE
+    entry |= {"sha256": hasher.submit(_sha256, ingested.data) if large else _sha256(ingested.data)}
+    entry |= {"width": ingested.width, "height": ingested.height}
+    at = add_member(file, at, image, ingested.data)
     entry |= {"row": [at + BLOCK, len(row)], "row_sha256": hashlib.sha256(row).hexdigest()}
     at = add_member(file, at, f"{sample.key}.json", row)
     for name, data in sample.truth.items():
         entry[name] = [at + BLOCK, len(data)]
         at = add_member(file, at, f"{sample.key}.{name}.png", data)
-    return (entry | {"notes": list(picture.notes)} if picture.notes else entry), at
+    return (entry | {"notes": list(ingested.notes)} if ingested.notes else entry), at
 
 
 def _sha256(data: bytes) -> str:
@@ -218,9 +221,9 @@ def _sha256(data: bytes) -> str:
 
 
 def index_fields(row: dict, making: ShardSettings = ShardSettings()) -> dict:
-    """Return what the index says of a row beside where it is: characters, tokens, scores, source, origin...
+    """Return the fields of an index line that describe a row: characters, tokens, scores, source, origin...
 
-    That is what `shards.py` tells of it, as far as the row has it.
+    See shards/inspect.py; fields without a value are omitted.
     """
     captions = get_captions(row)
     found: dict[str, Any] = {}
@@ -247,7 +250,7 @@ def index_fields(row: dict, making: ShardSettings = ShardSettings()) -> dict:
 
 
 def count_rejected_captions(row: dict) -> dict[str, int]:
-    """Return how many of a row's captions failed their checks, by the code of the reason."""
+    """Return {code: number} of a row's captions that failed their checks."""
     rejected = row.get("rejected_captions")
     entries = [each for each in rejected if isinstance(each, dict)] if isinstance(rejected, list) else []
     codes = (each.get("code") or "unknown" for each in entries)

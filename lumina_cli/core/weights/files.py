@@ -1,4 +1,4 @@
-"""Weight files: read without running code from them, written aside then renamed, checked with exact words."""
+"""Weight files: safe reading (no code runs), atomic writing, and exact reports of a misfit with a model."""
 
 import zipfile
 from collections.abc import Iterable
@@ -18,27 +18,36 @@ PREFERRED = ("diffusion_pytorch_model.safetensors", "model.safetensors", "consol
 
 
 def read_weights(path: str | Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, a .pth (opened with weights_only), or a folder of either.
+    """Read the tensors of a .safetensors file, a pickled file (.pth..., weights_only), or a folder of either.
 
-    A folder may be sharded: a `*.safetensors.index.json` beside its parts. Tensors share the memory of their
-    file as long as one of them lives; those whose name ends with a word of `apart` are read apart from the
-    others, for who joins them to new ones. LuminaError, one line, where the file is missing, broken, of
-    another kind, or holds anything but tensors by name.
+        path     a folder may hold sharded weights: a `*.safetensors.index.json` next to its files
+        apart    name suffixes: tensors with these names are loaded in a separate pass
+        returns  {name: tensor} on the CPU
+
+    Tensors of one pass share the memory map of their file, which stays in memory as long as one of them does.
+    A caller that replaces some of them by new ones (e.g. fused projections) passes their suffixes as `apart`.
+
+    Raises:
+        LuminaError: if the file is missing, broken, of another type, or holds anything but tensors by name.
     """
     path = Path(path)
     if path.is_dir():
         return read_folder(path, apart)
     if not path.exists():
-        raise LuminaError(f"{path} does not exist; a file of weights or a folder with one is needed")
+        raise LuminaError(f"{path} does not exist; expected a weight file or a folder with one")
     if path.suffix == ".safetensors":
         return read_safetensors(path, apart)
     if path.suffix in PICKLED:
         return read_pickled(path)
-    raise LuminaError(f"{path} has an unknown ending; weights end in .safetensors, {', '.join(PICKLED)}")
+    raise LuminaError(f"{path} has an unknown suffix; weight files end in .safetensors, {', '.join(PICKLED)}")
 
 
 def read_folder(folder: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """The weights in a folder: the parts that an index lists, or the one file."""
+    """Read the weights in a folder: the files of its index, or its only weight file.
+
+    Raises:
+        LuminaError: if it is ambiguous which file to read, or there is none.
+    """
     indexes = find_indexes(folder)
     if len(indexes) == 1:
         return read_shards(indexes[0], apart)
@@ -46,7 +55,7 @@ def read_folder(folder: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
     files = [folder / name for name in PREFERRED if folder / name in files] or files
     if not files or len(indexes) > 1:
         raise LuminaError(
-            f"{folder} holds {len(indexes)} indexes and {len(files)} weight files; one is needed"
+            f"{folder} holds {len(indexes)} indexes and {len(files)} weight files; exactly one is needed"
         )
     if len(files) > 1 and files[0].name not in PREFERRED:
         raise LuminaError(f"{folder} holds {len(files)} weight files and no index; name one of them")
@@ -54,12 +63,16 @@ def read_folder(folder: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
 
 
 def read_shards(index: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """All tensors of the parts that a sharded index names."""
+    """Read all tensors of the files that an index of sharded weights names.
+
+    Raises:
+        LuminaError: if a file or a tensor that the index names is missing.
+    """
     places = read_weight_map(index)
     tensors = {}
     for part in sorted(set(places.values())):
         if not (index.parent / part).exists():
-            raise LuminaError(f"{index.parent} lacks {part}, which its index names; fetch it again")
+            raise LuminaError(f"{index.parent} lacks {part}, which its index names; download it again")
         tensors |= read_safetensors(index.parent / part, apart)
     if lost := places.keys() - tensors.keys():
         raise LuminaError(f"{index.parent} lacks {format_names(sorted(lost))}, which its index names")
@@ -67,6 +80,7 @@ def read_shards(index: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Read a .safetensors file; `apart` is that of `read_weights`."""
     try:
         if not apart:
             return load_file(path)
@@ -81,24 +95,29 @@ def read_safetensors(path: Path, apart: tuple[str, ...] = ()) -> dict[str, Tenso
 
 
 def read_pickled(path: Path) -> dict[str, Tensor]:
+    """Read a pickled file with the restricted unpickler, which runs no code."""
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a broken or hostile file makes the restricted unpickler fail in any way
         raise LuminaError(
-            f"{path} is not a readable file of weights alone: {summarize_error(error)}"
+            f"{path} is not a readable file that holds only weights: {summarize_error(error)}"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise LuminaError(f"{path} holds more than weights; a flat dict of tensors by name is needed")
+        raise LuminaError(f"{path} holds more than weights; expected a flat dict of tensors by name")
     return dict(tensors)
 
 
 def write_weights(tensors: dict[str, Tensor], path: str | Path) -> None:
-    """Write a .safetensors or .pth file, complete or not at all; LuminaError where the disk refuses."""
+    """Write a .safetensors or pickled file, by suffix, whole or not at all.
+
+    Raises:
+        LuminaError: if the disk refuses.
+    """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with disk_errors(path), atomic_write(path) as aside:
         if path.suffix in PICKLED:
-            # into an open file, because torch's own writer does not say why a disk refuses
+            # into an open file, because torch's own writer does not report why the disk refused
             with aside.open("wb") as file:
                 torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)
         else:
@@ -106,7 +125,11 @@ def write_weights(tensors: dict[str, Tensor], path: str | Path) -> None:
 
 
 def check_state_dict(model: nn.Module, state_dict: dict[str, Tensor], name: str) -> None:
-    """Raise LuminaError that names the missing, unexpected and misshaped tensors of `name`, if any."""
+    """Check that a state dict fits a model; `name` stands for the weights in the message.
+
+    Raises:
+        LuminaError: if tensors are missing, unexpected or misshaped; the message names them.
+    """
     wanted = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in state_dict.items()}
     misshaped = [(key, found[key], shape) for key, shape in wanted.items() if found.get(key, shape) != shape]
@@ -124,7 +147,11 @@ def raise_misfit(
     unexpected: Iterable[str],
     misshaped: Iterable[tuple[str, tuple[int, ...], tuple[int, ...]]],
 ) -> None:
-    """Raise LuminaError where any of the lists has an entry; `misshaped` says tensor, found, right shape."""
+    """Raise an error if any of the lists has an entry; `misshaped` holds (tensor, shape found, right shape).
+
+    Raises:
+        LuminaError: if a tensor is missing, unexpected or misshaped.
+    """
     shapes = [f"{key} is {tuple(found)}, should be {tuple(right)}" for key, found, right in misshaped]
     groups = {"missing": list(missing), "unexpected": list(unexpected), "misshaped": shapes}
     faults = [f"{kind} {format_names(names)}" for kind, names in groups.items() if names]
@@ -133,6 +160,6 @@ def raise_misfit(
 
 
 def format_names(names: list[str]) -> str:
-    """ "5 tensors (a, b, c, ...)": how many, and the first three."""
+    """Return the number of names and the first three: "5 tensors (a, b, c, ...)"."""
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({shown})"

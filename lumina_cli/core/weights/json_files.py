@@ -8,20 +8,24 @@ from lumina_cli.core.io.atomic import atomic_write, disk_errors
 
 
 def read_json(path: Path) -> dict:
-    """The object in a JSON file; LuminaError, one line, where there is none."""
+    """Read a JSON file that holds an object.
+
+    Raises:
+        LuminaError: if the file is missing, not JSON, or holds anything but an object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise LuminaError(f"{path} does not exist; a folder in the diffusers layout has it") from error
+        raise LuminaError(f"{path} does not exist; the diffusers layout requires it") from error
     except (OSError, ValueError) as error:
         raise LuminaError(f"{path} is not readable JSON: {summarize_error(error)}") from error
     if not isinstance(content, dict):
-        raise LuminaError(f"{path} holds no JSON object")
+        raise LuminaError(f"{path} does not contain a JSON object")
     return content
 
 
 def write_json(content: dict, path: Path) -> None:
-    """Write a JSON object, complete or not at all."""
+    """Write a JSON object, whole or not at all."""
     with disk_errors(path), atomic_write(path) as aside:
         aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -46,6 +50,6 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def summarize_error(error: Exception) -> str:
-    """The first sentence of an error, short enough for one line."""
+    """Return the first line of an error, at most 160 characters of it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:160]

@@ -1,4 +1,4 @@
-"""Weights left in their files: what there is, and one tensor at a time, in memory only while it is used."""
+"""Lazy weights: names and shapes from file headers, and single tensors loaded on demand."""
 
 from dataclasses import dataclass
 from math import prod
@@ -17,7 +17,7 @@ WIDTHS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "F8_E4M3"
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where a tensor is, its shape, and how many bytes a number takes."""
+    """The file and shape of a tensor, and its bytes per element (`width`)."""
 
     file: Path
     shape: tuple[int, ...]
@@ -25,15 +25,16 @@ class TensorLocation:
 
     @property
     def numel(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements."""
         return prod(self.shape)
 
 
 class LazyWeights:
-    """The tensors in the .safetensors files of a folder, by name.
+    """The tensors in the .safetensors files of a folder, by name; only headers are read until `read`.
 
-    Only headers are read at first. LuminaError, one line, where the folder has no such file, more than one
-    without an index, or a broken one.
+    Raises:
+        LuminaError: if the folder does not contain a .safetensors file, contains several without an index, or
+            a broken one.
     """
 
     def __init__(self, folder: str | Path):
@@ -42,7 +43,7 @@ class LazyWeights:
         for file in self._files():
             try:
                 with safe_open(file, "pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118 - it is no dict
+                    for name in opened.keys():  # noqa: SIM118 - not a dict
                         part = opened.get_slice(name)
                         width = WIDTHS.get(part.get_dtype(), 8)
                         self.locations[name] = TensorLocation(file, tuple(part.get_shape()), width)
@@ -58,23 +59,27 @@ class LazyWeights:
         files = [file for file in files if file.name in PREFERRED] or files
         if len(files) != 1:
             raise LuminaError(
-                f"{self.folder} holds {len(files)} .safetensors files; one, or an index, is needed"
+                f"{self.folder} holds {len(files)} .safetensors files; expected one, or an index"
             )
         return files
 
     def read(self, name: str) -> Tensor:
-        """The tensor `name` on the CPU, its pages shared with the file until it is dropped."""
+        """Return a tensor on the CPU; it is memory-mapped, so its pages are freed when it is dropped.
+
+        Raises:
+            LuminaError: if no tensor has this name.
+        """
         place = self.locations.get(name)
         if place is None:
-            raise LuminaError(f"{self.folder} has no {name}")
+            raise LuminaError(f"{self.folder} does not contain {name}")
         with safe_open(place.file, "pt") as opened:
             return opened.get_tensor(name)
 
     def meta_tensors(self) -> dict[str, Tensor]:
-        """All tensors with their shapes and without memory."""
+        """Return all tensors on the meta device: shapes without memory."""
         return {name: torch.empty(place.shape, device="meta") for name, place in self.locations.items()}
 
     def count_parameters(self, *prefixes: str) -> int:
-        """How many numbers the tensors hold whose names start with one of `prefixes`; without any, all."""
+        """Return the number of parameters in tensors whose names start with a prefix; without any, of all."""
         places = self.locations.items()
         return sum(place.numel for name, place in places if not prefixes or name.startswith(prefixes))

@@ -1,4 +1,4 @@
-"""LoRA files: tensors by name, the words in the file's header, and peft's config where it lies beside."""
+"""LoRA files: tensors by name, the metadata of the file header, and the config of peft."""
 
 import json
 from dataclasses import dataclass, field
@@ -13,19 +13,21 @@ from lumina_cli.core.io.atomic import atomic_write, disk_errors
 from lumina_cli.core.weights.files import read_weights
 from lumina_cli.core.weights.json_files import read_json, summarize_error
 
-FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # in a folder of diffusers, of peft
-CONFIG = (
-    "lora_adapter_metadata"  # where diffusers keeps peft's config in a header, each key after "transformer."
-)
+FILES = (
+    "pytorch_lora_weights.safetensors",
+    "adapter_model.safetensors",
+)  # of diffusers, of peft
+# header key under which diffusers stores peft's config; each key of it starts with "transformer."
+CONFIG = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What a LoRA file holds.
+    """The content of a LoRA file.
 
-    tensors   by the names in the file
-    header    its other words: what a trainer wrote about itself
-    config    peft's settings of the transformer (r, lora_alpha, use_rslora...); empty: none said
+    tensors   by their names in the file
+    header    metadata of the file header, as a trainer stored it, without the config
+    config    peft's settings of the transformer (r, lora_alpha, use_rslora...); empty if unspecified
     """
 
     path: Path
@@ -35,9 +37,10 @@ class AdapterFile:
 
 
 def read_adapter(path: str | Path) -> AdapterFile:
-    """Read a LoRA: a .safetensors or .pt (opened with weights_only), or a folder of diffusers or peft.
+    """Read a LoRA: a .safetensors or pickled file (weights_only), or a folder of diffusers or peft.
 
-    LuminaError, one line, where it is missing, broken or no file of tensors.
+    Raises:
+        LuminaError: if the file is missing, broken, or does not hold tensors.
     """
     path = Path(path)
     if path.is_dir():
@@ -47,25 +50,25 @@ def read_adapter(path: str | Path) -> AdapterFile:
         return AdapterFile(path, tensors)
     header = read_header(path)
     packed = header.pop(CONFIG, None)
-    beside = path.with_name("adapter_config.json")
+    config = path.with_name("adapter_config.json")
     if packed is not None:
         return AdapterFile(path, tensors, header, _unpack(packed, path))
-    if path.name == "adapter_model.safetensors" and beside.is_file():
-        return AdapterFile(path, tensors, header, read_json(beside))
+    if path.name == "adapter_model.safetensors" and config.is_file():
+        return AdapterFile(path, tensors, header, read_json(config))
     return AdapterFile(path, tensors, header)
 
 
 def _only_file(folder: Path) -> Path:
-    """The LoRA in a folder: by the names that diffusers and peft give it, or the one .safetensors file."""
+    """Return the LoRA file in a folder: one of FILES, or the only .safetensors file."""
     files = sorted(folder.glob("*.safetensors"))
     files = [folder / name for name in FILES if folder / name in files][:1] or files
     if len(files) != 1:
-        raise LuminaError(f"{folder} holds {len(files)} .safetensors files; name the one that is the LoRA")
+        raise LuminaError(f"{folder} holds {len(files)} .safetensors files; give the path of the LoRA file")
     return files[0]
 
 
 def read_header(path: Path) -> dict[str, str]:
-    """The words in the header of a .safetensors file, without the note that torch wrote it."""
+    """Return the metadata in the header of a .safetensors file, without the "format" that torch adds."""
     try:
         with safe_open(path, "pt") as file:
             words = dict(file.metadata() or {})
@@ -76,7 +79,11 @@ def read_header(path: Path) -> dict[str, str]:
 
 
 def write_adapter(adapter: AdapterFile) -> None:
-    """Write a .safetensors file, complete or not at all; LuminaError where the disk refuses."""
+    """Write a LoRA as a .safetensors file, whole or not at all.
+
+    Raises:
+        LuminaError: if the disk refuses.
+    """
     header = {"format": "pt", **adapter.header}
     if adapter.config:
         packed = {f"transformer.{name}": value for name, value in adapter.config.items()}
@@ -87,12 +94,12 @@ def write_adapter(adapter: AdapterFile) -> None:
 
 
 def _unpack(packed: str, path: Path) -> dict:
-    """The transformer's settings out of diffusers' header, which may hold those of other parts too."""
+    """Return the settings of the transformer from a diffusers header, which may cover other components."""
     try:
         words = json.loads(packed)
     except ValueError as error:
         raise LuminaError(f"{path}: the {CONFIG} in its header is not JSON") from error
     if not isinstance(words, dict):
-        raise LuminaError(f"{path}: the {CONFIG} in its header is no JSON object")
+        raise LuminaError(f"{path}: the {CONFIG} in its header is not a JSON object")
     start = "transformer."
     return {name.removeprefix(start): value for name, value in words.items() if name.startswith(start)}

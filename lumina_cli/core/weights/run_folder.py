@@ -1,9 +1,13 @@
-"""A run folder: the resolved recipe, metrics, checkpoints to resume from, and the exported model.
+"""A run folder: the resolved recipe, metrics, checkpoints for resuming, and the exported model.
 
-    recipe.yaml  metrics.jsonl  events.out.tfevents.*  checkpoints/0001000/  model/
+    recipe.yaml              the resolved recipe
+    metrics.jsonl            one row per logged step
+    events.out.tfevents.*    TensorBoard
+    checkpoints/0001000/     weights.safetensors, ema.safetensors, optimizer.pt (read with weights_only) and
+                             state.json
+    model/                   the exported model folder
 
-A checkpoint holds weights.safetensors, ema.safetensors, optimizer.pt (never unpickled) and state.json.
-Everything is written aside and renamed, so what has its final name is whole.
+Everything is written under a temporary name and renamed, so a file or folder with its final name is complete.
 """
 
 import json
@@ -23,9 +27,13 @@ from lumina_cli.core.io.atomic import atomic_write, disk_errors
 
 @contextmanager
 def staged_folder(final: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which takes the place of `final` when the block ends without an error.
+    """Yield an empty folder that replaces `final` if the block succeeds.
 
-    What `final` held stays until then; a kill between the two renames is made good by the next call.
+    `final` keeps its content until then. If the process is killed between the two renames, the next call
+    restores the old folder.
+
+    Raises:
+        LuminaError: if the disk refuses.
     """
     final = Path(final)
     aside, old = final.with_name(f".{final.name}.partial"), final.with_name(f".{final.name}.old")
@@ -41,7 +49,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
 
 
 def _restore_folder(final: Path) -> None:
-    """Bring back the folder that a kill left under its old name; where the new one is there, remove it."""
+    """Restore the folder that a killed process left under its backup name, or delete a stale backup."""
     old = final.with_name(f".{final.name}.old")
     if old.exists() and not final.exists():
         with disk_errors(final):
@@ -50,7 +58,7 @@ def _restore_folder(final: Path) -> None:
 
 
 def _replace_folder(aside: Path, final: Path, old: Path) -> None:
-    """Put `aside` where `final` is; where that fails, `final` is as it was."""
+    """Rename `aside` to `final`; on failure `final` is unchanged."""
     if not final.exists():
         aside.rename(final)
         return
@@ -64,18 +72,18 @@ def _replace_folder(aside: Path, final: Path, old: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
+    """Write a text file, whole or not at all."""
     with disk_errors(path), atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error says in one line: torch's and pickle's may have many, or none."""
+    """Return the first line of an error; errors of torch and pickle may have many lines, or none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 class RunFolder:
-    """The files of one training run; `keep` is how many checkpoints stay."""
+    """The files of a training run; `keep` is the number of checkpoints to keep."""
 
     def __init__(self, path: Path, keep: int = 2):
         self.path, self.keep = Path(path), keep
@@ -83,21 +91,29 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
 
     def write_recipe(self, settings: dict) -> None:
-        """Write the resolved recipe, as the run uses it."""
+        """Write the resolved recipe."""
         write_text(self.path / "recipe.yaml", yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
 
     def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, in rising order."""
+        """Return the steps that have a checkpoint, in ascending order."""
         names = [p.name for p in self.checkpoints.glob("*") if (p / "state.json").exists()]
         return sorted(int(name) for name in names if name.isdigit())
 
     def save(self, weights: dict[str, Tensor], ema: dict[str, Tensor], optimizer: dict, state: dict) -> Path:
-        """Write the checkpoint of `state["step"]` and delete all but the last `keep`; returns its folder."""
+        """Write the checkpoint of `state["step"]`, delete all but the last `keep`, and return its folder.
+
+            weights, ema   {name: tensor} of the model and of its moving average
+            optimizer      the optimizer's state dict
+            state          JSON object; "step" names the checkpoint
+
+        Raises:
+            LuminaError: if the disk refuses.
+        """
         final = self.checkpoints / f"{state['step']:07d}"
         with staged_folder(final) as aside:
             save_file({k: v.contiguous() for k, v in weights.items()}, aside / "weights.safetensors")
             save_file({k: v.contiguous() for k, v in ema.items()}, aside / "ema.safetensors")
-            with (aside / "optimizer.pt").open("wb") as file:  # torch itself would not say why a write failed
+            with (aside / "optimizer.pt").open("wb") as file:  # reports why a write fails
                 torch.save(optimizer, file)
             (aside / "state.json").write_text(json.dumps(state), encoding="utf-8")
         for step in self.steps()[: -self.keep]:
@@ -105,32 +121,36 @@ class RunFolder:
         return final
 
     def state(self) -> dict | None:
-        """Return the state of the last checkpoint, or None where there is none."""
+        """Return the state of the last checkpoint, or None without a checkpoint."""
         steps = self.steps()
         if not steps:
             return None
         return json.loads((self.checkpoints / f"{steps[-1]:07d}" / "state.json").read_text(encoding="utf-8"))
 
     def load(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
-        """Return weights, averaged weights and the optimiser's state; LuminaError if a file is damaged."""
+        """Return (weights, averaged weights, optimizer state) of a checkpoint, on the CPU.
+
+        Raises:
+            LuminaError: if a file is damaged.
+        """
         folder = self.checkpoints / f"{step:07d}"
         try:
             weights, ema = (load_file(folder / f"{name}.safetensors") for name in ("weights", "ema"))
-            # on the CPU, so that a run can go on without the GPU it began on; the optimiser moves its state
+            # on the CPU, so that a run can resume without the GPU that it started on
             optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
             return weights, ema, optimizer
         except Exception as error:  # safetensors, zip and pickle each raise their own kind
             raise LuminaError(
-                f"{folder} cannot be read ({first_line(error)}); delete it to resume from the one before"
+                f"{folder} cannot be read ({first_line(error)}); delete it to resume from the previous one"
             ) from error
 
     def append_metrics(self, row: dict) -> None:
-        """Add a line to metrics.jsonl; one write, so that a kill leaves at most the last line cut."""
+        """Append a line to metrics.jsonl in one write, so that a kill truncates at most the last line."""
         with disk_errors(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the metrics after `step`, and a line that a kill cut short."""
+        """Drop the metrics after `step`, and a truncated line."""
         if not self.metrics.exists():
             return
         lines = []
@@ -145,7 +165,7 @@ class RunFolder:
 
     @contextmanager
     def model_aside(self, frozen: Path, parts: Sequence[str]) -> Iterator[Path]:
-        """Give a folder that becomes `model/`, with those `parts` of a model folder in it that exist."""
+        """Yield a folder that becomes `model/`, with copies of those `parts` of a model folder that exist."""
         with staged_folder(self.path / "model") as aside:
             for part in (frozen / name for name in parts if (frozen / name).exists()):
                 if part.is_dir():

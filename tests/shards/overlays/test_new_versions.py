@@ -68,8 +68,7 @@ def test_two_overlays_of_a_folder_that_grew(shards, tmp_path):
         shorts(shards)
     said = lay(shards, [told(i, f"second {i}") for i in (5, 6)])
     assert said == [
-        "captions@0001 told of 5 samples that these rows do not name; "
-        "that is hidden now, and with --add it stays"
+        "captions@0001 covers 5 samples that these rows do not; they are hidden now; --add keeps them"
     ]
     lay(shards, [told(i, f"second {i}") for i in (5, 6)], add=True)
     with pytest.raises(LuminaError, match="notes@0001 is stale"):
@@ -108,7 +107,7 @@ def test_rows_with_an_error_are_counted_and_not_laid(shards, tmp_path, capsys):
     out, err = capsys.readouterr()
     last = json.loads(out.splitlines()[-1])
     assert [last[name] for name in ("rows", "matched", "unmatched", "failed")] == [2, 1, 0, 1]
-    assert "1 of 2 rows have an error and were not laid: k1: the engine broke off" in err
+    assert "1 of 2 rows have an error and were not applied: k1: the engine broke off" in err
     assert shorts(shards) == ["car 0", "car 1", "whole", "car 3", "car 4"]
     assert not any({"error", "code"} & row.keys() for row in read_source(shards))
     with pytest.raises(LuminaError, match=r"each of 1 rows has an error, .*: k1: the engine broke off"):
@@ -116,7 +115,7 @@ def test_rows_with_an_error_are_counted_and_not_laid(shards, tmp_path, capsys):
 
 
 def test_an_error_that_was_laid_once_goes(shards, monkeypatch):
-    monkeypatch.setattr(laying, "NOT_OURS", ("image", "key"))
+    monkeypatch.setattr(laying, "NOT_FIELDS", ("image", "key"))
     monkeypatch.setattr(match, "get_error", lambda row: None)
     lay(shards, [told(1, "x") | {"error": "once"}])
     monkeypatch.undo()
@@ -131,7 +130,7 @@ def test_an_error_that_was_laid_once_goes(shards, monkeypatch):
 
 @pytest.mark.parametrize("name", ["scores", "latents-128", "text-v2"])
 def test_names_of_other_verbs_are_refused(shards, name):
-    with pytest.raises(UsageError, match=f"overlays called {name} are what"):
+    with pytest.raises(UsageError, match=f"the name {name} is reserved for"):
         lay(shards, [told(0, "x")], name)
     assert not filesystem.is_dir(f"{shards}/overlays")
     lay(shards, [told(0, "x")], f"my-{name}")

@@ -105,8 +105,7 @@ def test_what_a_partial_overlay_hides_is_told(shards):
     part = [told(1, "part")]
     [line] = lay(shards, part, "captions")
     assert line == (
-        "captions@0001 told of 4 samples that these rows do not name; that is hidden now, "
-        "and with --add it stays"
+        "captions@0001 covers 4 samples that these rows do not; they are hidden now; --add keeps them"
     )
     assert shorts(shards)[:3] == ["a red car 0", "part", "a red car 2"]
     assert lay(shards, part, "captions") == []  # no new version, nothing more is hidden
@@ -150,5 +149,5 @@ def test_shards_of_shards_and_strangers_of_the_same_keys(tmp_path, shards):
     assert all(row["image"].startswith(f"{first}/000000.tar#") for row in rows)
     lay(str(second), rows, "captions")
     assert shorts(str(second)) == ["new"] * 3
-    with pytest.raises(LuminaError, match="none of 3 rows names a sample"):
+    with pytest.raises(LuminaError, match="none of 3 rows matches a sample"):
         lay(shards, rows, "captions")  # the keys are the same, the pictures are not

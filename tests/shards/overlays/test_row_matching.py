@@ -142,7 +142,7 @@ def test_one_caption_of_other_tools_and_levels_of_ones_own(shards, tmp_path, cap
     )
     assert run(["shard", "overlay", shards, file]) == 0
     err = capsys.readouterr().err
-    assert err.count("levels of captions that nothing else knows: poem (2)") == 1
+    assert err.count("unknown caption levels: poem (2)") == 1
     found = rows_of(shards)
     assert found["alpha"]["captions"]["en"]["short"] == "by hand"
     assert "caption" not in found["alpha"]
@@ -249,9 +249,9 @@ def test_rows_that_match_nothing_are_named(named, tmp_path, capsys):
     assert run(["shard", "overlay", named, file]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out.splitlines()[-1])["unmatched"] == 5
-    assert "5 of 6 rows name no sample" in err
+    assert "5 of 6 rows do not match a sample" in err
     assert (
-        ": tom, om, b; 'image' or 'key' must be one that `lumina shard cat` shows, or 'key' the name of"
+        ": tom, om, b; 'image' or 'key' must be one that `lumina shard cat` prints, or 'key' the name of"
         in err
     )
     with pytest.raises(LuminaError, match=r"none of 5 rows .*: tom, om, b; "):

@@ -1,8 +1,8 @@
-"""Rows that were made elsewhere, laid over the samples of shards: new captions, scores, anything of a row.
+"""Apply rows to the samples of shards as an overlay: new captions, scores, or any other field.
 
-Which sample a row is for, rowsorter.py finds out. What a row says otherwise than the sample does so far is
-kept, nothing else; and that what was known of a caption which the row replaces (by whom, with which score)
-holds no more. A row that an earlier verb passed on with an error says nothing of its sample.
+shards/overlays/match.py finds the sample of each row. The overlay stores only the fields in which a row
+differs from its sample. If a row replaces a caption, what was recorded about the old caption (captioner,
+scores) is removed. Rows that an earlier command passed on with an error are skipped.
 """
 
 import re
@@ -30,9 +30,16 @@ from lumina_cli.core.shards.overlays.writer import Part, make_row_part, write_va
 from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
 from lumina_cli.core.shards.selection import resolve_shards
 
-OF_CAPTIONS = ("captioned_by", "caption_scores")  # {language: {level: ...}}, known of one caption each
-NOT_OURS = ("image", "key", "depth", "masks", "error", "code")  # where a sample is, or what became of a row
-RESERVED = re.compile(r"scores|(latents|text)-.*")  # of `lumina shard score` and `encode`, found by name
+OF_CAPTIONS = ("captioned_by", "caption_scores")  # {language: {level: ...}}, one entry per caption
+NOT_FIELDS = (
+    "image",
+    "key",
+    "depth",
+    "masks",
+    "error",
+    "code",
+)  # location or status, not content
+RESERVED = re.compile(r"scores|(latents|text)-.*")  # of `lumina shard score` and `encode`
 
 
 def apply_rows(
@@ -42,18 +49,22 @@ def apply_rows(
     add: bool = False,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
-    """Write rows as a version of the overlay `name`; yield a row per shard and one for all.
+    """Write rows as a version of the overlay `name`; yield a row per shard and one for the whole version.
 
-    With `add` the version holds, too, what the newest one says where the rows say nothing. The same rows make
-    no second version. `notify` hears of rows without a sample and with an error, of levels of captions that
-    are not LEVELS, and of samples that the newest version knew and this one does not.
-    Of pictures that were replaced since, what other overlays and earlier versions say counts no more.
-    UsageError for a name that other verbs find their own overlays by. LuminaError, before anything is
-    written, where a row is malformed or none names a sample of the shards.
+    With `add` the new version also keeps what the newest one has and the rows do not replace. Applying the
+    same rows again does not create another version. For images that were replaced since, the fields of other
+    overlays and of earlier versions are ignored.
+
+    `notify` receives messages about rows with an error or without a sample, unknown caption levels, and
+    samples that the newest version has and this one does not.
+
+    Raises:
+        UsageError: if the name is reserved for the overlays of other commands.
+        LuminaError: before anything is written, if a row is malformed, or no row matches a sample.
     """
     if RESERVED.fullmatch(name):
         raise UsageError(
-            f"overlays called {name} are what `lumina shard score` and `encode` write; take another --name"
+            f"the name {name} is reserved for `lumina shard score` and `encode`; choose another --name"
         )
     shards = resolve_shards(shards)
     tars = open_shards(shards)
@@ -63,16 +74,18 @@ def apply_rows(
             matcher.add(validate_row(row, f"row {number}"))
         matcher.flush()
         if not matcher.matched:
-            raise LuminaError(_nothing(matcher, shards))
+            raise LuminaError(_explain_no_match(matcher, shards))
         _report(matcher, shards, notify)
-        with lock_overlay(shards, name):  # before the newest version is looked at: it stays the newest
+        with lock_overlay(shards, name):  # before the newest version is looked up
             yield from _apply(shards, tars, matcher, name, add, notify)
 
 
-def _nothing(matcher: RowMatcher, shards: str) -> str:
+def _explain_no_match(matcher: RowMatcher, shards: str) -> str:
     if matcher.failed == matcher.count and matcher.count:
-        return f"each of {matcher.count} rows has an error, so there is nothing to lay: {matcher.first_error}"
-    return f"none of {matcher.count} rows names a sample of {shards}{matcher.match_hint()}"
+        return (
+            f"each of {matcher.count} rows has an error, so there is nothing to apply: {matcher.first_error}"
+        )
+    return f"none of {matcher.count} rows matches a sample of {shards}{matcher.match_hint()}"
 
 
 def _apply(
@@ -82,7 +95,7 @@ def _apply(
     before, newest = _version_to_extend(shards, name, made_by) if add else None, newest_version(shards, name)
     made_by |= {"over": before.version} if before else {}
     if before and before.info["settings"].get("rows") == made_by["rows"]:
-        made_by = before.info["settings"]  # the same rows again
+        made_by = before.info["settings"]  # the same rows again: resume or keep that version
     others = [each for each in find_overlays(shards) if each.name != name]
     version, hidden = begin_version(shards, name, made_by), 0
     for tar in tars:
@@ -95,41 +108,40 @@ def _apply(
     write_values(version, tars)
     info = version.finish(tars)
     if hidden:
-        told = f"{name}@{newest.version} told of {hidden} samples that these rows do not name"
-        notify(f"{told}; that is hidden now, and with --add it stays")
+        lost = f"{name}@{newest.version} covers {hidden} samples that these rows do not"
+        notify(f"{lost}; they are hidden now; --add keeps them")
     row = {"overlay": name, "version": version.version, "samples": info["samples"], "rows": matcher.count}
     row |= {"matched": matcher.matched, "unmatched": matcher.count - matcher.matched - matcher.failed}
     yield row | {"failed": matcher.failed}
 
 
 def _version_to_extend(shards: str, name: str, made_by: dict) -> Overlay | None:
-    """Return the newest version that rows are added to: not one that holds these rows alone."""
+    """Return the newest version that does not consist of exactly these rows, which `add` extends."""
     found = (open_version(shards, name, version) for version in reversed(list_versions(shards, name)))
     return next((one for one in found if one and one.info["settings"] != made_by), None)
 
 
 def _report(matcher: RowMatcher, shards: str, notify: Callable[[str], None]) -> None:
     if matcher.failed:
-        notify(
-            f"{matcher.failed} of {matcher.count} rows have an error and were not laid: {matcher.first_error}"
-        )
+        failed = f"{matcher.failed} of {matcher.count} rows have an error and were not applied"
+        notify(f"{failed}: {matcher.first_error}")
     if missed := matcher.count - matcher.matched - matcher.failed:
-        notify(f"{missed} of {matcher.count} rows name no sample of {shards}{matcher.match_hint()}")
+        notify(f"{missed} of {matcher.count} rows do not match a sample of {shards}{matcher.match_hint()}")
     if matcher.levels:
         found = ", ".join(f"{level} ({count})" for level, count in matcher.levels.most_common())
-        notify(f"levels of captions that nothing else knows: {found}; the known ones are {', '.join(LEVELS)}")
+        notify(f"unknown caption levels: {found}; known levels are {', '.join(LEVELS)}")
 
 
 def _parts(
     others: list[Overlay], tar: str, entries: list[dict], rows: dict, before: Overlay | None
 ) -> Iterator[Part]:
-    """Yield what the rows of a shard say otherwise than its samples do without this overlay."""
-    measured = [each for each in others if each.name == MEASURED]  # its values stay where they are
+    """Yield the fields in which the rows of a shard differ from its samples without this overlay."""
+    measured = [each for each in others if each.name == MEASURED]  # its values are not copied to this overlay
     kinds = (measured, others) if rows else ()
     joins = [OverlayJoiner(each).open(tar, entries, strict=False) for each in kinds]
     old = before.parts(tar, before.open(tar, entries, strict=False)) if before else lambda key: {}
     for entry in entries:
-        row, part = _ours(rows.get(entry["key"], {})), _ours(old(entry["key"]))
+        row, part = _sample_fields(rows.get(entry["key"], {})), _sample_fields(old(entry["key"]))
         if row:
             sample = read_entry(tar, entry)
             for known in [merge(join(entry, sample), part) for join in joins]:
@@ -138,12 +150,12 @@ def _parts(
             yield make_row_part(entry, part)
 
 
-def _ours(row: dict) -> dict:
-    return {name: value for name, value in row.items() if name not in NOT_OURS}
+def _sample_fields(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name not in NOT_FIELDS}
 
 
 def _outdated(row: dict, other: dict) -> dict:
-    """Return a part without what `row` knows of captions that `other` replaces, and says nothing of."""
+    """Return a part that removes the records in `row` of captions that `other` replaces."""
     found: dict[str, dict] = {}
     known = with_captions(row).get("captions")
     for lang, texts in get_captions(other).items():
@@ -151,8 +163,8 @@ def _outdated(row: dict, other: dict) -> dict:
             if text == _of_caption({"captions": known}, "captions", lang, level):
                 continue
             for name in OF_CAPTIONS:
-                said = _of_caption(other, name, lang, level) is not None
-                if not said and _of_caption(row, name, lang, level) is not None:
+                renewed = _of_caption(other, name, lang, level) is not None
+                if not renewed and _of_caption(row, name, lang, level) is not None:
                     found.setdefault(name, {}).setdefault(lang, {})[level] = None
     return found
 
@@ -164,7 +176,7 @@ def _of_caption(row: dict, name: str, lang: str, level: str) -> Any:
 
 
 def diff_row(row: dict, other: dict) -> dict:
-    """Return what `other` says that `row` does not say so: merged with `row` it gives both."""
+    """Return the fields of `other` that differ from `row`; merged with `row` they give both."""
     found = {}
     for name, value in other.items():
         known = row.get(name)

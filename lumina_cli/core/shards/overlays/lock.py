@@ -16,7 +16,12 @@ _held: dict[tuple[str, str], int] = {}  # (shards, name) -> descriptor of the lo
 
 @contextmanager
 def lock_overlay(shards: str, name: str) -> Iterator[None]:
-    """Keep other processes from writing overlays of this name; raises what `begin` raises."""
+    """Keep other processes from writing overlays of this name during the block.
+
+    Raises:
+        UsageError: if the name is invalid.
+        LuminaError: if another process is writing such an overlay, or its folder is a link.
+    """
     acquire(filesystem.to_text(shards), name)
     try:
         yield
@@ -25,13 +30,16 @@ def lock_overlay(shards: str, name: str) -> Iterator[None]:
 
 
 def acquire(shards: str, name: str) -> None:
+    """Lock the folder of an overlay until `release`; does nothing if this process already holds it, or for a
+    URL.
+    """
     if not NAME.fullmatch(name):
-        raise UsageError(f"{name!r} is no name of an overlay: letters, digits, - and _ only")
+        raise UsageError(f"{name!r} is not a valid overlay name; use letters, digits, - and _ only")
     folder = reader.version_folder(shards, name, "")
     if (shards, name) in _held or filesystem.is_url(folder):
         return
     if links := find_links(folder + "none"):
-        raise LuminaError(f"{links[0]} is a link: nothing is written there; put a folder in its place")
+        raise LuminaError(f"{links[0]} is a link, so nothing is written there; replace it by a folder")
     filesystem.make_dir(folder)
     number = lock_folder(folder.rstrip("/"))
     if number is not None:
@@ -39,12 +47,13 @@ def acquire(shards: str, name: str) -> None:
 
 
 def release(shards: str, name: str) -> None:
+    """Unlock the folder of an overlay."""
     number = _held.pop((shards, name), None)
     if number is not None:
         os.close(number)
 
 
 def find_links(folder: str) -> list[str]:
-    """Return which of the folder of a version, of its overlay and of all overlays are links."""
+    """Return which of a version's folder, its overlay's folder and the folder of all overlays are links."""
     parents = [folder, filesystem.parent(folder), filesystem.parent(filesystem.parent(folder))]
     return [] if filesystem.is_url(folder) else [each for each in parents if os.path.islink(each)]

@@ -1,12 +1,12 @@
-"""Which sample of shards a row is for, and rows set aside by shard on disk.
+"""Match rows to samples of shards, and set the rows aside on disk by shard.
 
-A row is for the sample that its "image" names: "SHARDS/000000.tar#key.png", or the file that the sample was
-made of. Or else for the one with its "key", or whose file has the key for a name ("cats/tom", "tom.png" or
-"tom"), where there is one only.
+A row matches the sample that its "image" names: "SHARDS/000000.tar#key.png", or the file that the sample was
+packed from. Otherwise it matches the sample with its "key", or the only one whose file is called like the key
+("cats/tom", "tom.png" or "tom").
 
-Of rows that name tars memory holds a few thousand at a time, and one shard's when they are read again. For
-other rows it holds the names of all samples, too: their keys, their files, and, once a key is no sample's,
-the ends of their files' names.
+Memory: rows that name tars are held a few thousand at a time, and one shard's when they are read back. For
+other rows the keys and files of all samples are held as well, and, once a key is not found, the last
+components of the file names.
 """
 
 import hashlib
@@ -32,23 +32,30 @@ from lumina_cli.core.io.jsonl import (
 )
 from lumina_cli.core.shards.reader import read_index
 
-OTHER_NAMES = ("caption", "text")  # under which other tools have their one caption
-HELD = 4096  # rows in memory before they are set aside
-NAMED = 3  # rows without a sample that are named
-EXACT = 1 << 53  # up to here floats hold whole numbers to the last digit
+OTHER_NAMES = ("caption", "text")  # keys under which other tools store their only caption
+HELD = 4096  # rows in memory before they are written to disk
+NAMED = 3  # unmatched rows that the message names
+EXACT = 1 << 53  # float64 represents all integers up to here
 
 
 def read_input_rows(word: str) -> Iterator[dict]:
-    """Yield the rows of a file, or of stdin for "-"; LuminaError names the line of one that is malformed."""
+    """Yield the rows of a file, or of stdin for "-".
+
+    Raises:
+        LuminaError: if a row is malformed; the message names the line.
+    """
     stdin = getattr(sys.stdin, "buffer", sys.stdin)
     return (validate_row(row, where) for where, row in read_rows_with_lines(stdin if word == "-" else word))
 
 
 def validate_row(row: dict, where: str) -> dict:
-    """Return a row as it is laid over a sample; LuminaError, with the key, where readers would refuse it.
+    """Return a row in the form in which it is applied to a sample.
 
-    One caption under "caption" or "text" is put where captions are. A number that a table of floats cannot
-    hold to the last digit becomes the float next to it.
+    One caption under "caption" or "text" becomes "captions". An integer that a float64 column cannot
+    represent exactly is rounded to the nearest float.
+
+    Raises:
+        LuminaError: if readers of the shards would refuse the row; the message names its key.
     """
     where = f"{where} (key {row['key']})" if "key" in row else where
     if "captions" not in row and any(isinstance(row.get(name), str) for name in OTHER_NAMES):
@@ -69,14 +76,14 @@ def _is_number(value: Any) -> bool:
         return value is None
     try:
         return math.isfinite(value)
-    except OverflowError:  # a whole number beyond all floats
+    except OverflowError:  # an integer beyond the largest float
         return False
 
 
 def _is_text(value: Any) -> bool:
     try:
         return value is None or bool(isinstance(value, str) and [value.encode()])
-    except UnicodeEncodeError:  # half of a surrogate pair, which no table can hold
+    except UnicodeEncodeError:  # half of a surrogate pair, which parquet cannot store
         return False
 
 
@@ -97,30 +104,30 @@ SHAPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 class RowMatcher:
-    """Sets rows aside in a file for each shard, and counts those that name a sample.
+    """Sets rows aside in one file per shard, and counts the matches.
 
-    count, matched, failed    rows; of them those that name a sample; those with an error, which are left out
-    digest                    of the rows that were set aside
-    levels                    of captions, those that nothing knows, and how often
+    count, matched, failed    all rows; rows that match a sample; rows with an error, which are skipped
+    digest                    of the matched rows
+    levels                    unknown caption levels and their number
     """
 
     def __init__(self, shards: str, tars: list[str], aside: Path):
-        self.folder, self.aside, self.tars = _real(shards), aside, tars
+        self.folder, self.aside, self.tars = _real_path(shards), aside, tars
         self.digest, self.count, self.matched, self.failed = hashlib.sha256(), 0, 0, 0
         self.first_error = ""
         self.members: dict[str, dict[str, str]] = {}  # shard: member -> key
-        # key -> (shard, file) and file -> (shard, key); None where there are several
+        # key -> (shard, file) and file -> (shard, key); None if ambiguous
         self.keys: dict[str, tuple[str, str] | None] | None = None
         self.origins: dict[str, tuple[str, str] | None] = {}
-        # by the number of parts: the last parts of a file's name -> (shard, key, file); None for several
+        # number of components -> {last components of a file name: (shard, key, file), None if ambiguous}
         self.files: dict[int, dict[str, tuple[str, str, str] | None]] = {}
-        self.deepest = 0  # parts of the longest name of a file
+        self.deepest = 0  # components of the longest file name
         self.held: dict[str, list[str]] = {}
-        self.missed: list[str] = []  # the first rows without a sample
+        self.missed: list[str] = []  # the first unmatched rows
         self.levels: Counter[str] = Counter()
 
     def add(self, row: dict) -> None:
-        """Set a row aside, if it names a sample and has no error."""
+        """Set a row aside if it matches a sample and does not have an error."""
         self.count += 1
         if error := get_error(row):
             self.failed += 1
@@ -141,14 +148,14 @@ class RowMatcher:
             self.flush()
 
     def flush(self) -> None:
-        """Write to disk what is still in memory."""
+        """Write the rows in memory to disk."""
         for shard, lines in self.held.items():
             with (self.aside / f"{shard}.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(line + "\n" for line in lines)
         self.held = {}
 
     def read_rows(self, tar: str) -> dict[str, dict]:
-        """Return the rows of a shard by key; of several for one sample, the last."""
+        """Return the rows of a shard by key; the last one if several match a sample."""
         path = self.aside / f"{filesystem.basename(tar)}.jsonl"
         if not path.exists():
             return {}
@@ -156,30 +163,31 @@ class RowMatcher:
             return {key: json.loads(line) for key, line in map(json.loads, file)}
 
     def _sample(self, row: dict) -> tuple[str | None, str | None]:
+        """Return (shard, key) of the sample that a row matches, or (None, None)."""
         image, key = row.get("image"), row.get("key")
         tar, sign, member = image.rpartition("#") if isinstance(image, str) else ("", "", "")
-        if sign and tar.endswith(".tar") and self._is_here(tar):  # the tar of another folder may be an origin
+        if sign and tar.endswith(".tar") and self._is_here(tar):  # a tar of another folder may be an origin
             found = self._members(filesystem.basename(tar)).get(member)
             return (filesystem.basename(tar), found) if found else (None, None)
         if self.keys is None:
             self._read_names()
-        for place in (image, row.get("origin")):  # shards of shards keep where the picture was first
-            if isinstance(place, str) and place and (origin := _real(place)) in self.origins:
+        for place in (image, row.get("origin")):  # shards made from shards keep the first origin
+            if isinstance(place, str) and place and (origin := _real_path(place)) in self.origins:
                 return self.origins[origin] or (None, None)
-        in_tar = sign and tar.endswith(".tar")  # of other shards, where the same key is another picture's
+        in_tar = sign and tar.endswith(".tar")  # of other shards, in which the same key may be another image
         if in_tar or not isinstance(key, str):
             return None, None
-        origin = _real(image) if isinstance(image, str) and image else ""
+        origin = _real_path(image) if isinstance(image, str) and image else ""
         if key in self.keys:
             shard, file = self.keys[key] or (None, "")
         else:
             shard, key, file = self._by_file(key)
-        # a key alone may be that of another picture: a.jpg and a.png of one folder
+        # the key alone is not enough: a.jpg and a.png of one folder have the same stem
         other = origin and file and filesystem.basename(origin) != filesystem.basename(file)
         return (shard, key) if shard and not other else (None, None)
 
     def _by_file(self, name: str) -> tuple[str | None, str | None, str]:
-        """Return (shard, key, file) of the one sample whose file has this name, its ending or not."""
+        """Return (shard, key, file) of the only sample whose file has this name, with or without suffix."""
         name = unicodedata.normalize("NFC", name)
         parts = name.count("/") + 1
         if parts > self.deepest:
@@ -189,7 +197,7 @@ class RowMatcher:
         return self.files[parts].get(name) or (None, None, "")
 
     def _files_by(self, parts: int) -> dict[str, tuple[str, str, str] | None]:
-        """Return the samples by so many last parts of their files' names, with the ending and without."""
+        """Return the samples by the last `parts` components of their file names, with and without suffix."""
         found: dict[str, tuple[str, str, str] | None] = {}
         for tar in self.tars:
             for entry in read_index(tar):
@@ -202,18 +210,18 @@ class RowMatcher:
         return found
 
     def match_hint(self) -> str:
-        """Return how to go on with the rows that have no sample, the first ones named."""
+        """Return the end of a message: the first rows without a sample, and how rows are matched."""
         return (
-            f": {', '.join(self.missed)}; 'image' or 'key' must be one that `lumina shard cat` shows, or "
-            "'key' the name of the one file that the sample is from"
+            f": {', '.join(self.missed)}; 'image' or 'key' must be one that `lumina shard cat` prints, or "
+            "'key' the name of the only file that the sample is from"
         )
 
     def _is_here(self, tar: str) -> bool:
-        return _real(filesystem.parent(tar)) == self.folder
+        return _real_path(filesystem.parent(tar)) == self.folder
 
     def _members(self, shard: str) -> dict[str, str]:
         if shard not in self.members:
-            if len(self.members) > 64:  # rows mostly come in the order of shards
+            if len(self.members) > 64:  # rows are mostly in the order of shards
                 self.members.clear()
             tar = next((tar for tar in self.tars if filesystem.basename(tar) == shard), None)
             self.members[shard] = {entry["image"]: entry["key"] for entry in read_index(tar)} if tar else {}
@@ -224,7 +232,7 @@ class RowMatcher:
         for tar in self.tars:
             shard = filesystem.basename(tar)
             for entry in read_index(tar):
-                key, origin = entry["key"], _real(entry["origin"]) if entry.get("origin") else ""
+                key, origin = entry["key"], _real_path(entry["origin"]) if entry.get("origin") else ""
                 self.keys[key] = None if key in self.keys else (shard, origin)
                 if origin:
                     self.deepest = max(self.deepest, _path(entry["origin"]).count("/") + 1)
@@ -236,16 +244,16 @@ def _name_of(row: dict) -> str:
 
 
 def _path(file: str) -> str:
-    """The name of a file as keys are compared with it; one in a tar is in the folder of the tar's name."""
+    """Return a file name as keys are compared with it; "DIR/a.tar#b" counts as "DIR/a/b"."""
     return unicodedata.normalize("NFC", file.replace(".tar#", ".tar/"))
 
 
 def _tail(path: str, parts: int) -> str | None:
-    """The last so many parts of a path, None where it has fewer."""
+    """Return the last `parts` components of a path; None if it has fewer."""
     found = path.rsplit("/", parts)
     return "/".join(found[-parts:]) if len(found) >= parts else None
 
 
-def _real(folder: str) -> str:
+def _real_path(folder: str) -> str:
     folder = filesystem.to_text(folder)
     return folder if filesystem.is_url(folder) else os.path.realpath(folder)

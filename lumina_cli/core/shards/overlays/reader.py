@@ -1,19 +1,23 @@
-"""Overlays: what was learnt of samples later, beside their shards and in versions; no shard is rewritten.
+"""Reading overlays: fields of samples that were added after packing. This docstring defines their format.
+
+An overlay adds or replaces fields of samples without rewriting a shard. It has numbered versions:
 
     SHARDS/overlays/NAME/0001/
-      000000.tar           members of samples of the shard 000000.tar: {key}.json, a part of a row;
+      000000.tar           members for samples of the shard 000000.tar: {key}.json, a part of a row;
                            {key}.latents.npy and other arrays
-      000000.index.jsonl   first a line about the shard: "base", a digest of its keys and pictures, and the
-                           sha256 of the overlay's tar; then a line a sample: key, picture (its sha256),
-                           members {name: [offset, length]}, what else is known
-      overlay.json         written last: name, version, order (a number that grows), settings, totals,
-                           digests of all indexes and of values.parquet, where scores have one
-    SHARDS/overlays/NAME.removed   the highest number of a version that was removed; see overlaywriter.py
+      000000.index.jsonl   first line: "base", a digest of the keys and images of the shard, and "sha256" of
+                           the overlay's tar; then one line per sample: key, `picture` (sha256 of its image),
+                           members {name: [offset, length]}; scores, hashes, score and fields (names) of its
+                           part
+      values.parquet       scores and hashes as a table, if there are any
+      overlay.json         name, version, order (increases with each version of any overlay), settings,
+                           samples, shards, bytes, members, fields, digests of the indexes and of
+                           values.parquet; written last, so a version without it is unfinished
+    SHARDS/overlays/NAME.removed   the highest version number that was removed (shards/overlays/versions.py)
 
-This module reads them; shards/overlays/writer.py writes them. A row of shards gets the newest version of each
-overlay that holds parts of rows, the one that was begun last laid over the others.
-"SHARDS?overlay=captions@0001,scores" names other ones, in the order in which they are laid over the row;
-"SHARDS?overlay=" none.
+A row gets the newest version of each overlay that holds parts of rows; later versions (by "order") are
+applied over earlier ones. "SHARDS?overlay=captions@0001,scores" selects others, in the order in which they
+are applied; "SHARDS?overlay=" selects none. shards/overlays/writer.py writes overlays.
 """
 
 import hashlib
@@ -31,14 +35,14 @@ from lumina_cli.core.shards.tar import read_span
 FOLDER, DONE = "overlays", "overlay.json"
 MEASURED = "scores"  # the overlay of `lumina shard score`
 WORD = "?overlay="
-AT_ONCE = 64 << 20  # bytes of a tar of parts of rows that is read as a whole
+AT_ONCE = 64 << 20  # a tar of parts of rows up to this size is read at once, in bytes
 
-Add = Callable[[dict, dict], dict]  # (entry of an index, its row) -> the row with what overlays know
+Add = Callable[[dict, dict], dict]  # (line of an index, its row) -> the row with overlays applied
 
 
 @dataclass(frozen=True)
 class Overlay:
-    """One whole version of an overlay; `info` is what its overlay.json says."""
+    """A complete version of an overlay; `info` is the content of its overlay.json."""
 
     shards: str
     name: str
@@ -47,12 +51,12 @@ class Overlay:
 
     @property
     def folder(self) -> str:
-        """Where it is."""
+        """The folder of the version."""
         return version_folder(self.shards, self.name, self.version)
 
     @property
     def order(self) -> tuple[int, str]:
-        """What overlays are sorted by: those that were begun later are laid over the others."""
+        """The sort key of overlays: those begun later are applied over the others."""
         number = self.info.get("order")
         return number if type(number) is int else 0, self.name
 
@@ -64,13 +68,15 @@ class Overlay:
     def open(self, tar: str, entries: list[dict], strict: bool = True) -> dict[str, dict]:
         """Return the lines of its index by key, for the samples of a tar whose index is `entries`.
 
-        LuminaError where the tar holds other samples than those that this was made for; without `strict`,
-        samples whose picture is another one are left out instead.
+        Without `strict`, samples whose image has been replaced are left out instead of raising an error.
+
+        Raises:
+            LuminaError: if the tar holds other samples than those that the overlay was made for.
         """
         lines = read_shard_index(self.folder, tar)
         if strict and (not lines or lines[0].get("base") != base_digest(entries)):
             raise LuminaError(
-                f"overlay {self.name}@{self.version} is stale: {tar} holds other pictures than those it was "
+                f"overlay {self.name}@{self.version} is stale: {tar} holds other images than those it was "
                 f"made for; make it again, or read {self.shards}{WORD} without overlays"
             )
         known = {line["key"]: line for line in (lines or [])[1:]}
@@ -80,12 +86,16 @@ class Overlay:
         }
 
     def read(self, tar: str, line: dict, member: str = "json") -> bytes:
-        """Return a member of a sample; `line` is what `open` gave for its key."""
+        """Return a member of a sample; `line` is the line that `open` returned for its key."""
         where = filesystem.join(self.folder, filesystem.basename(tar))
         return read_span(where, *line["members"][member], f"{line['key']}.{member}")
 
     def parts(self, tar: str, lines: dict[str, dict]) -> Callable[[str], dict]:
-        """Return what gives, by key, the part of a row that a sample has here; {} where it has none."""
+        """Return a function from a key to the part of a row that the overlay has for it; {} if none.
+
+        `lines` is the result of `open`. A tar that holds only parts of rows is read at once if it is small
+        enough.
+        """
         where = filesystem.join(self.folder, filesystem.basename(tar))
         whole = None
         if self.info["members"] == ["json"] and lines and filesystem.file_size(where) <= AT_ONCE:
@@ -105,15 +115,17 @@ class Overlay:
 
 
 class OverlayJoiner:
-    """Lays overlays over the rows of shards, tar by tar."""
+    """Applies overlays to the rows of shards, tar by tar."""
 
     def __init__(self, overlays: list[Overlay]):
         self.overlays = overlays
 
     def open(self, tar: str, entries: list[dict], strict: bool = True) -> Add:
-        """Return what adds to a row of `tar` what the overlays know.
+        """Return a function that applies the overlays to a row of `tar`.
 
-        LuminaError where one is stale; without `strict` it then adds what holds still, as in `Overlay.open`.
+        Raises:
+            LuminaError: if an overlay is stale; without `strict` its valid parts are applied, as in
+                `Overlay.open`.
         """
         parts = [(each, each.parts(tar, each.open(tar, entries, strict))) for each in self.overlays]
 
@@ -130,13 +142,13 @@ class OverlayJoiner:
 
 
 def open_joiner(source: str) -> tuple[str, OverlayJoiner]:
-    """Return the bare place of a SOURCE of shards, and what joins the overlays that it names."""
+    """Return (location without overlays, joiner of the overlays) of a SOURCE of shards."""
     shards, wanted = split_source(source)
     return shards, OverlayJoiner(find_overlays(folder_of_shards(shards), wanted))
 
 
 def split_source(source: str | os.PathLike) -> tuple[str, list[str] | None]:
-    """Return (place, overlays that the word names); None where it names none and the newest are meant."""
+    """Return (location, names of overlays) of a SOURCE; None instead of names means the newest ones."""
     source = filesystem.to_text(source)
     place, word, names = source.rpartition(WORD)
     if not word:
@@ -145,10 +157,12 @@ def split_source(source: str | os.PathLike) -> tuple[str, list[str] | None]:
 
 
 def find_overlays(shards: str, wanted: list[str] | None = None) -> list[Overlay]:
-    """Return whole overlays of shards: the newest of each that holds parts of rows, or those of `wanted`.
+    """Return the newest version of each overlay that holds parts of rows, or the `wanted` ones.
 
-    The first ones are sorted by when they were begun (`Overlay.order`). `wanted` are names, or
-    NAME@VERSION. UsageError for one that is not there.
+    The former are sorted by `Overlay.order`. `wanted` are names, or NAME@VERSION.
+
+    Raises:
+        UsageError: if a wanted overlay does not exist.
     """
     if wanted is None:
         newest = (newest_version(shards, name) for name in list_overlays(shards))
@@ -168,40 +182,44 @@ def find_overlays(shards: str, wanted: list[str] | None = None) -> list[Overlay]
 
 
 def list_overlays(shards: str) -> list[str]:
-    """Return the names of the overlays beside shards, finished or not."""
+    """Return the names of the overlays of shards, complete or not."""
     return list_folders(filesystem.join(shards, FOLDER))
 
 
 def list_versions(shards: str, name: str) -> list[str]:
-    """Return the versions of an overlay, oldest first, finished or not."""
+    """Return the versions of an overlay, oldest first, complete or not."""
     return list_folders("/".join([filesystem.to_text(shards), FOLDER, name]))
 
 
 def newest_version(shards: str, name: str) -> Overlay | None:
-    """Return the newest whole version of an overlay, or None."""
+    """Return the newest complete version of an overlay, or None."""
     found = (open_version(shards, name, version) for version in reversed(list_versions(shards, name)))
     return next((overlay for overlay in found if overlay), None)
 
 
 def open_version(shards: str, name: str, version: str) -> Overlay | None:
-    """Return a version of an overlay, or None where it is not there or not whole."""
+    """Return a version of an overlay; None if it does not exist or is incomplete."""
     info = read_json(filesystem.join(version_folder(shards, name, version), DONE))
     return Overlay(filesystem.to_text(shards), name, version, info) if info else None
 
 
 def read_json(place: str) -> dict | None:
-    """Return the object in a small file, or None where there is no such file."""
+    """Return the object in a small JSON file, or None if the file does not exist.
+
+    Raises:
+        LuminaError: if it is not JSON.
+    """
     if not filesystem.is_file(place):
         return None
     try:
         found = json.loads(filesystem.read_file(place))
     except ValueError as error:
-        raise LuminaError(f"{place} is not JSON; delete the folder that it is in") from error
+        raise LuminaError(f"{place} is not JSON; delete its folder") from error
     return found if isinstance(found, dict) else None
 
 
 def describe_overlays(shards: str) -> Iterator[dict]:
-    """Yield a row per version of each overlay: overlay, version, whole, samples, bytes, members, settings."""
+    """Yield a row per version: overlay, version, whole, samples, bytes, members, settings..."""
     for name in list_overlays(shards):
         for version in list_versions(shards, name):
             overlay = open_version(shards, name, version)
@@ -213,9 +231,10 @@ def describe_overlays(shards: str) -> Iterator[dict]:
 
 
 def merge(row: dict, part: dict, over_part: bool = False) -> dict:
-    """Return `row` with `part` laid over it: dicts are merged key by key, anything else is replaced.
+    """Return `row` with `part` applied: dicts are merged key by key, other values are replaced.
 
-    A null in a part takes away what the row has there; laid over another part (`over_part`) it stays.
+    A null in a part removes the value of the row; if a part is merged with another part (`over_part`), it is
+    kept.
     """
     merged = dict(row)
     for name, value in part.items():
@@ -230,12 +249,12 @@ def merge(row: dict, part: dict, over_part: bool = False) -> dict:
 
 
 def image_identity(entry: dict) -> str:
-    """Return what tells the picture of a sample from others: its sha256, or else where it is in its tar."""
+    """Return a text that identifies the image of a sample: its sha256, or else its span in the tar."""
     return entry.get("sha256") or f"{entry['offset']}+{entry['length']}"
 
 
 def base_digest(entries: Iterable[dict]) -> str:
-    """Return 16 hex digits of the keys and pictures of a shard, in their order."""
+    """Return 16 hex digits of the keys and images of a shard, in order."""
     digest = hashlib.sha256()
     for entry in entries:
         digest.update(f"{entry['key']} {image_identity(entry)}\n".encode())
@@ -243,23 +262,27 @@ def base_digest(entries: Iterable[dict]) -> str:
 
 
 def version_folder(shards: str, name: str, version: str) -> str:
-    """Return where a version of an overlay is."""
+    """Return the folder of a version of an overlay."""
     return "/".join([filesystem.to_text(shards), FOLDER, name, version])
 
 
 def folder_of_shards(source: str) -> str:
-    """Return the folder of shards that a tar, or the folder itself, stands for."""
+    """Return the folder of shards for a tar in it, or for the folder itself."""
     source = filesystem.to_text(source)
     return filesystem.parent(source) if source.endswith(".tar") else source
 
 
 def overlay_index_path(folder: str, tar: str) -> str:
-    """Return where the index of the overlay of a tar is."""
+    """Return the path of the index that a version in `folder` has for a tar."""
     return filesystem.join(folder, f"{filesystem.basename(tar).removesuffix('.tar')}.index.jsonl")
 
 
 def read_shard_index(folder: str, tar: str) -> list[dict] | None:
-    """Return the lines of the index of the overlay of a tar, or None where it was not written yet."""
+    """Return the lines of the index that a version in `folder` has for a tar, or None without one.
+
+    Raises:
+        LuminaError: if a line is malformed.
+    """
     place = overlay_index_path(folder, tar)
     if not filesystem.is_file(place):
         return None
@@ -273,7 +296,7 @@ def read_shard_index(folder: str, tar: str) -> list[dict] | None:
             or not all(map(_is_span, row["members"].values()))
         ):
             raise LuminaError(
-                f"{place} line {number} is no line of an overlay's index; write the overlay anew"
+                f"{place} line {number} is not a line of an overlay's index; write the overlay again"
             )
     return rows
 
@@ -285,7 +308,7 @@ def _is_span(value: object) -> bool:
 
 
 def list_folders(place: str) -> list[str]:
-    """Return the names of the folders right in a place, sorted; [] where it is not there."""
+    """Return the sorted names of the folders directly in a location; [] if it does not exist."""
     place = filesystem.to_text(place)
     if filesystem.is_url(place):
         return [name for name, _, folder in filesystem.remote_entries(place) if folder]

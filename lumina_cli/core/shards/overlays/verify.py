@@ -1,4 +1,4 @@
-"""Whether overlays are as they were written, and still of the pictures that the shards hold."""
+"""Verification of overlays: their bytes, and whether they still belong to the images in the shards."""
 
 from collections.abc import Iterator
 
@@ -19,15 +19,15 @@ from lumina_cli.core.shards.overlays.writer import VALUES, hash_file, indexes_di
 from lumina_cli.core.shards.reader import read_index
 from lumina_cli.core.shards.tar import BLOCK, read_span, tar_header
 
-_ARRAY = b"\x93NUMPY"  # how a .npy file begins
+_ARRAY = b"\x93NUMPY"  # magic bytes of a .npy file
 
 
 def verify_overlays(shards: str, tars: list[str]) -> Iterator[dict]:
-    """Yield a row per whole version of each overlay: overlay, samples, ok, and under "problem" what is wrong.
+    """Yield a row per complete version: overlay, samples, ok, and "problem", what is wrong or None.
 
-    Tars, indexes and values are compared with the hashes that were written with them; of a version that has
-    none, every member must be in its place and readable. The newest version must be of the pictures that
-    `tars` hold: older ones nobody reads unless asked to.
+    Tars, indexes and values are compared with their stored hashes; without hashes (versions of early
+    releases) every member must be at its offset and readable. Only the newest version must belong to the
+    images in `tars`, because older ones are read only on request.
     """
     for name in list_overlays(shards):
         newest = newest_version(shards, name)
@@ -46,18 +46,18 @@ def verify_overlays(shards: str, tars: list[str]) -> Iterator[dict]:
 def _verify(overlay: Overlay, tars: list[str], newest: bool) -> None:
     for tar in tars:
         if newest:
-            overlay.open(tar, read_index(tar))  # or it is stale
+            overlay.open(tar, read_index(tar))  # raises if the version is stale
         lines = read_shard_index(overlay.folder, tar)
         if lines:
             _verify_tar(filesystem.join(overlay.folder, filesystem.basename(tar)), lines)
     digests = overlay.info.get("digests", {})
-    wholes = [tar for tar in tars if filesystem.is_file(overlay_index_path(overlay.folder, tar))]
-    if digests and len(wholes) == overlay.info["shards"]:
+    written = [tar for tar in tars if filesystem.is_file(overlay_index_path(overlay.folder, tar))]
+    if digests and len(written) == overlay.info["shards"]:
         _compare(
             filesystem.join(overlay.folder, DONE),
             "the indexes",
             digests["indexes"],
-            indexes_digest(overlay.folder, wholes),
+            indexes_digest(overlay.folder, written),
         )
     if digests.get("values"):
         place = filesystem.join(overlay.folder, VALUES)
@@ -72,7 +72,7 @@ def _verify_tar(tar: str, lines: list[dict]) -> None:
         for member, (offset, length) in line["members"].items():
             name = f"{line['key']}.{member}"
             if offset < BLOCK or offset + length > size:
-                raise LuminaError(f"{tar}: truncated, {name} is not whole; {_rewrite_hint(tar)}")
+                raise LuminaError(f"{tar}: truncated, {name} is incomplete; {_rewrite_hint(tar)}")
             if not lines[0].get("sha256"):
                 _verify_member(tar, name, offset, length)
 
@@ -80,16 +80,16 @@ def _verify_tar(tar: str, lines: list[dict]) -> None:
 def _verify_member(tar: str, name: str, offset: int, length: int) -> None:
     data = read_span(tar, offset - BLOCK, BLOCK + length, name)
     if data[:BLOCK] != tar_header(name, length):
-        raise LuminaError(f"{tar}: {name} is not where the index says; {_rewrite_hint(tar)}")
+        raise LuminaError(f"{tar}: {name} is not at the offset in the index; {_rewrite_hint(tar)}")
     if name.endswith(".json"):
         parse_row(data[BLOCK:].decode(errors="replace"), f"{tar}#{name}")
     elif name.endswith(".npy") and data[BLOCK : BLOCK + len(_ARRAY)] != _ARRAY:
-        raise LuminaError(f"{tar}#{name} is no array; {_rewrite_hint(tar)}")
+        raise LuminaError(f"{tar}#{name} is not an array; {_rewrite_hint(tar)}")
 
 
 def _compare(place: str, what: str, wanted: str, found: str) -> None:
     if wanted != found:
-        raise LuminaError(f"{place}: {what} are not those that were written; {_rewrite_hint(place)}")
+        raise LuminaError(f"{place}: {what} differ from those that were written; {_rewrite_hint(place)}")
 
 
 def _rewrite_hint(place: str) -> str:

@@ -1,4 +1,9 @@
-"""Versions of overlays: begin, resume and remove them, with numbers that are never reused."""
+"""Versions of overlays: begin, resume and remove them.
+
+Version numbers are never reused, because NAME@VERSION would otherwise silently refer to other data. The file
+overlays/NAME.removed therefore holds the highest number that was removed. After a removal the previous
+version is the newest one.
+"""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -15,11 +20,15 @@ REMOVED = ".removed"  # suffix of the file with the highest number of a removed 
 
 
 def begin_version(shards: str, name: str, settings: dict) -> Version:
-    """Return the version of an overlay that is made with these settings, the newest one or the next.
+    """Return the version of an overlay to write with these settings.
 
-    No other process writes overlays of this name until it is finished, or this process ends. UsageError for a
-    name that is no plain word, LuminaError where another process writes such overlays just now, or where
-    their folder is a link to another one.
+    If the newest version has the same settings it is resumed: shards that are written, and whose samples are
+    still the same, stay. Other settings begin the next version. The overlay stays locked until the version is
+    finished or the process ends.
+
+    Raises:
+        UsageError: if the name is invalid.
+        LuminaError: if another process is writing such an overlay, or its folder is a link.
     """
     settings = json.loads(json.dumps(settings))
     shards = filesystem.to_text(shards)
@@ -28,14 +37,14 @@ def begin_version(shards: str, name: str, settings: dict) -> Version:
     if found:
         folder = reader.version_folder(shards, name, found[-1])
         if links := find_links(folder):
-            raise LuminaError(f"{links[0]} is a link: nothing is written there; put a folder in its place")
+            raise LuminaError(f"{links[0]} is a link, so nothing is written there; replace it by a folder")
         done = reader.read_json(filesystem.join(folder, DONE))
         known = done or reader.read_json(filesystem.join(folder, BUILDING)) or {}
         if known.get("settings") == settings:
             if done is None:
                 filesystem.remove_partial(folder)
             return Version(shards, name, found[-1], settings, known.get("order", 0))
-    number = 1 + max(_highest(found), _removed(shards, name))
+    number = 1 + max(_highest_number(found), _highest_removed(shards, name))
     version = Version(shards, name, f"{number:04d}", settings, _next_order(shards))
     filesystem.make_dir(version.folder)
     building = json.dumps({"order": version.order, "settings": settings}, ensure_ascii=False)
@@ -43,12 +52,12 @@ def begin_version(shards: str, name: str, settings: dict) -> Version:
     return version
 
 
-def _highest(versions: Iterable[str]) -> int:
+def _highest_number(versions: Iterable[str]) -> int:
     return max((int(version) for version in versions if version.isdecimal()), default=0)
 
 
-def _removed(shards: str, name: str) -> int:
-    """Return the highest number of a version that was removed, 0 where none was."""
+def _highest_removed(shards: str, name: str) -> int:
+    """Return the highest version number that was removed; 0 if none was."""
     place = _removed_place(shards, name)
     number = (reader.read_json(place) or {}).get("highest")
     return number if type(number) is int else 0
@@ -59,7 +68,7 @@ def _removed_place(shards: str, name: str) -> str:
 
 
 def _next_order(shards: str) -> int:
-    """Return a number greater than that of each version of an overlay; those of before had none."""
+    """Return a number greater than the order of every version of every overlay."""
     found = [
         reader.version_folder(shards, name, version)
         for name in reader.list_overlays(shards)
@@ -71,10 +80,11 @@ def _next_order(shards: str) -> int:
 
 
 def remove_overlay(shards: str, word: str) -> Iterator[dict]:
-    """Delete an overlay NAME, or one version of it, NAME@VERSION; yield a row for each version.
+    """Delete an overlay NAME, or one version NAME@VERSION; yield a row per version.
 
-    UsageError where there is none of that name. LuminaError where another process writes it, or where its
-    folder is a link or holds what is no file of an overlay.
+    Raises:
+        UsageError: if the overlay does not exist.
+        LuminaError: if another process is writing it, its folder is a link, or the folder holds other files.
     """
     shards = filesystem.to_text(shards)
     name, sign, version = word.partition("@")
@@ -90,11 +100,9 @@ def remove_overlay(shards: str, word: str) -> Iterator[dict]:
         for each in chosen:
             folder = reader.version_folder(shards, name, each)
             files = _files_of_version(folder)
-            highest = {"highest": max(_highest([each]), _removed(shards, name))}
+            highest = {"highest": max(_highest_number([each]), _highest_removed(shards, name))}
             filesystem.write_file(_removed_place(shards, name), dump_row(highest).encode())
-            filesystem.remove(
-                folder, [DONE]
-            )  # first: without it the version is not whole, and nobody reads it
+            filesystem.remove(folder, [DONE])  # first: no reader opens a version without it
             filesystem.remove(folder, files)
             filesystem.remove_dir(folder)
             yield {"overlay": name, "version": each, "removed": True}
@@ -105,9 +113,13 @@ def remove_overlay(shards: str, word: str) -> Iterator[dict]:
 
 
 def _files_of_version(folder: str) -> list[str]:
-    """Return the names of the files of a version; LuminaError where more is there than was written."""
+    """Return the names of the files of a version.
+
+    Raises:
+        LuminaError: if the folder holds anything else, such as a link or a folder.
+    """
     names = list(filesystem.list_sizes(folder))
     strange = find_links(folder) + [each for each in filesystem.list_names(folder) if each not in names]
     if strange:
-        raise LuminaError(f"{folder} stays: {strange[0]} is no file of an overlay; delete it by hand")
+        raise LuminaError(f"{folder} is kept: {strange[0]} is not a file of an overlay; delete it manually")
     return names

@@ -1,11 +1,7 @@
-"""Writing overlays: a version is known by its settings, and each tar of it is whole or not there.
+"""Writing overlays: each tar of a version is written whole or not at all (format: shards/overlays/reader.py).
 
-Beginning a version with the settings of the newest one goes on with that one: a shard that is written, and
-whose samples are still the same, stays. Other settings begin the next version. building.json holds the
-settings until overlay.json, written last, makes the version whole.
-
-The number of a version that was removed is never used again, or else NAME@VERSION would be other data than
-before: overlays/NAME.removed holds the highest one.
+A version is identified by its settings. building.json holds them until overlay.json, written last, makes the
+version complete.
 """
 
 import hashlib
@@ -26,9 +22,9 @@ from lumina_cli.core.shards.tar import BLOCK, add_member, read_span
 BUILDING, VALUES = "building.json", "values.parquet"
 CHUNK = 1 << 20
 COLUMNS = {"scores": "score_", "hashes": "hash_"}
-INLINE = ("scores", "hashes", "score")  # of a part of a row: these stand in the index, too
+INLINE = ("scores", "hashes", "score")  # fields of a part that are copied to the index
 
-Part = tuple[dict, dict[str, bytes], dict]  # entry of the base's index, members by name, more for the index
+Part = tuple[dict, dict[str, bytes], dict]  # line of the shard's index, members, further index fields
 
 
 @dataclass(frozen=True)
@@ -39,15 +35,15 @@ class Version:
     name: str
     version: str
     settings: dict
-    order: int = 0  # greater than that of all overlays that were begun before
+    order: int = 0  # greater than that of every version begun before
 
     @property
     def folder(self) -> str:
-        """Where it is."""
+        """The folder of the version."""
         return reader.version_folder(self.shards, self.name, self.version)
 
     def has(self, tar: str, entries: list[dict]) -> bool:
-        """Whether the overlay of a tar is written, and for the samples that the tar holds now."""
+        """Whether the overlay of a tar is written, for the samples that the tar holds now."""
         place = reader.overlay_index_path(self.folder, tar)
         if not filesystem.is_file(place):
             return False
@@ -55,18 +51,18 @@ class Version:
         return json.loads(first or b"{}").get("base") == base_digest(entries)
 
     def lines(self, tar: str, entries: list[dict]) -> dict[str, dict]:
-        """Return what is written of a tar so far, by key, of the samples whose picture is still the same."""
+        """Return the lines that are written for a tar, by key, of samples whose image is still the same."""
         lines = reader.read_shard_index(self.folder, tar) or [{}]
         pictures = {entry["key"]: image_identity(entry) for entry in entries}
         return {line["key"]: line for line in lines[1:] if pictures.get(line["key"]) == line["picture"]}
 
     def read(self, tar: str, line: dict, member: str) -> bytes:
-        """Return a member of a sample; `line` is what `lines` gave."""
+        """Return a member of a sample; `line` is the line that `lines` returned for its key."""
         where = filesystem.join(self.folder, filesystem.basename(tar))
         return read_span(where, *line["members"][member], f"{line['key']}.{member}")
 
     def write(self, tar: str, entries: list[dict], parts: Iterable[Part]) -> dict:
-        """Write the overlay of one tar; return samples, bytes and the names of members."""
+        """Write the overlay of one tar; return its samples and bytes."""
         lines = [{"base": base_digest(entries)}]
         place = filesystem.join(self.folder, filesystem.basename(tar))
         at = 0
@@ -88,7 +84,7 @@ class Version:
         return {"samples": len(lines) - 1, "bytes": at + 2 * BLOCK}
 
     def finish(self, tars: Iterable[str]) -> dict:
-        """Write overlay.json over what the shards hold; return what it says."""
+        """Write overlay.json from the indexes of `tars`, unlock the overlay, and return the content."""
         tars = list(tars)
         samples, names, fields, size, shards = 0, set(), set(), 0, 0
         for tar in tars:
@@ -111,7 +107,7 @@ class Version:
 
 
 class _Hashed:
-    """A file that is written, and the hash of what was."""
+    """A file with the hash of everything written to it."""
 
     def __init__(self, file: IO[bytes]):
         self.file, self.digest = file, hashlib.sha256()
@@ -122,7 +118,7 @@ class _Hashed:
 
 
 def hash_file(place: str) -> str:
-    """Return the sha256 of a file, which is read in chunks."""
+    """Return the sha256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with filesystem.open_file(place) as file:
         while chunk := file.read(CHUNK):
@@ -131,7 +127,7 @@ def hash_file(place: str) -> str:
 
 
 def indexes_digest(folder: str, tars: Iterable[str]) -> str:
-    """Return the hash of all indexes of a version, one after another."""
+    """Return the sha256 of all indexes of a version, concatenated."""
     digest = hashlib.sha256()
     for tar in tars:
         digest.update(filesystem.read_file(reader.overlay_index_path(folder, tar)))
@@ -139,10 +135,10 @@ def indexes_digest(folder: str, tars: Iterable[str]) -> str:
 
 
 def write_values(version: Version, tars: Iterable[str]) -> list[str]:
-    """Write values.parquet, the inline scores and hashes of a version as a table; return its columns.
+    """Write values.parquet, the scores and hashes of a version as a table; return its columns.
 
-    A row a sample: shard, key, picture, score, score_NAME..., hash_NAME... There is no such file, and [] is
-    returned, where no sample has any.
+    One row per sample: shard, key, `picture`, score, score_NAME..., hash_NAME... Without any values the file
+    is removed and [] is returned.
     """
     names: set[tuple[str, str]] = set()
     some = False
@@ -173,6 +169,6 @@ def _values(tar: str, line: dict) -> dict:
 
 
 def make_row_part(entry: dict, part: dict) -> Part:
-    """Return what `Version.write` takes for a part of a row."""
+    """Return the argument of `Version.write` for a part of a row."""
     known = {name: part[name] for name in INLINE if name in part} | {"fields": sorted(part)}
     return entry, {"json": dump_row(part).encode()}, known
