@@ -56,6 +56,11 @@ def describe_parameter(parameter: Any, context: Any) -> tuple[str, str] | None:
 class _HelpPage:
     """What the help pages of commands and of groups have in common."""
 
+    def collect_usage_pieces(self, context) -> list[str]:
+        """Return the words of the usage line; brackets of a metavar are not put into brackets again."""
+        pieces = super().collect_usage_pieces(context)
+        return [piece[1:].removesuffix("]...") if piece.startswith("[[") else piece for piece in pieces]
+
     def format_help_text(self, context, formatter) -> None:
         formatter.write_paragraph()
         with formatter.indentation():

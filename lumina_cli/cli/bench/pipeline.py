@@ -24,12 +24,12 @@ def sample(
         str | None, typer.Option(help="Image size: 1024x768, 16:9... Default: the model's own size.")
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="Images generated at once, of one prompt.")] = 1,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; both sides run in each.")] = 7,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; both pipelines run in each.")] = 7,
     json: Json = False,
 ) -> None:
-    """Compare the speed of whole images with diffusers' pipeline. A model in, one row per side out.
+    """Compare the speed of whole images with diffusers' pipeline. A model in, one row per pipeline out.
 
-    Both sides run from text to pixels on the same model folder; diffusers with its default settings.
+    Both pipelines run from text to pixels on the same model folder; diffusers with its default settings.
 
     Examples:
 

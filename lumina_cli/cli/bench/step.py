@@ -30,7 +30,9 @@ def step(
         str | None, typer.Option(help="Quantization of lumina's network: int8 or int8-weights.")
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Text tokens of the prompt.")] = 128,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed calls per side, after one warm-up call.")] = 3,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="Timed calls per implementation, after one warm-up call.")
+    ] = 3,
     dtype: Annotated[
         str | None,
         typer.Option(help="float32 or bfloat16. Default: the fastest that the CPU supports."),
@@ -42,7 +44,7 @@ def step(
     seed: Annotated[int, typer.Option(help="Random seed of weights and inputs.")] = 0,
     json: Json = False,
 ) -> None:
-    """Time one network call on the CPU. A model or its size in, one row per side out.
+    """Time one network call on the CPU. A model or its size in, one row per implementation out.
 
     Each row has seconds, the speed ratio, the error against float32, and the fraction of the time that the
     matmuls alone would take.

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output
+from lumina_cli.cli.eval import options
 from lumina_cli.cli.group import default_command
 from lumina_cli.cli.help import VerbApp
 from lumina_cli.cli.options import Json
@@ -23,102 +24,27 @@ Examples:
     lumina eval compare runs/before runs/after
     lumina eval captions qwen.jsonl omni.jsonl --page captions.html
 """
-SUBJECT, PROMPTS, SAMPLING, SCORING = "Subject", "Prompts", "Sampling", "Scoring and output"
-
 app = VerbApp(cls=default_command("run", BENCHMARKS), help=HELP)
-
-Benchmark = Annotated[str, typer.Argument(help=f"Benchmark: {', '.join(BENCHMARKS)}.")]
-Prompts = Annotated[
-    str,
-    typer.Option(
-        help="Prompt set: nano (for models of nano's world) or official (GenEval's 553 prompts).",
-        rich_help_panel=PROMPTS,
-    ),
-]
-PerTask = Annotated[
-    int, typer.Option(help="Prompts per task of the nano prompt set.", rich_help_panel=PROMPTS)
-]
-Langs = Annotated[
-    str,
-    typer.Option(
-        help="Languages of the nano prompts, comma-separated: en, zh, ja, ru, de.", rich_help_panel=PROMPTS
-    ),
-]
-Split = Annotated[
-    str,
-    typer.Option(
-        help="Split of the nano prompts: test, or held-out (combinations absent from training).",
-        rich_help_panel=PROMPTS,
-    ),
-]
-Seed = Annotated[
-    int, typer.Option(help="Random seed of prompts, noise and bootstrap.", rich_help_panel=PROMPTS)
-]
 
 
 @app.command()
 def run(
-    benchmark: Benchmark,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Model to generate with: a name, a model or run folder, or a hub id.",
-            rich_help_panel=SUBJECT,
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="Score existing images in this folder (00000/samples/00000.png ...).",
-            rich_help_panel=SUBJECT,
-        ),
-    ] = None,
-    ceiling: Annotated[
-        bool,
-        typer.Option(
-            "--ceiling",
-            help="Score ground-truth renders: the upper bound that the judge allows.",
-            rich_help_panel=SUBJECT,
-        ),
-    ] = False,
-    prompts: Prompts = "nano",
-    per_task: PerTask = 40,
-    pictures: Annotated[
-        int, typer.Option(min=1, max=1000, help="Images per prompt.", rich_help_panel=PROMPTS)
-    ] = 4,
-    langs: Langs = "en",
-    split: Split = "test",
-    seed: Seed = 0,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="Sampling preset: official, diffusers, comfyui, fast or a YAML file.",
-            rich_help_panel=SAMPLING,
-        ),
-    ] = None,
-    plan: Annotated[
-        str,
-        typer.Option(
-            help="Further sampling settings, e.g. steps=20,shift=3, or a JSON file.", rich_help_panel=SAMPLING
-        ),
-    ] = "",
-    batch: Annotated[
-        int, typer.Option(min=1, help="Images generated and judged at once.", rich_help_panel=SAMPLING)
-    ] = 16,
-    judge: Annotated[
-        str, typer.Option(help=f"Judge: {', '.join(JUDGES)}.", rich_help_panel=SCORING)
-    ] = "nano",
-    gate: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Exit with code 6 unless this holds, e.g. 'geneval>=0.8'. Repeatable.",
-            rich_help_panel=SCORING,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Output folder: images, rows.jsonl and summary.json.", rich_help_panel=SCORING),
-    ] = None,
+    benchmark: options.Benchmark,
+    model: options.Model = None,
+    images: options.Images = None,
+    ceiling: options.Ceiling = False,
+    prompts: options.Prompts = "nano",
+    per_task: options.PerTask = 40,
+    pictures: options.Pictures = 4,
+    langs: options.Langs = "en",
+    split: options.Split = "test",
+    seed: options.Seed = 0,
+    preset: options.Preset = None,
+    plan: options.Plan = "",
+    batch: options.Batch = 16,
+    judge: options.Judge = "nano",
+    gate: options.Gate = None,
+    out: options.Out = None,
     json: Json = False,
 ) -> None:
     """Generate images for a benchmark's prompts and score them. A model or images in, one row per image out.
@@ -154,12 +80,12 @@ def run(
 
 @app.command()
 def prompts(
-    benchmark: Benchmark,
-    prompts: Prompts = "nano",
-    per_task: PerTask = 40,
-    langs: Langs = "en",
-    split: Split = "test",
-    seed: Seed = 0,
+    benchmark: options.Benchmark,
+    prompts: options.Prompts = "nano",
+    per_task: options.PerTask = 40,
+    langs: options.Langs = "en",
+    split: options.Split = "test",
+    seed: options.Seed = 0,
     json: Json = False,
 ) -> None:
     """Write the prompts of a benchmark. A benchmark in, one row per prompt out.

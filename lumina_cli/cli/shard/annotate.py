@@ -62,7 +62,9 @@ def encode(
     ] = "nano",
     size: Annotated[
         list[int] | None,
-        typer.Option(help="Resolution: the side of a square of the same area, in pixels. Repeatable."),
+        typer.Option(
+            help="Resolution: the side of a square of the same area, in pixels. Default: 128. Repeatable."
+        ),
     ] = None,
     what: Annotated[str, typer.Option(help="What to encode, comma-separated: latents, text.")] = "latents",
     system: Annotated[str, typer.Option(help="Name of the system prompt of each caption.")] = "real",

@@ -62,8 +62,8 @@ def pack(
     Image files are copied byte for byte; invalid ones are listed in DEST/rejects.jsonl. Rerun the same
     command to resume an interrupted run, or to append samples that were added to SOURCE.
 
-    nano:N?truth=1 also writes KEY.depth.png (16 bits, thousandths) and KEY.masks.png (0 is background, i + 1
-    is object i of "things").
+    nano:N?truth=1 also writes KEY.depth.png (uint16, in thousandths) and KEY.masks.png (uint8: 0 is
+    background, i + 1 is object i of "things").
 
     Examples:
 
