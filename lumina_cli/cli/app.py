@@ -86,7 +86,7 @@ def _print_version(requested: bool) -> None:
 
 
 @app.callback()
-def options(
+def accept_options(
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit."),
@@ -179,7 +179,7 @@ def _handle_sigterm() -> None:
     """Handle SIGTERM with the current handler of Ctrl-C; only the exit code differs."""
     own = os.getpid()
 
-    def end(number: int, frame) -> None:
+    def handle(number: int, frame) -> None:
         if os.getpid() != own:  # a forked worker, terminated by its parent
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -194,18 +194,18 @@ def _handle_sigterm() -> None:
         interrupt(signal.SIGINT, frame)
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
+        signal.signal(signal.SIGTERM, handle)
 
 
 def _handle_sigint() -> None:
     """Record Ctrl-C, so that it ends a command even if its exception is lost; see `check_interrupted`."""
 
-    def end(number: int, frame) -> None:
+    def handle(number: int, frame) -> None:
         output.interrupts.append(True)
         raise KeyboardInterrupt
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
-        signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGINT, handle)
 
 
 def main() -> NoReturn:

@@ -1,11 +1,8 @@
 """`lumina convert` on tiny random weights."""
 
-import json
-
 import pytest
 import torch
 
-from lumina_cli.cli.app import run
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import load_transformer, read_weights, save_transformer, write_weights
 from lumina_cli.core.weights.lora_files import read_adapter
@@ -23,7 +20,7 @@ def folder(tmp_path):
     return tmp_path / "pipeline"
 
 
-def test_round_trip_through_every_dialect(folder, tmp_path, capsys):
+def test_weights_survive_a_round_trip_through_every_layout(folder, tmp_path, lumina):
     source = folder
     for to, name in [
         ("official", "a.pth"),
@@ -31,8 +28,8 @@ def test_round_trip_through_every_dialect(folder, tmp_path, capsys):
         ("lumina", "c.safetensors"),
         ("diffusers", "d"),
     ]:
-        assert run(["convert", str(source), str(tmp_path / name), "--to", to]) == 0
-        row = json.loads(capsys.readouterr().out)
+        code, (row,), err = lumina(f"convert {source} {tmp_path}/{name} --to {to}")
+        assert (code, err) == (0, "")
         assert (row["source"], row["to"], row["dtype"]) == (str(source), to, "float32")
         source = tmp_path / name
     before = load_transformer(folder / "transformer").state_dict()
@@ -41,48 +38,51 @@ def test_round_trip_through_every_dialect(folder, tmp_path, capsys):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_precision(folder, tmp_path, capsys):
+def test_dtype_changes_the_stored_weights(folder, tmp_path, lumina):
     dest = tmp_path / "x.safetensors"
-    assert run(["convert", str(folder), str(dest), "--to", "comfyui", "--dtype", "bf16"]) == 0
+    assert lumina(f"convert {folder} {dest} --to comfyui --dtype bf16")[0] == 0
     assert {tensor.dtype for tensor in read_weights(dest).values()} == {torch.bfloat16}
 
 
-def test_nothing_is_overwritten_without_force(folder, tmp_path, capsys):
-    (tmp_path / "x.safetensors").write_text("mine")
-    words = ["convert", str(folder), str(tmp_path / "x.safetensors"), "--to", "official"]
-    assert run(words) == 2
-    assert capsys.readouterr().err.endswith("x.safetensors already exists; use --force to replace it\n")
-    assert run([*words, "--force"]) == 0
+def test_nothing_is_overwritten_without_force(folder, tmp_path, lumina):
+    dest = tmp_path / "x.safetensors"
+    dest.write_text("mine")
+    command = f"convert {folder} {dest} --to official"
+    assert lumina(command) == (2, [], f"lumina convert: {dest} already exists; use --force to replace it\n")
+    assert dest.read_text() == "mine"
+    assert lumina(f"{command} --force")[0] == 0
 
 
 @pytest.mark.parametrize(
     ("dest", "message"),
     [("folder", "must end in .safetensors or .pth"), ("x.bin", "must end in .safetensors or .pth")],
 )
-def test_where_weights_can_go(folder, tmp_path, dest, message, capsys):
-    assert run(["convert", str(folder), str(tmp_path / dest), "--to", "official"]) == 2
-    assert message in capsys.readouterr().err
+def test_the_name_of_dest_must_fit_the_layout(folder, tmp_path, dest, message, lumina):
+    code, _, err = lumina(f"convert {folder} {tmp_path}/{dest} --to official")
+    assert code == 2
+    assert message in err
 
 
-def test_weights_of_something_else(tmp_path, capsys):
+def test_weights_of_another_network_are_rejected(tmp_path, lumina):
     write_weights({"conv.weight": torch.zeros(3)}, tmp_path / "x.safetensors")
-    assert run(["convert", str(tmp_path / "x.safetensors"), str(tmp_path / "y"), "--to", "diffusers"]) == 1
-    err = capsys.readouterr().err
+    code, _, err = lumina(f"convert {tmp_path}/x.safetensors {tmp_path}/y --to diffusers")
+    assert code == 1
     assert err.startswith("lumina convert: 1 tensors (conv.weight) are not weights of a Next-DiT")
     assert not (tmp_path / "y").exists()
 
 
-def test_a_missing_tensor_is_named(folder, tmp_path, capsys):
+def test_a_missing_tensor_is_named(folder, tmp_path, lumina):
     weights = read_weights(folder / "transformer")
     del weights["norm_out.linear_1.bias"]
     write_weights(weights, folder / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert run(["convert", str(folder), str(tmp_path / "y"), "--to", "diffusers"]) == 1
-    assert "missing 1 tensor" in capsys.readouterr().err
+    code, _, err = lumina(f"convert {folder} {tmp_path}/y --to diffusers")
+    assert code == 1
+    assert "missing 1 tensor" in err
 
 
-def test_a_missing_source(tmp_path, capsys):
-    assert run(["convert", str(tmp_path / "gone"), str(tmp_path / "y"), "--to", "diffusers"]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+def test_a_missing_source_is_one_line(tmp_path, lumina):
+    code, _, err = lumina(f"convert {tmp_path}/gone {tmp_path}/y --to diffusers")
+    assert (code, err.count("\n")) == (1, 1)
 
 
 @pytest.fixture
@@ -96,13 +96,12 @@ def lora(tmp_path):
     return tmp_path / "lora.safetensors"
 
 
-def test_a_lora_goes_round_through_every_dialect(lora, tmp_path, capsys):
+def test_a_lora_survives_a_round_trip_through_every_layout(lora, tmp_path, lumina):
     source = lora
     for to in ("kohya", "comfyui", "diffusers"):
         dest = tmp_path / f"{to}.safetensors"
-        assert run(["convert", str(source), str(dest), "--to", to]) == 0
-        out, err = capsys.readouterr()
-        row = json.loads(out)
+        code, (row,), err = lumina(f"convert {source} {dest} --to {to}")
+        assert code == 0
         assert (row["source"], row["to"], row["lora_rank"], row["unused"], err) == (
             str(source),
             to,
@@ -116,22 +115,18 @@ def test_a_lora_goes_round_through_every_dialect(lora, tmp_path, capsys):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_what_a_lora_cannot_carry_over_is_said(lora, tmp_path, capsys):
+def test_unconvertible_tensors_of_a_lora_are_reported(lora, tmp_path, lumina):
     write_weights(read_weights(lora) | {"text_encoder.layers.0.mlp.lora_A.weight": torch.zeros(2)}, lora)
-    assert (
-        run(["convert", str(lora), str(tmp_path / "x.safetensors"), "--to", "kohya", "--dtype", "bf16"]) == 0
-    )
-    out, err = capsys.readouterr()
-    assert json.loads(out)["unused"] == 1
+    code, (row,), err = lumina(f"convert {lora} {tmp_path}/x.safetensors --to kohya --dtype bf16")
+    assert (code, row["unused"]) == (0, 1)
     assert err == f"{lora}: not used: 1 tensor (text_encoder.layers.0.mlp.lora_A.weight) of a text encoder\n"
     assert {tensor.dtype for tensor in read_weights(tmp_path / "x.safetensors").values()} == {torch.bfloat16}
 
 
-def test_loras_and_networks_have_dialects_of_their_own(lora, folder, tmp_path, capsys):
-    for words, line in [
-        ([str(lora), "x.safetensors", "--to", "official"], f"{lora} is a LoRA: it can become diffusers, comfyui, kohya, not official"),
-        ([str(lora), "x", "--to", "diffusers"], f"x must end in .safetensors: {lora} is a LoRA"),
-        ([str(folder), "x.safetensors", "--to", "kohya"], f"{folder} contains a whole network; --to kohya is for LoRAs"),
+def test_loras_and_networks_have_their_own_layouts(lora, folder, lumina):
+    for arguments, line in [
+        (f"{lora} x.safetensors --to official", f"{lora} is a LoRA: it can become diffusers, comfyui, kohya, not official"),
+        (f"{lora} x --to diffusers", f"x must end in .safetensors: {lora} is a LoRA"),
+        (f"{folder} x.safetensors --to kohya", f"{folder} contains a whole network; --to kohya is for LoRAs"),
     ]:  # fmt: skip
-        assert run(["convert", *words]) == 2
-        assert capsys.readouterr().err == f"lumina convert: {line}\n"
+        assert lumina(f"convert {arguments}") == (2, [], f"lumina convert: {line}\n")
