@@ -17,6 +17,6 @@ def load(model: str = "auto", **settings):
         UsageError: if `model` is not a known name, a folder or a hub id.
         LuminaError: if a component of the model is missing, damaged or does not fit the others.
     """
-    from lumina_cli.core.sampling import load_pipeline
+    from importlib import import_module  # by name: image metadata imports the version from this module
 
-    return load_pipeline(model, **settings)
+    return import_module("lumina_cli.core.sampling.pipeline").load_pipeline(model, **settings)

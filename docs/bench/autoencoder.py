@@ -5,7 +5,7 @@ import torch
 
 from lumina_cli.core.nano.rendering.renderer import render
 from lumina_cli.core.nano.scene import draw_scene
-from lumina_cli.core.sampling import load_pipeline
+from lumina_cli.core.sampling.pipeline import load_pipeline
 
 SEED, SCENES, GROUP = 4242, 240, 24
 

@@ -25,7 +25,7 @@ def write_folder(folder: Path) -> None:
     from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
     from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 
-    from lumina_cli.core.bench.step import random_network
+    from lumina_cli.core.bench.networks import random_network
     from lumina_cli.core.nextdit import save_transformer
 
     for part in ("tokenizer", "scheduler"):

@@ -30,7 +30,11 @@ images = pipe("a red car left of a blue ball", seed=7)  # a list of PIL images
 """
 CORE = "lumina_cli.core"
 SURFACE = {
-    "Generate images": ["lumina_cli:load", f"{CORE}.sampling:Pipeline", f"{CORE}.sampling:Pipeline.__call__"],
+    "Generate images": [
+        "lumina_cli:load",
+        f"{CORE}.sampling.pipeline:Pipeline",
+        f"{CORE}.sampling.pipeline:Pipeline.__call__",
+    ],
     "Network": [
         f"{CORE}.nextdit:NextDiTConfig",
         f"{CORE}.nextdit:NextDiTConfig.named",

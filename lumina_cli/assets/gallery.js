@@ -9,7 +9,7 @@ function show(figure) {
   const small = figure.querySelector("img");
   find("large").src = small.src;
   find("large").alt = small.alt;
-  find("told").replaceChildren(...figure.querySelector(".details").cloneNode(true).childNodes);
+  find("details").replaceChildren(...figure.querySelector(".details").cloneNode(true).childNodes);
   if (!find("dialog").open) find("dialog").showModal();
 }
 
@@ -43,7 +43,7 @@ function filter() {
 
 function theme(name) {
   document.documentElement.dataset.theme = name;
-  try { localStorage.setItem("lumina-theme", name); } catch { /* a file may not be allowed to remember */ }
+  try { localStorage.setItem("lumina-theme", name); } catch { /* browsers may block storage for local files */ }
 }
 
 for (const figure of all) {

@@ -127,9 +127,9 @@ CACHES = Registry(
     "cache",
     "lumina.caches",
     {
-        "tea": f"{CORE}.sampling.teacache.layer_cache:tea_cache",
-        "first": f"{CORE}.sampling.teacache.layer_cache:first_block_cache",
-        "error": f"{CORE}.sampling.teacache.layer_cache:error_budget_cache",
+        "tea": f"{CORE}.sampling.teacache.kinds:tea_cache",
+        "first": f"{CORE}.sampling.teacache.kinds:first_block_cache",
+        "error": f"{CORE}.sampling.teacache.kinds:error_budget_cache",
     },
 )
 # Replacements for the large linear layers, `--quantize`.

@@ -4,7 +4,7 @@ import json
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.bench.pipeline import compare_pipelines
-from lumina_cli.core.sampling import load_pipeline
+from lumina_cli.core.sampling.pipeline import load_pipeline
 from lumina_cli.core.sampling.text_cache import TextCache
 
 
@@ -12,7 +12,7 @@ def test_both_sides_draw_and_nothing_is_remembered_between_rounds(tiny_folder, m
     from diffusers.pipelines.lumina2.pipeline_lumina2 import Lumina2Pipeline
 
     pipe, ours, theirs = load_pipeline(tiny_folder), [], []
-    pipe.features = TextCache(lambda texts: ours.extend(texts) or pipe.text.encode(texts))
+    pipe.text_cache = TextCache(lambda texts: ours.extend(texts) or pipe.text.encode(texts))
     call = Lumina2Pipeline.__call__
 
     def counted(self, prompt, **settings):

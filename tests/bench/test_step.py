@@ -7,16 +7,15 @@ import torch
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.bench import step
-from lumina_cli.core.bench.step import (
+from lumina_cli.core.bench.ceiling import list_matmuls
+from lumina_cli.core.bench.networks import (
     diffusers_step,
     exact_velocities,
-    list_matmuls,
     make_call,
     our_step,
     random_network,
-    take_turns,
-    time_step,
 )
+from lumina_cli.core.bench.step import alternate, time_step
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.nextdit import NextDiTConfig
 
@@ -102,7 +101,7 @@ def test_products_add_up_to_the_published_count():
 
 def test_sides_take_turns_and_the_first_turn_does_not_count():
     calls = []
-    times = take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    times = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "b"] * 4
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
 

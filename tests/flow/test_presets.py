@@ -72,9 +72,9 @@ def test_what_is_no_preset(tmp_path):
 
 def toy(x, t, captioned):
     """A velocity that no two branches, times or rows share; some rows grow under guidance, some shrink."""
-    turned = x.flip(-1) * (0.4 if captioned else -0.7)
+    rotated = x.flip(-1) * (0.4 if captioned else -0.7)
     return (
-        torch.tanh(turned + t)
+        torch.tanh(rotated + t)
         + (x - 0.3 * t if captioned else 0.8 * x) * torch.linspace(-1, 2, x.shape[-2])[:, None]
     )
 
@@ -191,5 +191,5 @@ def test_diffusers_itself_draws_the_same_pictures(steps, ratio):
         Job(prompt, 3, n, negative)
         for n, (prompt, negative) in enumerate(zip(prompts, ["", "a blue ball", ""], strict=True))
     ]
-    for one, two in zip(pipe.draw_setup(jobs, setup), drawn, strict=True):
+    for one, two in zip(pipe.generate_batch(jobs, setup), drawn, strict=True):
         assert np.abs(np.asarray(one, float) - np.asarray(two, float)).max() <= 2

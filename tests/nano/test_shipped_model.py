@@ -54,7 +54,7 @@ def test_diffusers_draws_the_same_picture(pipe):
         plan = Plan(
             "euler", steps=8, shift=theirs.scheduler.config.shift, guidance=4.0, guide_until=1.0, renorm=None
         )
-        ours = pipe.draw([Job(prompt, 3, number)], plan)[0]
+        ours = pipe.generate([Job(prompt, 3, number)], plan)[0]
         assert (
             np.abs(np.asarray(ours, float) - drawn * 255).max() <= 2.5
         )  # 2 levels, and half of one for rounding

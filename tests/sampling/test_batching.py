@@ -9,17 +9,17 @@ from lumina_cli.core.images.buckets import crop_sizes
 from lumina_cli.core.images.sizes import fit_ratio, parse_ratio
 from lumina_cli.core.sampling.batching import (
     Split,
-    fitting_batch,
-    in_batches,
-    in_windows,
-    own_device,
+    default_batch_size,
+    local_device,
+    plan_batches,
     read_split,
+    read_windows,
 )
 
 
 @dataclass
 class Task:
-    place: int
+    position: int
     size: tuple = (64, 64)
     tokens: int = 10
 
@@ -43,20 +43,22 @@ def test_shards_are_split_again_among_the_processes_of_torchrun(monkeypatch):
         assert split.size(30) == 5
     assert rows == {row for row in range(30) if Split(1, 3).has(row)}
     monkeypatch.setenv("RANK", "2")
-    with pytest.raises(UsageError, match="RANK '2' of WORLD_SIZE '2' in the environment are not torchrun's"):
+    with pytest.raises(
+        UsageError, match="RANK '2' of WORLD_SIZE '2' in the environment are not valid torchrun values"
+    ):
         read_split(None)
 
 
 def test_each_process_of_torchrun_has_a_device_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert own_device() is None
+    assert local_device() is None
     monkeypatch.setenv("WORLD_SIZE", "4")
     devices = []
     for rank in range(4):
         monkeypatch.setenv("RANK", str(rank))
         monkeypatch.setenv("LOCAL_RANK", str(rank))
-        devices.append(own_device())
+        devices.append(local_device())
     assert devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
 
 
@@ -68,19 +70,19 @@ def test_what_is_no_shard(text):
 
 def test_batches_have_one_size_like_lengths_and_earlier_rows_first():
     tasks = [Task(n, ((64, 64), (128, 64))[n % 2], (n * 37) % 100) for n in range(40)]
-    batches = in_batches(tasks, 4, 16)
-    assert sorted(task.place for batch in batches for task in batch) == list(range(40))
+    batches = plan_batches(tasks, 4, 16)
+    assert sorted(task.position for batch in batches for task in batch) == list(range(40))
     assert all(len({task.size for task in batch}) == 1 and len(batch) <= 4 for batch in batches)
-    assert [batch[0].place for batch in batches] == sorted(batch[0].place for batch in batches)
+    assert [batch[0].position for batch in batches] == sorted(batch[0].position for batch in batches)
     spread = [max(task.tokens for task in batch) - min(task.tokens for task in batch) for batch in batches]
     assert max(spread) < 30
 
 
 def test_a_batch_holds_as_many_as_its_tokens_allow():
-    assert fitting_batch((64, 64), 10, 16) == 16
-    assert fitting_batch((1024, 1024), 256, 16) == 2
-    assert fitting_batch((2048, 2048), 256, 16) == 1
-    sizes = [len(batch) for batch in in_batches([Task(n, (512, 512), 256) for n in range(16)], None, 16)]
+    assert default_batch_size((64, 64), 10, 16) == 16
+    assert default_batch_size((1024, 1024), 256, 16) == 2
+    assert default_batch_size((2048, 2048), 256, 16) == 1
+    sizes = [len(batch) for batch in plan_batches([Task(n, (512, 512), 256) for n in range(16)], None, 16)]
     assert sizes == [7, 7, 2]
 
 
@@ -88,14 +90,14 @@ def test_only_a_few_batches_are_read_ahead():
     read = []
 
     def tasks():
-        for place in range(100):
-            read.append(place)
-            yield Task(place)
+        for position in range(100):
+            read.append(position)
+            yield Task(position)
 
-    windows = in_windows(tasks(), 2, 16)
-    assert [task.place for task in next(windows)] == list(range(8))
+    windows = read_windows(tasks(), 2, 16)
+    assert [task.position for task in next(windows)] == list(range(8))
     assert len(read) == 8
-    assert [task.place for window in windows for task in window] == list(range(8, 100))
+    assert [task.position for window in windows for task in window] == list(range(8, 100))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ from PIL import Image
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan
-from lumina_cli.core.sampling import explain_rows, load_pipeline
-from lumina_cli.core.sampling.editing.img2img import EditingPipeline, read_edit
+from lumina_cli.core.sampling.editing.img2img import EditHook, read_edit
+from lumina_cli.core.sampling.explain import explain_rows
 from lumina_cli.core.sampling.latents import draw_latents
-from lumina_cli.core.sampling.loading import ModelOptions
+from lumina_cli.core.sampling.model_options import ModelOptions
+from lumina_cli.core.sampling.pipeline import load_pipeline
 from lumina_cli.core.sampling.request import Job, SamplingRequest
 
 SYSTEM = (
@@ -31,10 +32,10 @@ def hollow(tiny_folder, tmp_path_factory):
     return folder
 
 
-def explain(folder, *rows, **wishes):
+def explain(folder, *rows, **settings):
     told = list(
         explain_rows(
-            [row if isinstance(row, dict) else {"prompt": row} for row in rows], str(folder), **wishes
+            [row if isinstance(row, dict) else {"prompt": row} for row in rows], str(folder), **settings
         )
     )
     about = {kind: [row for row in told if row["about"] == kind] for kind in ("plan", "call", "text")}
@@ -51,9 +52,9 @@ def test_the_calls_are_those_that_drawing_makes(hollow, tiny_folder):
         made.append((round(t[0].item(), 5), len(latents)))
         return latents
 
-    text, mask = pipe.features.of([setup.prompt(Job("two cups"))])
+    text, mask = pipe.text_cache.encode([setup.prompt(Job("two cups"))])
     noise = pipe.vae.encode(text.new_zeros(1, 3, 64, 64))
-    draw_latents(network, noise, text, mask, *pipe.features.of([""]), setup.plan)
+    draw_latents(network, noise, text, mask, *pipe.text_cache.encode([""]), setup.plan)
     assert [(round(call["t"], 5), call["rows"]) for call in calls] == made
     assert plan["calls"] == len(made) == 10
     assert plan["network_rows"] == sum(rows for _, rows in made)
@@ -112,24 +113,25 @@ def wide(tmp_path):
 @pytest.mark.parametrize(("masked", "strength"), [(False, None), (True, None), (True, 0.3), (False, 0.0)])
 def test_an_edit_is_explained_as_it_is_drawn(hollow, tiny_folder, wide, monkeypatch, masked, strength):
     init, mask = wide[0], wide[1] if masked else None
-    opening = ModelOptions(init=init, mask=mask, strength=strength)
-    told, calls, texts = explain(hollow, "two cups", plan={"steps": 6}, opening=opening)
-    pipe, made = EditingPipeline(load_pipeline(tiny_folder), read_edit(init, mask, strength)), []
+    options = ModelOptions(init=init, mask=mask, strength=strength)
+    told, calls, texts = explain(hollow, "two cups", plan={"steps": 6}, options=options)
+    edit, made = read_edit(init, mask, strength), []
+    pipe = load_pipeline(tiny_folder).with_hooks(EditHook(edit))
     network = pipe.transformer.forward
     watched = lambda x, t, *rest, **more: made.append((t[0].item(), len(x))) or network(x, t, *rest, **more)  # noqa: E731
     monkeypatch.setattr(pipe.transformer, "forward", watched)
-    (picture,) = pipe.draw_setup([Job("two cups")], SamplingRequest(plan={"steps": 6}).resolve(pipe))
+    (picture,) = pipe.generate_batch([Job("two cups")], SamplingRequest(plan={"steps": 6}).resolve(pipe))
     assert [call["t"] for call in calls] == pytest.approx([t for t, _ in made])
     assert told["calls"] == len(made)
     assert told["size"] == texts[0]["size"] == "{}x{}".format(*picture.size) == "96x48"
     assert told["image_tokens"] == 96 * 48 // 16**2
     assert told["edit"] == pipe.edit_settings
-    assert told["times"][0] == pytest.approx(1 - pipe.edit.strength)
+    assert told["times"][0] == pytest.approx(1 - edit.strength)
 
 
 def test_a_size_that_is_asked_for_goes_before_the_pictures(hollow, wide):
     rows = [{"prompt": "two cups", "size": "48x64"}, {"prompt": "a ball"}]
-    told, _, texts = explain(hollow, *rows, size="64x48", opening=ModelOptions(init=wide[0]))
+    told, _, texts = explain(hollow, *rows, size="64x48", options=ModelOptions(init=wide[0]))
     assert told["size"] == "64x48"
     assert [text["size"] for text in texts[::2]] == ["48x64", "64x48"]
 
@@ -157,7 +159,7 @@ def test_rows_on_a_pipe_and_no_picture(hollow, tmp_path, monkeypatch, capfd):
     [
         (["--init", "gone.png"], 1, "gone.png: no such image"),
         (["--init", "wide.png", "--strength", "2"], 2, "strength is 2.0, but must be from 0"),
-        (["--init", "wide.png", "--mask", "small.png"], 2, "make them one size"),
+        (["--init", "wide.png", "--mask", "small.png"], 2, "both must have one size"),
         (["--strength", "0.5"], 2, "--mask and --strength need --init"),
         (["--quantize", "int9"], 2, "unknown quantization 'int9'"),
         (["--lora", "gone.safetensors"], 1, "gone.safetensors"),

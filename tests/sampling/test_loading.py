@@ -13,10 +13,11 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import open_image, read_metadata
 from lumina_cli.core.nextdit.lora.merge import remove_loras
-from lumina_cli.core.sampling import ModelOptions, load_pipeline
 from lumina_cli.core.sampling.loading import open_pipeline
+from lumina_cli.core.sampling.model_options import ModelOptions
+from lumina_cli.core.sampling.pipeline import load_pipeline
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
-from lumina_cli.core.sampling.teacache.layer_cache import CacheFit, write_cache_fit
+from lumina_cli.core.sampling.teacache.fit import CacheFit, write_cache_fit
 from lumina_cli.core.sampling.teacache.policy import Curve
 from lumina_cli.core.weights.fingerprint import MOST, digest_adapter, fingerprint, page_offsets
 
@@ -92,11 +93,11 @@ def test_three_in_a_batch_are_three_singles_with_a_cache(tiny_folder):
     pipe = load_pipeline(tiny_folder)
     setup = ResolvedRequest(Plan("euler", 6, guide_until=1.0, cache="first:0.2"))
     jobs = [Job("two cups", 1), Job("a red car left of a blue ball", 2), Job("a ball", 3, 2)]
-    together = pipe.draw_setup(jobs, setup)
+    together = pipe.generate_batch(jobs, setup)
     skipped = [pipe.cache.report(number)["skipped"] for number in range(3)]
     assert all(skipped)
     for number, job in enumerate(jobs):
-        (alone,) = pipe.draw_setup([job], setup)
+        (alone,) = pipe.generate_batch([job], setup)
         assert pipe.cache.report()["skipped"] == skipped[number]
         assert abs(np.asarray(alone, int) - np.asarray(together[number], int)).max() <= 1
 
@@ -106,11 +107,11 @@ def test_a_cache_lets_go_of_its_tensors_before_pictures_are_decoded(tiny_folder,
     decode = pipe.vae.decode
 
     def watched(latents):
-        seen.extend(memory.residual for one in pipe.cache.pictures for memory in one.branches)
+        seen.extend(memory.residual for one in pipe.cache.states for memory in one.branches)
         return decode(latents)
 
     monkeypatch.setattr(pipe.vae, "decode", watched)
-    pipe.draw_setup([Job("two cups")], ResolvedRequest(Plan("euler", 3, cache="first:0.2")))
+    pipe.generate_batch([Job("two cups")], ResolvedRequest(Plan("euler", 3, cache="first:0.2")))
     assert seen == [None, None]
     assert pipe.cache.report(0)["rows"] > 0
 
@@ -153,19 +154,19 @@ def test_loras_and_8_bits_are_told_and_drawn_again(sample, lora, tmp_path):
     (tmp_path / lora).unlink()
     code, (row,), talk = sample("--from", first, plan=())
     assert (code, talk) == (
-        0, f"{first} was drawn with the LoRA {lora} at 0.7, which is gone; it will look different\n"
+        0, f"{first} was generated with the LoRA {lora} at 0.7, which no longer exists; the result will differ\n"
     )  # fmt: skip
     assert differ(row["image"], plain["image"]) == 0
     code, _, talk = sample("--from", eight, "--memory", "2G", plan=())
     assert code == 0
-    assert f"{eight} was drawn in int8-weights, which is left out here; it will look different\n" in talk
+    assert f"{eight} was generated in int8-weights, which is not used here; the result will differ\n" in talk
 
 
 def test_the_loras_of_a_run_stand_before_those_of_a_picture(sample, lora):
     first = sample("two cups", "--lora", lora)[1][0]["image"]
     code, (row,), talk = sample("--from", first, "--lora", f"{lora}:0.2", plan=())
     assert (code, [scale for _, scale, _ in read_metadata(row["image"])["loras"]]) == (0, [0.2])
-    assert f"with the LoRA {lora} at 1, which is left out here" in talk
+    assert f"with the LoRA {lora} at 1, which is not used here" in talk
 
 
 def test_loras_of_a_run_leave_no_weights_of_before(tiny_folder, lora, monkeypatch, tmp_path):
@@ -211,6 +212,6 @@ def test_the_config_beside_a_lora_of_pefts_counts(tmp_path):
 def test_a_fit_of_another_model_is_refused_with_loras_too(fitted, lora, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     write_cache_fit(CacheFit("other", Curve((0.0, 1.0), 1.0), 1.0, 9), fitted / "teacache.json")
-    pipe = ModelOptions(loras=(lora,)).open(fitted, print)
+    pipe = open_pipeline(ModelOptions(loras=(lora,)), fitted, print)
     with pytest.raises(LuminaError, match="was fitted to other weights"):
-        pipe.draw([Job("two cups")], Plan("euler", 2, cache="tea:0.1"))
+        pipe.generate([Job("two cups")], Plan("euler", 2, cache="tea:0.1"))

@@ -19,20 +19,18 @@ from lumina_cli.core.models.locate import ModelChoice, find_nano
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig, load_transformer, save_transformer
 from lumina_cli.core.nextdit.convert import to_dialect
 from lumina_cli.core.nextdit.lora.merge import LoraStack, apply_loras
-from lumina_cli.core.sampling import ModelOptions, draw_latents, generate, generate_rows
-from lumina_cli.core.sampling.loading import open_pipeline
+from lumina_cli.core.sampling import draw_latents
+from lumina_cli.core.sampling.loading import generate, open_pipeline
 from lumina_cli.core.sampling.memory import offload
-from lumina_cli.core.sampling.memory.budget import (
-    MemoryPlan,
-    format_bytes,
-    parse_memory,
-    plan_memory,
-    watch_peak,
-)
-from lumina_cli.core.sampling.memory.offload import MemoryManager, PartPool, load_parts
+from lumina_cli.core.sampling.memory.allocator import watch_peak
+from lumina_cli.core.sampling.memory.budget import plan_memory
+from lumina_cli.core.sampling.memory.offload import ComponentPool, MemoryManager, load_components
+from lumina_cli.core.sampling.memory.plan import MemoryPlan, format_bytes, parse_memory
 from lumina_cli.core.sampling.memory.streaming import StreamedLinear, read_transformer, streamable
+from lumina_cli.core.sampling.model_options import ModelOptions
 from lumina_cli.core.sampling.pipeline import Pipeline
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
+from lumina_cli.core.sampling.runner import generate_rows
 from lumina_cli.core.weights.files import read_weights, write_weights
 from lumina_cli.core.weights.lazy import LazyWeights
 
@@ -77,7 +75,7 @@ def test_words_for_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "8X", "-1G", "0", "G", "many"])
 def test_words_that_are_no_size(text):
-    with pytest.raises(UsageError, match="is no size; write 8G or 800M"):
+    with pytest.raises(UsageError, match="is not a size; write 8G or 800M"):
         parse_memory(text)
 
 
@@ -92,23 +90,25 @@ def test_sizes_in_words():
 
 def test_less_memory_means_more_measures(large_folder):
     plans = [plan_memory(large_folder, megabytes * MIB, (512, 512)) for megabytes in (2000, 300, 200, 160)]
-    assert [plan.in_turn for plan in plans] == [False, True, True, True]
-    shares = [plan.share for plan in plans]
+    assert [plan.offload for plan in plans] == [False, True, True, True]
+    shares = [plan.streamed_fraction for plan in plans]
     assert shares[:2] == [0, 0]
     assert 0 < shares[2] < shares[3] < 1
     assert plans[0].tile is plans[1].tile is None
     assert plans[3].tile in (32, 48)
     assert all(plan.peak <= plan.budget for plan in plans)
-    assert plans[0].words() == "memory 2.0G: all parts stay in memory"
+    assert plans[0].summary() == "memory 2.0G: all components stay in memory"
     assert (
-        plans[3].words().startswith("memory 160M: text encoder, transformer and autoencoder one at a time; ")
+        plans[3]
+        .summary()
+        .startswith("memory 160M: text encoder, transformer and autoencoder one at a time; ")
     )
-    assert "pictures decoded in tiles" in plans[3].words()
+    assert "images are decoded in tiles" in plans[3].summary()
 
 
 def test_too_little_says_how_much_would_do(large_folder):
     with pytest.raises(
-        UsageError, match=r"^memory 20M is too little: with all that helps the transformer takes (\d+)M"
+        UsageError, match=r"^memory 20M is too small: with all measures the transformer takes (\d+)M"
     ) as caught:
         plan_memory(large_folder, 20 * MIB, (512, 512))
     least = int(str(caught.value).split(" takes ")[1].split("M")[0])
@@ -134,21 +134,22 @@ import json, sys, torch
 from pathlib import Path
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.sampling import draw_latents
-from lumina_cli.core.sampling.memory import give_back, plan_memory, watch_peak
-from lumina_cli.core.sampling.offload import load_parts
+from lumina_cli.core.sampling.memory.allocator import release_memory, watch_peak
+from lumina_cli.core.sampling.memory.budget import plan_memory
+from lumina_cli.core.sampling.memory.offload import load_components
 large, tiny, budgets = Path(sys.argv[1]), Path(sys.argv[2]), [int(word) for word in sys.argv[3:]]
 cpu = torch.device("cpu")
-def draw(folder, budget, size):
-    network, text, vae = load_parts(folder, plan_memory(folder, budget, (size, size)), cpu, torch.float32)
+def generate(folder, budget, size):
+    network, text, vae = load_components(folder, plan_memory(folder, budget, (size, size)), cpu, torch.float32)
     captions, null = text.encode(["a red car left of a blue ball " * 20]), text.encode([""])
     noise = torch.randn(1, 16, size // 8, size // 8)
     latents = draw_latents(network, noise, *captions, *null, Plan(solver="euler", steps=1, guidance=4.0))
     assert vae.decode(latents).shape == (1, 3, size, size)
-draw(tiny, 2**40, 64)  # what the program itself takes
+generate(tiny, 2**40, 64)  # what the program itself takes
 for budget in budgets:
-    give_back(cpu)
+    release_memory(cpu)
     with watch_peak() as peak:
-        draw(large, budget, 256)
+        generate(large, budget, 256)
     print(json.dumps(peak.bytes))
 """
 
@@ -178,7 +179,7 @@ def test_the_peak_counts_what_was_there_and_is_gone():
 @pytest.fixture
 def streamed(tiny_folder):
     names = frozenset(streamable(load_transformer(tiny_folder / "transformer")))
-    return MemoryPlan(2**40, in_turn=True, text_streamed=True, streamed=names)
+    return MemoryPlan(2**40, offload=True, stream_text=True, streamed=names)
 
 
 def test_the_picture_is_the_same(tiny_folder, streamed):
@@ -189,7 +190,7 @@ def test_the_picture_is_the_same(tiny_folder, streamed):
         TextEncoder(tiny_folder),
         Autoencoder(tiny_folder),
     )
-    for network, text, vae in (whole, load_parts(tiny_folder, streamed, CPU, torch.float32)):
+    for network, text, vae in (whole, load_components(tiny_folder, streamed, CPU, torch.float32)):
         captions, null = text.encode(["a red car", "two green cups"]), text.encode([""])
         latents = draw_latents(network, noise, *captions, *null, PLAN)
         pictures.append((captions[0], latents, vae.decode(latents)))
@@ -199,7 +200,7 @@ def test_the_picture_is_the_same(tiny_folder, streamed):
 
 
 def test_what_is_known_needs_no_loading(tiny_folder, streamed):
-    network, text, vae = load_parts(tiny_folder, streamed, CPU, torch.float32)
+    network, text, vae = load_components(tiny_folder, streamed, CPU, torch.float32)
     here = TextEncoder(tiny_folder), Autoencoder(tiny_folder)
     assert (text.dim, text.max_tokens, text.dropped(["a car"])) == (here[0].dim, 256, [0])
     assert (vae.channels, vae.factor, vae.scale, vae.shift) == (
@@ -209,27 +210,27 @@ def test_what_is_known_needs_no_loading(tiny_folder, streamed):
         here[1].shift,
     )
     assert network.config == load_transformer(tiny_folder / "transformer").config
-    assert not network._residence.parts
+    assert not network._pool.components
     assert isinstance(network.layers[0].attention.qkv, StreamedLinear)
-    assert network._residence.parts.keys() == {"transformer"}
+    assert network._pool.components.keys() == {"transformer"}
 
 
 def test_one_part_at_a_time():
     for in_turn, left in [(True, ["b"]), (False, ["a", "b"])]:
-        residence = PartPool({"a": list, "b": dict}, MemoryPlan(1, in_turn), CPU)
-        assert residence.part("a") is residence.part("a")
-        residence.part("b")
-        assert list(residence.parts) == left
+        pool = ComponentPool({"a": list, "b": dict}, MemoryPlan(1, in_turn), CPU)
+        assert pool.get("a") is pool.get("a")
+        pool.get("b")
+        assert list(pool.components) == left
 
 
 def test_texts_of_a_window_are_read_before_the_network_comes(tiny_folder, tmp_path, streamed):
-    parts = load_parts(tiny_folder, streamed, CPU, torch.float32)
-    residence, came = parts[0]._residence, []
-    for name, load in list(residence.loaders.items()):
-        residence.loaders[name] = lambda name=name, load=load: came.append(name) or load()
+    parts = load_components(tiny_folder, streamed, CPU, torch.float32)
+    pool, came = parts[0]._pool, []
+    for name, load in list(pool.loaders.items()):
+        pool.loaders[name] = lambda name=name, load=load: came.append(name) or load()
     pipeline = Pipeline(ModelChoice("tiny", tiny_folder), *parts)
     assert not came  # above all not the text encoder, which a bound method would keep in memory
-    pipeline.room = MemoryManager(parts, lambda *wanted: streamed, 1, print)
+    pipeline.memory_manager = MemoryManager(parts, lambda *wanted: streamed, 1, print)
     rows = [{"prompt": prompt} for prompt in ("a red car", "two cups", "a red car", "a ball")]
     drawn = list(generate_rows(rows, pipeline, tmp_path, batch=1, plan={"solver": "euler", "steps": 1}))
     assert len(drawn) == 4
@@ -244,41 +245,43 @@ PLANS = {
 
 
 def test_a_larger_size_plans_anew_and_a_smaller_one_keeps_what_that_took(tiny_folder):
-    parts = load_parts(tiny_folder, MemoryPlan(9), CPU, torch.float32)
-    residence, asked, told = parts[0]._residence, [], []
-    room = MemoryManager(
-        parts, lambda size, *more: asked.append((size, *more)) or PLANS[size[0]], 2, told.append
+    parts = load_components(tiny_folder, MemoryPlan(9), CPU, torch.float32)
+    pool, asked, notes = parts[0]._pool, [], []
+    manager = MemoryManager(
+        parts, lambda size, *more: asked.append((size, *more)) or PLANS[size[0]], 2, notes.append
     )
     found = []
     for side in (64, 96, 64, 128, 64):
-        room.make((side, side), 1, side == 96)
-        plan = residence.plan
-        found.append((plan.in_turn, plan.text_streamed, plan.share, plan.tile))
+        manager.prepare((side, side), 1, side == 96)
+        plan = pool.plan
+        found.append((plan.offload, plan.stream_text, plan.streamed_fraction, plan.tile))
     assert found == [
         (False, False, 0.0, None), (True, False, 0.0, 48), (True, False, 0.0, None),
         (True, True, 0.2, 32), (True, True, 0.2, None),
     ]  # fmt: skip
     # as for a whole batch, and each kind once
     assert asked == [((64, 64), 2, False), ((96, 96), 2, True), ((128, 128), 2, False)]
-    assert told[0] == "memory 1M: all parts stay in memory"
-    assert told[1].startswith("for 96x96 memory 1M: text encoder, transformer and autoencoder one at a time;")
+    assert notes[0] == "memory 1M: all components stay in memory"
+    assert notes[1].startswith(
+        "for 96x96 memory 1M: text encoder, transformer and autoencoder one at a time;"
+    )
 
 
 def test_parts_that_a_plan_wants_otherwise_are_dropped(monkeypatch):
-    monkeypatch.setattr(offload, "give_back", lambda device: None)  # takes long, and nothing is there
+    monkeypatch.setattr(offload, "release_memory", lambda device: None)  # takes long, and nothing is there
     made = {"text": list, "transformer": dict, "vae": set}
     for plan, left in (
         (MemoryPlan(1), ["text", "transformer", "vae"]),
-        (MemoryPlan(1, text_streamed=True), ["transformer", "vae"]),
+        (MemoryPlan(1, stream_text=True), ["transformer", "vae"]),
         (MemoryPlan(1, streamed=frozenset("a")), ["text", "vae"]),
         (MemoryPlan(1, tile=32), ["text", "transformer"]),
-        (MemoryPlan(1, in_turn=True), []),
+        (MemoryPlan(1, offload=True), []),
     ):
-        residence = PartPool(made, MemoryPlan(1), CPU)
+        pool = ComponentPool(made, MemoryPlan(1), CPU)
         for name in made:
-            residence.part(name)
-        residence.adopt(plan)
-        assert list(residence.parts) == left
+            pool.get(name)
+        pool.adopt(plan)
+        assert list(pool.components) == left
 
 
 @pytest.fixture
@@ -286,20 +289,20 @@ def tight(large_folder, tmp_path):
     """Draw rows from the larger model in 150 MB; returns (rows, notes, peaks of what was planned)."""
 
     def call(rows, **settings):
-        told, opening = [], ModelOptions(memory="150M")
-        wishes = {"size": "64", "plan": {"solver": "euler", "steps": 1}} | settings
-        drawn = generate(rows, large_folder, tmp_path / "out", opening, note=told.append, **wishes)
-        return list(drawn), told
+        notes, options = [], ModelOptions(memory="150M")
+        settings = {"size": "64", "plan": {"solver": "euler", "steps": 1}} | settings
+        drawn = generate(rows, large_folder, tmp_path / "out", options, note=notes.append, **settings)
+        return list(drawn), notes
 
     return call
 
 
 def test_rows_of_other_sizes_are_planned_for(tight):
-    rows, told = tight([{"prompt": "a"}, {"prompt": "b", "size": "256"}])
+    rows, notes = tight([{"prompt": "a"}, {"prompt": "b", "size": "256"}])
     assert [row["size"] for row in rows] == ["64x64", "256x256"]
-    assert told[0].startswith("memory 150M")
-    assert told[1].startswith("for 256x256 memory 150M")
-    assert share(told[1]) > share(told[0])
+    assert notes[0].startswith("memory 150M")
+    assert notes[1].startswith("for 256x256 memory 150M")
+    assert share(notes[1]) > share(notes[0])
 
 
 def share(line):
@@ -309,36 +312,36 @@ def share(line):
 
 def test_a_size_beyond_the_budget_is_one_line_that_names_it(tight, tmp_path):
     with pytest.raises(
-        UsageError, match=r"^memory 150M is too little: .* takes \d+M for 1 of 1024x1024 at once; "
+        UsageError, match=r"^memory 150M is too small: .* takes \d+M for 1 of 1024x1024 at once; "
     ):
         tight([{"prompt": "a"}, {"prompt": "b", "size": "1024"}])
     assert len(list((tmp_path / "out").iterdir())) == 1  # the first is there
 
 
 def test_a_default_size_that_nobody_draws_need_not_fit(large_folder):
-    budget, told = 110 * MIB, []
+    budget, notes = 110 * MIB, []
     with pytest.raises(UsageError):
         plan_memory(large_folder, budget, (512, 512))
-    pipeline = ModelOptions(memory=str(budget)).open(large_folder, told.append)
-    assert told == []
+    pipeline = open_pipeline(ModelOptions(memory=str(budget)), large_folder, notes.append)
+    assert notes == []
     with pytest.raises(UsageError, match="for 1 of 512x512 at once"):
-        pipeline.draw_setup([Job("a")], ResolvedRequest(PLAN))
-    (picture,) = pipeline.draw_setup([Job("a")], ResolvedRequest(PLAN), (64, 64))
+        pipeline.generate_batch([Job("a")], ResolvedRequest(PLAN))
+    (picture,) = pipeline.generate_batch([Job("a")], ResolvedRequest(PLAN), (64, 64))
     assert picture.size == (64, 64)
-    with pytest.raises(UsageError, match=r"memory 9M is too little: .* for 1 of 512x512 at once"):
-        open_pipeline(ModelOptions(memory="9M"), large_folder, told.append)
+    with pytest.raises(UsageError, match=r"memory 9M is too small: .* for 1 of 512x512 at once"):
+        open_pipeline(ModelOptions(memory="9M"), large_folder, notes.append)
 
 
 def test_a_picture_to_start_from_is_planned_for(large_folder, tmp_path):
     Image.new("RGB", (256, 256), "red").save(tmp_path / "red.png")
-    told = []
+    notes = []
     pipeline = open_pipeline(
-        ModelOptions(memory="150M", init=tmp_path / "red.png"), large_folder, told.append
+        ModelOptions(memory="150M", init=tmp_path / "red.png"), large_folder, notes.append
     )
-    pipeline.draw_setup([Job("a")], ResolvedRequest(PLAN))
+    pipeline.generate_batch([Job("a")], ResolvedRequest(PLAN))
     peak = plan_memory(large_folder, 150 * MIB, (256, 256))
-    assert pipeline.room.residence.plan == peak
-    assert told == [peak.words()]
+    assert pipeline.memory_manager.pool.plan == peak
+    assert notes == [peak.summary()]
 
 
 @pytest.mark.parametrize("dialect", ["diffusers", "comfyui", "official", "lumina"])

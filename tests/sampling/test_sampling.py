@@ -20,11 +20,12 @@ from lumina_cli.core.models.locate import choose_model, find_model
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import from_official
 from lumina_cli.core.registry import MODELS
-from lumina_cli.core.sampling import Pipeline, draw_latents, generate_rows, load_pipeline
+from lumina_cli.core.sampling import draw_latents
 from lumina_cli.core.sampling.output.filenames import slug
 from lumina_cli.core.sampling.output.metadata import from_metadata
-from lumina_cli.core.sampling.pipeline import parse_size
+from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline, parse_size
 from lumina_cli.core.sampling.request import Job, check_size
+from lumina_cli.core.sampling.runner import generate_rows
 from lumina_cli.core.sampling.text_cache import TextCache
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -238,7 +239,7 @@ def test_a_picture_tells_how_to_draw_it_again(pipe, tmp_path):
     assert origin.plan == Plan(solver="euler", steps=2)
     assert origin.size == (64, 48)
     job = Job(origin.prompt, origin.seed, origin.number)
-    (again,) = pipe.draw([job], origin.plan, origin.size, origin.system)
+    (again,) = pipe.generate([job], origin.plan, origin.size, origin.system)
     assert np.array_equal(pixels(again), pixels(open_image(row["image"])))
 
 
@@ -262,19 +263,19 @@ class Encoder:
 def test_a_string_is_encoded_once_and_its_features_know_no_company():
     encoder = Encoder()
     features = TextCache(encoder.encode)
-    first, mask = features.of(["ab", "", "ab"])
+    first, mask = features.encode(["ab", "", "ab"])
     assert encoder.asked == ["ab", ""]
     assert mask.tolist() == [[True] * 3, [True, False, False], [True] * 3]
     assert first[0].tolist() == first[2].tolist() == [[2.0, 2.0]] * 3
-    features.of(["ab", "abc"])
+    features.encode(["ab", "abc"])
     assert encoder.asked == ["ab", "", "abc"]
-    features.of([str(number) for number in range(300)])
+    features.encode([str(number) for number in range(300)])
     assert len(features.kept) == 256
 
 
 def test_count_encodes_a_prompt_once_whatever_the_batch(tiny_folder, tmp_path):
     pipe, asked = load_pipeline(tiny_folder), []
-    pipe.features = TextCache(lambda texts: asked.extend(texts) or pipe.text.encode(texts))
+    pipe.text_cache = TextCache(lambda texts: asked.extend(texts) or pipe.text.encode(texts))
     fast([{"prompt": "two cups"}, {"prompt": "a ball"}], pipe, tmp_path, count=3, batch=2, system="empty")
     assert sorted(asked) == ["", "a ball", "two cups"]
 
@@ -315,9 +316,9 @@ def test_a_picture_that_is_there_is_not_drawn_again(pipe, tmp_path, monkeypatch)
     Path(first[1]["image"]).unlink()
     times = {row["image"]: Path(row["image"]).stat().st_mtime_ns for row in (first[0], first[2])}
     jobs = []
-    draw = Pipeline.draw_setup
+    draw = Pipeline.generate_batch
     monkeypatch.setattr(
-        Pipeline, "draw_setup", lambda self, some, *rest: jobs.extend(some) or draw(self, some, *rest)
+        Pipeline, "generate_batch", lambda self, some, *rest: jobs.extend(some) or draw(self, some, *rest)
     )
     told = []
     second = fast(rows, pipe, tmp_path, progress=lambda done, there: told.append((done, there)))
@@ -408,7 +409,7 @@ def test_only_the_same_drawing_replaces_a_picture(pipe, tmp_path, format):
     assert len(list(tmp_path.iterdir())) == 4
 
 
-DRAWING, SAVING = (Pipeline, "draw_setup"), (PIL.Image.Image, "save")
+DRAWING, SAVING = (Pipeline, "generate_batch"), (PIL.Image.Image, "save")
 
 
 def meanwhile(monkeypatch, happen, doing=DRAWING):
@@ -537,7 +538,7 @@ def test_a_long_prompt_is_drawn_and_the_row_says_what_was_cut(pipe, tmp_path):
         ([{"prompt": "a", "size": "9:0"}], {}, "row 1: size '9:0' is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of square, landscape, portrait, wide, tall"),
         ([{"prompt": "a", "negative": 3}], {}, "row 1: 'negative' is 3, but must be text"),
         ([{"prompt": "a"}], {"system": "reel"}, "unknown system prompt 'reel'; did you mean 'real'?"),
-        ([{"prompt": "a"}], {"format": "tiff"}, "unknown picture format 'tiff'; choose from png, webp, jpg, avif"),
+        ([{"prompt": "a"}], {"format": "tiff"}, "unknown image format 'tiff'; choose from png, webp, jpg, avif"),
     ],
 )  # fmt: skip
 def test_bad_rows_and_settings_are_one_clear_line(rows, settings, words, pipe, tmp_path):

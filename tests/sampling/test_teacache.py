@@ -5,29 +5,24 @@ import json
 import pytest
 import torch
 
+from lumina_cli.cli.app import run
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.registry import ASSETS
-from lumina_cli.core.sampling import draw_latents, load_pipeline
-from lumina_cli.core.sampling.teacache.calibrate import Recorder, fit_teacache, scene_prompts
-from lumina_cli.core.sampling.teacache.layer_cache import (
-    CacheFit,
-    LayerCache,
-    Measurement,
-    Through,
-    cache_for,
-    fit_digest,
-    read_cache_fit,
-    write_cache_fit,
-)
+from lumina_cli.core.sampling import draw_latents
+from lumina_cli.core.sampling.pipeline import load_pipeline
+from lumina_cli.core.sampling.teacache.calibrate import DistanceRecorder, fit_teacache, scene_prompts
+from lumina_cli.core.sampling.teacache.fit import CacheFit, Measurement, read_cache_fit, write_cache_fit
+from lumina_cli.core.sampling.teacache.kinds import fit_digest
+from lumina_cli.core.sampling.teacache.layer_cache import InterceptedNetwork, LayerCache, cache_for
 from lumina_cli.core.sampling.teacache.policy import (
     Curve,
     FirstBlockCache,
     GenerationState,
     TeaCache,
     fit_curve,
-    relative_change,
+    relative_l1_distance,
     should_run,
 )
 from lumina_cli.core.weights.fingerprint import fingerprint
@@ -49,7 +44,7 @@ def run_through(rule, progress, *calls):
 def test_tea_adds_up_changes_from_call_to_call_until_the_threshold():
     # changes 0.1, 0.1, 0.1 | 0.1: three add up to 0.3 > 0.25, and the sum starts again from 0
     signals = [1.0, 1.1, 1.21, 1.331, 1.4641, 9.0]
-    progress = GenerationState(total=7)
+    progress = GenerationState(total_calls=7)
     runs = run_through(TeaCache(0.25, LINE), progress, *([value] for value in signals))
     assert runs == [True, False, False, True, False, True]
     assert (progress.rows, progress.skipped) == (6, 3)
@@ -98,7 +93,7 @@ def test_what_is_not_a_number_is_never_skipped():
 
 
 def test_change_is_relative_to_before():
-    assert relative_change(torch.tensor([1.0, -3.0]), torch.tensor([2.0, -2.0])) == pytest.approx(0.5)
+    assert relative_l1_distance(torch.tensor([1.0, -3.0]), torch.tensor([2.0, -2.0])) == pytest.approx(0.5)
 
 
 def test_curve_never_falls_nor_is_negative_and_finds_a_cubic():
@@ -195,7 +190,7 @@ def test_rows_are_those_of_the_plan(network, inputs):
     _, cached = draw(network, inputs, "tea:0.15", solver="midpoint", guide_until=0.25)
     calls = cached.plan.calls()
     assert cached.report(0)["rows"] == sum(call.branches for call in calls)
-    assert [one.made for one in cached.pictures] == [len(calls)] * 3
+    assert [one.calls for one in cached.states] == [len(calls)] * 3
 
 
 @pytest.mark.parametrize("kind", ["tea", "first"])
@@ -212,14 +207,14 @@ def test_error_and_savings_grow_with_the_threshold(network, inputs, kind):
 def test_skipped_rows_cost_no_main_layer(network, inputs):
     """Layers 1 and on see just the rows that the report counts as computed."""
     seen = []
-    cached = LayerCache(Plan("euler", 8, cache="first:0.15")).start(3)
+    cached = LayerCache(Plan("euler", 8, cache="first:0.15")).reset(3)
 
     def through(stage):
         run = stage.run
         stage.run = lambda rows: seen.append(len(rows)) or run(rows)
         return cached(stage)
 
-    draw_latents(Through(network, through), *inputs, Plan("euler", 8))
+    draw_latents(InterceptedNetwork(network, through), *inputs, Plan("euler", 8))
     report = cached.report()
     assert sum(seen) == report["rows"] - report["skipped"] < report["rows"]
 
@@ -240,18 +235,18 @@ def test_recorded_changes_are_those_of_signal_and_residual():
         def run(self, rows):
             return [torch.tensor([[1.0 + self.value**2]])]
 
-    recorder = Recorder()
+    recorder = DistanceRecorder()
     for value in (1.0, 2.0, 4.0):
         recorder(Stage(value))
-    assert recorder.changes == [(1.0, 3.0), (1.0, 3.0), (3.0, 15.0)]
+    assert recorder.distances == [(1.0, 3.0), (1.0, 3.0), (3.0, 15.0)]
 
 
 def test_a_budget_takes_the_largest_threshold_within_it(network, inputs):
     latents, cached = draw(network, inputs, "error:0.05")
     assert torch.equal(latents, draw(network, inputs, "tea:0.1")[0])
     assert cached.report()["measured"] == "euler, 8 calls"
-    assert LayerCache(Plan("euler", 8, cache="error:0.06"), FIT).rule.threshold == 0.2
-    assert LayerCache(Plan("euler", 8, cache="error:0.01"), FIT).rule.threshold == 0.0
+    assert LayerCache(Plan("euler", 8, cache="error:0.06"), FIT).policy.threshold == 0.2
+    assert LayerCache(Plan("euler", 8, cache="error:0.01"), FIT).policy.threshold == 0.0
 
 
 def test_a_budget_goes_by_the_plan_nearest_in_calls():
@@ -262,7 +257,10 @@ def test_a_budget_goes_by_the_plan_nearest_in_calls():
         9,
         (*FIT.measures, Measurement("dpm", 30, 0.4, 0.04, 0.6), Measurement("dpm", 8, 0.3, 0.05, 0.1)),
     )
-    threshold = lambda solver, steps: LayerCache(Plan(solver, steps, cache="error:0.05"), fit).rule.threshold  # noqa: E731
+
+    def threshold(solver, steps):
+        return LayerCache(Plan(solver, steps, cache="error:0.05"), fit).policy.threshold
+
     assert [threshold("midpoint", 17), threshold("euler", 10), threshold("dpm", 10)] == [0.4, 0.1, 0.3]
 
 
@@ -276,9 +274,9 @@ def test_a_cache_without_its_fit(network, inputs):
 def test_the_file_is_read_as_written(tmp_path):
     write_cache_fit(FIT, tmp_path / "teacache.json")
     assert read_cache_fit(tmp_path, "w") == FIT
-    assert cache_for(Plan(cache="tea:0.1"), tmp_path, "w").rule == TeaCache(0.1, LINE)
+    assert cache_for(Plan(cache="tea:0.1"), tmp_path, "w").policy == TeaCache(0.1, LINE)
     assert cache_for(Plan(), tmp_path / "nowhere", "w") is None
-    assert cache_for(Plan(cache="first:0.1"), tmp_path / "nowhere", "w").rule == FirstBlockCache(0.1)
+    assert cache_for(Plan(cache="first:0.1"), tmp_path / "nowhere", "w").policy == FirstBlockCache(0.1)
 
 
 def test_the_shipped_fit_belongs_to_the_shipped_weights():
@@ -318,11 +316,11 @@ def test_what_is_dropped_leaves_the_counts(network, inputs):
     _, cached = draw(network, inputs, "first:0.3")
     before = cached.report()
     assert before["skipped"] > 0
-    assert all(memory.residual is not None for one in cached.pictures for memory in one.branches)
-    cached.drop()
+    assert all(memory.residual is not None for one in cached.states for memory in one.branches)
+    cached.release()
     assert cached.report() == before
-    assert not any(memory.residual is not None or memory.signal is not None
-                   for one in cached.pictures for memory in one.branches)  # fmt: skip
+    assert not any(memory.residual is not None or memory.reference is not None
+                   for one in cached.states for memory in one.branches)  # fmt: skip
 
 
 def test_a_fit_is_named_by_its_content_where_a_plan_goes_by_it(tmp_path):
@@ -350,3 +348,28 @@ def test_fitting_a_whole_model(tiny_folder, tmp_path):
     assert rows[3]["skipped"] == pytest.approx(3 / 5)
     assert rows[3]["error"] > 0
     assert [one.error for one in fit.measures] == [row["error"] for row in rows[1:4]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("p.txt", "two cups\na ball\n"), ("p.jsonl", '{"prompt": "two cups"}\n{"prompt": "a ball"}\n')],
+)
+def test_the_command_fits_to_the_prompts_of_a_file(tiny_folder, tmp_path, capfd, name, text):
+    (tmp_path / name).write_text(text)
+    words = ["--model", str(tiny_folder), "--prompts", str(tmp_path / name), "--out", str(tmp_path)]
+    assert run(["bench", "teacache", *words, "--plan", "solver=euler,steps=3,guidance=1"]) == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert rows[0]["points"] == 2 * (2 + 1)  # prompts, pairs of calls 1 and 2 apart
+    assert (tmp_path / "teacache.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "code", "message"),
+    [
+        ("0", 2, "--prompts is 0, but must be 1 or more, or a file of prompts"),
+        ("none.txt", 1, "none.txt: no such file of prompts"),
+    ],
+)
+def test_the_command_rejects_prompts_that_do_not_exist(prompts, code, message, capfd):
+    assert run(["bench", "teacache", "--prompts", prompts]) == code
+    assert capfd.readouterr().err == f"lumina bench: {message}\n"

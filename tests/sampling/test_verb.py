@@ -156,7 +156,7 @@ def test_a_cut_prompt_is_noted(sample):
     code, rows, talk = sample("two cups " * 60)
     assert code == 0
     lost = rows[0]["truncated"]
-    assert talk == f"row 1: the prompt is too long; its last {lost} tokens were not read\n"
+    assert talk == f"row 1: the prompt is too long; its last {lost} tokens were truncated\n"
 
 
 def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):

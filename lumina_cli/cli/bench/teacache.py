@@ -7,11 +7,14 @@ import typer
 
 from lumina_cli.cli import output
 from lumina_cli.cli.options import Json
+from lumina_cli.core.errors import LuminaError, UsageError
 
 
 def teacache(
     model: Annotated[str, typer.Option(help="Model: a name, a model or run folder, or a hub id.")] = "nano",
-    prompts: Annotated[int, typer.Option(min=1, help="Number of nano captions used as prompts.")] = 24,
+    prompts: Annotated[
+        str, typer.Option(help="Number of nano captions, or a file of prompts (.txt, .jsonl, .csv).")
+    ] = "24",
     preset: Annotated[
         list[str] | None, typer.Option(help="Calibrate under this sampling preset too. Repeatable.")
     ] = None,
@@ -32,14 +35,33 @@ def teacache(
     Examples:
 
         lumina bench teacache --model nano --preset fast
-        lumina bench teacache --model runs/first --prompts 64 --out teacache.json
+        lumina bench teacache --model lumina-image-2 --prompts prompts.txt --out teacache.json
     """
     from lumina_cli.core.flow.plan import read_settings
     from lumina_cli.core.sampling.pipeline import load_pipeline
-    from lumina_cli.core.sampling.teacache.calibrate import fit_teacache, scene_prompts
+    from lumina_cli.core.sampling.teacache.calibrate import fit_teacache
 
     settings = read_settings(plan)
+    texts = _read_prompts(prompts, seed)
     pipeline = load_pipeline(model)
     plans = [pipeline.plan_for(settings, name) for name in (None, *(preset or ()))]
-    rows = fit_teacache(pipeline, scene_prompts(prompts, seed), plans, out, batch=batch, seed=seed)
+    rows = fit_teacache(pipeline, texts, plans, out, batch=batch, seed=seed)
     output.write_rows(rows, json=json or None, label="rows")
+
+
+def _read_prompts(prompts: str, seed: int) -> list[str]:
+    """Return the captions of so many nano scenes, or the prompts of a file of rows.
+
+    Raises:
+        UsageError: if it is a number below 1.
+        LuminaError: if the file does not exist or a row has no prompt.
+    """
+    from lumina_cli.core.sampling.teacache.calibrate import scene_prompts
+
+    if prompts.lstrip("-").isdecimal():
+        if int(prompts) < 1:
+            raise UsageError(f"--prompts is {prompts}, but must be 1 or more, or a file of prompts")
+        return scene_prompts(int(prompts), seed)
+    if not Path(prompts).is_file():
+        raise LuminaError(f"{prompts}: no such file of prompts")
+    return [row["prompt"] for row in output.read_rows([prompts], key="prompt")]

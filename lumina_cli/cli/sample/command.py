@@ -67,8 +67,10 @@ def sample(
     rows = total = None
     if not from_:
         rows, total = output.read_rows(prompts, key="prompt"), output.count_rows(prompts, key="prompt")
-    from lumina_cli.core import sampling
     from lumina_cli.core.flow.plan import read_settings
+    from lumina_cli.core.sampling.batching import read_split
+    from lumina_cli.core.sampling.model_options import ModelOptions
+    from lumina_cli.core.sampling.request import SamplingRequest
 
     settings = read_settings(plan)
     settings |= _drop_none(steps=steps, calls=calls, guidance=guidance, cache=cache)
@@ -77,23 +79,25 @@ def sample(
         seed=seed, size=size, system=system, negative=negative, negative_system=negative_system
     )
     request = {"count": count, "preset": preset, "plan": settings, **overrides}
-    sampling.SamplingRequest(**request).check()  # now, before seconds of imports
-    model_options = sampling.ModelOptions(
+    SamplingRequest(**request).check()  # now, before seconds of imports
+    model_options = ModelOptions(
         tuple(lora or ()), quantize, init, mask, strength, tuple(attention or ()), memory, kernel, compile
     )
     if explain:
-        print_explanation(sampling.explain_rows(rows, model, model_options, **request), json)
+        from lumina_cli.core.sampling.explain import explain_rows
+
+        print_explanation(explain_rows(rows, model, model_options, **request), json)
         return
-    own = sampling.read_split(split, shared=not from_ and total is None)
+    own = read_split(split, shared=not from_ and total is None)
+    from lumina_cli.core.sampling.loading import generate, replay
+
     if from_:
         from_ = [path for number, path in enumerate(from_) if own.has(number)]
         counter, model = len(from_), None if model == "auto" else model
-        images = sampling.replay(
-            from_, model, out, model_options, settings | overrides, format, output.write_note
-        )
+        images = replay(from_, model, out, model_options, settings | overrides, format, output.write_note)
     else:
         counter = output.ProgressCounter(total and own.size(total) * count * _count_cells(grid))
-        images = sampling.generate(
+        images = generate(
             rows, model, out, model_options, grid, batch=batch, format=format, split=own, force=force,
             note=output.write_note, progress=counter, **request,
         )  # fmt: skip
@@ -109,7 +113,7 @@ def _count_cells(grid: str | None) -> int:
     """Return the number of images per prompt and seed that --grid asks for."""
     if not grid:
         return 1
-    from lumina_cli.core.sampling.output.grid import count_cells
+    from lumina_cli.core.sampling.output.grid_axes import count_cells
 
     return count_cells(grid)
 
@@ -118,8 +122,8 @@ def _write_images(
     images: Iterator[dict], json: bool, counter: int | output.ProgressCounter, gallery: Path | None
 ) -> None:
     """Generate the images, write their rows, then a gallery of the folder `gallery`."""
-    from lumina_cli.core import sampling
-
     output.write_rows(images, json=json or None, label="images", total=counter)
     if gallery:
-        output.write_note(f"gallery: {sampling.write_gallery(gallery, note=output.write_note)}")
+        from lumina_cli.core.sampling.output.gallery import write_gallery
+
+        output.write_note(f"gallery: {write_gallery(gallery, note=output.write_note)}")

@@ -1,1 +1,1 @@
-"""Measurements: kernels, network calls, whole pipelines and shard writers."""
+"""Benchmarks of kernels, network calls, pipelines and shard writers."""

@@ -1,4 +1,4 @@
-"""Time the implementations of an operation against each other, with the error of each beside its speed."""
+"""Compare implementations of an operation: time and error."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,22 +12,27 @@ from lumina_cli.core.kernels import Inputs, Op
 from lumina_cli.core.registry import did_you_mean
 
 PERCENTILES = (20, 50, 80)
-WARM_UP = 3  # the first calls load kernels and fill caches
+WARM_UP = 3  # untimed rounds: the first calls load kernels and fill caches
 
 
 @torch.inference_mode()
 def compare(op: Op, inputs: Inputs, repeats: int = 50, only: Sequence[str] = ()) -> Iterator[dict]:
     """Yield a row per implementation: relative error against float64, and milliseconds at three percentiles.
 
-    The implementations take turns within one loop, so a machine that slows down slows them all. The row of
-    one that cannot run on these inputs has only the reason, as `unavailable`. With `only`, rows of those
-    names: one that cannot run raises MissingPart, one that does not exist UsageError.
+        repeats   timed calls of each implementation; they alternate, so that a slow phase of the machine
+                  affects all of them
+        only      names of implementations; empty: all. Without names, an implementation that cannot run on
+                  these inputs yields a row with the reason as "unavailable"
+
+    Raises:
+        UsageError: if a name in `only` is unknown.
+        MissingDependency: if an implementation in `only` cannot run.
     """
     reasons = choose(op, inputs, only)
     able = [name for name, reason in reasons.items() if reason is None]
     timed = [*able, *({op.baseline} - set(able))] if _runs(op, op.baseline, inputs) else able
     errors = _errors(op, inputs, able)
-    times = _take_turns({name: op.implementations[name].run for name in timed}, inputs, repeats)
+    times = _alternate({name: op.implementations[name].run for name in timed}, inputs, repeats)
     for name, reason in reasons.items():
         row = {"op": op.name, "backend": name}
         if reason is not None:
@@ -44,7 +49,12 @@ def compare(op: Op, inputs: Inputs, repeats: int = 50, only: Sequence[str] = ())
 
 
 def choose(op: Op, inputs: Inputs, only: Sequence[str] = ()) -> dict[str, str | None]:
-    """Return {name: why it cannot run on these inputs, or None}, of all implementations or `only` some."""
+    """Return for each name the reason why it cannot run on these inputs, or None.
+
+    Raises:
+        UsageError: if a name in `only` is unknown.
+        MissingDependency: if an implementation in `only` cannot run.
+    """
     for name in only:
         if name not in op.implementations:
             hint = did_you_mean(name, op.implementations) or f"; choose from {', '.join(op.implementations)}"
@@ -61,7 +71,7 @@ def _runs(op: Op, name: str, inputs: Inputs) -> bool:
 
 
 def _errors(op: Op, inputs: Inputs, names: Sequence[str]) -> dict[str, float]:
-    """Return |out - reference| / |reference| for each name."""
+    """|output - reference| / |reference| of each name."""
     exact = op.reference(*inputs)
     scale = torch.linalg.vector_norm(exact).clamp(min=torch.finfo(exact.dtype).tiny)
     return {
@@ -70,10 +80,10 @@ def _errors(op: Op, inputs: Inputs, names: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _take_turns(
+def _alternate(
     runs: dict[str, Callable[..., Tensor]], inputs: Inputs, repeats: int
 ) -> dict[str, list[float]]:
-    """Return `repeats` times in milliseconds for each of `runs`, one call of each in turn."""
+    """`repeats` times in milliseconds of each of `runs`, one call of each per round."""
     cuda = inputs[0].device.type == "cuda"
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(WARM_UP + repeats):

@@ -1,4 +1,4 @@
-"""Whole pictures against the clock: this program and diffusers' pipeline on one model folder, in turn."""
+"""End-to-end generation time: this program against diffusers' pipeline on one model folder."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,25 +29,32 @@ def compare_pipelines(
     pictures: int = 1,
     repeats: int = 7,
 ) -> Iterator[dict]:
-    """Yield a row a side: seconds for `pictures` pictures of one prompt drawn together, text to pixels.
+    """Yield a row per side: seconds from text to pixels for a batch of `pictures` images of one prompt.
 
-    Ours draws as `Wish` reads `plan` and `preset`; diffusers' pipeline at its defaults, 30 Euler steps, all
-    of them guided, in the same number format and on the same device. The sides take turns, each first in
-    every other round, each round with its own prompt and nothing remembered from the last; one round before
-    is not counted. "times_diffusers" is the median over rounds of diffusers' time divided by ours.
+        model          a name or folder, or a loaded pipeline
+        plan, preset   of our side, see `SamplingRequest`
+        prompts        used in turn, one per round
+        repeats        timed rounds, after one untimed round
+        yields         "times_diffusers" is the median over rounds of diffusers' time divided by ours
+
+    diffusers' pipeline uses its defaults, 30 guided Euler steps, in the same dtype and on the same device.
+    The sides alternate in who is first, and text features are not cached across rounds.
+
+    Raises:
+        UsageError: if a setting is invalid.
     """
     check_at_least(1, pictures=pictures, repeats=repeats)
-    wish = SamplingRequest(plan=plan, preset=preset, size=size, count=pictures)
-    wish.check()
+    request = SamplingRequest(plan=plan, preset=preset, size=size, count=pictures)
+    request.check()
     ours = model if isinstance(model, Pipeline) else load_pipeline(model)
-    sides = {"lumina": _our_side(ours, wish), "diffusers": _their_side(ours, wish)}
+    sides = {"lumina": _our_side(ours, request), "diffusers": _their_side(ours, request)}
     times: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(repeats + 1):
         for side in list(sides) if turn % 2 else reversed(sides):
             seconds = _clock(sides[side], prompts[turn % len(prompts)], turn, ours.transformer)
             if turn:
                 times[side].append(seconds)
-    settings = wish.resolve(ours).plan
+    settings = request.resolve(ours).plan
     about = {"model": ours.name, "size": "{}x{}".format(*ours.size_for(size)), "pictures": pictures}
     about |= {"dtype": str(ours.transformer.dtype).removeprefix("torch."), "repeats": repeats}
     about |= {"threads": torch.get_num_threads()}
@@ -66,17 +73,20 @@ def compare_pipelines(
         }
 
 
-def _our_side(pipeline: Pipeline, wish: SamplingRequest) -> Callable[[str, int], None]:
-    setup, size = wish.resolve(pipeline), pipeline.size_for(wish.size)
+def _our_side(pipeline: Pipeline, request: SamplingRequest) -> Callable[[str, int], None]:
+    """Our pipeline as (prompt, seed) -> None."""
+    resolved, size = request.resolve(pipeline), pipeline.size_for(request.size)
 
-    def draw(prompt: str, seed: int) -> None:
-        pipeline.features.kept.clear()
-        pipeline.draw_setup([Job(prompt, seed, number) for number in range(wish.count)], setup, size)
+    def generate(prompt: str, seed: int) -> None:
+        pipeline.text_cache.kept.clear()
+        jobs = [Job(prompt, seed, number) for number in range(request.count)]
+        pipeline.generate_batch(jobs, resolved, size)
 
-    return draw
+    return generate
 
 
-def _their_side(pipeline: Pipeline, wish: SamplingRequest) -> Callable[[str, int], None]:
+def _their_side(pipeline: Pipeline, request: SamplingRequest) -> Callable[[str, int], None]:
+    """The pipeline of diffusers on the same model folder, as (prompt, seed) -> None."""
     from diffusers.pipelines.lumina2.pipeline_lumina2 import Lumina2Pipeline
 
     network = pipeline.transformer
@@ -84,23 +94,23 @@ def _their_side(pipeline: Pipeline, wish: SamplingRequest) -> Callable[[str, int
         theirs = Lumina2Pipeline.from_pretrained(pipeline.folder, dtype=network.dtype)
     theirs = theirs.to(next(network.parameters()).device, network.dtype)
     theirs.set_progress_bar_config(disable=True)
-    width, height = pipeline.size_for(wish.size)
+    width, height = pipeline.size_for(request.size)
 
-    def draw(prompt: str, seed: int) -> None:
+    def generate(prompt: str, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         sides = {"width": width, "height": height}
-        theirs(prompt, **sides, generator=generator, num_images_per_prompt=wish.count, **THEIRS)
+        theirs(prompt, **sides, generator=generator, num_images_per_prompt=request.count, **THEIRS)
 
-    return draw
+    return generate
 
 
-def _clock(draw: Callable[[str, int], None], prompt: str, seed: int, network: torch.nn.Module) -> float:
-    """Return the seconds that a draw takes."""
+def _clock(generate: Callable[[str, int], None], prompt: str, seed: int, network: torch.nn.Module) -> float:
+    """The seconds that a call takes."""
     cuda = next(network.parameters()).is_cuda
     if cuda:
         torch.cuda.synchronize()
     start = time.perf_counter()
-    draw(prompt, seed)
+    generate(prompt, seed)
     if cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start

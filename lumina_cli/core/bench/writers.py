@@ -1,4 +1,4 @@
-"""How fast shards are written: the same rows by ours and by webdataset's writer, in alternating turns."""
+"""Speed of writing shards: our writer against webdataset's, on the same rows."""
 
 import os
 import resource
@@ -22,7 +22,7 @@ CAPTION = "a picture of number {} that is here to be written, with a caption of 
 
 
 def write_images(folder: Path, count: int, size: int, suffix: str = "jpg") -> None:
-    """Write pictures of about the detail of photographs, `size` pixels wide, with a caption beside each."""
+    """Write `count` images, `size` pixels wide, as detailed as photographs, each with a caption file."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     for number in range(count):
@@ -32,7 +32,7 @@ def write_images(folder: Path, count: int, size: int, suffix: str = "jpg") -> No
 
 
 def write_with_webdataset(rows: list[dict], dest: Path, per_shard: int) -> None:
-    """Write rows with webdataset's ShardWriter: bytes of the picture and the row as JSON."""
+    """Write rows with webdataset's ShardWriter: the bytes of the image and the row as JSON."""
     import webdataset
 
     dest.mkdir(parents=True)
@@ -45,7 +45,7 @@ def write_with_webdataset(rows: list[dict], dest: Path, per_shard: int) -> None:
 
 
 def write_with_lumina(check: str) -> Callable[[list[dict], Path, int], None]:
-    """Return what writes rows with `write_shards`, with this check of the pictures."""
+    """Return a function that writes rows with `write_shards`, with this check of the images."""
 
     def write(rows: list[dict], dest: Path, per_shard: int) -> None:
         for _ in write_shards(rows, dest, per_shard, check=check):
@@ -55,10 +55,14 @@ def write_with_lumina(check: str) -> Callable[[list[dict], Path, int], None]:
 
 
 def compare_writers(source: str, limit: int, per_shard: int, repeats: int, check: str) -> Iterator[dict]:
-    """Yield a row per writer: seconds (median), rows and MB a second, and its speed relative to webdataset's.
+    """Yield a row per writer: median seconds, rows and MB per second, and its speed relative to webdataset's.
 
-    All use one process and the same rows, which are read before; turns alternate, and the first is not
-    counted. The ratio is the median of those of each turn.
+        source      a SOURCE of files; its first `limit` rows are read before anything is timed
+        per_shard   rows per shard
+        repeats     timed rounds, after one untimed round
+        check       how our writer validates images: quick or full
+
+    Each writer uses one process. They alternate, and "ratio" is the median of the ratios of the rounds.
     """
     rows = list(islice(read_source(source), limit))
     size = sum(len(image_ref(row["image"]).read()) for row in rows)
@@ -68,7 +72,7 @@ def compare_writers(source: str, limit: int, per_shard: int, repeats: int, check
         for _ in range(repeats + 1):
             for name, write in writers.items():
                 dest = Path(folder, "shards")
-                os.sync()  # what the last writer left to the system is no part of this turn
+                os.sync()  # pages that the last writer left dirty must not slow down this one
                 start = time.perf_counter()
                 write(rows, dest, per_shard)
                 seconds[name].append(time.perf_counter() - start)
@@ -87,6 +91,6 @@ def compare_writers(source: str, limit: int, per_shard: int, repeats: int, check
 
 
 def peak_mb(children: bool = False) -> float:
-    """Return the most memory that this process, or the largest of its ended children, has held, in MB."""
+    """Return the peak memory in MB of this process, or of the largest of its finished child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF).ru_maxrss
     return used / (1e6 if sys.platform == "darwin" else 1e3)

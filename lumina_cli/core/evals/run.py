@@ -27,7 +27,7 @@ def pipeline_generator(pipeline: Any, job: Callable[[str, int, int], Any], seed:
 
     def draw(rows: list[dict], numbers: list[int]) -> list[Image]:
         jobs = [job(row["prompt"], seed, number) for row, number in zip(rows, numbers, strict=True)]
-        return pipeline.draw(jobs, system=SYSTEM)
+        return pipeline.generate(jobs, system=SYSTEM)
 
     settings = {"model": pipeline.name, "weights": pipeline.weights_for(pipeline.plan), "seed": seed}
     settings |= {"size": list(pipeline.default_size), "system": SYSTEM, "plan": pipeline.plan.to_json()}

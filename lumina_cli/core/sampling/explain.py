@@ -1,4 +1,4 @@
-"""What `lumina sample` would do, without doing it: the resolved plan, its calls, the texts that are read."""
+"""Dry run of `lumina sample`: the resolved plan, its network calls and the encoded texts."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,7 +15,7 @@ from lumina_cli.core.models.folder import ModelFolder
 from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.sampling.request import Job, ResolvedRequest, SamplingRequest, checked_rows
 
-if TYPE_CHECKING:  # what reads weights takes seconds to import
+if TYPE_CHECKING:  # these import pipelines, which takes seconds
     from lumina_cli.core.sampling.editing.img2img import Edit
     from lumina_cli.core.sampling.model_options import ModelOptions
 
@@ -23,36 +23,44 @@ if TYPE_CHECKING:  # what reads weights takes seconds to import
 def explain_rows(
     rows: Iterable[dict],
     model: str | Path | ModelChoice = "auto",
-    opening: "ModelOptions | None" = None,
-    **wishes,
+    options: "ModelOptions | None" = None,
+    **settings,
 ) -> Iterator[dict]:
-    """Yield rows about the plan, then one about each network call, then one about each text that is encoded.
+    """Yield one row for the plan, one for each network call, and one for each text of each prompt row.
 
-    "about" says which. Reads the tokenizer and the configs of the model, but no weights. `opening` is what
-    would be done to the model: its LoRAs are checked, the words it watches found, and its picture is what
-    the plan starts from. `wishes` are those of `draw_rows`. The call rows hold "rows", how many rows of the
-    network one picture takes: 2 where guidance runs. The text rows hold "text", exactly as the text encoder
-    gets it, its number of "tokens", and "unread", the end of it that is beyond the longest text.
+        rows       as for `generate_rows`
+        model      a name, folder or hub id
+        options    its LoRAs are validated, its attention words located, and the plan starts from its image
+        settings   fields of `SamplingRequest`
+        yields     rows whose "about" is "plan", "call" or "text". Call rows contain "rows", the batch entries
+                   per image: 2 while guidance runs. Text rows contain "text", exactly as it is encoded, its
+                   "tokens", and "unread", the end that exceeds the longest text
+
+    Reads the tokenizer and the configs of the model, but no weights.
+
+    Raises:
+        UsageError: if a setting or an option is invalid, or an attention word is not in a prompt.
+        LuminaError: if a row is invalid or a file is missing or damaged.
     """
-    wish = SamplingRequest(**wishes)
-    wish.check()
+    request = SamplingRequest(**settings)
+    request.check()
     rows = checked_rows(rows)
     first = next(rows, None)
-    edit = _edit_of(opening) if opening else None
+    edit = _edit_of(options) if options else None
     folder = ModelFolder(model if isinstance(model, ModelChoice) else choose_model(model))
-    if opening and opening.loras:
+    if options and options.loras:
         from lumina_cli.core.nextdit.lora.merge import LoraStack
 
-        LoraStack(folder.config, opening.loras)
-    setup = wish.resolve(folder)
+        LoraStack(folder.config, options.loras)
+    resolved = request.resolve(folder)
     if edit:
         from lumina_cli.core.sampling.editing.img2img import image_size
 
-        setup = replace(setup, plan=edit.plan(setup.plan, torch.zeros(1, 1)))
-        usual = image_size(edit.picture.size, folder.default_size, folder.token_side)
-        wish = replace(wish, size=wish.size or usual)
-    yield explain_plan(folder, wish, setup, edit)
-    for number, call in enumerate(setup.plan.calls(), start=1):
+        resolved = replace(resolved, plan=edit.plan(resolved.plan, torch.zeros(1, 1)))
+        usual = image_size(edit.image.size, folder.default_size, folder.token_side)
+        request = replace(request, size=request.size or usual)
+    yield explain_plan(folder, request, resolved, edit)
+    for number, call in enumerate(resolved.plan.calls(), start=1):
         yield {
             "about": "call", "call": number, "step": call.step + 1, "t": call.t, "sigma": to_sigma(call.t),
             "guided": call.branches == 2, "rows": call.branches,
@@ -60,58 +68,58 @@ def explain_rows(
     tokens = PromptTokenizer(folder.folder, folder.longest_text)
     index = 0
     while first is not None:
-        words = opening.attention if opening else ()
-        yield from explain_row(index, first, wish, setup, folder, tokens, words)
+        words = options.attention if options else ()
+        yield from explain_row(index, first, request, resolved, folder, tokens, words)
         first, index = next(rows, None), index + 1
 
 
-def _edit_of(opening: "ModelOptions") -> "Edit | None":
-    """The picture that drawing starts from, read and checked."""
-    if opening.init is None:
+def _edit_of(options: "ModelOptions") -> "Edit | None":
+    """The image to start from, if any."""
+    if options.init is None:
         return None
     from lumina_cli.core.sampling.editing.img2img import read_edit
 
-    return read_edit(opening.init, opening.mask, opening.strength)
+    return read_edit(options.init, options.mask, options.strength)
 
 
 def explain_plan(
-    folder: ModelFolder, wish: SamplingRequest, setup: ResolvedRequest, edit: "Edit | None" = None
+    folder: ModelFolder, request: SamplingRequest, resolved: ResolvedRequest, edit: "Edit | None" = None
 ) -> dict:
-    """Return what holds for all pictures: the settings, where each comes from, and what they cost."""
-    calls = setup.plan.calls()
-    size = folder.size_for(wish.size)
+    """Return the row of the plan: settings of all images, where each comes from, and their cost."""
+    calls = resolved.plan.calls()
+    size = folder.size_for(request.size)
     return {
         "about": "plan",
         "model": folder.name,
         "model_reason": folder.reason,
         "weights": folder.weights,
-        "preset": str(wish.preset) if wish.preset else None,
+        "preset": str(request.preset) if request.preset else None,
         "size": "{}x{}".format(*size),
         "image_tokens": size[0] * size[1] // folder.token_side**2,
         "longest_text": folder.longest_text,
         "calls": len(calls),
         "guided_calls": sum(call.branches == 2 for call in calls),
         "network_rows": sum(call.branches for call in calls),
-        "settings": setup.plan.to_json(),
-        "from": sources(folder, wish, setup.plan),
-        "times": setup.plan.times(),
-        "system": setup.system,
-        "negative_system": setup.negative_system,
+        "settings": resolved.plan.to_json(),
+        "from": sources(folder, request, resolved.plan),
+        "times": resolved.plan.times(),
+        "system": resolved.system,
+        "negative_system": resolved.negative_system,
         **({"edit": edit.settings()} if edit else {}),
     }
 
 
-def sources(folder: ModelFolder, wish: SamplingRequest, plan: Plan) -> dict[str, str]:
-    """Return where each setting of the plan comes from: given, preset, model or default."""
+def sources(folder: ModelFolder, request: SamplingRequest, plan: Plan) -> dict[str, str]:
+    """Return the source of each setting of the plan: given, preset, model or default."""
     names = plan.to_json()
-    if isinstance(wish.plan, Plan):
+    if isinstance(request.plan, Plan):
         return dict.fromkeys(names, "given")
-    given = {"steps" if name == "calls" else name for name in wish.plan or {}}
-    if wish.preset is None:
+    given = {"steps" if name == "calls" else name for name in request.plan or {}}
+    if request.preset is None:
         named = {name for name, value in folder.plan.to_json().items() if value != Plan().to_json()[name]}
         of_model = dict.fromkeys(named, "model")
     else:
-        named = find_preset(wish.preset).plan.model_fields_set
+        named = find_preset(request.preset).plan.model_fields_set
         of_model = {"shift": "model"} | dict.fromkeys(named, "preset")
     return dict.fromkeys(names, "default") | of_model | dict.fromkeys(given, "given")
 
@@ -119,24 +127,28 @@ def sources(folder: ModelFolder, wish: SamplingRequest, plan: Plan) -> dict[str,
 def explain_row(
     index: int,
     row: dict,
-    wish: SamplingRequest,
-    setup: ResolvedRequest,
+    request: SamplingRequest,
+    resolved: ResolvedRequest,
     folder: ModelFolder,
     tokens: PromptTokenizer,
     words: Iterable[str] = (),
 ) -> Iterator[dict]:
-    """Yield the texts of one row: its prompt, and what guidance moves away from.
+    """Yield a row for each text of a prompt row: its prompt, and its negative or empty prompt.
 
-    UsageError where one of the `words` that are to be watched is not in the prompt.
+    Raises:
+        UsageError: if one of the attention `words` is not in the prompt, or the size is invalid.
     """
-    job = Job(row["prompt"], row.get("seed", wish.seed), 0, row.get("negative", wish.negative) or "")
+    job = Job(row["prompt"], row.get("seed", request.seed), 0, row.get("negative", request.negative) or "")
     for word in words:
         from lumina_cli.core.sampling.editing.attention_maps import word_tokens
 
-        text = setup.prompt(job)
+        text = resolved.prompt(job)
         word_tokens(tokens, text, word, len(text) - len(job.prompt))
-    size = "{}x{}".format(*folder.size_for(row.get("size") or wish.size))
-    branches = {"prompt": setup.prompt(job), "negative" if job.negative else "null": setup.negative(job)}
+    size = "{}x{}".format(*folder.size_for(row.get("size") or request.size))
+    branches = {
+        "prompt": resolved.prompt(job),
+        "negative" if job.negative else "null": resolved.negative(job),
+    }
     for branch, text in branches.items():
         yield {
             "about": "text", "row": index + 1, "size": size, "branch": branch, "text": text,

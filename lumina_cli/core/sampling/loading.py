@@ -1,4 +1,4 @@
-"""A pipeline as a run asks for it: with LoRAs, in 8 bits, starting from a picture, watched."""
+"""Pipelines with model options: LoRAs, quantization, memory budget, image editing, attention maps."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -9,99 +9,104 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.images.sizes import Size
 from lumina_cli.core.models.folder import component_errors
 from lumina_cli.core.models.locate import ModelChoice, choose_model
-from lumina_cli.core.sampling.batching import own_device
+from lumina_cli.core.sampling.batching import local_device
 from lumina_cli.core.sampling.model_options import ModelOptions
 from lumina_cli.core.sampling.output.metadata import Lora
-from lumina_cli.core.sampling.pipeline import Pipeline, load_pipeline, usual_dtype
+from lumina_cli.core.sampling.pipeline import Pipeline, default_dtype, load_pipeline
 from lumina_cli.core.sampling.runner import generate_rows
 from lumina_cli.core.weights.fingerprint import digest_adapter
 
+Note = Callable[[str], None]
+
 
 def open_pipeline(
-    opening: ModelOptions,
+    options: ModelOptions,
     model: str | Path | ModelChoice,
-    note: Callable[[str], None],
+    note: Note,
     size: Size = None,
     batch: int = 1,
 ) -> Pipeline:
-    """Load a model and do to it what `opening` says; `note` is told what "auto" chose and LoRAs leave unused.
+    """Load a model as `options` specify, with hooks for image editing.
 
-    A budget of memory is for `batch` pictures at once, of `size` or any other.
+        note    called with one line per remark: what "auto" chose, LoRA tensors without a target
+        size    of most images; with a memory budget it is validated before anything is loaded
+        batch   images per batch that a memory budget has to allow
+
+    `generate` adds the hook for attention maps.
+
+    Raises:
+        UsageError: if the model is unknown, an option is invalid or the memory budget is too small.
+        LuminaError: if a file is missing or damaged.
     """
     edit = None
-    if opening.init is not None:
-        from lumina_cli.core.sampling.editing.img2img import EditingPipeline, read_edit
+    if options.init is not None:
+        from lumina_cli.core.sampling.editing.img2img import EditHook, read_edit
 
-        edit = read_edit(opening.init, opening.mask, opening.strength)
+        edit = EditHook(read_edit(options.init, options.mask, options.strength), note)
     choice = model if isinstance(model, ModelChoice) else choose_model(model)
     if choice.reason:
         note(choice.reason)
-    if opening.memory is None:
-        pipeline = load_pipeline(choice, own_device())
-        _change(opening, pipeline, note)
+    if options.memory is None:
+        pipeline = load_pipeline(choice, local_device())
+        _change_weights(options, pipeline, note)
     else:
-        pipeline = _open_within(opening, choice, note, batch)
+        pipeline = _open_within(options, choice, note, batch)
     pipeline.note = note
     if edit is not None:
-        pipeline = EditingPipeline(pipeline, edit, note)
-    if pipeline.room is not None:
-        pipeline.room.expect(pipeline.size_for(size), (pipeline.token_side,) * 2)
-    if opening.attention:
-        from lumina_cli.core.sampling.editing.attention_maps import AttentionPipeline
-
-        pipeline = AttentionPipeline(pipeline, opening.attention)
+        pipeline = pipeline.with_hooks(edit)
+    if pipeline.memory_manager is not None:
+        pipeline.memory_manager.plan_ahead(pipeline.size_for(size), (pipeline.token_side,) * 2)
     return pipeline
 
 
-def _open_within(
-    opening: ModelOptions, choice: ModelChoice, note: Callable[[str], None], batch: int
-) -> Pipeline:
-    """A pipeline whose parts are loaded when they are used, LoRAs merged into what is read."""
+def _open_within(options: ModelOptions, choice: ModelChoice, note: Note, batch: int) -> Pipeline:
+    """A pipeline whose components are loaded on first use; LoRAs are merged while weights are read."""
     from lumina_cli.core.kernels.dispatch import choose_kernel
     from lumina_cli.core.nextdit.config import config_from_diffusers
     from lumina_cli.core.nextdit.lora.merge import LoraStack
-    from lumina_cli.core.sampling.memory.budget import MemoryPlan, parse_memory, plan_memory
-    from lumina_cli.core.sampling.memory.offload import MemoryManager, load_parts
+    from lumina_cli.core.sampling.memory.budget import plan_memory
+    from lumina_cli.core.sampling.memory.offload import MemoryManager, load_components
+    from lumina_cli.core.sampling.memory.plan import MemoryPlan, parse_memory
     from lumina_cli.core.weights.json_files import read_json
 
-    folder, device = choice.folder, pick_device(own_device())
+    folder, device = choice.folder, pick_device(local_device())
     with component_errors(folder / "transformer"):
         config = config_from_diffusers(read_json(folder / "transformer" / "config.json"))
-        dtype = usual_dtype(folder, device)
-    stack = LoraStack(config, opening.loras) if opening.loras else None
-    kernel, budget = choose_kernel(opening.kernel, device, dtype), parse_memory(opening.memory)
+        dtype = default_dtype(folder, device)
+    stack = LoraStack(config, options.loras) if options.loras else None
+    kernel, budget = choose_kernel(options.kernel, device, dtype), parse_memory(options.memory)
 
     def plan_for(size: tuple[int, int], count: int, cached: bool) -> MemoryPlan:
-        return plan_memory(folder, budget, size, count, dtype, device, bool(opening.loras), cached)
+        return plan_memory(folder, budget, size, count, dtype, device, bool(options.loras), cached)
 
     plan = MemoryPlan(budget)
-    parts = load_parts(folder, plan, device, dtype, stack, kernel=kernel, fused=opening.compile)
-    pipeline = Pipeline(choice, *parts)
-    pipeline.room = MemoryManager(parts, plan_for, batch, note)
-    pipeline.changed(_told(stack.applied if stack else (), note))
+    components = load_components(folder, plan, device, dtype, stack, kernel=kernel, fused=options.compile)
+    pipeline = Pipeline(choice, *components)
+    pipeline.memory_manager = MemoryManager(components, plan_for, batch, note)
+    pipeline.record_changes(_describe_loras(stack.applied if stack else (), note))
     return pipeline
 
 
-def _change(opening: ModelOptions, pipeline: Pipeline, note: Callable[[str], None]) -> None:
-    """Change the weights, and their fingerprint with them: the pictures are others."""
+def _change_weights(options: ModelOptions, pipeline: Pipeline, note: Note) -> None:
+    """Merge LoRAs, quantize, and update the fingerprint of the weights: the images will differ."""
     from lumina_cli.core.kernels.dispatch import choose_kernel
 
     loras, network = [], pipeline.transformer
-    network.kernel = choose_kernel(opening.kernel, network.x_embedder.weight.device, network.dtype)
-    network.fused = opening.compile
-    if opening.loras:
+    network.kernel = choose_kernel(options.kernel, network.x_embedder.weight.device, network.dtype)
+    network.fused = options.compile
+    if options.loras:
         from lumina_cli.core.nextdit.lora.merge import apply_loras
 
-        loras = _told(apply_loras(network, opening.loras, keep=False), note)
-    if opening.quantize:
+        loras = _describe_loras(apply_loras(network, options.loras, keep=False), note)
+    if options.quantize:
         from lumina_cli.core.nextdit.packed.quantize import quantize
 
-        quantize(network, opening.quantize)
-    pipeline.changed(loras, opening.quantize)
+        quantize(network, options.quantize)
+    pipeline.record_changes(loras, options.quantize)
 
 
-def _told(applied: Iterable, note: Callable[[str], None]) -> list[Lora]:
-    """What pictures tell of LoRAs that are in use; `note` is told what these leave unused."""
+def _describe_loras(applied: Iterable, note: Note) -> list[Lora]:
+    """The LoRAs as image metadata stores them; `note` is called for tensors without a target."""
     for one in applied:
         if one.note:
             note(one.note)
@@ -112,57 +117,69 @@ def generate(
     rows: Iterable[dict],
     model: str | Path | ModelChoice,
     out: str | Path,
-    opening: ModelOptions,
+    options: ModelOptions,
     grid: str | None = None,
-    **how,
+    **settings,
 ) -> Iterator[dict]:
-    """Yield the rows of `draw_rows`, or of `draw_grid`, drawn by a model that `opening` opened.
+    """Yield the rows of `generate_rows`, or of `generate_grid` if `grid` describes one.
 
-    `how` is what `draw_rows` takes. With words to watch, pictures are drawn even where they are there.
+    The model is opened with `options`; `settings` are those of `generate_rows`. With attention maps, images
+    that exist are generated again: the maps are recorded while an image is generated.
+
+    Raises:
+        UsageError: if options exclude each other or a setting is invalid.
+        LuminaError: if a row, a file or the disk prevents an image.
     """
     axes = None
     if grid is not None:
-        from lumina_cli.core.sampling.output.grid import draw_grid, read_grid
+        from lumina_cli.core.sampling.output.grid import generate_grid
+        from lumina_cli.core.sampling.output.grid_axes import read_grid
 
-        if opening.attention:
-            raise UsageError("a grid has no maps of attention: leave --attention or --grid out")
+        if options.attention:
+            raise UsageError("a grid has no attention maps: omit --attention or --grid")
         axes = read_grid(grid)
-    elif opening.plain:
-        yield from generate_rows(rows, model, out, **how)
+    elif options.plain:
+        yield from generate_rows(rows, model, out, **settings)
         return
-    note = how["note"]
-    if opening.memory is not None:
-        how["batch"] = how.get("batch") or 1  # the budget is for so many at once
-    pipeline = open_pipeline(opening, model, note, how.get("size"), how.get("batch") or 1)
+    note = settings["note"]
+    if options.memory is not None:
+        settings["batch"] = settings.get("batch") or 1  # the budget is planned for a fixed batch size
+    pipeline = open_pipeline(options, model, note, settings.get("size"), settings.get("batch") or 1)
     if axes is not None:
-        yield from draw_grid(rows, axes, pipeline, out, **how)
-    elif opening.attention:
-        from lumina_cli.core.sampling.editing.attention_maps import with_overlays
+        yield from generate_grid(rows, axes, pipeline, out, **settings)
+    elif options.attention:
+        from lumina_cli.core.sampling.editing.attention_maps import AttentionHook, with_overlays
 
-        yield from with_overlays(generate_rows(rows, pipeline, out, **how | {"force": True}), pipeline)
+        maps = AttentionHook(options.attention)
+        generated = generate_rows(rows, pipeline.with_hooks(maps), out, **settings | {"force": True})
+        yield from with_overlays(generated, maps)
     else:
-        yield from generate_rows(rows, pipeline, out, **how)
+        yield from generate_rows(rows, pipeline, out, **settings)
 
 
 def replay(
     paths: Sequence[Path],
     model: str | None,
     out: Path,
-    opening: ModelOptions,
+    options: ModelOptions,
     changes: dict,
     format: str,
-    note: Callable[[str], None],
+    note: Note,
 ) -> Iterator[dict]:
-    """Yield the rows of `draw_again`, drawn by models that `opening` opened.
+    """Yield the rows of `replay_images`, with models opened with `options`.
 
-    LoRAs and 8 bits are those of the opening or, where it has none, of the pictures; see `draw_again`.
+    LoRAs and quantization are those of `options` or, if it has none, those of each image.
+
+    Raises:
+        UsageError: if `options` contain image editing or attention maps.
+        LuminaError: if an image has no usable metadata or a file is missing.
     """
     from lumina_cli.core.sampling.editing.replay import replay_images
 
     def load(name: str, loras: tuple[str, ...], quantize: str | None) -> Pipeline:
-        own = opening.quantize or (None if opening.memory else quantize)  # a budget takes no 8 bits
-        return open_pipeline(replace(opening, loras=opening.loras or loras, quantize=own), name, note)
+        own = options.quantize or (None if options.memory else quantize)  # a budget excludes quantization
+        return open_pipeline(replace(options, loras=options.loras or loras, quantize=own), name, note)
 
-    if opening.init or opening.attention:
-        raise UsageError("--from draws a picture as it was drawn: leave --init and --attention out")
+    if options.init or options.attention:
+        raise UsageError("--from regenerates an image as it was generated: omit --init and --attention")
     yield from replay_images(paths, load, out, model, changes, format, note)

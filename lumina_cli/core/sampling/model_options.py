@@ -1,4 +1,4 @@
-"""What is done to a model before it draws, checked without loading one."""
+"""Options of a model: LoRAs, quantization, memory budget, image editing. Validated without loading it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +8,20 @@ from lumina_cli.core.errors import UsageError
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What is done to a model before it draws.
+    """How to load a model and which hooks to add to its pipeline.
 
-    loras                  files, or "FILE:0.8", merged into its weights in this order
-    memory                 budget such as "8G": parts in turn, then read piece by piece; see `plan_memory`
+    loras                  paths, or "PATH:SCALE", merged into the weights in this order
     quantize               "int8" or "int8-weights"; None leaves the weights as they are
-    init, mask, strength   the picture to start from; see `read_edit`
-    attention              words whose maps are kept; see `AttentivePipeline`
-    kernel                 the attention to call; see `choose_kernel`
-    compile                whether to compile what lies between matrix products
+    init, mask, strength   image to start from and inpainting mask; see `read_edit`
+    attention              words whose attention maps are saved; see `AttentionHook`
+    memory                 budget such as "8G"; components are offloaded, then streamed, to fit; see
+                           `plan_memory`
+    kernel                 attention implementation; see `choose_kernel`
+    compile                fuse elementwise operations with torch.compile
 
-    Raises UsageError for what does not go together, and for files of `init` and `mask` that do not fit.
+    Raises:
+        UsageError: if options exclude each other or a value is invalid.
+        MissingDependency: if the kernel or the compiler is not available.
     """
 
     loras: tuple[str, ...] = ()
@@ -33,14 +36,14 @@ class ModelOptions:
 
     def __post_init__(self):
         if self.init is None and (self.mask is not None or self.strength is not None):
-            raise UsageError("--mask and --strength need --init, the picture to start from")
+            raise UsageError("--mask and --strength need --init, the image to start from")
         if self.attention and self.quantize:
-            raise UsageError("attention is read from the plain network: leave --quantize out")
+            raise UsageError("--attention needs the unquantized network: omit --quantize")
         if self.memory is not None:
-            from lumina_cli.core.sampling.memory.budget import parse_memory
+            from lumina_cli.core.sampling.memory.plan import parse_memory
 
             if self.quantize or self.attention:
-                raise UsageError("--memory drops weights between uses: leave --quantize and --attention out")
+                raise UsageError("--memory unloads weights between uses: omit --quantize and --attention")
             parse_memory(self.memory)
         if self.quantize is not None:
             from lumina_cli.core.nextdit.packed.quantize import check_quantizer
@@ -56,5 +59,5 @@ class ModelOptions:
 
     @property
     def plain(self) -> bool:
-        """Whether nothing is asked for."""
+        """Whether all options have their defaults."""
         return self == ModelOptions()

@@ -1,6 +1,7 @@
-"""A whole model: prompts to pictures."""
+"""The text-to-image pipeline: prompts to PIL images."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Protocol
 
@@ -19,46 +20,51 @@ from lumina_cli.core.models.folder import ModelFolder, PlanLike, component_error
 from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.nextdit import NextDiT
 from lumina_cli.core.nextdit.convert import load_transformer
-from lumina_cli.core.sampling.batching import fitting_batch
+from lumina_cli.core.sampling.batching import default_batch_size
+from lumina_cli.core.sampling.hooks import Batch, BatchHook, StepCallback
 from lumina_cli.core.sampling.latents import NonFiniteLatents, draw_latents
 from lumina_cli.core.sampling.output.metadata import Lora
 from lumina_cli.core.sampling.request import Job, ResolvedRequest, SamplingRequest
-from lumina_cli.core.sampling.teacache.layer_cache import LayerCache, cache_for, fit_digest, needs_fit
+from lumina_cli.core.sampling.teacache.kinds import fit_digest, needs_fit
+from lumina_cli.core.sampling.teacache.layer_cache import LayerCache, cache_for
 from lumina_cli.core.sampling.text_cache import TextCache
 
 __all__ = ["Job", "Pipeline", "PlanLike", "default_plan", "load_pipeline", "parse_size"]
 
-SMALL_BYTES = 2**30  # weight files below this are fast in float32, where the batch does not show in a picture
+SMALL_BYTES = 2**30  # smaller weight files compute in float32, in which the batch does not change an image
 
 
-class Budget(Protocol):
-    """A budget of memory; see `offload.Room`."""
+class MemoryLimit(Protocol):
+    """Keeps the components within a memory budget; see `offload.MemoryManager`."""
 
-    in_turn: bool
-    make: Callable[[tuple[int, int], int, bool], None]
+    offloads: bool
+    prepare: Callable[[tuple[int, int], int, bool], None]
 
 
 class Pipeline(ModelFolder):
     """A loaded model folder: the components that turn prompts into images.
 
-    transformer     the velocity network, a `NextDiT`
-    text            the text encoder
-    vae             the autoencoder
-    features        cache of the latest text features
-    room            memory manager, if a memory budget is set
-    cache           layer cache of the latest call, if its plan has one
-    base_weights    fingerprint of the model folder; `weights` also covers LoRAs and quantization
-    loras           LoRAs merged into the transformer
-    quantize        quantization of the transformer
-    note            called with each message about how images are generated, once per message
+    transformer      the velocity network, a `NextDiT`
+    text             the text encoder
+    vae              the autoencoder
+    text_cache       cache of the latest text features
+    memory_manager   keeps the components within a memory budget; None without one
+    cache            layer cache of the latest batch, if its plan has one
+    hooks            change each batch; the last one added is the outermost
+    base_weights     fingerprint of the model folder; `weights` also covers LoRAs and quantization
+    loras            LoRAs merged into the transformer
+    quantize         quantization of the transformer
+    note             called with each message about how images are generated, once per message
     """
 
     def __init__(self, choice: ModelChoice, transformer: NextDiT, text: TextEncoder, vae: Autoencoder):
         super().__init__(choice)
         self.transformer, self.text, self.vae = transformer, text, vae
-        self.features = TextCache(lambda texts: text.encode(texts))  # looked up late: parts come and go
+        # not the bound method `text.encode`: it would keep an offloaded text encoder in memory
+        self.text_cache = TextCache(lambda texts: text.encode(texts))
         self.cache: LayerCache | None = None
-        self.room: Budget | None = None
+        self.memory_manager: MemoryLimit | None = None
+        self.hooks: tuple[BatchHook, ...] = ()
         self.base_weights = self.weights
         self.loras: tuple[Lora, ...] = ()
         self.quantize: str | None = None
@@ -67,29 +73,52 @@ class Pipeline(ModelFolder):
         config = transformer.config
         if text.dim != config.text_dim or vae.channels != config.in_channels:
             raise LuminaError(
-                f"{self.folder}: the parts do not fit: text features {text.dim} for a network that reads "
-                f"{config.text_dim}, latent channels {vae.channels} for one that reads {config.in_channels}"
+                f"{self.folder}: the components do not match: the text encoder outputs {text.dim} features "
+                f"and the transformer expects {config.text_dim}; the autoencoder has {vae.channels} latent "
+                f"channels and the transformer expects {config.in_channels}"
             )
 
-    def changed(self, loras: Sequence[Lora] = (), quantize: str | None = None) -> None:
-        """Tell in `weights` that LoRAs were merged into them, or that they are in 8 bits now."""
+    def with_hooks(self, *hooks: BatchHook) -> "Pipeline":
+        """Return a pipeline with the same components that also runs `hooks` on each batch."""
+        other = copy(self)
+        other.hooks = (*self.hooks, *hooks)
+        return other
+
+    def record_changes(self, loras: Sequence[Lora] = (), quantize: str | None = None) -> None:
+        """Add merged LoRAs and quantization to the fingerprint `weights`."""
         self.loras, self.quantize = tuple(loras), quantize
         added = [f"{digest}:{scale:g}" for _, scale, digest in self.loras]
         self.weights = "+".join([self.base_weights, *added, *([quantize] if quantize else [])])
 
     def weights_for(self, plan: Plan) -> str:
-        """Return `weights` and, where the cache of a plan goes by a fit, a digest of it: it decides, too."""
+        """Return `weights`, with a digest of the cache fit if the plan's cache uses one.
+
+        The fit decides which layers are skipped, so it changes the image as the weights do.
+        """
         fit = fit_digest(plan, self.folder)
         return f"{self.weights}+fit:{fit}" if fit else self.weights
 
     @property
-    def in_turn(self) -> bool:
-        """Whether only one part is in memory at a time: see `read_ahead`."""
-        return self.room is not None and self.room.in_turn
+    def default_size(self) -> tuple[int, int]:
+        """(width, height) of images whose request has no size: that of the model or of a hook."""
+        size = super().default_size
+        for hook in self.hooks:
+            size = hook.default_size(size, self.token_side)
+        return size
+
+    @property
+    def edit_settings(self) -> dict | None:
+        """What the metadata of the images contains as "edit"."""
+        return next((hook.edit_settings for hook in self.hooks if hook.edit_settings is not None), None)
+
+    @property
+    def offloads(self) -> bool:
+        """Whether only one component is in memory at a time; see `encode_ahead`."""
+        return self.memory_manager is not None and self.memory_manager.offloads
 
     @property
     def kernel(self) -> str:
-        """Which attention the network calls; see `choose_kernel`."""
+        """Name of the attention implementation that the transformer calls; see `choose_kernel`."""
         network = self.transformer
         if network.kernel != "auto":
             return network.kernel
@@ -122,65 +151,86 @@ class Pipeline(ModelFolder):
             UsageError: if a setting or the size is invalid.
             LuminaError: if the latents contain NaN or infinity; the message names the call.
         """
-        wish = SamplingRequest(seed, count, size, settings, preset, system, negative)
-        setup, sides = wish.resolve(self), self.size_for(size)
+        request = SamplingRequest(seed, count, size, settings, preset, system, negative)
+        resolved, size = request.resolve(self), self.size_for(size)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         jobs = [Job(text, seed, number, negative) for text in prompts for number in range(count)]
-        batch = fitting_batch(sides, self.longest_text, self.token_side)
-        groups = [jobs[start : start + batch] for start in range(0, len(jobs), batch)]
-        return [picture for group in groups for picture in self.draw_setup(group, setup, sides)]
+        limit = default_batch_size(size, self.longest_text, self.token_side)
+        batches = [jobs[start : start + limit] for start in range(0, len(jobs), limit)]
+        return [image for batch in batches for image in self.generate_batch(batch, resolved, size)]
 
-    def read_ahead(self, jobs: Sequence[Job], setup: ResolvedRequest) -> None:
-        """Encode the texts of several batches at once, where the text encoder has to come back for each."""
-        if self.in_turn:
-            texts = [text for job in jobs for text in (setup.prompt(job), setup.negative(job))]
+    def encode_ahead(self, jobs: Sequence[Job], resolved: ResolvedRequest) -> None:
+        """Encode the texts of several batches at once if components are offloaded.
+
+        Otherwise the text encoder would be loaded again for each batch.
+        """
+        if self.offloads:
+            texts = [text for job in jobs for text in (resolved.prompt(job), resolved.negative(job))]
             for text in dict.fromkeys(texts):
-                self.features.of([text])
+                self.text_cache.encode([text])
 
-    def draw(
+    def generate(
         self,
         jobs: Sequence[Job],
         plan: Plan | None = None,
         size: tuple[int, int] | None = None,
         system: str = "real",
-        on_step: Callable[[int, Tensor], None] | None = None,
+        on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
-        """Draw one batch: a picture for each job; see `draw_latents` for `on_step`."""
-        return self.draw_setup(jobs, ResolvedRequest(plan or self.plan, system), size, on_step)
+        """Generate one batch, an image for each job, under `plan`; see `generate_batch`."""
+        return self.generate_batch(jobs, ResolvedRequest(plan or self.plan, system), size, on_step)
 
-    def draw_setup(
+    def generate_batch(
         self,
         jobs: Sequence[Job],
-        setup: ResolvedRequest,
+        resolved: ResolvedRequest,
         size: tuple[int, int] | None = None,
-        on_step: Callable[[int, Tensor], None] | None = None,
+        on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
-        """Draw one batch as `setup` says; LuminaError where its latents stop being numbers.
+        """Generate one batch, an image for each job.
 
-        UsageError where a budget of memory is too small for it.
+            size      (width, height) in pixels; None: `default_size`
+            on_step   see `draw_latents`
+
+        Raises:
+            UsageError: if the memory budget is too small for the batch, or a hook rejects it.
+            LuminaError: if the latents contain NaN or infinity.
         """
-        width, height = size or self.default_size
-        if self.room is not None:
-            self.room.make((width, height), len(jobs), setup.plan.cache is not None)
+        batch = Batch(jobs, resolved, size or self.default_size, self.transformer, on_step)
+        prepared: list[tuple[BatchHook, Batch]] = []
+        for hook in reversed(self.hooks):
+            batch = hook.prepare(self, batch)
+            prepared.append((hook, batch))
+        if self.memory_manager is not None:
+            self.memory_manager.prepare(batch.size, len(jobs), batch.resolved.plan.cache is not None)
+        images = to_images(self.vae.decode(self._latents(batch)))
+        for hook, own in reversed(prepared):
+            images = hook.finish(self, own, images)
+        return images
+
+    def _latents(self, batch: Batch) -> Tensor:
+        """Latents (B, C, H, W) of a batch."""
+        jobs, resolved, plan = batch.jobs, batch.resolved, batch.resolved.plan
+        width, height = batch.size
         shape = (self.vae.channels, height // self.factor, width // self.factor)
         noise = torch.stack([draw_noise(job.seed, job.number, shape) for job in jobs])
-        text, mask = self.features.of([setup.prompt(job) for job in jobs])
-        negatives = [setup.negative(job) for job in jobs]
-        null = self.features.of(negatives if len(set(negatives)) > 1 else negatives[:1])
+        text, mask = self.text_cache.encode([resolved.prompt(job) for job in jobs])
+        negatives = [resolved.negative(job) for job in jobs]
+        null = self.text_cache.encode(negatives if len(set(negatives)) > 1 else negatives[:1])
 
-        self.cache = self._cache(setup.plan)
+        self.cache = self._layer_cache(plan)
         try:
             latents = draw_latents(
-                self.transformer, noise.to(text.device), text, mask, *null, setup.plan, on_step, self.cache
+                batch.network, noise.to(text.device), text, mask, *null, plan, batch.on_step, self.cache
             )  # fmt: skip
         except NonFiniteLatents as error:
-            raise LuminaError(find_overflow(error, setup.plan, jobs[error.row])) from error
+            raise LuminaError(describe_overflow(error, plan, jobs[error.row])) from error
         if self.cache is not None:
-            self.cache.drop()  # decoding takes the most memory
-        return to_images(self.vae.decode(latents))
+            self.cache.release()  # decoding is where memory peaks
+        return latents
 
-    def _cache(self, plan: Plan) -> LayerCache | None:
-        """The cache of a plan; its fit was made for the weights as they are in the folder."""
+    def _layer_cache(self, plan: Plan) -> LayerCache | None:
+        """The cache of a plan, with a note if its fit was made for weights that were changed since."""
         if needs_fit(plan) and self.weights != self.base_weights:
             what = " and ".join([*(["LoRAs"] if self.loras else []), *filter(None, [self.quantize])])
             line = f"cache {plan.cache} was fitted to the model without {what}: its error may be larger"
@@ -190,8 +240,8 @@ class Pipeline(ModelFolder):
         return cache_for(plan, self.folder, self.base_weights)
 
 
-def find_overflow(error: NonFiniteLatents, plan: Plan, job: Job) -> str:
-    """Say, in one line, at which call of a plan a picture stopped being numbers."""
+def describe_overflow(error: NonFiniteLatents, plan: Plan, job: Job) -> str:
+    """Return one line that names the image and the first call of the plan that produced NaN or infinity."""
     calls = plan.calls()
     step = calls[error.call - 1].step + 1
     return (
@@ -205,16 +255,23 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> Pipeline:
-    """Load a model by name, folder or hub id; LuminaError names the part that is missing or damaged.
+    """Load a model by name, folder or hub id.
 
-    Without `dtype` a network with weight files below 1 GiB, such as nano, computes in float32, a larger one
-    in bfloat16 where the device has it, and so does the autoencoder. In float32 a picture is the same
-    whatever is drawn beside it, to one level of 255. In bfloat16 it starts from the same noise, but what is
-    drawn beside it changes how sums are rounded, and so details; a batch of one depends on its prompt alone.
+        device    None: the first GPU, or the CPU
+        dtype     of the transformer; None: float32 if its weight files are smaller than 1 GiB, as nano's are,
+                  otherwise bfloat16 if the device supports it; the autoencoder follows
+
+    In float32 an image is the same in any batch, within one level of 255. In bfloat16 the size of the batch
+    changes the order of sums, and so details of the image; with a batch of one it depends on its own request
+    alone.
+
+    Raises:
+        UsageError: if the model is unknown.
+        LuminaError: if a component is missing or damaged; the message names it.
     """
     choice = name if isinstance(name, ModelChoice) else choose_model(name)
     folder, device = choice.folder, pick_device(device)
-    dtype = dtype or usual_dtype(folder, device)
+    dtype = dtype or default_dtype(folder, device)
     with component_errors(folder / "transformer"):
         transformer = load_transformer(folder / "transformer", dtype=dtype, device=device).eval()
     with component_errors(folder / "text_encoder"):
@@ -224,13 +281,13 @@ def load_pipeline(
     return Pipeline(choice, transformer, text, vae)
 
 
-def usual_dtype(folder: Path, device: torch.device) -> torch.dtype:
-    """What the network of a model folder computes in if nobody says otherwise; see `load_pipeline`."""
+def default_dtype(folder: Path, device: torch.device) -> torch.dtype:
+    """Return the dtype that the transformer of a model folder computes in by default; see `load_pipeline`."""
     size = sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))
     return torch.float32 if size < SMALL_BYTES else compute_dtype(device)
 
 
 def to_images(pixels: Tensor) -> list[Image.Image]:
-    """Return 8-bit RGB pictures of pixels (B, 3, H, W) in [-1, 1]."""
+    """Return 8-bit RGB images of pixels (B, 3, H, W) in [-1, 1]."""
     levels = ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
-    return [Image.fromarray(picture.numpy()) for picture in levels.permute(0, 2, 3, 1).cpu()]
+    return [Image.fromarray(image.numpy()) for image in levels.permute(0, 2, 3, 1).cpu()]

@@ -1,4 +1,4 @@
-"""What is to be drawn: a job is one picture; a wish holds for every row that does not say otherwise."""
+"""Sampling requests: a job describes one image, a request the settings that all rows share."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from lumina_cli.core.models.folder import ModelFolder, PlanLike
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to draw: its noise is the `number`-th of `seed`, whatever else is drawn beside it.
+    """One image to generate. Its noise is the `number`-th of `seed`, in any batch.
 
-    negative   what guidance moves away from; without it the empty prompt
+    negative   the negative prompt; "": guidance uses the empty prompt
     """
 
     prompt: str
@@ -28,14 +28,15 @@ class Job:
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """What is asked for all rows.
+    """Settings of all rows.
 
-    seed, size, negative   of the rows that name none of their own
-    count                  pictures for each row
-    plan                   a Plan, or settings over those of the preset; "calls" may stand for "steps"
-    preset                 whose settings to follow, by name or as a YAML file; without it the model's own
+    seed, size, negative   for rows that have none of their own
+    count                  images per row
+    plan                   a Plan, or settings that override the preset's; "calls" may be given instead of
+                           "steps"
+    preset                 the plan to start from, by name or as a YAML file; None: the model's own plan
     system                 the system prompt, by name or as text
-    negative_system        whether it also stands before a negative prompt; without it as the preset says
+    negative_system        whether the negative prompt also gets the system prompt; None: as in the preset
     """
 
     seed: int = 0
@@ -48,7 +49,11 @@ class SamplingRequest:
     negative_system: bool | None = None
 
     def check(self) -> None:
-        """Raise what can be known to be wrong without waiting for a model."""
+        """Validate what can be validated without a model.
+
+        Raises:
+            UsageError: if a setting, the size, the system prompt or the count is invalid.
+        """
         if not isinstance(self.plan, Plan):
             given = dict(self.plan or {})
             check_at_least(1, calls=given.get("calls"))
@@ -60,7 +65,11 @@ class SamplingRequest:
         check_at_least(1, count=self.count)
 
     def resolve(self, model: ModelFolder) -> "ResolvedRequest":
-        """Return what the wish comes to with this model."""
+        """Return the settings with this model's own plan filled in.
+
+        Raises:
+            UsageError: if a setting of the plan is invalid.
+        """
         with_system = self.negative_system
         if with_system is None:
             with_system = True if self.preset is None else find_preset(self.preset).negative_system
@@ -69,9 +78,9 @@ class SamplingRequest:
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """What decides a picture beside its job, its size and the weights.
+    """The settings that, with the job, the size and the weights, determine an image.
 
-    negative_system   whether the system prompt also stands before a negative prompt that is not empty
+    negative_system   whether a negative prompt that is not empty also gets the system prompt
     """
 
     plan: Plan
@@ -79,16 +88,20 @@ class ResolvedRequest:
     negative_system: bool = True
 
     def prompt(self, job: Job) -> str:
-        """Return the string that the text encoder reads for the prompt of a job."""
+        """Return the text to encode for the prompt of a job: system prompt and prompt."""
         return full_prompt(job.prompt, self.system)
 
     def negative(self, job: Job) -> str:
-        """Return the string that the text encoder reads for what guidance moves away from."""
+        """Return the text to encode for the unconditional branch: the negative or the empty prompt."""
         return full_negative(job.negative, self.system, self.negative_system)
 
 
 def checked_rows(rows: Iterable[dict]) -> Iterator[dict]:
-    """Yield rows as they are; LuminaError at the first that no model can draw."""
+    """Yield the rows unchanged, validating each.
+
+    Raises:
+        LuminaError: at the first row with an invalid prompt, seed, negative prompt or size.
+    """
     for number, row in enumerate(rows, start=1):
         check_prompt(row, f"row {number}")
         try:
@@ -99,13 +112,21 @@ def checked_rows(rows: Iterable[dict]) -> Iterator[dict]:
 
 
 def check_size(size: Size) -> None:
-    """Raise UsageError for a size that no model can draw."""
+    """Validate the syntax of a size.
+
+    Raises:
+        UsageError: if it is not a size or a ratio.
+    """
     if size is not None and not parse_ratio(size):
         parse_size(size)
 
 
 def check_at_least(least: int, **numbers: int | None) -> None:
-    """Raise UsageError for a number, if it is there, that is no whole number from `least`."""
+    """Validate integers by name; None is valid.
+
+    Raises:
+        UsageError: for a value that is not an integer or is smaller than `least`.
+    """
     for name, number in numbers.items():
         if number is not None and (type(number) is not int or number < least):
             raise UsageError(f"{name} is {number!r}, but must be {least} or more")

@@ -10,7 +10,7 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.sizes import parse_ratio
 from lumina_cli.core.models.folder import ModelFolder
 from lumina_cli.core.models.locate import ModelChoice, choose_model
-from lumina_cli.core.sampling.batching import Split, in_batches, in_windows, own_device
+from lumina_cli.core.sampling.batching import Split, local_device, plan_batches, read_windows
 from lumina_cli.core.sampling.output.filenames import FileNames
 from lumina_cli.core.sampling.output.metadata import GenerationRecord
 from lumina_cli.core.sampling.request import (
@@ -21,12 +21,12 @@ from lumina_cli.core.sampling.request import (
     checked_rows,
 )
 
-if TYPE_CHECKING:  # a wrong word on the command line need not wait for a pipeline's imports
+if TYPE_CHECKING:  # a usage error is reported before the pipeline's imports, which take seconds
     from lumina_cli.core.sampling.pipeline import Pipeline
 
 SUFFIXES = ("png", "webp", "jpg", "avif")
-# what a row of an earlier run says of its own picture, and not of the one that is drawn for it now
-OF_A_PICTURE = ("resumed", "truncated", "negative_truncated", "cached", "model_reason")
+# keys that describe the image of an earlier run; they are dropped from a row that gets a new image
+IMAGE_KEYS = ("resumed", "truncated", "negative_truncated", "cached", "model_reason")
 
 ALL = Split()
 Note = Callable[[str], None]
@@ -35,17 +35,24 @@ ProgressCallback = Callable[[float, int], None]
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One picture of a run: the `place`-th, for the row `index`, in the file `path`, which may be there."""
+    """One image of a run.
 
-    place: int
+    position   of the image in the output, from 0
+    index      of its row in the input, from 0
+    tokens     of the prompt with its system prompt, as far as they are encoded
+    path       the file to write
+    exists     whether that file already contains this image
+    """
+
+    position: int
     index: int
     row: dict
     job: Job
     size: tuple[int, int]
-    tokens: int  # of the prompt with its system prompt
-    origin: GenerationRecord
+    tokens: int
+    record: GenerationRecord
     path: Path
-    drawn: bool
+    exists: bool
 
 
 def generate_rows(
@@ -59,49 +66,65 @@ def generate_rows(
     force: bool = False,
     note: Note | None = None,
     progress: ProgressCallback | None = None,
-    **wishes,
+    **settings,
 ) -> Iterator[dict]:
-    """Yield each row `count` times, in order, with its "image" (a path) and how it was drawn added.
+    """Yield each row `count` times, in order, with its "image" (a path) and how it was generated.
 
-        batch      pictures drawn at once; without it, as many as their sizes and captions allow
-        split      which of the rows to draw; their pictures have the names that they have without it
-        force      draw again what is already there
-        note       told, a line each, what "auto" chose, which sizes were snapped and which prompts were cut
-        progress   told (pictures done, pictures that were already there); the first counts steps as fractions
-        wishes     what `Wish` takes: seed, count, size, plan, preset, system, negative, negative_system
+        rows       each with a "prompt", optionally with its own "seed", "size", "negative" and "key"
+        model      a name, folder or hub id, or a loaded pipeline
+        out        folder of the images; created if missing
+        batch      images per batch; None: as many as their sizes and captions allow
+        format     png, webp, jpg or avif; the image's `GenerationRecord` is embedded as metadata
+        split      the rows to generate; file names are the same as in a run without splits
+        force      generate images that already exist again
+        note       called with one line per remark: the choice of "auto", sizes that were snapped, truncated
+                   prompts
+        progress   called with (images done, images that already existed); the first includes fractions for
+                   steps
+        settings   fields of `SamplingRequest`: seed, count, size, plan, preset, system, negative,
+                   negative_system
+        yields     the row with "image", "seed", "number" (0 to `count` - 1), "model", "size" and "kernel"
+                   (the attention implementation) added
 
-    A row's own "seed", "size" and "negative" come first. A picture depends on its prompt, negative prompt,
-    seed, size, and number from 0 to `count` - 1; not on the order or the other rows, nor on the batch, if
-    `load_pipeline` says so. The first row is read before the folder is made or the model loaded, and then a
-    few batches ahead.
+    An image depends on its prompt, negative prompt, seed, size and number; not on the order of rows or on
+    other rows. The batch matters only as `load_pipeline` describes.
 
-    Added are "image", "seed", "number", "model", "size" and "kernel", the attention that was called.
-    Pictures are PNG, WebP, JPEG or AVIF with their origin inside; two rows never share a file. A picture
-    that is there with the same origin is not drawn again: its row says "resumed". Where another one has the
-    name (other model, weights, plan, size, prompts) the new one gets "-2". A prompt that is not read to its
-    end adds "truncated", the number of tokens left out.
+    The first row is validated before the folder is created and the model is loaded; then rows are read a few
+    batches ahead. Two rows never share a file. If a file with the same record exists, its image is not
+    generated again and the row contains "resumed"; if the file has another record (another model, plan, size,
+    prompt...), the new image gets the suffix "-2". "truncated" is the number of prompt tokens beyond the
+    longest text.
+
+    Raises:
+        UsageError: if a setting is invalid.
+        LuminaError: if a row is invalid, the model is damaged or the disk refuses to write.
     """
-    wish, note = SamplingRequest(**wishes), note or (lambda line: None)
-    wish.check()
+    request, note = SamplingRequest(**settings), note or (lambda line: None)
+    request.check()
     rows = start_generation(rows, out, format, batch)
     if rows is None:
         return
     pipeline = _load(model, note)
-    setup = wish.resolve(pipeline)
-    names = FileNames(Path(out), format, wish.count)
-    tasks = find_tasks(rows, wish, setup, pipeline, names, split, note)
-    drawing = RowGenerator(pipeline, setup, names, progress)
-    for window in in_windows(tasks, batch, pipeline.token_side):
-        yield from drawing.rows(window, batch, force, note)
+    resolved = request.resolve(pipeline)
+    names = FileNames(Path(out), format, request.count)
+    tasks = find_tasks(rows, request, resolved, pipeline, names, split, note)
+    generator = RowGenerator(pipeline, resolved, names, progress)
+    for window in read_windows(tasks, batch, pipeline.token_side):
+        yield from generator.rows(window, batch, force, note)
 
 
 def start_generation(
     rows: Iterable[dict], out: str | Path, format: str, batch: int | None
 ) -> Iterator[dict] | None:
-    """Check what a run is given, read its first row, then make its folder; return the rows, if any."""
+    """Validate the settings and the first row, then create the folder; return all rows or None.
+
+    Raises:
+        UsageError: if the format or the batch is invalid.
+        LuminaError: if the first row is invalid or the folder cannot be created.
+    """
     check_at_least(1, batch=batch)
     if format not in SUFFIXES:
-        raise UsageError(f"unknown picture format {format!r}; choose from {', '.join(SUFFIXES)}")
+        raise UsageError(f"unknown image format {format!r}; choose from {', '.join(SUFFIXES)}")
     first = list(islice(rows := checked_rows(rows), 1))
     if not first:
         return None
@@ -111,106 +134,112 @@ def start_generation(
 
 def find_tasks(
     rows: Iterable[dict],
-    wish: SamplingRequest,
-    setup: ResolvedRequest,
-    model: "Pipeline",
+    request: SamplingRequest,
+    resolved: ResolvedRequest,
+    pipeline: "Pipeline",
     names: FileNames,
     split: Split,
     note: Note,
     start: int = 0,
 ) -> Iterator[ImageTask]:
-    """Yield a task for every picture of this share, in the order of the rows; the first is row `start`.
+    """Yield a task for each image of a split, in the order of the rows; the first row has index `start`.
 
-    The other shares' pictures are named, too, so that each name is the one that it would be in one run.
-    `note` is told once which size a ratio stands for.
+    File names are assigned to the images of all splits, so that each name is the same as in a run without
+    splits. `note` is called once for each ratio that becomes a size.
     """
     sizes: dict = {}
-    weights = model.weights_for(setup.plan)  # reads the fit of a cache, so not for every picture
-    place = 0
+    weights = pipeline.weights_for(resolved.plan)  # reads the cache fit from disk, so once per run
+    position = 0
     for index, row in enumerate(rows, start):
-        size = size_of(row, wish, model, sizes, note)
-        seed, negative = row.get("seed", wish.seed), row.get("negative", wish.negative) or ""
-        tokens = model.text.tokens.count([setup.prompt(Job(row["prompt"]))])[0] if split.has(index) else 0
-        for number in range(wish.count):
+        size = size_of(row, request, pipeline, sizes, note)
+        seed, negative = row.get("seed", request.seed), row.get("negative", request.negative) or ""
+        tokens = 0
+        if split.has(index):
+            tokens = pipeline.text.tokens.count([resolved.prompt(Job(row["prompt"]))])[0]
+        for number in range(request.count):
             job = Job(row["prompt"], seed, number, negative)
-            origin = GenerationRecord(
-                job.prompt, job.seed, number, model.name, size, setup.system, setup.plan,
-                weights, job.negative, bool(job.negative) and setup.negative_system,
-                getattr(model, "edit_settings", None), model.loras, model.quantize,
-            )  # fmt: skip
-            path, drawn = names.of(index, row, origin)
+            record = GenerationRecord.of(pipeline, resolved, job, size, weights)
+            path, exists = names.assign(index, row, record)
             if split.has(index):
-                yield ImageTask(
-                    place, index, row, job, size, min(tokens, model.longest_text), origin, path, drawn
-                )
-            place += 1
+                tokens = min(tokens, pipeline.longest_text)
+                yield ImageTask(position, index, row, job, size, tokens, record, path, exists)
+            position += 1
 
 
-def size_of(row: dict, wish: SamplingRequest, model: ModelFolder, known: dict, note: Note) -> tuple[int, int]:
-    """Return the size of a row's pictures; a ratio becomes a size of training, which `note` is told once."""
-    asked = row.get("size") or wish.size
-    asked = tuple(asked) if isinstance(asked, list) else asked
-    if asked not in known:
-        known[asked] = model.size_for(asked)
-        if parse_ratio(asked):
-            note("size {}: {}x{}, the nearest size of training".format(asked, *known[asked]))
-    return known[asked]
+def size_of(
+    row: dict, request: SamplingRequest, model: ModelFolder, known: dict, note: Note
+) -> tuple[int, int]:
+    """Return (width, height) of a row's images; a ratio becomes the nearest size of training.
+
+    `known` caches sizes by what was requested; `note` is called once for each ratio.
+    """
+    requested = row.get("size") or request.size
+    requested = tuple(requested) if isinstance(requested, list) else requested
+    if requested not in known:
+        known[requested] = model.size_for(requested)
+        if parse_ratio(requested):
+            note("size {}: {}x{}, the nearest size of training".format(requested, *known[requested]))
+    return known[requested]
 
 
 class RowGenerator:
-    """Draws tasks batch by batch, writes each picture at once, and gives their rows back in order."""
+    """Generates tasks in batches, saves each batch at once, and returns the rows in order."""
 
     def __init__(
         self,
         pipeline: "Pipeline",
-        setup: ResolvedRequest,
+        resolved: ResolvedRequest,
         names: FileNames,
         progress: ProgressCallback | None = None,
     ):
-        self.pipeline, self.setup, self.names = pipeline, setup, names
-        self.progress = progress or (lambda done, there: None)
-        self.done = self.there = 0
-        self.saved: dict[int, dict] = {}  # where a picture is, and what the cache left out, by place
+        self.pipeline, self.resolved, self.names = pipeline, resolved, names
+        self.progress = progress or (lambda done, existing: None)
+        self.done = self.existing = 0
+        self.saved: dict[int, dict] = {}  # "image" and "cached" of rows that are not yielded yet, by position
 
     def rows(self, window: list[ImageTask], batch: int | None, force: bool, note: Note) -> Iterator[dict]:
-        """Yield the row of every task in a window, drawing what is not there yet."""
-        missing = [task for task in window if force or not task.drawn]
-        self.there += len(window) - len(missing)
-        self.progress(self.done, self.there)
-        self.pipeline.read_ahead([task.job for task in missing], self.setup)
-        batches = iter(in_batches(missing, batch, self.pipeline.token_side))
-        waiting = {task.place for task in missing}
-        for task in window:
-            while task.place in waiting:
-                group = next(batches)
-                self.draw(group)
-                waiting -= {one.place for one in group}
-            yield self.row(task, task.drawn and not force, note)
+        """Yield the row of each task in a window; generate the images that do not exist.
 
-    def draw(self, group: list[ImageTask]) -> None:
-        """Draw one batch and write its pictures."""
-        steps = self.setup.plan.steps
+        Batches are formed by size and caption length, rows are yielded by position: before a row is yielded,
+        as many batches run as its image needs.
+        """
+        missing = [task for task in window if force or not task.exists]
+        self.existing += len(window) - len(missing)
+        self.progress(self.done, self.existing)
+        self.pipeline.encode_ahead([task.job for task in missing], self.resolved)
+        batches = iter(plan_batches(missing, batch, self.pipeline.token_side))
+        pending = {task.position for task in missing}
+        for task in window:
+            while task.position in pending:
+                tasks = next(batches)
+                self.generate(tasks)
+                pending -= {one.position for one in tasks}
+            yield self.row(task, task.exists and not force, note)
+
+    def generate(self, tasks: list[ImageTask]) -> None:
+        """Generate one batch and save its images."""
+        steps = self.resolved.plan.steps
 
         def on_step(done: int, _) -> None:
-            self.progress(self.done + len(group) * done / steps, self.there)
+            self.progress(self.done + len(tasks) * done / steps, self.existing)
 
-        jobs = [task.job for task in group]
-        pictures = self.pipeline.draw_setup(jobs, self.setup, group[0].size, on_step)
+        jobs = [task.job for task in tasks]
+        images = self.pipeline.generate_batch(jobs, self.resolved, tasks[0].size, on_step)
         cache = self.pipeline.cache
-        for number, (task, picture) in enumerate(zip(group, pictures, strict=True)):
-            path = self.names.save_drawn(picture, task.path, task.origin)
+        for number, (task, image) in enumerate(zip(tasks, images, strict=True)):
+            path = self.names.save_generated(image, task.path, task.record)
             cached = {} if cache is None else {"cached": cache.report(number)}
-            self.saved[task.place] = {"image": str(path)} | cached
-        self.done += len(group)
+            self.saved[task.position] = {"image": str(path)} | cached
+        self.done += len(tasks)
 
     def row(self, task: ImageTask, resumed: bool, note: Note) -> dict:
-        """Return the row of a picture that is there."""
+        """Return the row of an image that is saved."""
         job, name = task.job, f"row {task.index + 1}"
         added = {"image": str(task.path), "seed": job.seed, "number": job.number, "model": self.pipeline.name}
         added |= {"size": "{}x{}".format(*task.size), "kernel": self.pipeline.kernel}
         added |= {"negative": job.negative} if job.negative else {}
         added |= {"model_reason": self.pipeline.reason} if self.pipeline.reason else {}
-        texts = self.setup.prompt(job), self.setup.negative(job)
+        texts = self.resolved.prompt(job), self.resolved.negative(job)
         for key, kind, lost in zip(
             ("truncated", "negative_truncated"),
             ("prompt", "negative prompt"),
@@ -219,9 +248,9 @@ class RowGenerator:
         ):
             if lost:
                 added[key] = lost
-                note(f"{name}: the {kind} is too long; its last {lost} tokens were not read")
-        added |= self.saved.pop(task.place, {})
-        kept = {key: value for key, value in task.row.items() if key not in OF_A_PICTURE}
+                note(f"{name}: the {kind} is too long; its last {lost} tokens were truncated")
+        added |= self.saved.pop(task.position, {})
+        kept = {key: value for key, value in task.row.items() if key not in IMAGE_KEYS}
         return kept | added | ({"resumed": True} if resumed else {})
 
 
@@ -233,7 +262,7 @@ def _load(model: "str | Path | ModelChoice | Pipeline", note: Note) -> "Pipeline
     choice = model if isinstance(model, ModelChoice) else choose_model(model)
     if choice.reason:
         note(choice.reason)
-    return load_pipeline(choice, own_device())
+    return load_pipeline(choice, local_device())
 
 
 def _make_folder(out: Path) -> None:

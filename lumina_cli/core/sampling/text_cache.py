@@ -1,4 +1,4 @@
-"""Text features by content: a string that several pictures share is encoded once."""
+"""Cache of text features: a string that several images share is encoded once."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -7,32 +7,33 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-KEPT = 256  # strings; one of 256 tokens takes 1.2 MB in the 2.6B model
+CAPACITY = 256  # strings; one of 256 tokens takes 1.2 MB with the 2.6B model
 
 Encode = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 
 
 class TextCache:
-    """What `encode` makes of strings, the last KEPT of them kept.
+    """The output of `encode` for the CAPACITY most recently used strings.
 
-    Each string is encoded alone: so its features depend on nothing else, not even in their last bit.
+    Each string is encoded in a batch of its own, so its features are bit-identical in any company.
     """
 
     def __init__(self, encode: Encode):
-        self.encode = encode
+        self._encode = encode
         self.kept: OrderedDict[str, Tensor] = OrderedDict()
 
-    def of(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return features (B, M, T) and a mask (B, M), True where a token is real; real ones come first."""
-        rows = {text: self._one(text) for text in dict.fromkeys(texts)}
-        while len(self.kept) > KEPT:
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return features (B, M, T) and a mask (B, M), True where a token is real; real tokens come first."""
+        features_of = {text: self._features(text) for text in dict.fromkeys(texts)}
+        while len(self.kept) > CAPACITY:  # only now: one call may need more strings than the cache keeps
             self.kept.popitem(last=False)
-        features = pad_sequence([rows[text] for text in texts], batch_first=True)
-        lengths = torch.tensor([len(rows[text]) for text in texts], device=features.device)
+        features = pad_sequence([features_of[text] for text in texts], batch_first=True)
+        lengths = torch.tensor([len(features_of[text]) for text in texts], device=features.device)
         return features, torch.arange(features.shape[1], device=features.device) < lengths[:, None]
 
-    def _one(self, text: str) -> Tensor:
+    def _features(self, text: str) -> Tensor:
+        """Features (M, T) of one string, from the cache if it has them."""
         if text not in self.kept:
-            self.kept[text] = self.encode([text])[0][0]
+            self.kept[text] = self._encode([text])[0][0]
         self.kept.move_to_end(text)
         return self.kept[text]

@@ -11,17 +11,18 @@ from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import open_image, read_metadata
 from lumina_cli.core.nextdit.rope import rotate
 from lumina_cli.core.nextdit.sequence import padded_layout
-from lumina_cli.core.sampling import generate_rows, load_pipeline
 from lumina_cli.core.sampling.editing.attention_maps import (
-    AttentionPipeline,
+    AttentionHook,
     AttentionRecorder,
     overlay,
     with_overlays,
-    word_shares,
+    word_attention,
     word_tokens,
 )
-from lumina_cli.core.sampling.editing.img2img import Edit, EditingPipeline
+from lumina_cli.core.sampling.editing.img2img import Edit, EditHook
+from lumina_cli.core.sampling.pipeline import load_pipeline
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
+from lumina_cli.core.sampling.runner import generate_rows
 
 FAST = {"solver": "euler", "steps": 2}
 
@@ -70,8 +71,8 @@ def test_a_word_of_the_system_prompt_does_not_count(nano):
     [
         ("bicycle", "'bicycle' is not in the prompt"),
         ("ca", "'ca' is not in the prompt"),
-        (" ", "the word whose attention is asked for is empty"),
-        ("end", "'end' is not read: it stands behind the 256 tokens that are"),
+        (" ", "the word of --attention is empty"),
+        ("end", "'end' is truncated: it comes after the first 256 tokens"),
     ],
 )
 def test_a_word_that_cannot_be_looked_at_is_one_line(word, message, nano):
@@ -81,7 +82,7 @@ def test_a_word_that_cannot_be_looked_at_is_one_line(word, message, nano):
 
 def test_shares_of_all_tokens_add_up_to_one():
     queries, keys = torch.randn(4, 5, 8), torch.randn(2, 9, 8)
-    shares = word_shares(queries, keys, [range(9), [3], [4, 5]])
+    shares = word_attention(queries, keys, [range(9), [3], [4, 5]])
     torch.testing.assert_close(shares[0], torch.ones(5))
     weights = (queries @ keys.repeat_interleave(2, 0).mT / 8**0.5).softmax(-1).mean(0)
     torch.testing.assert_close(shares[1], weights[:, 3])
@@ -136,21 +137,21 @@ def test_watching_changes_no_picture_and_leaves_no_hook(pipe, tmp_path):
         [Job("two cups", 1), Job("two blue cups and a ball", 2)],
         ResolvedRequest(pipe.plan_for(FAST)),
     )
-    attentive = AttentionPipeline(pipe, ["cups"])
-    watched, plain = attentive.draw_setup(jobs, setup), pipe.draw_setup(jobs, setup)
+    hook = AttentionHook(["cups"])
+    watched, plain = pipe.with_hooks(hook).generate_batch(jobs, setup), pipe.generate_batch(jobs, setup)
     assert [one.tobytes() for one in watched] == [one.tobytes() for one in plain]
     assert not any(layer.attention.qkv._forward_hooks for layer in pipe.transformer.layers)
-    assert {job for job, _ in attentive.maps} == set(jobs)
-    for (maps,) in attentive.maps.values():
+    assert {job for job, _ in hook.maps} == set(jobs)
+    for (maps,) in hook.maps.values():
         assert maps["cups"].shape == (4, 4)
         assert 0 < maps["cups"].mean() < 1
 
 
 def test_overlays_stand_beside_their_pictures(pipe, tmp_path):
-    attentive = AttentionPipeline(pipe, ["cups", "two"])
+    hook = AttentionHook(["cups", "two"])
     rows = [{"prompt": "two cups"}, {"prompt": "two blue cups", "size": "64x48", "seed": 4}]
-    drawn = generate_rows(rows, attentive, tmp_path, plan=FAST, force=True, seed=3)
-    done = list(with_overlays(drawn, attentive))
+    drawn = generate_rows(rows, pipe.with_hooks(hook), tmp_path, plan=FAST, force=True, seed=3)
+    done = list(with_overlays(drawn, hook))
     assert [row["attention"]["cups"].rpartition("/")[2] for row in done] == [
         "00000-two-cups-s3-attention-cups.png", "00001-two-blue-cups-s4-attention-cups.png",
     ]  # fmt: skip
@@ -158,42 +159,46 @@ def test_overlays_stand_beside_their_pictures(pipe, tmp_path):
         for word, path in row["attention"].items():
             assert "{}x{}".format(*open_image(path).size) == row["size"]
             assert read_metadata(path)["attention"] == word
-    assert attentive.maps == {}
+    assert hook.maps == {}
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_rows_that_are_the_same_have_their_maps_each(pipe, tmp_path, batch):
-    attentive = AttentionPipeline(pipe, ["cups"])
+    hook = AttentionHook(["cups"])
     rows = [{"prompt": "two cups", "n": number} for number in range(3)]
-    done = list(with_overlays(generate_rows(rows, attentive, tmp_path, plan=FAST, batch=batch), attentive))
+    done = list(
+        with_overlays(generate_rows(rows, pipe.with_hooks(hook), tmp_path, plan=FAST, batch=batch), hook)
+    )
     assert [row["n"] for row in done] == [0, 1, 2]
     assert len({row["attention"]["cups"] for row in done}) == 3
-    assert attentive.maps == {}
+    assert hook.maps == {}
 
 
 def test_a_picture_to_start_from_says_the_size(pipe, tmp_path):
-    editing = EditingPipeline(pipe, Edit(Image.new("RGB", (96, 48), "red"), 0.6))
-    attentive = AttentionPipeline(editing, ["cups"])
-    drawn = generate_rows([{"prompt": "two cups"}], attentive, tmp_path, plan=FAST)
-    (row,) = with_overlays(drawn, attentive)
+    hook = AttentionHook(["cups"])
+    edit = EditHook(Edit(Image.new("RGB", (96, 48), "red"), 0.6))
+    drawn = generate_rows([{"prompt": "two cups"}], pipe.with_hooks(edit, hook), tmp_path, plan=FAST)
+    (row,) = with_overlays(drawn, hook)
     assert row["size"] == "96x48"
     assert open_image(row["attention"]["cups"]).size == (96, 48)
 
 
 def test_without_a_call_there_is_nothing_to_watch(pipe):
-    attentive = AttentionPipeline(EditingPipeline(pipe, Edit(Image.new("RGB", (64, 64)), 0.0)), ["cups"])
-    with pytest.raises(UsageError, match="at strength 0 the network is not called, and so looks at no word"):
-        attentive.draw_setup([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
+    edited = pipe.with_hooks(EditHook(Edit(Image.new("RGB", (64, 64)), 0.0)), AttentionHook(["cups"]))
+    with pytest.raises(
+        UsageError, match="at strength 0 the network is not called, so there are no attention"
+    ):
+        edited.generate_batch([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
 
 
 def test_a_cache_and_a_missing_word_are_refused(pipe):
-    attentive = AttentionPipeline(pipe, ["horse"])
+    attentive = pipe.with_hooks(AttentionHook(["horse"]))
     with pytest.raises(UsageError, match="'horse' is not in the prompt 'two cups'"):
-        attentive.draw_setup([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
+        attentive.generate_batch([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
     with pytest.raises(
-        UsageError, match="attention is read in every call of the network; draw without a cache"
+        UsageError, match="attention maps need every call of the network: generate without a cache"
     ):
-        attentive.draw_setup([Job("two cups")], ResolvedRequest(Plan(cache="first:0.1")))
+        attentive.generate_batch([Job("two cups")], ResolvedRequest(Plan(cache="first:0.1")))
 
 
 def test_an_overlay_is_hot_where_the_share_is_high():
@@ -207,14 +212,16 @@ def test_an_overlay_is_hot_where_the_share_is_high():
 
 
 def test_nano_looks_at_the_thing_that_a_word_names(nano):
-    attentive = AttentionPipeline(nano, ["car", "ball"])
+    hook = AttentionHook(["car", "ball"])
     jobs = [Job("a red car left of a blue ball", seed) for seed in (2, 3)]
-    pictures = attentive.draw_setup(jobs, ResolvedRequest(nano.plan_for({"solver": "euler", "steps": 6})))
+    pictures = nano.with_hooks(hook).generate_batch(
+        jobs, ResolvedRequest(nano.plan_for({"solver": "euler", "steps": 6}))
+    )
     for job, picture in zip(jobs, pictures, strict=True):
         pixels = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), float)
         strength = {"car": pixels[..., 0] - pixels[..., 2], "ball": pixels[..., 2] - pixels[..., 0]}
         places = {}
-        for word, share in attentive.maps[job, (128, 128)][0].items():
+        for word, share in hook.maps[job, (128, 128)][0].items():
             row, column = divmod(int(share.argmax()), 8)
             places[word] = column
             assert strength[word][row, column] > strength[word].mean(), (word, job)

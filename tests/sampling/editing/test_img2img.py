@@ -9,19 +9,19 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import read_metadata
 from lumina_cli.core.registry import GUIDANCE, SOLVERS
-from lumina_cli.core.sampling import generate_rows, load_pipeline
 from lumina_cli.core.sampling.editing.img2img import (
     Edit,
     EditedPlan,
-    EditingPipeline,
+    EditHook,
     composite_original,
     image_size,
     pixel_hash,
     read_edit,
     to_pixels,
 )
-from lumina_cli.core.sampling.pipeline import to_images
+from lumina_cli.core.sampling.pipeline import load_pipeline, to_images
 from lumina_cli.core.sampling.request import Job
+from lumina_cli.core.sampling.runner import generate_rows
 
 SHAPE = (2, 16, 8, 8)
 JOBS = [Job("two cups", 3), Job("a ball", 4)]
@@ -71,7 +71,7 @@ def test_from_pure_noise_it_is_the_plan_itself(solver, guide):
     assert edited.times() == plan.times()
     assert edited.calls() == plan.calls()
     assert torch.equal(last(edited, noise), last(plan, noise))
-    everywhere = EditedPlan(**plan.to_json(), init=init, anew=torch.ones(1, 1, 8, 8, dtype=torch.bool))
+    everywhere = EditedPlan(**plan.to_json(), init=init, mask=torch.ones(1, 1, 8, 8, dtype=torch.bool))
     assert torch.equal(last(everywhere, noise), last(plan, noise))
 
 
@@ -111,11 +111,11 @@ def test_guidance_by_steps_counts_from_the_noise():
 def test_outside_a_mask_the_state_is_the_noised_picture(solver, start):
     plan = Plan(solver, 8, guidance=5.0, guide_until=0.6)
     noise, init = states()
-    anew = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
-    anew[..., 2:5, 3:7] = True
-    edited = EditedPlan(**plan.to_json(), start=start, init=init, anew=anew)
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
+    mask[..., 2:5, 3:7] = True
+    edited = EditedPlan(**plan.to_json(), start=start, init=init, mask=mask)
     first, *times = edited.times()
-    outside = ~anew.expand(SHAPE)
+    outside = ~mask.expand(SHAPE)
     near = 1e-5 if start or not first else 2e-3  # to dpm and unipc the noise is already their first time
     for t, x in zip(times, edited.solve(velocity, paired, noise), strict=True):
         torch.testing.assert_close(x[outside], (t * init + (1 - t) * noise)[outside], atol=near, rtol=0)
@@ -124,38 +124,38 @@ def test_outside_a_mask_the_state_is_the_noised_picture(solver, start):
 
 
 def test_strength_1_draws_what_no_picture_would(pipe):
-    edit = EditingPipeline(pipe, Edit(noise_picture(), 1.0))
-    assert [one.tobytes() for one in edit.draw(JOBS)] == [one.tobytes() for one in pipe.draw(JOBS)]
+    edit = pipe.with_hooks(EditHook(Edit(noise_picture(), 1.0)))
+    assert [one.tobytes() for one in edit.generate(JOBS)] == [one.tobytes() for one in pipe.generate(JOBS)]
 
 
 def test_strength_0_is_the_picture_through_the_autoencoder(pipe):
     picture = noise_picture()
     expected = to_images(pipe.vae.decode(pipe.vae.encode(to_pixels(picture))))[0]
-    for one in EditingPipeline(pipe, Edit(picture, 0.0)).draw(JOBS):
+    for one in pipe.with_hooks(EditHook(Edit(picture, 0.0))).generate(JOBS):
         assert np.abs(np.asarray(one, int) - np.asarray(expected, int)).max() <= 1
 
 
 def test_the_less_strength_the_nearer_to_the_picture(pipe):
     picture = noise_picture()
-    through = EditingPipeline(pipe, Edit(picture, 0.0)).draw(JOBS)[0]
+    through = pipe.with_hooks(EditHook(Edit(picture, 0.0))).generate(JOBS)[0]
     gaps = []
     for strength in (0.1, 0.4, 0.7, 1.0):
-        drawn = EditingPipeline(pipe, Edit(picture, strength)).draw(JOBS)[0]
+        drawn = pipe.with_hooks(EditHook(Edit(picture, strength))).generate(JOBS)[0]
         gaps.append(np.abs(np.asarray(drawn, float) - np.asarray(through, float)).mean())
     assert gaps == sorted(gaps)
     assert gaps[0] > 0
 
 
 def test_a_batch_of_edits_is_its_pictures_one_by_one(pipe):
-    edit = EditingPipeline(pipe, Edit(noise_picture(), 0.7, box_mask()))
-    together, alone = edit.draw(JOBS), [edit.draw([job])[0] for job in JOBS]
+    edit = pipe.with_hooks(EditHook(Edit(noise_picture(), 0.7, box_mask())))
+    together, alone = edit.generate(JOBS), [edit.generate([job])[0] for job in JOBS]
     for one, other in zip(together, alone, strict=True):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
 def test_outside_a_mask_every_byte_is_the_pictures(pipe):
     picture, mask = noise_picture(), box_mask(box=(10, 3, 41, 60))
-    drawn = EditingPipeline(pipe, Edit(picture, 1.0, mask)).draw(JOBS)
+    drawn = pipe.with_hooks(EditHook(Edit(picture, 1.0, mask))).generate(JOBS)
     outside = np.asarray(mask) == 0
     for one in drawn:
         assert (np.asarray(one)[outside] == np.asarray(picture)[outside]).all()
@@ -174,9 +174,9 @@ def test_the_seam_is_soft_and_the_middle_is_new(width):
 
 def test_steps_are_counted_as_those_of_the_plan(pipe):
     seen = []
-    edit = EditingPipeline(pipe, Edit(noise_picture(), 0.5))
+    edit = pipe.with_hooks(EditHook(Edit(noise_picture(), 0.5)))
     plan = Plan("euler", 6, shift=1.0)
-    edit.draw(JOBS, plan, on_step=lambda done, latents: seen.append(done))
+    edit.generate(JOBS, plan, on_step=lambda done, latents: seen.append(done))
     assert seen == [4, 5, 6]
 
 
@@ -184,7 +184,7 @@ def test_rows_of_edits_tell_what_they_were_drawn_over(pipe, tmp_path):
     noise_picture().save(tmp_path / "p.png")
     drawn = []
     for strength in (0.5, 0.5, 0.8):
-        edit = EditingPipeline(pipe, read_edit(tmp_path / "p.png", strength=strength))
+        edit = pipe.with_hooks(EditHook(read_edit(tmp_path / "p.png", strength=strength)))
         drawn += generate_rows([{"prompt": "two cups"}], edit, tmp_path / "out", plan={"steps": 2})
     assert [row.get("resumed", False) for row in drawn] == [False, True, False]
     assert read_metadata(drawn[1]["image"])["edit"]["strength"] == 0.5
@@ -197,7 +197,7 @@ def test_pictures_are_turned_upright(tmp_path):
     noise_picture((64, 48)).save(tmp_path / "p.jpg", exif=exif)
     box_mask((48, 64)).save(tmp_path / "m.png")
     edit = read_edit(tmp_path / "p.jpg", tmp_path / "m.png")
-    assert edit.picture.size == edit.mask.size == (48, 64)
+    assert edit.image.size == edit.mask.size == (48, 64)
     assert (edit.strength, read_edit(tmp_path / "p.jpg").strength) == (1.0, 0.6)
 
 
@@ -205,7 +205,7 @@ def test_a_mask_of_another_size_is_one_line(tmp_path):
     noise_picture().save(tmp_path / "p.png")
     box_mask((32, 64)).save(tmp_path / "m.png")
     with pytest.raises(
-        UsageError, match=r"the mask .*m.png is 32x64, but .*p.png is 64x64: make them one size"
+        UsageError, match=r"the mask .*m.png is 32x64, but .*p.png is 64x64; both must have one size"
     ):
         read_edit(tmp_path / "p.png", tmp_path / "m.png")
 
@@ -213,13 +213,13 @@ def test_a_mask_of_another_size_is_one_line(tmp_path):
 def test_a_black_mask_is_one_line(tmp_path):
     noise_picture().save(tmp_path / "p.png")
     Image.new("L", (64, 64)).save(tmp_path / "m.png")
-    with pytest.raises(LuminaError, match=r"the mask .*m.png is black all over; white is what is drawn anew"):
+    with pytest.raises(LuminaError, match=r"the mask .*m.png is entirely black; white areas are regenerated"):
         read_edit(tmp_path / "p.png", tmp_path / "m.png")
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), "much", True])
 def test_a_strength_that_cannot_be(strength, tmp_path):
-    with pytest.raises(UsageError, match=r"strength is .*, but must be from 0, the picture, to 1"):
+    with pytest.raises(UsageError, match=r"strength is .*, but must be from 0, the image, to 1"):
         read_edit(tmp_path / "p.png", strength=strength)
 
 
@@ -240,10 +240,10 @@ def test_pictures_are_drawn_at_a_size_of_the_model(own, expected):
 
 def test_scaling_and_cutting_are_told_once(pipe):
     told = []
-    edit = EditingPipeline(pipe, Edit(noise_picture((200, 160)), 0.3, name="p.png"), told.append)
+    edit = pipe.with_hooks(EditHook(Edit(noise_picture((200, 160)), 0.3, name="p.png"), told.append))
     assert edit.default_size == (64, 64)
-    assert edit.draw(JOBS)[0].size == edit.draw(JOBS)[0].size == (64, 64)
-    assert told == ["p.png: 200x160 drawn at 64x64, 16 pixels of its width cut off"]
+    assert edit.generate(JOBS)[0].size == edit.generate(JOBS)[0].size == (64, 64)
+    assert told == ["p.png: 200x160 scaled to 64x64, 16 pixels of its width cropped"]
 
 
 def test_the_settings_name_what_was_edited(tmp_path):

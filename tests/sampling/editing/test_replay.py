@@ -12,12 +12,13 @@ from PIL import Image, PngImagePlugin
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import open_image, read_metadata, save_image
-from lumina_cli.core.sampling import generate_rows, load_pipeline
-from lumina_cli.core.sampling.editing.img2img import EditingPipeline, read_edit
-from lumina_cli.core.sampling.editing.replay import apart, read_replay, replay_images
+from lumina_cli.core.sampling.editing.img2img import EditHook, read_edit
+from lumina_cli.core.sampling.editing.replay import difference, read_replay, replay_images
 from lumina_cli.core.sampling.output.metadata import GenerationRecord, to_metadata
+from lumina_cli.core.sampling.pipeline import load_pipeline
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
-from lumina_cli.core.sampling.teacache.layer_cache import CacheFit, write_cache_fit
+from lumina_cli.core.sampling.runner import generate_rows
+from lumina_cli.core.sampling.teacache.fit import CacheFit, write_cache_fit
 from lumina_cli.core.sampling.teacache.policy import Curve
 from lumina_cli.core.weights.fingerprint import digest_adapter
 
@@ -60,7 +61,7 @@ def test_a_preset_draws_the_same_again(pipe, tmp_path):
 
 def test_a_jpeg_tells_all_that_it_takes(pipe, tmp_path):
     (row,) = again(pipe, [drawn(pipe, tmp_path, "jpg")], tmp_path)
-    assert apart(row["image"], open_image(drawn(pipe, tmp_path)))["apart"] <= 1
+    assert difference(row["image"], open_image(drawn(pipe, tmp_path)))["apart"] <= 1
     assert "apart" not in row
 
 
@@ -90,7 +91,9 @@ def test_other_weights_are_told(pipe, tmp_path):
     path, told = drawn(pipe, tmp_path), []
     save_image(open_image(path), path, read_metadata(path) | {"weights": "0123"})
     again(pipe, [path], tmp_path, note=told.append)
-    assert told == [f"{path} was drawn by other weights than those of {pipe.name}; it will look different"]
+    assert told == [
+        f"{path} was generated with other weights than those of {pipe.name}; the result will differ"
+    ]
 
 
 def test_what_was_done_to_the_weights_is_asked_for_again_or_named(pipe, tmp_path):
@@ -109,20 +112,20 @@ def test_what_was_done_to_the_weights_is_asked_for_again_or_named(pipe, tmp_path
     def load(*wanted):
         asked.append(wanted)
         changed = copy(pipe)
-        changed.changed(loras[:1])
+        changed.record_changes(loras[:1])
         return changed
 
     list(replay_images([path], load, tmp_path / "again", note=told.append))
     assert asked == [(pipe.name, (f"{files[0]}:0.30000000000000004",), "int8")]
-    start, end = f"{path} was drawn with the LoRA {tmp_path}", "; it will look different"
+    start, end = f"{path} was generated with the LoRA {tmp_path}", "; the result will differ"
     assert told == [
         f"{start}/changed.safetensors at 0.3, which has changed since{end}",
-        f"{start}/gone.safetensors at 0.3, which is gone{end}",
-        f"{path} was drawn in int8, which is left out here{end}",
+        f"{start}/gone.safetensors at 0.3, which no longer exists{end}",
+        f"{path} was generated in int8, which is not used here{end}",
     ]
     told.clear()
     again(pipe, [path], tmp_path, note=told.append)
-    assert told[0] == f"{start}/here.safetensors at 0.3, which is left out here{end}"
+    assert told[0] == f"{start}/here.safetensors at 0.3, which is not used here{end}"
 
 
 def test_pictures_that_do_not_name_their_loras_are_readable(pipe, tmp_path):
@@ -132,14 +135,16 @@ def test_pictures_that_do_not_name_their_loras_are_readable(pipe, tmp_path):
     save_image(open_image(path), path, metadata | {"weights": f"{pipe.weights}+0123456789ab:0.5"})
     told = []
     again(pipe, [path], tmp_path, note=told.append)
-    assert told == [f"{path} was drawn by other weights than those of {pipe.name}; it will look different"]
+    assert told == [
+        f"{path} was generated with other weights than those of {pipe.name}; the result will differ"
+    ]
 
 
 @pytest.mark.parametrize("loras", [3, [["a.safetensors", "much", "0"]], [["a.safetensors"]]])
 def test_loras_that_make_no_sense_are_one_line(pipe, loras, tmp_path):
     path = drawn(pipe, tmp_path)
     save_image(open_image(path), path, read_metadata(path) | {"loras": loras})
-    assert refused(path).startswith(f"{path}: the picture does not say how it was drawn")
+    assert refused(path).startswith(f"{path}: the image does not contain its generation settings")
 
 
 def test_another_fit_of_the_cache_is_told_and_draws_another_picture(tiny_folder, tmp_path):
@@ -154,7 +159,9 @@ def test_another_fit_of_the_cache_is_told_and_draws_another_picture(tiny_folder,
     assert (first[1:], second[1:], resumed) == ((None, 0.3), (None, 0.3), (second[0], True, None))
     assert first[0] != second[0]
     again(pipe, [tmp_path / first[0], tmp_path / second[0]], tmp_path, note=told.append)
-    assert told == [f"{tmp_path / first[0]} was drawn by another fit of its cache; it will look different"]
+    assert told == [
+        f"{tmp_path / first[0]} was generated with another fit of its cache; the result will differ"
+    ]
 
 
 def test_another_programs_picture_is_taken_as_far_as_it_goes(pipe, tmp_path):
@@ -170,8 +177,8 @@ def test_another_programs_picture_is_taken_as_far_as_it_goes(pipe, tmp_path):
     assert (metadata["prompt"], metadata["negative"], metadata["seed"]) == ("two cups", "a ball", 8)
     assert Plan.from_json(metadata["plan"]) == replace(pipe.plan, steps=3, solver="euler", guidance=2.0)
     assert told == [
-        f"{tmp_path}/x.png is another program's: its prompt, steps, solver, guidance are taken, "
-        "but its noise and model are not ours"
+        f"{tmp_path}/x.png is from another program: its prompt, steps, solver, guidance are used, "
+        "but its noise and model differ"
     ]
 
 
@@ -184,18 +191,22 @@ def refused(path) -> str:
 
 def test_a_picture_that_tells_nothing_is_one_line(tmp_path):
     path = save_image(Image.new("RGB", (8, 8)), tmp_path / "x.png")
-    assert refused(path) == f"{path} does not say how it was drawn: no metadata of lumina's or A1111's kind"
+    assert refused(path) == f"{path} does not contain generation settings: no metadata of lumina or A1111"
     save_image(Image.new("RGB", (8, 8)), path, {"prompt": "a"})
-    assert refused(path).startswith(f"{path}: the picture does not say how it was drawn: its metadata lacks")
+    assert refused(path).startswith(
+        f"{path}: the image does not contain its generation settings: its metadata lacks"
+    )
     save_image(Image.new("RGB", (8, 8)), path, {"grid": {}, "of": "a"})
-    assert refused(path) == f"{path} is the sheet of a grid; draw one of its pictures again"
+    assert refused(path) == f"{path} is the sheet of a grid; use one of its images"
     assert "no such image" in refused(tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize("change", [{"seed": "7"}, {"number": None}, {"prompt": 3}, {"system": []}, {"size": [64]},
                                     {"plan": {"steps": 0}}, {"plan": {"stpes": 3}}])  # fmt: skip
 def test_metadata_that_makes_no_sense_is_one_line(change, tmp_path):
-    origin = to_metadata(GenerationRecord("a", 7, 0, "nano", (64, 64), "real", PLAN))
+    origin = to_metadata(
+        GenerationRecord(prompt="a", seed=7, number=0, model="nano", size=(64, 64), system="real", plan=PLAN)
+    )
     path = save_image(Image.new("RGB", (8, 8)), tmp_path / "x.png", origin | change)
     assert refused(path).startswith(str(path))
 
@@ -206,9 +217,10 @@ def edited(pipe, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "init.png")
     edit = read_edit(tmp_path / "init.png", strength=0.5)
-    (picture,) = EditingPipeline(pipe, edit).draw_setup([Job("two cups", 3)], ResolvedRequest(PLAN))
-    origin = GenerationRecord("two cups", 3, 0, pipe.name, (64, 64), "real", PLAN, pipe.weights)
-    return save_image(picture, tmp_path / "edited.png", to_metadata(origin) | {"edit": edit.settings()})
+    (picture,) = pipe.with_hooks(EditHook(edit)).generate_batch([Job("two cups", 3)], ResolvedRequest(PLAN))
+    job, resolved = Job("two cups", 3), ResolvedRequest(PLAN)
+    record = GenerationRecord.of(pipe, resolved, job, (64, 64))
+    return save_image(picture, tmp_path / "edited.png", to_metadata(record) | {"edit": edit.settings()})
 
 
 def test_an_edit_is_drawn_over_its_picture_again(pipe, edited, tmp_path):
@@ -219,10 +231,10 @@ def test_an_edit_is_drawn_over_its_picture_again(pipe, edited, tmp_path):
 
 def test_an_edit_of_a_picture_that_changed_is_one_line(pipe, edited, tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "init.png")
-    with pytest.raises(LuminaError, match=r"edited.png was drawn over .*init.png, which has changed since"):
+    with pytest.raises(LuminaError, match=r"edited.png was edited from .*init.png, which has changed since"):
         again(pipe, [edited], tmp_path)
     (tmp_path / "init.png").unlink()
     with pytest.raises(
-        LuminaError, match=r"edited.png was drawn over another picture: .*init.png: no such image"
+        LuminaError, match=r"edited.png was edited from another image: .*init.png: no such image"
     ):
         again(pipe, [edited], tmp_path)

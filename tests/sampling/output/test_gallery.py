@@ -38,7 +38,10 @@ class Page(HTMLParser):
 
 
 def origin(prompt="two cups", **changes) -> dict:
-    return to_metadata(GenerationRecord(prompt, 7, 0, "nano", (32, 32), "real", Plan("dpm", 9))) | changes
+    record = GenerationRecord(
+        prompt=prompt, seed=7, number=0, model="nano", size=(32, 32), system="real", plan=Plan("dpm", 9)
+    )
+    return to_metadata(record) | changes
 
 
 def page(folder) -> Page:
@@ -101,7 +104,7 @@ def test_broken_files_are_told_and_left_out(tmp_path):
     told = []
     text = write_gallery(tmp_path, note=told.append).read_text()
     assert [line.split(":")[0] for line in told] == ["not in the gallery"]
-    assert "1 picture<" in text
+    assert "1 image<" in text
     assert "b.png" not in text
 
 
@@ -113,7 +116,7 @@ def test_a_gallery_is_the_same_every_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("gone", "is no folder of pictures"), (".", "has no pictures for a")]
+    ("name", "message"), [("gone", "is not a folder of images"), (".", "contains no images for a")]
 )
 def test_nothing_to_show_is_one_line(name, message, tmp_path):
     with pytest.raises(LuminaError, match=message):

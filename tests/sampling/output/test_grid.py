@@ -10,11 +10,13 @@ from PIL import Image
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import open_image, read_metadata
-from lumina_cli.core.sampling import generate_rows, load_pipeline
 from lumina_cli.core.sampling.batching import Split
 from lumina_cli.core.sampling.output import grid, sheet
-from lumina_cli.core.sampling.output.grid import AXES, cells_of, draw_grid, read_grid
+from lumina_cli.core.sampling.output.grid import generate_grid
+from lumina_cli.core.sampling.output.grid_axes import AXES, list_cells, read_grid
 from lumina_cli.core.sampling.output.sheet import GROUND, Sheet, draw_sheet, missing, runs, wrap
+from lumina_cli.core.sampling.pipeline import load_pipeline
+from lumina_cli.core.sampling.runner import generate_rows
 
 FAST = {"solver": "euler", "steps": 2}
 
@@ -31,7 +33,7 @@ def test_axes_are_read_as_they_are_written():
     ]  # fmt: skip
     assert axes[0].labels() == ["guidance 3", "guidance 4.5"]
     assert read_grid("guide-until = 0.2, 1")[0].labels() == ["guide until 0.2", "guide until 1"]
-    assert len(cells_of(axes)) == 16
+    assert len(list_cells(axes)) == 16
 
 
 EXAMPLES = {
@@ -47,17 +49,17 @@ EXAMPLES |= {"system": "base", "size": "64x48", "renorm": "row", "renorm_of": "d
 @pytest.mark.parametrize("name", AXES)
 def test_every_setting_can_be_an_axis(name):
     (axis,) = read_grid(f"{name}={EXAMPLES.get(name, '1')}")
-    (cell,) = cells_of([axis])
-    assert cell.row() or cell.wishes({})
+    (cell,) = list_cells([axis])
+    assert cell.row_overrides() or cell.request_settings({})
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("guidence=3,4", "a grid has no setting 'guidence'; did you mean 'guidance'?"),
-        ("qqqqq=3", "a grid has no setting 'qqqqq'; choose from solver, steps,"),
-        ("guidance", "'guidance' is no axis of a grid; write one like \"guidance=3,4 x calls=10,20\""),
-        ("", "'' is no axis of a grid"),
+        ("guidence=3,4", "a grid does not have a setting 'guidence'; did you mean 'guidance'?"),
+        ("qqqqq=3", "a grid does not have a setting 'qqqqq'; choose from solver, steps,"),
+        ("guidance", "'guidance' is not an axis of a grid; write one like \"guidance=3,4 x calls=10,20\""),
+        ("", "'' is not an axis of a grid"),
         ("guidance=3,,4", "the grid has an empty value in 'guidance=3,,4'"),
         ("guidance=", "the grid has an empty value in 'guidance='"),
         ("guidance=3,3", "the grid has guidance=3 twice"),
@@ -65,7 +67,7 @@ def test_every_setting_can_be_an_axis(name):
             "guidance=3 x guidance=4",
             "the grid has 'guidance' twice; write all its values after one guidance=",
         ),
-        ("steps=3 x calls=4", "the grid has steps and calls, which both say how long to draw"),
+        ("steps=3 x calls=4", "the grid has steps and calls, which are mutually exclusive"),
         ("guidance=much", "guidance is 'much', but must be a number"),
         ("solver=eular", "unknown solver 'eular'; did you mean 'euler'?"),
         ("calls=ten", "calls is 'ten', but must be a whole number"),
@@ -81,21 +83,24 @@ def test_what_is_wrong_with_a_grid_is_one_line(text, message):
 
 
 def test_a_cell_goes_before_what_is_given():
-    (cell, _) = cells_of(read_grid("calls=10,20"))
+    (cell, _) = list_cells(read_grid("calls=10,20"))
     given = {"plan": {"steps": 5, "guidance": 2.0}, "preset": "diffusers", "system": "base"}
-    assert cell.wishes(given) == {
+    assert cell.request_settings(given) == {
         "plan": {"calls": 10, "guidance": 2.0}, "preset": "diffusers", "system": "base",
     }  # fmt: skip
     assert given["plan"] == {"steps": 5, "guidance": 2.0}
-    assert cell.wishes({"plan": Plan("euler")})["plan"]["solver"] == "euler"
-    (cell,) = cells_of(read_grid("seed=3 x system=base"))
-    assert (cell.row(), cell.wishes({"plan": FAST})) == ({"seed": 3}, {"plan": FAST, "system": "base"})
+    assert cell.request_settings({"plan": Plan("euler")})["plan"]["solver"] == "euler"
+    (cell,) = list_cells(read_grid("seed=3 x system=base"))
+    assert (cell.row_overrides(), cell.request_settings({"plan": FAST})) == (
+        {"seed": 3},
+        {"plan": FAST, "system": "base"},
+    )
 
 
 def test_every_cell_is_what_it_would_be_alone(pipe, tmp_path):
     rows = [{"prompt": "two cups", "tag": 1, "key": "own"}]
     axes = read_grid("guidance=1,6 x calls=2,3")
-    drawn = list(draw_grid(rows, axes, pipe, tmp_path / "grid", plan=FAST, seed=5))
+    drawn = list(generate_grid(rows, axes, pipe, tmp_path / "grid", plan=FAST, seed=5))
     assert [row["cell"] for row in drawn] == [
         {"guidance": g, "calls": c} for g in (1, 6) for c in (2, 3)
     ]  # fmt: skip
@@ -120,9 +125,9 @@ def test_every_cell_is_what_it_would_be_alone(pipe, tmp_path):
 
 def test_a_grid_drawn_twice_draws_nothing(pipe, tmp_path, monkeypatch):
     axes = read_grid("seed=1,2")
-    first = list(draw_grid([{"prompt": "two cups"}], axes, pipe, tmp_path, plan=FAST))
-    monkeypatch.setattr(type(pipe), "draw_setup", lambda *args: pytest.fail("drawn again"))
-    again = list(draw_grid([{"prompt": "two cups"}], axes, pipe, tmp_path, plan=FAST))
+    first = list(generate_grid([{"prompt": "two cups"}], axes, pipe, tmp_path, plan=FAST))
+    monkeypatch.setattr(type(pipe), "generate_batch", lambda *args: pytest.fail("drawn again"))
+    again = list(generate_grid([{"prompt": "two cups"}], axes, pipe, tmp_path, plan=FAST))
     assert [row["image"] for row in again] == [row["image"] for row in first]
     assert again[-1]["sheet"] == first[-1]["sheet"] == str(tmp_path / "00000-two-cups-grid-seed-1-2.png")
 
@@ -134,7 +139,7 @@ def files(folder):
 def test_another_grid_of_the_same_prompt_keeps_the_first_ones_sheet(pipe, tmp_path):
     def draw(axes, **plan):
         rows = [{"prompt": "two cups"}]
-        *_, last = draw_grid(rows, read_grid(axes), pipe, tmp_path, plan=FAST | plan)
+        *_, last = generate_grid(rows, read_grid(axes), pipe, tmp_path, plan=FAST | plan)
         return last["sheet"].rpartition("/")[2]
 
     first, before = draw("guidance=1,6"), files(tmp_path)
@@ -153,7 +158,7 @@ SAME = [{"prompt": word, "key": "same"} for word in ("two cups", "a ball", "a ca
 
 
 def test_rows_with_one_key_share_no_file(pipe, tmp_path):
-    drawn = list(draw_grid(SAME, read_grid("guidance=1,6"), pipe, tmp_path, plan=FAST))
+    drawn = list(generate_grid(SAME, read_grid("guidance=1,6"), pipe, tmp_path, plan=FAST))
     assert len({row["image"] for row in drawn}) == 6
     sheets = [row["sheet"] for row in drawn if "sheet" in row]
     assert [read_metadata(sheet)["of"] for sheet in sheets] == [row["prompt"] for row in SAME]
@@ -163,19 +168,19 @@ def test_rows_with_one_key_share_no_file(pipe, tmp_path):
 def test_shares_of_a_grid_have_the_names_of_the_whole(pipe, tmp_path):
     axes, told = read_grid("guidance=1,6"), []
     parts = [
-        list(draw_grid(SAME, axes, pipe, tmp_path / "parts", plan=FAST, split=Split(part, 2)))
+        list(generate_grid(SAME, axes, pipe, tmp_path / "parts", plan=FAST, split=Split(part, 2)))
         for part in (1, 0)
     ]
     assert [[row["prompt"] for row in part] for part in parts] == [
         ["a ball"] * 2, ["two cups"] * 2 + ["a car"] * 2
     ]  # fmt: skip
     again = {"plan": FAST, "progress": lambda *done: told.append(done)}
-    whole = list(draw_grid(SAME, axes, pipe, tmp_path / "parts", **again))
+    whole = list(generate_grid(SAME, axes, pipe, tmp_path / "parts", **again))
     assert [row.pop("resumed") for row in whole] == [True] * 6
     order = [row["prompt"] for row in SAME]
     assert sorted(parts[0] + parts[1], key=lambda row: order.index(row["prompt"])) == whole
     assert told[-1] == (0, 6)
-    list(draw_grid(SAME, axes, pipe, tmp_path / "whole", **again))
+    list(generate_grid(SAME, axes, pipe, tmp_path / "whole", **again))
     assert told[-1] == (6, 0)
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {
         path.name for path in (tmp_path / "parts").iterdir()
@@ -191,14 +196,14 @@ def test_another_run_in_the_folder_loses_no_sheet(pipe, tmp_path, monkeypatch):
         return draw(*sheet)
 
     monkeypatch.setattr(grid, "draw_sheet", slow)
-    *_, last = draw_grid([{"prompt": "two cups"}], axes, pipe, tmp_path, plan=FAST)
+    *_, last = generate_grid([{"prompt": "two cups"}], axes, pipe, tmp_path, plan=FAST)
     assert last["sheet"].endswith("00000-two-cups-grid-seed-1-2-2.png")
     assert (tmp_path / "00000-two-cups-grid-seed-1-2.png").read_text() == "somebody's"
 
 
 def test_every_prompt_and_number_has_its_sheet(pipe, tmp_path):
     rows = [{"prompt": "two cups"}, {"prompt": "a ball"}]
-    drawn = list(draw_grid(rows, read_grid("size=64,64x48"), pipe, tmp_path, plan=FAST, count=2))
+    drawn = list(generate_grid(rows, read_grid("size=64,64x48"), pipe, tmp_path, plan=FAST, count=2))
     assert len(drawn) == 8
     sheets = [row["sheet"].rpartition("/")[2] for row in drawn if "sheet" in row]
     assert sheets == [
@@ -210,7 +215,7 @@ def test_every_prompt_and_number_has_its_sheet(pipe, tmp_path):
 def test_a_note_of_every_cell_is_told_once(pipe, tmp_path):
     told = []
     list(
-        draw_grid(
+        generate_grid(
             [{"prompt": "two cups " * 60}], read_grid("seed=1,2"), pipe, tmp_path, told.append, plan=FAST
         )
     )
@@ -219,13 +224,13 @@ def test_a_note_of_every_cell_is_told_once(pipe, tmp_path):
 
 def test_a_note_tells_the_row_that_it_is_about(pipe, tmp_path):
     told, rows = [], [{"prompt": "a ball"}, {"prompt": "two cups " * 60}]
-    list(draw_grid(rows, read_grid("seed=1,2"), pipe, tmp_path, told.append, plan=FAST))
+    list(generate_grid(rows, read_grid("seed=1,2"), pipe, tmp_path, told.append, plan=FAST))
     assert [line.partition(":")[0] for line in told if "too long" in line] == ["row 2"]
 
 
 def test_a_mistake_costs_no_drawing(pipe, tmp_path):
     with pytest.raises(UsageError, match="steps is 0"):
-        next(draw_grid([{"prompt": "a"}], read_grid("guidance=1,2"), pipe, tmp_path, plan={"steps": 0}))
+        next(generate_grid([{"prompt": "a"}], read_grid("guidance=1,2"), pipe, tmp_path, plan={"steps": 0}))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -281,5 +286,5 @@ def test_letters_that_no_font_has_are_told_and_not_drawn(monkeypatch):
 
 
 def test_the_rows_of_a_grid_are_json(pipe, tmp_path):
-    drawn = list(draw_grid([{"prompt": "a"}], read_grid("renorm=off,row"), pipe, tmp_path, plan=FAST))
+    drawn = list(generate_grid([{"prompt": "a"}], read_grid("renorm=off,row"), pipe, tmp_path, plan=FAST))
     assert json.loads(json.dumps(drawn[0]["cell"])) == {"renorm": None}

@@ -1,12 +1,12 @@
-"""Pictures from pictures: drawing goes on from a noised picture (SDEdit), or only in a mask (inpainting).
+"""Image-to-image (SDEdit) and inpainting.
 
-An edit is a plan that starts elsewhere: its times are those of the plan behind t0 = 1 - strength, its first
-state is the picture's latents on their way from the noise, and outside a mask the velocity is the one that
-leads back to the picture. Neither the network nor a solver knows.
+An edit is a plan with another start: it begins at t0 = 1 - strength and keeps the later times of the plan,
+its first state interpolates between the noise and the latents of the image, and outside the mask the velocity
+leads straight back to the image. Network and solvers need no changes.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -23,49 +23,48 @@ from lumina_cli.core.flow.path import velocity as straight
 from lumina_cli.core.flow.solvers import Velocity
 from lumina_cli.core.images.buckets import best_size
 from lumina_cli.core.images.io import open_image
-from lumina_cli.core.sampling.pipeline import Pipeline
-from lumina_cli.core.sampling.request import Job, ResolvedRequest
+from lumina_cli.core.sampling.hooks import Batch, BatchHook, Components
 
-STRENGTH = 0.6  # of an edit without a mask, if nobody says otherwise; with a mask it is 1
-LARGEST = 1.25  # a picture keeps its size up to so many times the area that the model was made for
-SEAM = 1 / 64  # of a picture's shorter side: how wide the soft edge of a mask is
-CLOSE = 1e-6  # times nearer to each other than this are one
+STRENGTH = 0.6  # default without a mask; with a mask it is 1
+LARGEST = 1.25  # an image keeps its size up to this multiple of the area that the model was trained for
+SEAM = 1 / 64  # width of the soft edge of a mask, as a fraction of the image's shorter side
+CLOSE = 1e-6  # times that are closer than this count as equal
 
 
 @dataclass(frozen=True)
 class EditedPlan(Plan):
-    """A plan that starts from a picture.
+    """A plan that starts from an image.
 
     start   the time at which it starts; 0 is the plan itself
-    init    (1, C, H, W) latents of the picture
-    anew    (1, 1, H, W) True where to draw; None is everywhere
+    init    (1, C, H, W) latents of the image
+    mask    (1, 1, H, W) True where to generate; None: everywhere
     """
 
     start: float = 0.0
     init: Tensor | None = field(default=None, repr=False, compare=False)
-    anew: Tensor | None = field(default=None, repr=False, compare=False)
+    mask: Tensor | None = field(default=None, repr=False, compare=False)
 
     def plain(self) -> Plan:
-        """Return the plan without the picture."""
+        """Return the plan without the image."""
         return Plan(**self.to_json())
 
     def to_json(self) -> dict:
-        """Return the settings of the plan without the picture."""
+        """Return the settings of the plan without the image."""
         return {setting.name: getattr(self, setting.name) for setting in fields(Plan)}
 
     def times(self) -> list[float]:
-        """Return `start` and the plan's times behind it; the plan's own if that is before the first."""
+        """Return `start` and the later times of the plan; all of its times if `start` precedes them."""
         times = self.plain().times()
         if self.start <= times[0]:
             return times
         return [self.start, *(t for t in times if t > self.start + CLOSE)]
 
     def skips_network(self, step: int) -> bool:
-        """Whether the state stays as it is in a step: a still first one belongs to the noise."""
+        """Whether the state stays the same in a step; only a start from pure noise has such a first step."""
         return super().skips_network(step) and not self.start
 
     def solve(self, plain: Velocity, paired: Velocity, noise: Tensor) -> Iterator[Tensor]:
-        """Yield the state after every step; see `Plan.solve`. From time 1 on, that is the picture alone."""
+        """Yield the state after each step; see `Plan.solve`. A start at time 1 yields the image alone."""
         init = self.init.to(noise)
         times = self.times()
         start = times[0] if self.start else 0.0
@@ -76,148 +75,167 @@ class EditedPlan(Plan):
         yield from self.solve_from(plain, paired, x, times, partial(self._held, straight(init, noise)))
 
     def _held(self, back: Tensor, velocity: Velocity) -> Velocity:
-        """Return `velocity`, but `back` outside the mask: the state stays on the straight path there."""
-        if self.anew is None:
+        """Return `velocity` inside the mask and `back` outside.
+
+        `back` is constant along the straight path from the noise to the image, so the state stays on it.
+        """
+        if self.mask is None:
             return velocity
-        anew = self.anew.to(back.device)
-        return lambda x, t: torch.where(anew, velocity(x, t), back)
+        mask = self.mask.to(back.device)
+        return lambda x, t: torch.where(mask, velocity(x, t), back)
 
 
 @dataclass(frozen=True)
 class Edit:
-    """A picture to start from, upright RGB, and a mask of its size, or None: white (255) is drawn anew."""
+    """An image to start from and an optional mask.
 
-    picture: Image.Image
+    image      upright, RGB
+    strength   from 0, which returns the image, to 1, which starts from pure noise
+    mask       mode L, of the size of the image; white (255) areas are regenerated
+    """
+
+    image: Image.Image
     strength: float
     mask: Image.Image | None = None
-    name: str = "picture"
+    name: str = "image"
     mask_name: str | None = None
 
     def fitted(self, size: tuple[int, int]) -> tuple[Image.Image, Image.Image | None]:
-        """Return picture and mask at `size` (width, height): scaled to cover it, the middle cut out."""
-        if self.picture.size == size:
-            return self.picture, self.mask
+        """Return image and mask at `size` (width, height): scaled to cover it and center-cropped."""
+        if self.image.size == size:
+            return self.image, self.mask
         mask = self.mask and ImageOps.fit(self.mask, size, Image.Resampling.NEAREST)
-        return ImageOps.fit(self.picture, size, Image.Resampling.LANCZOS), mask
+        return ImageOps.fit(self.image, size, Image.Resampling.LANCZOS), mask
 
-    def plan(self, plan: Plan, init: Tensor, anew: Tensor | None = None) -> EditedPlan:
-        """Return `plan` as it starts from the latents of the picture."""
-        return EditedPlan(**plan.to_json(), start=1 - self.strength, init=init, anew=anew)
+    def plan(self, plan: Plan, init: Tensor, mask: Tensor | None = None) -> EditedPlan:
+        """Return `plan` with a start from the latents `init` (1, C, H, W) of the image."""
+        return EditedPlan(**plan.to_json(), start=1 - self.strength, init=init, mask=mask)
 
     def settings(self) -> dict:
-        """Return what a picture's metadata says of the edit: names, and fingerprints of the pixels."""
-        found = {"init": self.name, "pixels": pixel_hash(self.picture), "strength": self.strength}
+        """Return what image metadata contains as "edit": names, and fingerprints of the pixels."""
+        found = {"init": self.name, "pixels": pixel_hash(self.image), "strength": self.strength}
         if self.mask is not None:
             found |= {"mask": self.mask_name, "mask_pixels": pixel_hash(self.mask)}
         return found
 
 
 def read_edit(init: str | Path, mask: str | Path | None = None, strength: float | None = None) -> Edit:
-    """Read a picture and a mask, both turned upright.
+    """Read an image and a mask; both are rotated upright according to their EXIF data.
 
-    LuminaError where one cannot be read or the mask is black all over; UsageError where their sizes differ or
-    `strength` is not from 0 (the picture) to 1 (the noise).
+        strength   0 to 1; None: 0.6, or 1 with a mask
+
+    Raises:
+        UsageError: if the sizes of image and mask differ, or the strength is invalid.
+        LuminaError: if a file cannot be read, or the mask is entirely black.
     """
     if strength is None:
         strength = STRENGTH if mask is None else 1.0
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
-        raise UsageError(f"strength is {strength!r}, but must be from 0, the picture, to 1, pure noise")
-    picture = open_image(init)
+        raise UsageError(f"strength is {strength!r}, but must be from 0, the image, to 1, pure noise")
+    image = open_image(init)
     if mask is None:
-        return Edit(picture, float(strength), name=str(init))
+        return Edit(image, float(strength), name=str(init))
     area = open_image(mask).convert("L").point(lambda level: 255 if level > 127 else 0)
-    if area.size != picture.size:
-        sizes = ["{}x{}".format(*one.size) for one in (area, picture)]
-        raise UsageError(f"the mask {mask} is {sizes[0]}, but {init} is {sizes[1]}: make them one size")
+    if area.size != image.size:
+        sizes = ["{}x{}".format(*one.size) for one in (area, image)]
+        raise UsageError(f"the mask {mask} is {sizes[0]}, but {init} is {sizes[1]}; both must have one size")
     if area.getextrema()[1] == 0:
-        raise LuminaError(f"the mask {mask} is black all over; white is what is drawn anew")
-    return Edit(picture, float(strength), area, str(init), str(mask))
+        raise LuminaError(f"the mask {mask} is entirely black; white areas are regenerated")
+    return Edit(image, float(strength), area, str(init), str(mask))
 
 
-class EditingPipeline(Pipeline):
-    """A pipeline whose pictures start from one picture; it draws at the size that fits that best.
+class EditHook(BatchHook):
+    """Starts each image of a pipeline from the same image.
 
-    `note` is told, a line each, how the picture is scaled and cut. `edit_settings` belong into the metadata
-    of what is drawn.
+    `note` is called with one line on how the image is scaled and cropped, once for each size.
     """
 
-    def __init__(self, pipeline: Pipeline, edit: Edit, note: Callable[[str], None] | None = None):
-        self.__dict__.update(pipeline.__dict__)
+    def __init__(self, edit: Edit, note: Callable[[str], None] | None = None):
         self.edit, self.note = edit, note or (lambda line: None)
-        self.edit_settings = edit.settings()
-        self.told: set[tuple[int, int]] = set()
+        self.settings = edit.settings()  # hashes pixels, so once
+        self.noted: set[tuple[int, int]] = set()
 
     @property
-    def default_size(self) -> tuple[int, int]:
-        """Width and height that the picture is drawn at if nobody says otherwise."""
-        return image_size(self.edit.picture.size, super().default_size, self.token_side)
+    def edit_settings(self) -> dict:
+        """What image metadata contains as "edit"."""
+        return self.settings
 
-    def draw_setup(
-        self,
-        jobs: Sequence[Job],
-        setup: ResolvedRequest,
-        size: tuple[int, int] | None = None,
-        on_step: Callable[[int, Tensor], None] | None = None,
-    ) -> list[Image.Image]:
-        """Draw one batch, each job from the same picture; see `Pipeline.draw_setup`."""
-        size = size or self.default_size
-        picture, mask = self.edit.fitted(size)
-        self._tell(size)
-        plan = self.edited(setup.plan, picture, mask)
-        skipped = len(setup.plan.times()) - len(plan.times())
+    def default_size(self, size: tuple[int, int], token_side: int) -> tuple[int, int]:
+        """Return the size to generate the image at, see `image_size`."""
+        return image_size(self.edit.image.size, size, token_side)
 
-        def count(done: int, latents: Tensor) -> None:
-            if on_step is not None:
-                on_step(done + skipped, latents)
+    def prepare(self, pipeline: Components, batch: Batch) -> Batch:
+        """Replace the plan by one that starts from the image."""
+        image, mask = self.edit.fitted(batch.size)
+        self._report_scaling(batch.size)
+        original = batch.resolved.plan
+        plan = self.edited(pipeline, original, image, mask)
+        skipped = len(original.times()) - len(plan.times())
 
-        drawn = super().draw_setup(jobs, replace(setup, plan=plan), size, count)
-        feather = round(SEAM * min(size))
-        return drawn if mask is None else [composite_original(one, picture, mask, feather) for one in drawn]
+        def on_step(done: int, latents: Tensor) -> None:
+            if batch.on_step is not None:
+                batch.on_step(done + skipped, latents)  # count as the original plan does
 
-    def edited(self, plan: Plan, picture: Image.Image, mask: Image.Image | None) -> EditedPlan:
-        """Return `plan` as it starts from a picture of the size that is drawn."""
-        init = self.vae.encode(to_pixels(picture)).float()
-        anew = None
-        if mask is not None:  # a latent is drawn anew if any of its pixels is
+        return replace(batch, resolved=replace(batch.resolved, plan=plan), on_step=on_step)
+
+    def finish(self, pipeline: Components, batch: Batch, images: list[Image.Image]) -> list[Image.Image]:
+        """Restore the pixels of the original outside the mask."""
+        if self.edit.mask is None:
+            return images
+        original, mask = self.edit.fitted(batch.size)
+        feather = round(SEAM * min(batch.size))
+        return [composite_original(one, original, mask, feather) for one in images]
+
+    def edited(
+        self, pipeline: Components, plan: Plan, image: Image.Image, mask: Image.Image | None
+    ) -> EditedPlan:
+        """Return `plan` with a start from an image of the size to generate."""
+        init = pipeline.vae.encode(to_pixels(image)).float()
+        area = None
+        if mask is not None:  # a latent is generated if any of its pixels is white
             white = torch.from_numpy(np.asarray(mask) > 127).float()
-            anew = adaptive_max_pool2d(white[None, None], init.shape[2:]).bool()
-        return self.edit.plan(plan, init, anew)
+            area = adaptive_max_pool2d(white[None, None], init.shape[2:]).bool()
+        return self.edit.plan(plan, init, area)
 
-    def _tell(self, size: tuple[int, int]) -> None:
-        own = self.edit.picture.size
-        if size != own and size not in self.told:
+    def _report_scaling(self, size: tuple[int, int]) -> None:
+        own = self.edit.image.size
+        if size != own and size not in self.noted:
             scale = max(size[0] / own[0], size[1] / own[1])
             cut = [round(side * scale) - to for side, to in zip(own, size, strict=True)]
-            lost = f", {max(cut)} pixels of its {'width' if cut[0] > cut[1] else 'height'} cut off"
+            lost = f", {max(cut)} pixels of its {'width' if cut[0] > cut[1] else 'height'} cropped"
             self.note(
-                f"{self.edit.name}: {own[0]}x{own[1]} drawn at {size[0]}x{size[1]}{lost if max(cut) else ''}"
+                f"{self.edit.name}: {own[0]}x{own[1]} scaled to {size[0]}x{size[1]}{lost if max(cut) else ''}"
             )
-        self.told.add(size)
+        self.noted.add(size)
 
 
-def image_size(own: tuple[int, int], usual: tuple[int, int], side: int) -> tuple[int, int]:
-    """Return the size to draw a picture of size `own` at by a model made for `usual`.
+def image_size(own: tuple[int, int], default: tuple[int, int], token_side: int) -> tuple[int, int]:
+    """Return the (width, height) to generate an image of size `own` at.
 
-    Its own, if that is made of whole tokens (`side` pixels wide and high) and not much larger than usual;
-    otherwise the size of training that keeps most of it.
+        default      size that the model was trained for
+        token_side   width and height in pixels of an image token
+
+    It is the image's own size if that is a multiple of `token_side` and not much larger than the default;
+    otherwise the training size with the nearest aspect ratio.
     """
-    fits = all(length % side == 0 for length in own)
-    area = own[0] * own[1] / (usual[0] * usual[1])
-    return own if fits and 1 / 4 <= area <= LARGEST else best_size(*own, resolution=usual[0])
+    fits = all(length % token_side == 0 for length in own)
+    area = own[0] * own[1] / (default[0] * default[1])
+    return own if fits and 1 / 4 <= area <= LARGEST else best_size(*own, resolution=default[0])
 
 
-def to_pixels(picture: Image.Image) -> Tensor:
-    """Return pixels (1, 3, H, W) in [-1, 1] of an RGB picture."""
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 127.5 - 1
+def to_pixels(image: Image.Image) -> Tensor:
+    """Return pixels (1, 3, H, W) in [-1, 1] of an RGB image."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def composite_original(
-    drawn: Image.Image, picture: Image.Image, mask: Image.Image, feather: int
+    generated: Image.Image, original: Image.Image, mask: Image.Image, feather: int
 ) -> Image.Image:
-    """Return `picture` with what was drawn inside `mask`; outside, its pixels are the same bytes.
+    """Return `original` with the generated pixels inside `mask`; outside, pixels are byte-identical.
 
-    The seam is soft over about `feather` pixels, all of them inside; a mask that is too narrow for that has a
-    harder one, so that its middle is always what was drawn.
+    The blend is soft over about `feather` pixels, all of them inside the mask. The weight of a pixel is the
+    number of erosions of the mask that it survives; erosion stops when nothing is left, so that the middle of
+    a narrow mask is still fully generated.
     """
     weight = np.zeros((mask.height, mask.width), np.float32)
     inner, rings = mask, 0
@@ -226,11 +244,11 @@ def composite_original(
         inner = inner.filter(ImageFilter.MinFilter(3))
         rings += 1
     weight = (weight / rings)[..., None]
-    old, new = np.asarray(picture, np.float32), np.asarray(drawn, np.float32)
+    old, new = np.asarray(original, np.float32), np.asarray(generated, np.float32)
     mixed = np.round(old + weight * (new - old)).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(np.where(np.asarray(mask)[..., None] > 0, mixed, np.asarray(picture)))
+    return Image.fromarray(np.where(np.asarray(mask)[..., None] > 0, mixed, np.asarray(original)))
 
 
-def pixel_hash(picture: Image.Image) -> str:
-    """Return a fingerprint of a picture's size, mode and pixels, whatever file they came in."""
-    return hashlib.sha256(f"{picture.mode}{picture.size}".encode() + picture.tobytes()).hexdigest()[:16]
+def pixel_hash(image: Image.Image) -> str:
+    """Return a fingerprint of an image's mode, size and pixels, independent of its file format."""
+    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()[:16]

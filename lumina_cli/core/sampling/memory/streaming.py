@@ -1,4 +1,4 @@
-"""Networks whose matrices stay in the file: read for the block that runs, dropped for the next."""
+"""Streaming weights: matrices are read from their file for the block that runs, and dropped for the next."""
 
 import re
 from collections.abc import Callable, Collection
@@ -31,7 +31,7 @@ BLOCK = re.compile(r"\w+\.\d+\.")
 
 
 class BlockWindow:
-    """The matrices of one block: when another block asks for one of its own, they are dropped."""
+    """The matrices of one block in memory; they are dropped when a matrix of another block is read."""
 
     def __init__(self, read: Read):
         self.read = read
@@ -39,7 +39,7 @@ class BlockWindow:
         self.kept: dict[str, Tensor] = {}
 
     def get(self, name: str) -> Tensor:
-        """The weight `name`, on its device and in its dtype."""
+        """Return the weight `name`, on the device and in the dtype of the model."""
         if (block := block_of(name)) != self.block:
             self.kept.clear()
             self.block = block
@@ -49,7 +49,7 @@ class BlockWindow:
 
 
 class StreamedLinear(nn.Module):
-    """A linear layer whose weight comes through a window whenever somebody looks at it."""
+    """A linear layer whose weight is read through a window on each access."""
 
     def __init__(self, name: str, window: BlockWindow, bias: nn.Parameter | None):
         super().__init__()
@@ -65,7 +65,7 @@ class StreamedLinear(nn.Module):
 
 
 class StreamedEmbedding(nn.Module):
-    """An embedding whose table stays in the file: of its pages only those of the tokens are read."""
+    """An embedding whose table is memory-mapped: only the pages of the tokens in use are read."""
 
     def __init__(self, read: Callable[[], Tensor], scale: float, dtype: torch.dtype, device: torch.device):
         super().__init__()
@@ -78,12 +78,12 @@ class StreamedEmbedding(nn.Module):
 
 
 def block_of(name: str) -> str:
-    """ "layers.3" of "layers.3.attention.qkv.weight"."""
+    """Return the block of a weight: "layers.3" for "layers.3.attention.qkv.weight"."""
     return ".".join(name.split(".")[:2])
 
 
 def fill(model: nn.Module, read: Read, streamed: Collection[str]) -> None:
-    """Give a model without memory its weights one by one; those called in `streamed` stay in the file."""
+    """Load the weights of a model on the meta device one by one; `streamed` ones stay in the file."""
     window = BlockWindow(read)
     for name in [name for name, _ in model.named_parameters()]:
         owner, _, leaf = name.rpartition(".")
@@ -95,7 +95,7 @@ def fill(model: nn.Module, read: Read, streamed: Collection[str]) -> None:
 
 
 def streamable(model: nn.Module) -> dict[str, int]:
-    """The numbers in each matrix that can stay in the file: those of the linear layers within blocks."""
+    """Return name -> number of elements of the matrices that can be streamed: linear layers within blocks."""
     return {
         f"{name}.weight": module.weight.numel()
         for name, module in model.named_modules()
@@ -110,7 +110,14 @@ def read_transformer(
     streamed: Collection[str] = (),
     loras: LoraStack | None = None,
 ) -> NextDiT:
-    """The network of a transformer/ folder; in memory twice while it is read is one matrix at most."""
+    """Load the network of a transformer/ folder; at most one matrix is in memory twice at a time.
+
+        streamed   names of matrices that stay in the file
+        loras      merged into each matrix as it is read
+
+    Raises:
+        LuminaError: if a file is damaged or its weights do not match the config.
+    """
     stored = LazyWeights(folder)
     model = empty_model(config_from_diffusers(read_json(folder / "config.json")))
     outlines = from_any(stored.meta_tensors())
@@ -118,23 +125,23 @@ def read_transformer(
     dialect = detect_dialect(stored.locations)
 
     def read(name: str) -> Tensor:
-        parts = [stored.read(piece) for piece in pieces(name, outlines[name], dialect)]
-        weight = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(device=device, dtype=dtype)
+        tensors = [stored.read(one) for one in stored_names(name, outlines[name], dialect)]
+        weight = (tensors[0] if len(tensors) == 1 else torch.cat(tensors)).to(device=device, dtype=dtype)
         return loras.merged(name, weight) if loras else weight
 
     fill(model, read, streamed)
     return model.eval()
 
 
-def pieces(name: str, outline: Tensor, dialect: str) -> list[str]:
-    """What a file in `dialect` calls our tensor `name`; three names for queries, keys and values apart."""
+def stored_names(name: str, outline: Tensor, dialect: str) -> list[str]:
+    """Return the names of tensor `name` in a file of `dialect`; three if it stores q, k and v separately."""
     if dialect == "diffusers":
         return list(to_diffusers({name: outline}))
     return [COMFYUI_PREFIX + name if dialect == "comfyui" else name]
 
 
 class StoredTextEncoder(TextEncoder):
-    """A TextEncoder whose table of tokens stays in the file; with `streamed` its matrices too."""
+    """A TextEncoder whose token table stays in the file; with `streamed`, its matrices as well."""
 
     def __init__(
         self, folder: Path, device: torch.device, dtype: torch.dtype, max_tokens: int, streamed: bool
@@ -146,7 +153,10 @@ class StoredTextEncoder(TextEncoder):
 
 
 def gemma_outline(folder: Path) -> Gemma2Model:
-    """The Gemma-2 of a text_encoder/ without memory and without what TextEncoder does not use."""
+    """Return the Gemma-2 of a text_encoder/ folder on the meta device, without its last layer and norm.
+
+    `TextEncoder` uses the hidden states before the last layer.
+    """
     config = Gemma2Config.from_pretrained(folder, local_files_only=True)
     config.num_hidden_layers -= 1
     config._attn_implementation = "eager"
@@ -157,6 +167,7 @@ def gemma_outline(folder: Path) -> Gemma2Model:
 
 
 def _read_gemma(folder: Path, device: torch.device, dtype: torch.dtype, streamed: bool) -> Gemma2Model:
+    """Load a Gemma-2 with its token table, and with `streamed` its matrices, left in the file."""
     stored = LazyWeights(folder)
     model = gemma_outline(folder)
     start = "model." if "model.embed_tokens.weight" in stored.locations else ""
@@ -166,7 +177,7 @@ def _read_gemma(folder: Path, device: torch.device, dtype: torch.dtype, streamed
         (name, found[name], shape) for name, shape in wanted.items() if found.get(name, shape) != shape
     ]
     raise_misfit(str(folder), [name for name in wanted if name not in found], [], misshaped)
-    model.rotary_emb = Gemma2RotaryEmbedding(model.config).to(device)  # computed, so in no file
+    model.rotary_emb = Gemma2RotaryEmbedding(model.config).to(device)  # computed, so not in the file
     scale = model.embed_tokens.scalar_embed_scale
     model.embed_tokens = StreamedEmbedding(
         lambda: stored.read(start + "embed_tokens.weight"), scale, dtype, device

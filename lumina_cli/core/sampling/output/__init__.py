@@ -1,1 +1,1 @@
-"""What sampling writes: file names, metadata, grids, sheets and galleries."""
+"""Output of sampling: file names, metadata, grids, sheets and galleries."""

@@ -1,4 +1,4 @@
-"""A file name for every picture: safe, in one folder, given to one picture only, known before it is drawn."""
+"""File names of images: safe, unique within a folder, and known before an image is generated."""
 
 import re
 import unicodedata
@@ -11,71 +11,81 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import read_metadata, save_image
 from lumina_cli.core.sampling.output.metadata import GenerationRecord, from_metadata, to_metadata
 
-LONGEST_SLUG = 60
-Same = Callable[[Path], bool]
+MAX_SLUG = 60  # characters
+Replaceable = Callable[[Path], bool]
 
 
 class FileNames:
-    """Names in the folder `out`; ask for them in the order of the rows, and they are the same every time."""
+    """Names in the folder `out`, for `count` images per row.
+
+    Names depend on the names assigned before and on the files that exist. So a second run over the same rows
+    assigns the same names, and finds the images of the first.
+    """
 
     def __init__(self, out: Path, format: str, count: int):
         self.out, self.format, self.count = out, format, count
-        self.used: dict[Path, str] = {}  # and what each name begins with
+        self.stems: dict[Path, str] = {}  # assigned path -> stem without the suffix that makes it unique
 
-    def of(self, index: int, row: dict, origin: GenerationRecord) -> tuple[Path, bool]:
-        """Return a path, and whether it already is this picture.
+    def assign(self, index: int, row: dict, record: GenerationRecord) -> tuple[Path, bool]:
+        """Return the path of an image, and whether the file already contains it.
 
-        The path is the row's "key", or else its position and prompt; the seed; the number. Where another
-        picture has that name already, name-2, name-3...
+        The name is the row's "key", or its index and prompt, then the seed and the number; name-2, name-3...
+        if another image has that name.
         """
         key = slug(str(row.get("key", "")))
-        stem = key or "-".join(filter(None, (f"{index:05d}", slug(origin.prompt))))
-        stem = f"{stem}-s{origin.seed}" + (f"-{origin.number}" if self.count > 1 else "")
-        return self.free(stem, self.format, lambda path: drawn_from(path) == origin)
+        stem = key or "-".join(filter(None, (f"{index:05d}", slug(record.prompt))))
+        stem = f"{stem}-s{record.seed}" + (f"-{record.number}" if self.count > 1 else "")
+        return self.next_free(stem, self.format, lambda path: read_record(path) == record)
 
-    def free(self, stem: str, format: str, same: Same) -> tuple[Path, bool]:
-        """Return stem, stem-2 or stem-3..., the first that is nobody's, and whether that file is there.
+    def next_free(self, stem: str, format: str, replaceable: Replaceable) -> tuple[Path, bool]:
+        """Return the first of stem, stem-2, stem-3... that is not assigned, and whether the file exists.
 
-        `same` says whether a file that is there may be replaced.
+        A file that exists counts as free if `replaceable` returns True for it.
         """
-        path, again = self.out / f"{stem}.{format}", 1
-        while path in self.used or (path.exists() and not same(path)):
-            again += 1
-            path = self.out / f"{stem}-{again}.{format}"
-        self.used[path] = stem
+        path, number = self.out / f"{stem}.{format}", 1
+        while path in self.stems or (path.exists() and not replaceable(path)):
+            number += 1
+            path = self.out / f"{stem}-{number}.{format}"
+        self.stems[path] = stem
         return path, path.exists()
 
-    def save_drawn(self, picture: Image.Image, path: Path, origin: GenerationRecord) -> Path:
-        """Write a picture to a path that `of` gave, with its origin inside; see `save`."""
-        return self.save(picture, path, to_metadata(origin), lambda path: drawn_from(path) == origin)
+    def save_generated(self, image: Image.Image, path: Path, record: GenerationRecord) -> Path:
+        """Save an image with its record to a path of `assign`; return the final path, see `save`."""
+        return self.save(image, path, to_metadata(record), lambda path: read_record(path) == record)
 
-    def save(self, picture: Image.Image, path: Path, metadata: dict, same: Same) -> Path:
-        """Write a picture to a path that `free` gave; return it, or the next one if that is another's by now.
+    def save(self, image: Image.Image, path: Path, metadata: dict, replaceable: Replaceable) -> Path:
+        """Save an image to a path that `next_free` returned; return it, or the next free one.
 
-        So two runs in one folder lose no picture; see `atomic_write`. LuminaError where the disk refuses.
+        Between naming and saving, another run in the same folder may have written this file. So an existing
+        file is examined again, and a new one is created exclusively (see `atomic_write`): no run overwrites
+        another's images.
+
+        Raises:
+            LuminaError: if the disk refuses to write.
         """
         while True:
-            there = path.exists()
-            if there and not same(path):
-                path, there = self.free(self.used[path], path.suffix[1:], same)
+            exists = path.exists()
+            if exists and not replaceable(path):
+                path, exists = self.next_free(self.stems[path], path.suffix[1:], replaceable)
             try:
-                return save_image(picture, path, metadata, replace=there)
+                return save_image(image, path, metadata, replace=exists)
             except FileExistsError as error:
-                if not path.exists():  # it is the folder that is no folder
+                if not path.exists():  # the parent is a file, not a folder
                     raise LuminaError(f"cannot write {path}: {error.strerror}") from error
             except OSError as error:
                 raise LuminaError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def drawn_from(path: Path) -> GenerationRecord | None:
-    """Return how a picture was drawn, from the head of its file; None where it does not say."""
+def read_record(path: Path) -> GenerationRecord | None:
+    """Return the generation record in an image file's header; None if it has none."""
     try:
         return from_metadata(read_metadata(path))
-    except LuminaError:  # no picture of ours
+    except LuminaError:  # not an image, or not one of this package
         return None
 
 
 def slug(text: str) -> str:
-    """Return the letters and digits of `text`, of any script, joined by dashes; at most about 60 of them."""
+    """Return the letters and digits of `text`, in any script, joined by dashes; at most MAX_SLUG of them."""
     words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).lower())
-    return "-".join(words).encode()[: 3 * LONGEST_SLUG].decode(errors="ignore")[:LONGEST_SLUG].strip("-_")
+    # three bytes per character keep file names of CJK text within the limits of file systems
+    return "-".join(words).encode()[: 3 * MAX_SLUG].decode(errors="ignore")[:MAX_SLUG].strip("-_")

@@ -1,7 +1,7 @@
-"""A gallery: one HTML file beside the pictures of a folder, with what each says of itself.
+"""HTML gallery of a folder of images, with the metadata of each.
 
-Prompts and file names are other people's text: the template escapes all of them, and the page's own policy
-runs no script but the one that is written here.
+Prompts and file names are untrusted text: the template escapes them, and the content security policy of the
+page allows only its own script.
 """
 
 import re
@@ -26,7 +26,7 @@ ALWAYS = (
     "steps",
     "guidance",
     "shift",
-)  # settings that are shown also where they are the usual ones
+)  # settings that are shown even if they have their defaults
 OWN = ("prompt", "negative", "seed", "number", "model", "size", "system")
 
 Note = Callable[[str], None]
@@ -34,7 +34,14 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class GalleryImage:
-    """A picture of the gallery: its link, the words that a filter looks through, what is told of it."""
+    """One image of the gallery.
+
+    link      relative URL of the file
+    line      one-line summary: model, size, seed, solver
+    facts     tables of the details, by heading
+    command   shell command that regenerates the image; None without a prompt
+    sheet     whether it is the sheet of a grid
+    """
 
     name: str
     link: str
@@ -46,44 +53,47 @@ class GalleryImage:
 
     @property
     def words(self) -> str:
-        """Everything that is told of it, in lower case."""
-        told = [f"{name} {value}" for facts in self.facts.values() for name, value in facts.items()]
-        return " ".join([self.name, self.prompt, self.line, *told]).lower()
+        """The text that the filter of the page searches, in lower case."""
+        details = [f"{name} {value}" for facts in self.facts.values() for name, value in facts.items()]
+        return " ".join([self.name, self.prompt, self.line, *details]).lower()
 
 
 def write_gallery(folder: str | Path, title: str | None = None, note: Note | None = None) -> Path:
-    """Write gallery.html into a folder for all pictures that are in it; return its path.
+    """Write gallery.html for all images of a folder; return its path.
 
-    Files that are no pictures are left out, and `note` is told. LuminaError where the folder has no picture,
-    or the disk refuses.
+        title   of the page; None: the name of the folder
+        note    called with one line for each file that is not a readable image
+
+    Raises:
+        LuminaError: if the folder does not exist or contains no images, or the disk refuses to write.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise LuminaError(f"{folder} is no folder of pictures")
-    pictures = []
+        raise LuminaError(f"{folder} is not a folder of images")
+    images = []
     for path in sorted(folder.iterdir(), key=_natural):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
             try:
-                pictures.append(describe(path, read_metadata(path)))
+                images.append(describe(path, read_metadata(path)))
             except LuminaError as error:
                 (note or (lambda line: None))(f"not in the gallery: {error}")
-    if not pictures:
-        raise LuminaError(f"{folder} has no pictures for a gallery")
-    pictures.sort(key=lambda picture: not picture.sheet)
+    if not images:
+        raise LuminaError(f"{folder} contains no images for a gallery")
+    images.sort(key=lambda image: not image.sheet)  # sheets first
     target = folder / NAME
     with disk_errors(target), atomic_write(target) as aside:
-        aside.write_text(render(pictures, title or folder.resolve().name), encoding="utf-8", newline="\n")
+        aside.write_text(render(images, title or folder.resolve().name), encoding="utf-8", newline="\n")
     return target
 
 
-def render(pictures: list[GalleryImage], title: str) -> str:
-    """Return the page."""
+def render(images: list[GalleryImage], title: str) -> str:
+    """Return the HTML of the page."""
     template = Environment(autoescape=True).from_string((ASSETS / NAME).read_text(encoding="utf-8"))
-    return template.render(pictures=pictures, title=title, **inline_script(ASSETS / "gallery.js"))
+    return template.render(images=images, title=title, **inline_script(ASSETS / "gallery.js"))
 
 
 def describe(path: Path, metadata: dict) -> GalleryImage:
-    """Return what the gallery tells of a picture with this metadata, whoever wrote it."""
+    """Return the gallery entry of an image with this metadata, which any program may have written."""
     sheet = "grid" in metadata
     prompt = _text(metadata.get("of" if sheet else "prompt"))
     size = metadata.get("size")
@@ -93,31 +103,31 @@ def describe(path: Path, metadata: dict) -> GalleryImage:
     own = {name: value for name, value in own.items() if value not in (None, "")}
     axes = metadata.get("grid") if isinstance(metadata.get("grid"), dict) else {}
     plan = metadata.get("plan") if isinstance(metadata.get("plan"), dict) else {}
-    usual = asdict(Plan())
-    plan = {name: value for name, value in plan.items() if name in ALWAYS or usual.get(name, ...) != value}
+    defaults = asdict(Plan())
+    plan = {name: value for name, value in plan.items() if name in ALWAYS or defaults.get(name, ...) != value}
     edit = metadata.get("edit") if isinstance(metadata.get("edit"), dict) else {}
     edit = {name: value for name, value in edit.items() if not name.endswith("pixels")}
     facts = {
-        "Picture": {
+        "Image": {
             "file": path.name,
             **_texts({name: value for name, value in own.items() if value not in (None, "")}),
         },
         "Plan": {name.replace("_", " "): _setting(value) for name, value in plan.items()},
         "Grid": {name: ", ".join(map(_setting, axes[name])) for name in axes if isinstance(axes[name], list)},
-        "Drawn over": _texts(edit),
-        "As it was written": _texts(_dict(metadata.get("parameters"))),
+        "Edited from": _texts(edit),
+        "Original parameters": _texts(_dict(metadata.get("parameters"))),
     }
     if "attention" in metadata:
         prompt = f"attention to {_text(metadata['attention'])}"
     seed = f"seed {own['seed']}" if "seed" in own else None
-    told = own.get("model"), size, seed, " ".join(_text(plan[name]) for name in ALWAYS[:2] if name in plan)
-    line = "grid" if sheet else ", ".join(_text(one) for one in told if one)
+    summary = own.get("model"), size, seed, " ".join(_text(plan[name]) for name in ALWAYS[:2] if name in plan)
+    line = "grid" if sheet else ", ".join(_text(one) for one in summary if one)
     command = f"lumina sample --from {shlex.quote(str(path))}" if metadata.get("prompt") else None
     return GalleryImage(path.name, f"./{quote(path.name)}", prompt, line, facts, command, sheet)
 
 
 def _natural(path: Path) -> list:
-    """A key that puts 2 before 10."""
+    """A sort key that puts 2 before 10."""
     return [
         (0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", path.name)
     ]

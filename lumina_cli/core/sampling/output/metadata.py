@@ -1,78 +1,124 @@
-"""What a picture file says of itself: everything that is needed to draw it again."""
+"""The generation record: image metadata that suffices to generate the image again."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Protocol
 
 from lumina_cli import __version__
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
+from lumina_cli.core.sampling.request import Job, ResolvedRequest
 
-Lora = tuple[str, float, str]  # its file, as it was given; its scale; a digest of the file
+Lora = tuple[str, float, str]  # path as it was given, scale, digest of the file
+OPTIONAL = ("loras", "quantize", "edit")  # left out of the metadata if empty
 
 
-@dataclass(frozen=True)
+class ImageSource(Protocol):
+    """What a record contains of a pipeline, which imports this module."""
+
+    name: str
+    loras: tuple[Lora, ...]
+    quantize: str | None
+    edit_settings: dict | None
+
+    def weights_for(self, plan: Plan) -> str:
+        """Return the fingerprint of the weights and of a cache fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationRecord:
-    """How one picture was drawn; its noise is the `number`-th of `seed`.
+    """How one image was generated. The order of the fields is that of the metadata.
 
-    weights    what decides a picture beside its settings, joined by "+": the fingerprint of the model's
-               folder, "digest:scale" of each LoRA, the kind of 8 bits, "fit:digest" of a fitted cache
-    loras      the files of the LoRAs; where two origins differ in no more than these, they are one
+    negative          the negative prompt
+    negative_system   whether the negative prompt got the system prompt
+    number            the noise is the `number`-th of `seed`
+    weights           what determines the image besides the settings, joined by "+": fingerprint of the model
+                      folder, "digest:scale" of each LoRA, the kind of quantization, "fit:digest" of a cache
+                      fit; None if unknown, as in images of old versions
+    size              (width, height) in pixels
+    loras, quantize   changes made to the weights; not compared, because `weights` covers them
+    edit              the image and the mask that were edited, see `Edit.settings`
     """
 
     prompt: str
+    negative: str = ""
+    negative_system: bool = False
     seed: int
     number: int
     model: str
-    size: tuple[int, int]  # width, height in pixels
+    weights: str | None = None
+    size: tuple[int, int]
     system: str
     plan: Plan
-    weights: str | None = None  # None in pictures that do not tell it
-    negative: str = ""  # what guidance moved away from
-    negative_system: bool = False  # whether the system prompt stood before it, too
-    edit: dict | None = None  # the picture and the mask that it was drawn from
     loras: tuple[Lora, ...] = field(default=(), compare=False)
     quantize: str | None = field(default=None, compare=False)
+    edit: dict | None = None
+
+    @classmethod
+    def of(
+        cls,
+        pipeline: ImageSource,
+        resolved: ResolvedRequest,
+        job: Job,
+        size: tuple[int, int],
+        weights: str | None = None,
+    ) -> "GenerationRecord":
+        """Return the record of an image that `pipeline` generates.
+
+        `weights` is `pipeline.weights_for(resolved.plan)`; pass it if that was computed before.
+        """
+        return cls(
+            prompt=job.prompt,
+            negative=job.negative,
+            negative_system=bool(job.negative) and resolved.negative_system,
+            seed=job.seed,
+            number=job.number,
+            model=pipeline.name,
+            weights=weights or pipeline.weights_for(resolved.plan),
+            size=size,
+            system=resolved.system,
+            plan=resolved.plan,
+            loras=pipeline.loras,
+            quantize=pipeline.quantize,
+            edit=pipeline.edit_settings,
+        )
 
 
-def to_metadata(origin: GenerationRecord) -> dict:
-    """Return an origin as a dict that JSON can hold, with this package's version."""
-    more = {"loras": [list(lora) for lora in origin.loras], "quantize": origin.quantize, "edit": origin.edit}
-    return {
-        "prompt": origin.prompt,
-        "negative": origin.negative,
-        "negative_system": origin.negative_system,
-        "seed": origin.seed,
-        "number": origin.number,
-        "model": origin.model,
-        "weights": origin.weights,
-        "size": list(origin.size),
-        "system": origin.system,
-        "plan": origin.plan.to_json(),
-        **{name: value for name, value in more.items() if value},
-        "version": __version__,
-    }
+def to_metadata(record: GenerationRecord) -> dict:
+    """Return a record as a dict that JSON can store, with the version of this package."""
+    metadata = {one.name: getattr(record, one.name) for one in fields(record)}
+    metadata |= {"size": list(record.size), "plan": record.plan.to_json()}
+    metadata["loras"] = [list(lora) for lora in record.loras]
+    metadata = {name: value for name, value in metadata.items() if value or name not in OPTIONAL}
+    return metadata | {"version": __version__}
 
 
 def from_metadata(metadata: dict) -> GenerationRecord:
-    """Return the origin that `to_metadata` wrote; LuminaError where something is missing."""
+    """Return the record that `to_metadata` wrote.
+
+    Raises:
+        LuminaError: if a required value is missing or has the wrong type.
+    """
     try:
         width, height = metadata["size"]
         return GenerationRecord(
             prompt=metadata["prompt"],
+            negative=metadata.get("negative", ""),
+            negative_system=metadata.get("negative_system", False),
             seed=metadata["seed"],
             number=metadata["number"],
             model=metadata["model"],
+            weights=metadata.get("weights"),
             size=(width, height),
             system=metadata["system"],
             plan=Plan.from_json(metadata["plan"]),
-            weights=metadata.get("weights"),
-            negative=metadata.get("negative", ""),
-            negative_system=metadata.get("negative_system", False),
-            edit=metadata.get("edit"),
             loras=tuple(_lora(*lora) for lora in metadata.get("loras", ())),
             quantize=str(metadata["quantize"]) if metadata.get("quantize") else None,
+            edit=metadata.get("edit"),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise LuminaError(f"the picture does not say how it was drawn: its metadata lacks {error}") from error
+        raise LuminaError(
+            f"the image does not contain its generation settings: its metadata lacks {error}"
+        ) from error
 
 
 def _lora(path: str, scale: float, digest: str) -> Lora:

@@ -1,4 +1,4 @@
-"""Fitting a cache: how changes before the main layers foretell changes of what these layers add."""
+"""Calibration of TeaCache: distances between inputs of the main layers predict those of their residuals."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,51 +16,46 @@ from lumina_cli.core.nano.captions import describe_scene
 from lumina_cli.core.nano.scene import draw_scenes
 from lumina_cli.core.sampling.latents import draw_latents
 from lumina_cli.core.sampling.pipeline import Pipeline
-from lumina_cli.core.sampling.teacache.layer_cache import (
-    FIT_FILE,
-    CacheFit,
-    LayerCache,
-    LayerStackLike,
-    Measurement,
-    Through,
-    write_cache_fit,
-)
-from lumina_cli.core.sampling.teacache.policy import fit_curve, relative_change
+from lumina_cli.core.sampling.teacache.fit import FIT_FILE, CacheFit, Measurement, write_cache_fit
+from lumina_cli.core.sampling.teacache.layer_cache import InterceptedNetwork, LayerCache, LayerStackLike
+from lumina_cli.core.sampling.teacache.policy import fit_curve, relative_l1_distance
 
 THRESHOLDS = (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5)
-APART = (1, 2, 4)  # calls between the two that are compared: shorter plans have larger changes
+LAGS = (1, 2, 4)  # calls between compared calls; larger ones stand for plans with fewer steps
 LEVELS = ("short", "medium", "detailed")
 
 
-class Recorder:
-    """Runs all main layers and notes how far the signal and residual of each row are from earlier calls."""
+class DistanceRecorder:
+    """Runs all main layers and records distances of modulated inputs and residuals between calls.
+
+    distances   (of the modulated input, of the residual) for each batch entry, call and lag
+    """
 
     def __init__(self):
-        self.changes: list[tuple[float, float]] = []
-        self.start()
+        self.distances: list[tuple[float, float]] = []
+        self.reset()
 
-    def start(self) -> None:
-        """Expect a new draw; the changes stay."""
+    def reset(self) -> None:
+        """Start another batch; the recorded distances stay."""
         self.past: dict[int, deque[tuple[Tensor, Tensor]]] = {}
 
-    def __call__(self, stage: LayerStackLike) -> list[Tensor]:
-        """Return the image tokens of every row after the main layers."""
-        outs = stage.run(list(range(stage.rows)))
-        for row, out in enumerate(outs):
-            signal, residual = stage.signal(row), out - stage.image(row)
-            past = self.past.setdefault(row, deque(maxlen=max(APART)))
-            for apart in APART:
-                if apart <= len(past):
-                    signal_then, residual_then = past[-apart]
-                    self.changes.append(
-                        (relative_change(signal, signal_then), relative_change(residual, residual_then))
-                    )
+    def __call__(self, stack: LayerStackLike) -> list[Tensor]:
+        """Return the image tokens of each batch entry after the main layers."""
+        outputs = stack.run(list(range(stack.rows)))
+        for row, output in enumerate(outputs):
+            signal, residual = stack.signal(row), output - stack.image(row)
+            past = self.past.setdefault(row, deque(maxlen=max(LAGS)))
+            for lag in LAGS:
+                if lag <= len(past):
+                    signal_then, residual_then = past[-lag]
+                    distance = relative_l1_distance(signal, signal_then)
+                    self.distances.append((distance, relative_l1_distance(residual, residual_then)))
             past.append((signal, residual))
-        return outs
+        return outputs
 
 
 def scene_prompts(count: int, seed: int = 0) -> list[str]:
-    """Return captions of `count` scenes of the embedded world, short, medium and detailed in turn."""
+    """Return captions of `count` random scenes of nano, short, medium and detailed in turn."""
     scenes = enumerate(draw_scenes(seed, count))
     return [describe_scene(scene, "en", LEVELS[number % len(LEVELS)], seed) for number, scene in scenes]
 
@@ -75,48 +70,74 @@ def fit_teacache(
     batch: int = 8,
     seed: int = 0,
 ) -> Iterator[dict]:
-    """Fit TeaCache's curve to a model, measure what thresholds do, and write both to `out`.
+    """Fit TeaCache's curve to a model, measure the error of thresholds, and write both to `out`.
 
-    The prompts are drawn without a cache under each plan, the model's own if none is given. From call to call
-    of a row, mean|m - m_before| / mean|m_before| of the modulated input m of the first main layer is paired
-    with the same of what the main layers add to the image tokens. Then they are drawn again under every plan
-    with every threshold. Yields a row for the fit and a row for each of these: "error" is the mean over
-    pictures of |latents - uncached| / |uncached|, "worst" the largest, "skipped" the share of rows skipped.
-    `out` is a file, or a folder to write FIT_FILE in; without it the model's own.
+        plans        to fit and measure under; the model's own plan if empty
+        out          a .json file, or a folder to write FIT_FILE to; None: the model's own folder
+        thresholds   to measure
+        batch        prompts per batch
+        yields       a row for the fit, one for each plan and threshold, and one for the file. "error" is the
+                     mean over images of |latents - uncached| / |uncached|, "worst" the largest, "skipped" the
+                     fraction of batch entries that reused a residual
+
+    First the latents of all prompts are sampled without a cache under each plan. The relative L1 distances of
+    the modulated input of the first main layer between calls, paired with those of the residual of the main
+    layers, are the points of the fit. Then the latents are sampled with each threshold and compared.
+
+    Raises:
+        UsageError: if there are no prompts, or too few calls to fit a curve.
+        LuminaError: if the disk refuses to write.
     """
     if not prompts:
-        raise UsageError("there is no prompt to fit a cache to")
+        raise UsageError("there are no prompts to fit a cache to")
     path = Path(out or pipeline.folder)
     path = path if path.suffix == ".json" else path / FIT_FILE
     plans = [replace(plan, cache=None) for plan in (plans or [pipeline.plan])]
-    groups = [_inputs(pipeline, prompts, start, batch, seed) for start in range(0, len(prompts), batch)]
-    recorder, exact = Recorder(), {}
-    for number, plan in enumerate(plans):
-        for place, inputs in enumerate(groups):
-            recorder.start()
-            exact[number, place] = draw_latents(Through(pipeline.transformer, recorder), *inputs, plan)
-    curve, r2 = fit_curve(*zip(*recorder.changes, strict=True))
-    fit = CacheFit(pipeline.weights, curve, r2, len(recorder.changes))
+    batches = [_inputs(pipeline, prompts, start, batch, seed) for start in range(0, len(prompts), batch)]
+    recorder, exact = DistanceRecorder(), []
+    for plan in plans:
+        exact.append([_record(pipeline, recorder, inputs, plan) for inputs in batches])
+    curve, r2 = fit_curve(*zip(*recorder.distances, strict=True))
+    fit = CacheFit(pipeline.weights, curve, r2, len(recorder.distances))
     yield {"step": "fit", "r2": r2, "points": fit.points, **asdict(curve)}
-    for number, plan in enumerate(plans):
+    for plan, latents in zip(plans, exact, strict=True):
         for threshold in thresholds:
-            cache = LayerCache(replace(plan, cache=f"tea:{threshold}"), fit)
-            errors, rows, skipped = [], 0, 0
-            for place, inputs in enumerate(groups):
-                latents = draw_latents(pipeline.transformer, *inputs, cache.plan, cache=cache)
-                errors += _relative(latents, exact[number, place])
-                report = cache.report()
-                rows, skipped = rows + report["rows"], skipped + report["skipped"]
-            mean = sum(errors) / len(errors)
-            found = Measurement(plan.solver, len(plan.calls()), threshold, mean, skipped / rows)
+            found, worst = _measure(pipeline, batches, latents, plan, threshold, fit)
             fit = replace(fit, measures=(*fit.measures, found))
-            yield {"step": "measure", **asdict(found), "worst": max(errors)}
+            yield {"step": "measure", **asdict(found), "worst": worst}
     write_cache_fit(fit, path)
     yield {"step": "write", "file": str(path), "weights": fit.weights}
 
 
+def _record(pipeline: Pipeline, recorder: DistanceRecorder, inputs: list[Tensor], plan: Plan) -> Tensor:
+    """Sample the latents of a batch without a cache, recording distances."""
+    recorder.reset()
+    return draw_latents(InterceptedNetwork(pipeline.transformer, recorder), *inputs, plan)
+
+
+def _measure(
+    pipeline: Pipeline,
+    batches: Sequence[list[Tensor]],
+    exact: Sequence[Tensor],
+    plan: Plan,
+    threshold: float,
+    fit: CacheFit,
+) -> tuple[Measurement, float]:
+    """Return the measurement of a threshold, and the largest error of an image."""
+    cache = LayerCache(replace(plan, cache=f"tea:{threshold}"), fit)
+    errors, rows, skipped = [], 0, 0
+    for inputs, uncached in zip(batches, exact, strict=True):
+        latents = draw_latents(pipeline.transformer, *inputs, cache.plan, cache=cache)
+        errors += _relative_errors(latents, uncached)
+        report = cache.report()
+        rows, skipped = rows + report["rows"], skipped + report["skipped"]
+    mean = sum(errors) / len(errors)
+    found = Measurement(plan.solver, len(plan.calls()), threshold, mean, skipped / rows)
+    return found, max(errors)
+
+
 def _inputs(pipeline: Pipeline, prompts: Sequence[str], start: int, batch: int, seed: int) -> list[Tensor]:
-    """Return noise, text, mask and those of the empty prompt, for the prompts from `start`."""
+    """Return noise, text and mask of the prompts from `start`, and text and mask of the empty prompt."""
     chosen = [full_prompt(prompt) for prompt in prompts[start : start + batch]]
     text, mask = pipeline.text.encode(chosen)
     side = pipeline.transformer.config.sample_size
@@ -125,6 +146,7 @@ def _inputs(pipeline: Pipeline, prompts: Sequence[str], start: int, batch: int, 
     return [noise.to(text.device), text, mask, *pipeline.text.encode([""])]
 
 
-def _relative(latents: Tensor, exact: Tensor) -> list[float]:
+def _relative_errors(latents: Tensor, exact: Tensor) -> list[float]:
+    """|latents - exact| / |exact| of each image."""
     size = vector_norm(exact.flatten(1), dim=1)
     return (vector_norm((latents - exact).flatten(1), dim=1) / size).tolist()

@@ -1,15 +1,18 @@
-"""Which calls of the network may reuse what its main layers did before: decided for each picture by itself.
+"""Cache policies: which calls of the network reuse the residual of its main layers.
 
-Neighbouring calls are alike, and so is what the main layers add to the image tokens, their residual. Each
-branch of a picture, with its caption and without, has a `Memory` of its own, so what is drawn beside it,
-where guidance begins and ends, and how often a solver calls in a step do not touch it. The branches that one
-call has run together or not at all: guidance multiplies their difference, and with it the difference between
-a new velocity and an old one.
+Successive calls are similar, and so is the residual of the main layers, what they add to the image tokens. If
+the inputs have changed little since the last full computation, the cached residual is added instead. This is
+decided per image: each guidance branch of an image has its own `BranchState`, so other images of the batch,
+the interval of guidance and the number of calls per step of a solver do not matter. The branches of one call
+are computed together or not at all: guidance multiplies their difference, and so would multiply the
+difference between a new velocity and a cached one.
+
+Source: TeaCache, arXiv 2411.19108, whose terms are used here: relative L1 distance, accumulated distance,
+threshold, residual.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from math import comb
 from typing import Protocol
 
@@ -21,8 +24,8 @@ from lumina_cli.core.errors import UsageError
 DEGREE = 4
 
 
-def relative_change(now: Tensor, before: Tensor) -> float:
-    """Return the relative change mean|now - before| / mean|before|."""
+def relative_l1_distance(now: Tensor, before: Tensor) -> float:
+    """Return mean|now - before| / mean|before|."""
     now, before = now.float(), before.float()
     size = before.abs().mean()
     return ((now - before).abs().mean() / size.clamp(min=torch.finfo(size.dtype).tiny)).item()
@@ -30,142 +33,146 @@ def relative_change(now: Tensor, before: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Curve:
-    """A polynomial that is never negative and never falls, in Bernstein's form.
+    """A nonnegative, nondecreasing polynomial in Bernstein form.
 
-    heights   n + 1 numbers from 0 that do not fall: the polynomial has degree n
-    until     where the fitted range, which begins at 0, ends; from there on the line from 0 goes on
+    heights   n + 1 nonnegative, nondecreasing coefficients of degree n
+    until     end of the fitted range, which starts at 0; beyond it, the line through 0 and the last height
+              continues
     """
 
     heights: tuple[float, ...]
     until: float
 
     def __call__(self, x: float) -> float:
-        """Return the value at `x`, 0 or more."""
+        """Return the value at `x` >= 0."""
         if x > self.until:
             return self.heights[-1] * x / self.until
-        weights = _weights(x / self.until, len(self.heights) - 1)
+        weights = _bernstein(x / self.until, len(self.heights) - 1)
         return sum(height * weight for height, weight in zip(self.heights, weights, strict=True))
 
 
-def _weights(u: float, degree: int) -> list[float]:
-    """Bernstein's polynomials of a degree at `u` in [0, 1]."""
+def _bernstein(u: float, degree: int) -> list[float]:
+    """The Bernstein polynomials of a degree at `u` in [0, 1]."""
     return [comb(degree, k) * u**k * (1 - u) ** (degree - k) for k in range(degree + 1)]
 
 
 def fit_curve(x: Sequence[float], y: Sequence[float], degree: int = DEGREE) -> tuple[Curve, float]:
-    """Return the curve that fits the points best in squares, and the share of their variance it explains.
+    """Fit a curve to points by least squares; return it and R², the fraction of variance that it explains.
 
-    The rises between heights are what is fitted, each at least 0. There are few of them, so every choice of
-    those that are 0 is tried: the best one without a negative rise is the exact solution.
+    The unknowns are the increments between successive heights. Nonnegative increments give nonnegative,
+    nondecreasing heights, so this is a nonnegative least squares problem.
+
+    Raises:
+        UsageError: if there are not more points than the degree, or no x is positive.
     """
+    from scipy.optimize import nnls  # here: importing scipy takes long, and only a fit needs it
+
     until = max(x)
     if len(x) <= degree or not until > 0:
         raise UsageError(f"{len(x)} changes up to {until:g} are too few to fit a curve to")
-    bernstein = torch.tensor([_weights(value / until, degree) for value in x], dtype=torch.float64)
-    steps = bernstein.flip(1).cumsum(1).flip(1)  # column k: what a rise of 1 at height k adds
+    bernstein = torch.tensor([_bernstein(value / until, degree) for value in x], dtype=torch.float64)
+    steps = bernstein.flip(1).cumsum(1).flip(1)  # column k: the effect of an increment of 1 at height k
     target = torch.tensor(list(y), dtype=torch.float64)
-    best, least = torch.zeros(degree + 1, dtype=torch.float64), target.square().sum()
-    for size in range(1, degree + 2):
-        for chosen in map(list, combinations(range(degree + 1), size)):
-            rises = torch.linalg.lstsq(steps[:, chosen], target[:, None]).solution[:, 0]
-            missed = (steps[:, chosen] @ rises - target).square().sum()
-            if missed < least and rises.min() >= 0:
-                best, least = torch.zeros_like(best).index_put((torch.tensor(chosen),), rises), missed
-    spread = (target - target.mean()).square().sum()
-    return Curve(tuple(best.cumsum(0).tolist()), until), (1 - least / spread).item() if spread > 0 else 1.0
+    increments, missed = nnls(steps.numpy(), target.numpy())
+    spread = (target - target.mean()).square().sum().item()
+    heights = torch.from_numpy(increments).cumsum(0).tolist()
+    return Curve(tuple(heights), until), 1 - missed**2 / spread if spread > 0 else 1.0
 
 
 @dataclass
 class BranchState:
-    """What is known of one branch of a picture.
+    """State of one guidance branch of an image.
 
-    signal     what changes are measured against, (tokens, D)
-    distance   how far it has come since the main layers last ran
-    residual   what they added to its image tokens then, (N, D)
+    reference              tensor that the next relative L1 distance is measured against
+    accumulated_distance   since the main layers were last computed
+    residual               (N, D) that they then added to the image tokens
     """
 
-    signal: Tensor | None = None
-    distance: float = 0.0
+    reference: Tensor | None = None
+    accumulated_distance: float = 0.0
     residual: Tensor | None = None
 
 
 @dataclass
 class GenerationState:
-    """Where the draw of one picture is.
+    """State of one image.
 
-    total      calls of the whole draw
-    made       calls so far
-    rows       rows of these calls: one without guidance, two with it
-    skipped    rows whose main layers were left out
-    branches   the memories of the branches: with the caption, without it
+    total_calls   of the whole plan
+    calls         made so far
+    rows          batch entries of these calls: one per call without guidance, two with it
+    skipped       batch entries that reused a residual
+    branches      with the caption, without it
     """
 
-    total: int
-    made: int = 0
+    total_calls: int
+    calls: int = 0
     rows: int = 0
     skipped: int = 0
     branches: tuple[BranchState, BranchState] = field(default_factory=lambda: (BranchState(), BranchState()))
 
 
 class CachePolicy(Protocol):
-    """Measures how far a branch is from where its residual was computed; at `threshold` it is too far."""
+    """Measures how far a branch is from the last computation; at `threshold` the main layers are computed."""
 
     threshold: float
 
-    def measure(self, memory: BranchState, signal: Tensor) -> float:
-        """Return how far; called once in every call."""
+    def update(self, state: BranchState, signal: Tensor) -> float:
+        """Return the accumulated distance of a branch with a new signal; called once in each call."""
 
-    def settle(self, memory: BranchState, signal: Tensor) -> None:
-        """Take note that the main layers run in this call."""
+    def reset(self, state: BranchState, signal: Tensor) -> None:
+        """Record that the main layers are computed in this call."""
 
 
 @dataclass(frozen=True)
 class TeaCache:
-    """TeaCache: the signal's change from call to call, through a curve fitted to the model, adds up.
+    """TeaCache: distances between successive calls, rescaled by a curve fitted to the model, accumulate.
 
-    Source: arXiv 2411.19108.
+    The signal is the modulated input of the first main layer. Source: arXiv 2411.19108.
     """
 
     threshold: float
     curve: Curve
 
-    def measure(self, memory: BranchState, signal: Tensor) -> float:
-        if memory.signal is not None:
-            memory.distance += self.curve(relative_change(signal, memory.signal))
-        memory.signal = signal
-        return memory.distance
+    def update(self, state: BranchState, signal: Tensor) -> float:
+        if state.reference is not None:
+            state.accumulated_distance += self.curve(relative_l1_distance(signal, state.reference))
+        state.reference = signal
+        return state.accumulated_distance
 
-    def settle(self, memory: BranchState, signal: Tensor) -> None:
-        memory.distance = 0.0
+    def reset(self, state: BranchState, signal: Tensor) -> None:
+        state.accumulated_distance = 0.0
 
 
 @dataclass(frozen=True)
 class FirstBlockCache:
-    """The residual of the first layer alone, against what it was where all the layers last ran."""
+    """First block cache: distance of the first main layer's residual from that of the last computation."""
 
     threshold: float
 
-    def measure(self, memory: BranchState, signal: Tensor) -> float:
-        memory.distance = 0.0 if memory.signal is None else relative_change(signal, memory.signal)
-        return memory.distance
+    def update(self, state: BranchState, signal: Tensor) -> float:
+        known = state.reference is not None
+        state.accumulated_distance = relative_l1_distance(signal, state.reference) if known else 0.0
+        return state.accumulated_distance
 
-    def settle(self, memory: BranchState, signal: Tensor) -> None:
-        memory.signal = signal
+    def reset(self, state: BranchState, signal: Tensor) -> None:
+        state.reference = signal
 
 
-def should_run(rule: CachePolicy, progress: GenerationState, signals: Sequence[Tensor]) -> bool:
-    """Return whether the main layers run in this call of a picture, which has a signal for each branch in it.
+def should_run(policy: CachePolicy, state: GenerationState, signals: Sequence[Tensor]) -> bool:
+    """Return whether to compute the main layers in this call of an image, with one signal for each branch.
 
-    They do where a branch has come too far or was never computed, and in the last call of the draw.
+    They are computed if a branch reaches the threshold or has no residual yet, and in the last call.
     """
-    called = list(zip(progress.branches, signals, strict=False))
-    near = [rule.measure(*branch) < rule.threshold for branch in called]  # never of what is not a number
-    first, last = any(memory.residual is None for memory, _ in called), progress.made == progress.total - 1
+    branches = list(zip(state.branches, signals, strict=False))
+    # a list, since every branch must be updated; NaN is not below the threshold, so it is never cached
+    near = [policy.update(*branch) < policy.threshold for branch in branches]
+    first = any(branch.residual is None for branch, _ in branches)
+    last = state.calls == state.total_calls - 1
     runs = first or last or not all(near)
     if runs:
-        for branch in called:
-            rule.settle(*branch)
-    progress.made += 1
-    progress.rows += len(called)
-    progress.skipped += 0 if runs else len(called)
+        for branch in branches:
+            policy.reset(*branch)
+    state.calls += 1
+    state.rows += len(branches)
+    state.skipped += 0 if runs else len(branches)
     return runs
