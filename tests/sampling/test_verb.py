@@ -261,13 +261,13 @@ def test_the_bar_moves_with_every_step_and_counts_only_what_is_drawn(sample, mon
     monkeypatch.setattr("lumina_cli.cli.output._open_bar", lambda: contextlib.nullcontext(bar))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     sample("a ball", "--count", "3", "--force")
-    assert bar.moves == [("pictures", 3), (0, 3), (1.5, 3), (3.0, 3), "end"]
+    assert bar.moves == [("images", 3), (0, 3), (1.5, 3), (3.0, 3), "end"]
     bar.moves.clear()
     sample("a ball", "two cups", "--count", "3")
-    assert bar.moves == [("pictures", 6), (0, 3), (1.5, 3), (3.0, 3), "end"]
+    assert bar.moves == [("images", 6), (0, 3), (1.5, 3), (3.0, 3), "end"]
     bar.moves.clear()
     sample("a ball", "two cups", "a car", "--split", "0/2", "--grid", "seed=1,2")
-    assert bar.moves[0] == ("pictures", 4)
+    assert bar.moves[0] == ("images", 4)
     assert bar.moves[-2:] == [(4.0, 4), "end"]
 
 

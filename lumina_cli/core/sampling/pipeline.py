@@ -203,7 +203,8 @@ class Pipeline(ModelFolder):
             prepared.append((hook, batch))
         if self.memory_manager is not None:
             self.memory_manager.prepare(batch.size, len(jobs), batch.resolved.plan.cache is not None)
-        images = to_images(self.vae.decode(self._latents(batch)))
+        latents = self._latents(batch)  # first: looking up `vae.decode` loads an offloaded autoencoder
+        images = to_images(self.vae.decode(latents))
         for hook, own in reversed(prepared):
             images = hook.finish(self, own, images)
         return images
