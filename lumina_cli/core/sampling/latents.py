@@ -57,7 +57,7 @@ def draw_latents(
         cache      the layer cache of `plan`, required if it needs a fit; `cache.report` describes the batch
         returns    (B, C, H, W)   the state at time 1
 
-    The state stays float32, whatever dtype the network computes in. While guidance runs, both guidance
+    The state stays float32, in any dtype of the network. While guidance runs, both guidance
     branches share one call of 2B batch entries.
 
     Raises:

@@ -104,8 +104,8 @@ class AttentionRecorder:
     ) -> None:
         """Add the attention of one layer to the maps.
 
-        A layer may compute its T tokens in several chunks, each of which calls this hook, so `chunks`
-        collects the outputs until all tokens are complete.
+        A layer may compute its T tokens in several chunks. Each chunk calls this hook, so `chunks` collects the
+        outputs until all tokens are complete.
         """
         chunks.append(output.detach())
         if sum(map(len, chunks)) < layout.ends[-1]:
@@ -179,7 +179,7 @@ class AttentionHook(BatchHook):
         """
         recorder = batch.network
         if not recorder.recorded:
-            raise UsageError("at strength 0 the network is not called, so there are no attention maps")
+            raise UsageError("at strength 0 the network is not called, so attention maps do not exist")
         width, height = batch.size
         grid = height // pipeline.token_side, width // pipeline.token_side
         for entry, job in enumerate(batch.jobs):

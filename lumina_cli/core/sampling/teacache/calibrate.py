@@ -85,11 +85,11 @@ def fit_teacache(
     layers, are the points of the fit. Then the latents are sampled with each threshold and compared.
 
     Raises:
-        UsageError: if there are no prompts, or too few calls to fit a curve.
+        UsageError: if `prompts` is empty, or there are too few calls to fit a curve.
         LuminaError: if the disk refuses to write.
     """
     if not prompts:
-        raise UsageError("there are no prompts to fit a cache to")
+        raise UsageError("fitting a cache needs at least one prompt")
     path = Path(out or pipeline.folder)
     path = path if path.suffix == ".json" else path / FIT_FILE
     plans = [replace(plan, cache=None) for plan in (plans or [pipeline.plan])]
