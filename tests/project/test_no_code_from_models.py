@@ -27,6 +27,6 @@ def model_with_code(tmp_path):
 @pytest.mark.parametrize("opened", OPENERS)
 def test_code_of_a_model_is_not_run(model_with_code, opened, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: "y")  # as `yes | lumina ...` answers
-    with pytest.raises(LuminaError, match="needs code of its own to be run, which lumina never does"):
+    with pytest.raises(LuminaError, match="requires custom code, which lumina never runs"):
         OPENERS[opened](model_with_code)
     assert not (model_with_code / "ran").exists()

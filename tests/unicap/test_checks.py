@@ -92,7 +92,7 @@ GOOD = [
     ("en", "short", "I see no evil, three wise monkeys carved in wood"),
     ("en", "medium", "A page with the heading \"Sorry!\" and below it \"I'm afraid I can't do that, Dave.\" in white on black."),
     ("en", "medium", "Screenshot of a chat: the user writes \"What is this?\" and the assistant answers \"I'm sorry, but I can't help with that.\""),
-    ("en", "medium", "A bar chart titled \"Sales by year\". The x axis has the labels \"2019\", \"2020\", \"2021\", and the y axis runs from 0 to 100."),
+    ("en", "medium", "A bar chart titled \"Sales by year\". The x axis has the labels \"2019\", \"2020\", \"2021\", and the y axis runs between 0 and 100."),
     ("en", "medium", "A bingo card with the numbers 1 1 2 2 3 3 4 4 5 5 6 6 7 7 8 8 9 9."),
     ("en", "medium", "A crossword grid with black and white squares. The first clue reads \"1. A feline\" and the second \"2. An\""),
     ("en", "short", "Row row row your boat, sheet music on a stand"),

@@ -160,7 +160,7 @@ def judged(scorer, text, level="short"):
 def test_the_thing_that_is_not_there_is_named(folders, monkeypatch):
     scorer = open_scorer(f"objects:{folders['owlv2']}@0.3", "cpu")
     there = {"car": 0.9, "ball": 0.6, "cat": 0.1, "floor": 0.3}
-    monkeypatch.setattr(scorer, "seen", lambda item, phrases: [there[one.split()[-1]] for one in phrases])
+    monkeypatch.setattr(scorer, "best_box_scores", lambda item, phrases: [there[one.split()[-1]] for one in phrases])
     assert judged(scorer, "a red car left of a blue ball on the floor") == (None, 0.6)
     assert judged(scorer, "red car, blue ball", "tags") == (None, 0.75)
     reason, score = judged(scorer, "a red car, a black cat and a ball")
@@ -177,10 +177,10 @@ def test_texts_that_are_too_long_are_parted_or_told(folders):
     assert len(texts) > 1
     assert [text[a:b] for text, spans in texts for a, b in spans] == phrases
     assert max(len(dino.tokenizer(text)["input_ids"]) for text, _ in texts) <= dino.longest
-    assert 0 < min(dino.seen(item, phrases)) <= max(dino.seen(item, phrases)) < 1
+    assert 0 < min(dino.best_box_scores(item, phrases)) <= max(dino.best_box_scores(item, phrases)) < 1
     assert dino.stats.counts["cut_scores"] == 0
     for name, scorer in (("dino", dino), ("owlvit", open_scorer(f"objects:{folders['owlvit']}", "cpu"))):
-        scorer.seen(CaptionItem(0, {}, plain_picture("red")), ["red car", "elephant " * 40])
+        scorer.best_box_scores(CaptionItem(0, {}, plain_picture("red")), ["red car", "elephant " * 40])
         assert scorer.stats.counts["cut_scores"] == 1, name
 
 
@@ -188,17 +188,17 @@ def test_a_detector_that_is_none_or_not_whole_is_refused(folders, tmp_path):
     from safetensors.torch import load_file, save_file
 
     save_clip(tmp_path / "clip")
-    with pytest.raises(LuminaError, match="is a clip model; --score objects takes owlvit, owlv2"):
+    with pytest.raises(LuminaError, match="is a clip model; --score objects supports owlvit, owlv2"):
         open_scorer(f"objects:{tmp_path / 'clip'}", "cpu")
     with pytest.raises(LuminaError, match="no such folder"):
         open_scorer(f"objects:{tmp_path / 'none'}", "cpu")
-    with pytest.raises(UsageError, match="from 0 to 1"):
+    with pytest.raises(UsageError, match="between 0 and 1"):
         open_scorer(f"objects:{folders['owlv2']}@1.5", "cpu")
     shutil.copytree(folders["owlv2"], tmp_path / "torn")
     weights = load_file(tmp_path / "torn" / "model.safetensors")
     weights.pop("class_head.dense0.weight")
     save_file(weights, tmp_path / "torn" / "model.safetensors", {"format": "pt"})
-    with pytest.raises(LuminaError, match=r"lacks weights of its model, class_head\.dense0\.weight"):
+    with pytest.raises(LuminaError, match=r"has missing weights, such as class_head\.dense0\.weight"):
         open_scorer(f"objects:{tmp_path / 'torn'}", "cpu")
 
 

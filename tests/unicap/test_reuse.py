@@ -261,8 +261,8 @@ def test_workers_of_a_cluster_leave_what_was_taken_over_alone(lumina, photos, tm
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
-        (("--model", "nano"), 2, "--model nano: nano is an engine: --engine nano"),
-        (("--engine", "ray", "--model", "noop"), 2, "--model noop: noop is an engine: --engine noop"),
+        (("--model", "nano"), 2, "--model nano: nano is an engine; use --engine nano"),
+        (("--engine", "ray", "--model", "noop"), 2, "--model noop: noop is an engine; use --engine noop"),
         (("--model", "qwen"), 1, "qwen: no such folder, and not a hub id (owner/name)"),
     ],
 )
@@ -287,9 +287,9 @@ def test_a_hub_that_does_not_answer_is_one_line(photos, tmp_path):
     )
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "lumina caption: nobody/no-such-model is not on this machine and cannot be fetched from the hub; pass "
-        "--model FOLDER of an image-text-to-text model, or --engine nano or openai; HF_HUB_OFFLINE=1 does not wait "
-        "for the hub"
+        "lumina caption: nobody/no-such-model is not on this machine and cannot be downloaded from the hub; pass "
+        "--model FOLDER of an image-text-to-text model, or --engine nano or openai; set "
+        "HF_HUB_OFFLINE=1 to skip the hub"
     ]
 
 

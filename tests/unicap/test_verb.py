@@ -182,8 +182,8 @@ def test_what_rows_bring_is_kept_or_counted_and_the_writer_named(lumina, photos,
         ),
         (["--derive", "words"], 2, "unknown derive 'words'; choose from picture, text, once"),
         (["--split", "3/3"], 2, "split is '3/3', but must be I/N, such as 0/4, with I from 0 to N - 1"),
-        (["--engine", "noop:x"], 2, "engine 'noop:x': only ray runs another engine, as ray:nano"),
-        (["--engine", "noop", "--endpoint", "http://x"], 2, "--endpoint is for --engine openai, not noop"),
+        (["--engine", "noop:x"], 2, "engine 'noop:x': only ray takes another engine, such as ray:nano"),
+        (["--engine", "noop", "--endpoint", "http://x"], 2, "--endpoint applies to --engine openai, not to noop"),
         (["--engine", "noop", "--langs", "fr"], 2, "this model supports en, zh, ja, ru, de, not fr"),
         (["--engine", "noop", "--score", "clop"], 2, "unknown scorer 'clop'; did you mean 'clip'?"),
         (
@@ -210,7 +210,7 @@ def test_a_hub_that_cannot_be_reached_says_to_pass_a_folder(lumina, photos, monk
     code, _, err = lumina(photos, "--model", "nobody/no-such-model")
     assert code == 1
     assert err == [
-        "lumina caption: nobody/no-such-model is not on this machine and cannot be fetched from the hub; "
+        "lumina caption: nobody/no-such-model is not on this machine and cannot be downloaded from the hub; "
         "pass --model FOLDER of an image-text-to-text model, or --engine nano or openai"
     ]
 
@@ -251,7 +251,7 @@ def test_a_chat_model_that_also_reads_videos_loads_without_torchvision(qwen):
 
 
 def test_another_kind_of_model_is_refused(tiny_folder):
-    with pytest.raises(LuminaError, match=r"is a gemma2\w* model, which reads no pictures"):
+    with pytest.raises(LuminaError, match=r"is a gemma2\w* model, which does not take images"):
         Captioner(str(tiny_folder / "text_encoder"))
 
 
@@ -264,7 +264,7 @@ def test_a_model_with_missing_or_cut_weights_is_refused(llava, tmp_path):
     name = next(name for name in weights if "norm" in name)
     del weights[name]
     save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(LuminaError, match=r"lacks 1 weights of its model, .*norm"):
+    with pytest.raises(LuminaError, match=r"has 1 missing weights, such as .*norm"):
         Captioner(str(folder))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(LuminaError, match="is not a model folder that transformers can load"):

@@ -1,1 +1,1 @@
-"""Unified captioner: captions of a picture at four levels, in five languages, each checked."""
+"""Unified captioner: image captions at four levels and in several languages, each one checked."""

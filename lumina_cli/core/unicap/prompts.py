@@ -1,4 +1,4 @@
-"""What the captioner is told: one instruction per level, language and domain, in that language."""
+"""Prompts of the captioner: an instruction per level, language and domain, in that language."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ __all__ = [
     "instruction",
 ]
 
-# What kind of image it is said to be: a photo, a rendering, a page with text, several images in one.
+# Kinds of images: a photo, a rendering, a page with text, several images in one.
 DOMAINS = ("auto", "natural", "synthetic", "document", "panels")
 
-# New tokens that a caption of each level may take before it counts as cut off.
+# Token limits of the answers, per level.
 MAX_TOKENS = {"detailed": 1024, "medium": 320, "short": 96, "tags": 192}
 
 # The five perspectives of the detailed level: style, main object, all objects, attributes, spatial relations.
@@ -103,8 +103,8 @@ _INSTRUCTIONS = {
 }
 
 
-# Said before the instruction: what is in front of the model, and what matters in such a image. A rendering
-# is told nothing more; the last line, of all other domains, asks for no opening.
+# Sentences before the instruction that describe the kind of image. Renderings have none; the last line of all
+# other domains asks the model to omit empty openings.
 _DOMAINS = {
     "en": {
         "auto": "If there is text in the picture, quote it; if it is made of several panels, describe each.",
@@ -163,7 +163,7 @@ _DOMAINS = {
     },
 }  # fmt: skip
 
-# What a retry adds, by the code of what was wrong before (see checks.py).
+# Sentences that a retry adds, by the code of the rejection (see checks/rules.py).
 _HINTS = {
     "boilerplate": "Begin with the subject itself, not with words such as 'This image shows'.",
     "language": "Write in {language} only.",
@@ -176,10 +176,13 @@ _HINTS = {
 
 
 def instruction(level: str, lang: str, domain: str = "synthetic") -> str:
-    """Return what to ask for a caption of this level in this language, of a picture of this domain.
+    """Return the prompt for a caption of a level in a language, for an image of a domain.
 
-    One of the five languages that are known best is asked for in its own words, any other in English.
-    "synthetic" is the plain instruction; other domains put a sentence before it and one after it.
+    The prompt is in the language itself for the five main languages, else in English. "synthetic" is the
+    plain instruction; other domains add a sentence before it and one after it.
+
+    Raises:
+        UsageError: if the level, the language or the domain is unknown.
     """
     check_names("level", [level], LEVELS)
     check_names("domain", [domain], DOMAINS)
@@ -195,18 +198,22 @@ def instruction(level: str, lang: str, domain: str = "synthetic") -> str:
 
 
 def hint(code: str, lang: str) -> str:
-    """Return a sentence that tells a model what was wrong with its last answer; "" where there is none."""
+    """Return a sentence about the problem of the previous answer, or "" if there is none for this code."""
     text = _HINTS.get(code, "").replace("{language}", NAMES[lang])
     return f"\n{text}" if text else ""
 
 
 def format_list(text: str) -> tuple[str, ...]:
-    """Return the names that stand in a text with commas between them."""
+    """Split a comma-separated list of names."""
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """Return `names` without repeats; raise UsageError for an unknown one, or where there is none."""
+    """Return `names` without duplicates.
+
+    Raises:
+        UsageError: if a name is unknown or the list is empty.
+    """
     for name in names:
         if name not in known:
             raise UsageError(f"unknown {kind} {name!r}; choose from {', '.join(known)}")

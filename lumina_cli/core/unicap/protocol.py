@@ -38,7 +38,7 @@ class Answer(NamedTuple):
     text        the generated text
     finished    False if it was cut off at the token limit
     tokens      number of generated tokens; 0 if the engine does not report it
-    error       why there is no text, or None
+    error       the reason for a missing text, or None
     """
 
     text: str

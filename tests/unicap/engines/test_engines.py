@@ -53,7 +53,7 @@ def test_what_does_not_get_better_ends_the_run_with_one_line(serve, lumina, phot
     for status, expected in (
         (500, "failed: Error code: 500"),
         (401, "refuses the key in OPENAI_API_KEY"),
-        (404, "has no model 'only'"),
+        (404, "does not have model 'only'"),
     ):
         endpoint = serve(lambda *_, status=status: (status, {"error": {"message": "so it is"}}))
         with pytest.raises(LuminaError, match=expected) as caught:
@@ -75,7 +75,7 @@ def test_what_does_not_get_better_ends_the_run_with_one_line(serve, lumina, phot
         (200, said(None), "no text in the endpoint's answer"),
         (200, said(None, refusal="I will not"), "refused by the model: I will not"),
         (200, said("", "content_filter"), "refused by the endpoint: content filter"),
-        (200, b"<html>", "no answer that can be read"),
+        (200, b"<html>", "unreadable answer"),
         (200, b"[]", "no text in the endpoint's answer"),
     ],
 )
@@ -119,7 +119,7 @@ def test_an_endpoint_must_be_named(monkeypatch):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(UsageError, match="needs --endpoint URL"):
         open_engine("openai")
-    with pytest.raises(UsageError, match="is no URL"):
+    with pytest.raises(UsageError, match="is not a URL"):
         open_engine("openai", endpoint="localhost:8000")
 
 
@@ -180,7 +180,7 @@ def test_vllm_is_called_as_its_documentation_says(monkeypatch, lumina, photos):
     calls.clear()
     lumina(photos[0], "--engine", "vllm", "--levels", "short,tags", "--derive", "once", "--retries", 0)
     assert calls[1][1][0].structured_outputs.json["properties"]["en"]["required"] == ["short", "tags"]
-    with pytest.raises(UsageError, match="chooses its devices itself"):
+    with pytest.raises(UsageError, match="selects its devices"):
         open_engine("vllm", device="cuda:1")
 
 
@@ -297,5 +297,5 @@ def test_the_nano_scorer_names_what_the_detector_does_not_see():
         if task.level == "tags":
             assert task.reason.code == "not there"
             assert task.ask in task.reason
-    with pytest.raises(UsageError, match="from 0 to 1"):
+    with pytest.raises(UsageError, match="between 0 and 1"):
         open_scorer("nano@3")

@@ -82,7 +82,7 @@ def test_the_folder_served_writes_what_the_nano_engine_writes(server, lumina):
 )
 def test_what_the_server_says_is_passed_on_and_the_model_that_nobody_named(serve, status, body, told):
     endpoint = serve(lambda *_: (status, body))
-    hint = "; no --model was given, so it was asked for 'only'"
+    hint = "; without --model, the requested one was 'only'"
     with pytest.raises(LuminaError) as caught:
         asked(endpoint, [question()], retries=0)
     assert str(caught.value) == f"{endpoint.url} failed: {told}{hint}"

@@ -1,4 +1,4 @@
-"""Languages by their codes: names, scripts, and which one a text is written in."""
+"""Languages: codes, names, scripts, and the detection of the language of a text."""
 
 import re
 from copy import copy
@@ -8,7 +8,7 @@ from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.registry import did_you_mean
 
 LANGS = {"en": "English", "zh": "Chinese", "ja": "Japanese", "ru": "Russian", "de": "German"}
-# Languages besides the five above that can be asked for by name; py3langid tells all of them apart.
+# Further supported languages; py3langid distinguishes all of them.
 NAMES = LANGS | {
     "af": "Afrikaans", "am": "Amharic", "ar": "Arabic", "as": "Assamese", "az": "Azerbaijani",
     "be": "Belarusian",
@@ -43,23 +43,27 @@ _SCRIPTS_OF = {
     **dict.fromkeys(("si", "ta", "te"), ()),
 }  # fmt: skip
 
-# A text is taken for another language where py3langid is this sure of it, among the languages in question.
+# Minimum confidence of py3langid, among the candidate languages, for a text to count as another language.
 SURE = 0.8
-SURE_OF_HAN = 0.96  # Japanese without kana looks Chinese, up to 0.93; Chinese looks so from 0.97 on
-# So is a sentence or clause in the midst of others, if it has some words; names (capitals) do not count.
+SURE_OF_HAN = 0.96  # Japanese without kana scores up to 0.93 as Chinese; real Chinese scores 0.97 and more
+# The same for a sentence or clause within a text, if it is long enough; capitalized names are ignored.
 SURE_OF_CLAUSE, CLAUSE_WORDS, CLAUSE_LETTERS = 0.99, 4, 12
 _ENDS = re.compile(r"[.!?…;:\n]+(?:\s+|$)|[。！？；：]+")
 _CLAUSES = re.compile(r",\s+|[，、]")
 _NAMES = re.compile(r"(?<=\S\s)[A-ZÀ-ÞЀ-Я][\w'’-]*")
-_LONG_QUOTES = re.compile('["“„«»「『][^"”“«»」』]{401,}["”“«»」』]')  # a page, word for word
-# Latin and Cyrillic letters in one word, small ones: ЯндексGPT is a name, 3D-рендер has a hyphen.
-_PATCHED = re.compile(r"\w*(?:[a-zß-ÿ]{2}[а-яё]{2}|[а-яё]{2}[a-zß-ÿ]{2})\w*")
-# What stands in quotation marks is the image's own text, in whatever language that is.
+_LONG_QUOTES = re.compile('["“„«»「『][^"”“«»」』]{401,}["”“«»」』]')  # a transcribed page
+# Lower-case Latin and Cyrillic letters in one word; ЯндексGPT is a name, 3D-рендер has a hyphen.
+_MIXED_ALPHABETS = re.compile(r"\w*(?:[a-zß-ÿ]{2}[а-яё]{2}|[а-яё]{2}[a-zß-ÿ]{2})\w*")
+# Quoted text is text in the image, which may be in any language.
 QUOTED = re.compile("[\"“„«»「『][^\"”“«»」』]{1,400}[\"”“«»」』]|(?<!\\w)['‘‚][^'’‘]{1,400}['’‘](?!\\w)")
 
 
 def check_languages(codes: list[str]) -> tuple[str, ...]:
-    """Return language codes without repeats; raise UsageError for an unknown one, or where there is none."""
+    """Return the language codes without duplicates.
+
+    Raises:
+        UsageError: if a code is unknown or the list is empty.
+    """
     for code in codes:
         if code not in NAMES:
             hint = did_you_mean(code, NAMES)
@@ -70,38 +74,37 @@ def check_languages(codes: list[str]) -> tuple[str, ...]:
 
 
 def wrong_language(text: str, lang: str, asked: tuple[str, ...] = (), tags: bool = False) -> str | None:
-    """Return why `text` is not in `lang`, or None where it seems to be.
+    """Return why `text` is not in language `lang`, or None if it seems to be.
 
-    Its letters must be of the language's script, and py3langid, which chooses among the `asked` languages and
-    the five that are known best, must not be sure of another one. Japanese of a few letters, or of `tags`,
-    needs no kana. The same holds for each sentence and clause of some length, and no word may have letters of
-    two alphabets.
+    The letters must be of the right script, and py3langid must not be confident of another language among
+    `asked` and the five main ones. Short Japanese texts and `tags` may lack kana. The same applies to each
+    sentence and clause that is long enough, and no word may mix two alphabets.
     """
-    said = QUOTED.sub(" ", _LONG_QUOTES.sub(" ", text))
-    said = said if sum(map(str.isalpha, said)) >= 8 else text
-    if wrong := _wrong_script(said, lang, tags) or _reads_as_another(said, lang, asked):
+    own_text = QUOTED.sub(" ", _LONG_QUOTES.sub(" ", text))
+    own_text = own_text if sum(map(str.isalpha, own_text)) >= 8 else text
+    if wrong := _wrong_script(own_text, lang, tags) or _detect_other_language(own_text, lang, asked):
         return wrong
-    if patched := _PATCHED.search(said):
-        return f"letters of two alphabets in one word: {patched.group()!r}"
-    return None if tags else _partly_another(said, lang, asked)
+    if mixed := _MIXED_ALPHABETS.search(own_text):
+        return f"letters of two alphabets in one word: {mixed.group()!r}"
+    return None if tags else _find_foreign_part(own_text, lang, asked)
 
 
-def _partly_another(text: str, lang: str, asked: tuple[str, ...]) -> str | None:
-    """Return which part of a text of several sentences or clauses is in another language, or None."""
+def _find_foreign_part(text: str, lang: str, asked: tuple[str, ...]) -> str | None:
+    """Return a message about the first sentence or clause in another language, or None."""
     sentences = [sentence for sentence in _ENDS.split(text) if sentence.strip()]
     clauses = [clause for sentence in sentences for clause in _CLAUSES.split(sentence)]
     for part in dict.fromkeys([*sentences, *clauses]):
-        said = _NAMES.sub("", part.strip())
-        counts = _count_scripts(said)
+        own_text = _NAMES.sub("", part.strip())
+        counts = _count_scripts(own_text)
         total = sum(counts.values())
-        if total < CLAUSE_LETTERS or (counts["Latin"] > total / 2 and len(said.split()) < CLAUSE_WORDS):
+        if total < CLAUSE_LETTERS or (counts["Latin"] > total / 2 and len(own_text.split()) < CLAUSE_WORDS):
             continue
         own = sum(counts[name] for name in _SCRIPTS_OF.get(lang, ("Latin",)) or ("other",))
         kana = lang == "zh" and counts["kana"] > 0.3 * total
         if own < 0.2 * total or kana:
             return f"not in {NAMES[lang]}: {part.strip()[:40]!r}"
         if counts["Latin"] > total / 2 and (
-            other := _reads_as_another(said, lang, asked, sure_from=SURE_OF_CLAUSE)
+            other := _detect_other_language(own_text, lang, asked, minimum=SURE_OF_CLAUSE)
         ):
             return f"{other}: {part.strip()[:40]!r}"
     return None
@@ -127,29 +130,33 @@ def _count_scripts(text: str) -> dict[str, int]:
     return counts
 
 
-def _reads_as_another(
-    text: str, lang: str, asked: tuple[str, ...], sure_from: float | None = None
+def _detect_other_language(
+    text: str, lang: str, asked: tuple[str, ...], minimum: float | None = None
 ) -> str | None:
     scripts = set(_SCRIPTS_OF.get(lang, ("Latin",)))
     rivals = {code for code in (*LANGS, *asked) if scripts & set(_SCRIPTS_OF.get(code, ("Latin",)))}
-    if rivals <= {lang} or (lang in ("zh", "ja") and _LETTERS["kana"].search(text)):  # kana have said it
+    if rivals <= {lang} or (lang in ("zh", "ja") and _LETTERS["kana"].search(text)):  # kana decide it
         return None
-    found, sure = identifier(tuple(sorted(rivals | {lang}))).classify(text)
-    if found != lang and sure >= (sure_from or (SURE_OF_HAN if lang == "ja" else SURE)):
+    found, confidence = identifier(tuple(sorted(rivals | {lang}))).classify(text)
+    if found != lang and confidence >= (minimum or (SURE_OF_HAN if lang == "ja" else SURE)):
         return f"not in {NAMES[lang]}: reads as {NAMES[found]}"
     return None
 
 
 @cache
 def identifier(codes: tuple[str, ...]):
-    """Return py3langid's identifier restricted to `codes`; MissingPart where it is not installed."""
-    one = copy(_whole_identifier())
+    """Return py3langid's identifier, restricted to `codes`.
+
+    Raises:
+        MissingDependency: if py3langid is not installed.
+    """
+    one = copy(_full_identifier())
     one.set_languages(codes)
     return one
 
 
 @cache
-def _whole_identifier():
+def _full_identifier():
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError as error:

@@ -1,10 +1,10 @@
-"""Phrases that no caption should have, in five languages: refusals, empty openings, ends in mid-sentence."""
+"""Phrases that reject a caption, in five languages: refusals, empty openings, unfinished endings."""
 
 import re
 
-# A refusal opens the answer, maybe behind words of politeness, and speaks of the one who answers: what it
-# cannot do, or was not given. The same words elsewhere, or with other verbs, are signs, titles and buttons.
-_SORRY = "[\\s,.!;:*_—–-]*"  # what may stand between the politeness and the rest
+# A refusal starts the answer, optionally after polite words, and is about the model: what it cannot do or did
+# not receive. The same words elsewhere, or with other verbs, are signs, titles and buttons in the image.
+_SORRY = "[\\s,.!;:*_—–-]*"  # separators between polite words and the rest
 _PICTURE = r"(?:image|picture|photo(?:graph)?|file|attachment)s?"
 _POLITE = (
     r"(?:(?:hello|hi|hey|oh|well|sorry|unfortunately|regrettably|(?:my )?(?:sincere )?apologies"
@@ -19,7 +19,7 @@ _UNABLE = (
     r"|unable) to)"
     r"|'m (?:not able|unable) to)(?: (?:currently|directly|actually|really|seem to|be able to|help but))?"
 )
-# These have no other use at the beginning of a caption ...
+# These have no other meaning at the start of a caption,
 _ANSWERS = (
     r"(?:assist|comply|fulfil|describe|(?:view|access|open|load|process|analy[sz]e|interpret|caption"
     r"|identify"
@@ -30,7 +30,7 @@ _ANSWERS = (
     r"|view (?:that|this|it)\b|provide|help (?:you )?with|have (?:access|the (?:ability|capability))"
     r"|engage in|participate in)\b"
 )
-# ... and these none behind an apology.
+# and these have none after an apology.
 _HELPS = (
     r"(?:see|view|access|open|load|process|analy[sz]e|help|do (?:that|this|it)|create|write|generate|answer"
     r"|discuss|identify|recogni[sz]e|determine|interpret|read|perform|offer|produce|respond|comment"
@@ -130,15 +130,15 @@ REFUSALS = re.compile(
     "|".join((_EN_REFUSALS, _ZH_REFUSALS, _JA_REFUSALS, _RU_REFUSALS, _DE_REFUSALS)), re.IGNORECASE
 )
 
-# Openings that speak of the image and say nothing of it: "This image shows", "An image of". What tells its
-# kind ("a photo of a car", "an oil painting of", "auf dem Foto") is style, and stays.
+# Openings without content: "This image shows", "An image of". Openings that describe the style ("a photo of
+# a car", "an oil painting of", "auf dem Foto") are allowed.
 _EN = r"(?:image|picture|scene|visual)"
 _VERB = (
     r"(?:shows?|depicts?|features?|displays?|captures?|presents?|portrays?|illustrates?"
     r"|contains?|showcases?|is of)"
 )
 _OPENINGS = (
-    # In English "a picture of" is kept: it tells a drawing or a rendering from "a photo of".
+    # English "a picture of" is allowed: unlike "a photo of", it marks a drawing or a rendering.
     rf"(?:in )?(?:this|the|the given|the provided) (?:\w+ )?{_EN}(?: (?:here|above|provided))?,? "
     rf"(?:{_VERB}|there (?:is|are)|we (?:can )?see|you can see)\b",
     rf"(?:this|the) (?:photo|photograph|illustration|painting|drawing) {_VERB}\b",
@@ -159,10 +159,10 @@ _OPENINGS = (
 )
 BOILERPLATE = re.compile("|".join(_OPENINGS), re.IGNORECASE)
 
-# Words that no sentence of a language ends with. Small letters only: "a letter A" is a thing. Verbs and
-# prepositions can end one in English ("the door he came in"), and German puts parts of verbs there ("fährt
-# ein"). Russian prepositions cannot; "220 в" is a unit. Chinese "柔和" (soft) and its like end with 和.
-# Japanese ふもと and まんが are whole words: は, が, と, や and の count behind kanji and katakana alone.
+# Words that cannot end a sentence, in lower case only, as "a letter A" can. English sentences may end with
+# verbs and prepositions ("the door he came in"), German ones with verb prefixes ("fährt ein"). Russian ones
+# cannot end with prepositions, but "220 в" is a unit. Chinese words such as "柔和" (soft) end with 和.
+# Japanese ふもと and まんが are words, so は, が, と, や and の count only after kanji and katakana.
 _WORDS = {
     "en": "a an the and or nor its their than whose every",
     "de": "und oder sowie der die das den dem des eine einen einem im am vom zum zur ins als von",
@@ -180,7 +180,7 @@ _LAST["de"] += r"|\b(?:auf|in|mit|von|an|neben|vor|aus) einer"
 _STOPS = r"[,;:(\[{„「『（，、；：《]|\s[-–—]"
 UNFINISHED = {lang: re.compile(rf"(?:{_STOPS}|{words})\s*$") for lang, words in _LAST.items()}
 UNFINISHED[""] = re.compile(rf"(?:{_STOPS})\s*$")  # any other language
-# These end an English sentence only where they belong to something said before: "what it is made of".
+# These can end an English sentence only if they refer back: "what it is made of".
 _OPEN_ENDS = r"\b(?:of|with|next to|such as|as well as|due to|along with|according to|consisting of)"
 BELONGS = re.compile(
     r"\b(?:that|which|who|whom|whose|what|where|how|he|she|it|they|we|you|i|being|worth|to (?!the|an?"
@@ -190,13 +190,13 @@ BELONGS = re.compile(
     re.IGNORECASE,
 )
 OPEN_END = re.compile(rf"{_OPEN_ENDS}\s*$")
-# A quotation that is begun and not ended, with nothing like an end after it.
+# An opening quotation mark without a closing one or any other end after it.
 UNQUOTED = re.compile(
     '(?:(?:^|[\\s(:：，])(["“„])|[一-鿿]“|[「『《])[^"”“»」』》]*[^"”“»」』》.!?…。！？\\s]\\s*$'
 )
 
-# Words that may stand twice in a row: for emphasis, by grammar ("the man that that dog follows", "Frauen, die
-# die Kinder halten", "with its lights on on a road"), or as one thing (a yo yo).
+# Words that may be doubled: for emphasis, by grammar ("the man that that dog follows", "Frauen, die die
+# Kinder halten", "with its lights on on a road"), or as a name (a yo yo).
 _TWICE = {
     "en": "very really so that had is in on her you it do no far much many more way bye cha yo choo knock "
     "tuk aye pom can tam ha row there now night chop hush half tsk tom right left well please wow oh la na "
@@ -206,6 +206,6 @@ _TWICE = {
     "ru": "очень что то еле чуть вот так да нет давно много далеко скоро едва как было все всё тук",
 }
 TWICE = {lang: frozenset(words.split()) for lang, words in _TWICE.items()}
-# These do not, not even where a sentence begins with both as if they were a name.
+# These may not, not even capitalized at the start of a sentence.
 _JOINTS = "the a an of and with at to from by der die das ein eine und mit von и с из от"
 NEVER_TWICE = frozenset(_JOINTS.split())

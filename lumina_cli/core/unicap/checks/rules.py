@@ -1,4 +1,4 @@
-"""Is this a caption? Simple rules, each with a reason that a person can read and a code to count by."""
+"""Rules that reject a bad caption, each with a readable reason and a code for statistics."""
 
 import re
 from collections import Counter
@@ -16,28 +16,28 @@ from lumina_cli.core.unicap.checks.phrases import (
 )
 from lumina_cli.core.unicap.prompts import MAX_TOKENS
 
-# Characters a caption of each level may have; one Chinese or Japanese character says about as much as three.
+# Minimum and maximum characters per level; one CJK character counts as about three.
 LENGTHS = {"detailed": (50, 6000), "medium": (24, 1200), "short": (5, 320), "tags": (3, 1000)}
 _DENSE, _DENSE_LANGS = 3, ("zh", "ja", "ko")
-_KEPT = 12  # characters of a quotation that count as said; the image may well repeat itself
+_KEPT = 12  # characters of a quotation that are checked; text in an image may repeat
 
-# Control characters, and the sign for bytes that were no UTF-8.
+# Control characters, and the replacement character of invalid UTF-8.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffd]")
 
-# Something of up to 80 characters said five times over, or of one or two characters twelve times over.
+# Up to 80 characters repeated five times, or one or two characters repeated twelve times.
 _LOOP = re.compile(r"(.{3,80}?)\1{4,}|(.{1,2}?)\2{11,}", re.DOTALL)
-# Dots and lines that lead from one thing to another, as in a table of contents; a loop has nothing behind it.
+# Dot leaders, as in a table of contents; unlike a loop, text follows them.
 _LEADERS = re.compile(r"[._=*·…-]{3,}(?=\s*[^\W_])|(?:[._·…] ){3,}(?=\s*[^\W_])")
-# A word, or a character that is as good as one.
+# A word, or a CJK character.
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
-# The same word again and again, with nothing but space between.
+# The same word repeated, separated by whitespace only.
 _AGAIN = re.compile(r"(?<![\w'’-])([^\W\d_]{2,})((?:\s+\1)+)(?![\w'’-])", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?]+(?:\s+|$)|[。！？]+")
 _MARKS = "\"'*“”„«»「」『』‘’ "
 
 
 class Reason(str):
-    """Why a text is no caption: a sentence, with `code`, one of few words, to count by."""
+    """Why a caption was rejected: a message, with a short `code` for statistics."""
 
     code: str
 
@@ -50,12 +50,13 @@ class Reason(str):
 def check_caption(
     text: str, level: str, lang: str, asked: tuple[str, ...] = (), finished: bool | None = None
 ) -> Reason | None:
-    """Return why `text` is no caption of this level in this language, or None where it seems to be one.
+    """Return why `text` is not a valid caption of a level in a language, or None if it is valid.
 
-    `asked` are the languages that it could be in by mistake, besides the five that are known best. `finished`
-    is False where the engine says that it was stopped. What stands in quotation marks is the picture's own
-    text: it is no refusal, and may repeat itself. The codes are empty, broken, refusal, language, too short,
-    too long, boilerplate, repetition and cut off.
+        asked       all requested languages; with the five main ones, the candidates for a wrong language
+        finished    False if the engine stopped at its token limit
+
+    Quoted text is text in the image: it is not a refusal, and it may repeat. Codes: empty, broken, refusal,
+    language, too short, too long, boilerplate, repetition, cut off.
     """
     if not text.strip():
         return Reason("empty", "empty")
@@ -76,7 +77,7 @@ def _broken(text: str) -> Reason | None:
 
 
 def _opening(text: str) -> str:
-    """Return a text from its first own word on; one that begins with a quotation keeps the mark."""
+    """Return a text from its first word on, but keep a quotation at the start."""
     quoted = QUOTED.match(text.strip())
     if quoted and quoted.end() < len(text.strip().rstrip(".。!！")):
         return text.strip()
@@ -99,60 +100,63 @@ def _length(text: str, level: str, lang: str) -> Reason | None:
 
 def _boilerplate(text: str) -> Reason | None:
     found = BOILERPLATE.match(_opening(text))
-    return Reason("boilerplate", f"begins with {found.group()!r}, which says nothing") if found else None
+    return Reason("boilerplate", f"begins with {found.group()!r}, which adds no content") if found else None
 
 
 def _repetition(text: str, level: str, lang: str) -> Reason | None:
-    said = QUOTED.sub(lambda quote: quote.group()[:_KEPT], _LEADERS.sub(" ", text))
-    if loop := _LOOP.search(said):
+    own_text = QUOTED.sub(lambda quote: quote.group()[:_KEPT], _LEADERS.sub(" ", text))
+    if loop := _LOOP.search(own_text):
         return Reason("repetition", f"repeats {(loop.group(1) or loop.group(2)).strip()[:40]!r}")
-    if whole := _one_phrase(text):
-        return Reason("repetition", f"repeats {whole!r} and says nothing else")
-    if twice := _stutter(text, lang) or _sentence_twice(text):
-        return Reason("repetition", f"says {twice[:60]!r} twice")
-    pieces = _tags(said) if level == "tags" else _phrases(said)
+    if whole := _find_sole_phrase(text):
+        return Reason("repetition", f"consists only of {whole!r}, repeated")
+    if twice := _find_doubled_word(text, lang) or _find_repeated_sentence(text):
+        return Reason("repetition", f"contains {twice[:60]!r} twice")
+    pieces = _tags(own_text) if level == "tags" else _phrases(own_text)
     if len(pieces) >= 8 and len(set(pieces)) < 0.5 * len(pieces):
         common, times = Counter(pieces).most_common(1)[0]
         return Reason("repetition", f"repeats {common!r} {times} times")
     return None
 
 
-def _stutter(text: str, lang: str) -> str | None:
-    """Return a word that stands three times in a row, or twice where none does so on purpose.
+def _find_doubled_word(text: str, lang: str) -> str | None:
+    """Return a word that is repeated three times, or twice if it is not legitimately doubled.
 
-    Names do so ("Bora Bora"), some words of a language, and in many languages nobody knows which.
+    Legitimate are names ("Bora Bora") and certain words per language; other languages have no such list.
     """
-    said = QUOTED.sub(" . ", text)
-    for found in _AGAIN.finditer(said):
+    own_text = QUOTED.sub(" . ", text)
+    for found in _AGAIN.finditer(own_text):
         word, times = found[1].lower(), 1 + len(found[2].split())
         known = TWICE.get(lang)
         if times > 3 or (times == 3 and word not in (known or ())):
             return found.group()
         last = found[2].split()[-1]
-        starts = re.search(r"(?:^|[.!?]\s+)$", said[: found.start()])
+        starts = re.search(r"(?:^|[.!?]\s+)$", own_text[: found.start()])
         if last[0].isupper() and not (starts and word in NEVER_TWICE):
             continue
-        if found[1].isupper() != last.isupper():  # "STOP stop", a sign
+        if found[1].isupper() != last.isupper():  # "STOP stop" is a sign
             continue
         if known is not None and times == 2 and (word not in known or (starts and last[0].isupper())):
             return found.group()
     return None
 
 
-def _sentence_twice(text: str) -> str | None:
-    """Return a sentence of four words or more (eight characters where words are not spaced) said before."""
+def _find_repeated_sentence(text: str) -> str | None:
+    """Return a repeated sentence of at least four words (eight characters in languages without spaces)."""
     whole = QUOTED.sub(lambda quote: _SENTENCE_END.sub(" ", quote.group()), text)
     seen = set()
     for sentence in _SENTENCE_END.split(whole):
-        said = " ".join(_WORD.findall(sentence.lower()))
-        if said.count(" ") >= (7 if re.search("[\u3040-\u30ff\u3400-\u9fff]", said) else 3) and said in seen:
+        own_text = " ".join(_WORD.findall(sentence.lower()))
+        if (
+            own_text.count(" ") >= (7 if re.search("[\u3040-\u30ff\u3400-\u9fff]", own_text) else 3)
+            and own_text in seen
+        ):
             return sentence.strip()
-        seen.add(said)
+        seen.add(own_text)
     return None
 
 
-def _one_phrase(text: str) -> str | None:
-    """Return the phrase that a text is made of, three times over or more; the last may be cut."""
+def _find_sole_phrase(text: str) -> str | None:
+    """Return the phrase if the text only repeats one, at least three times; the last may be incomplete."""
     words = _WORD.findall(text.lower())
     for size in range(1, len(words) // 3 + 1):
         if all(words[i] == words[i - size] for i in range(size, len(words))):
@@ -166,7 +170,7 @@ def _tags(text: str) -> list[str]:
 
 
 def _phrases(text: str) -> list[str]:
-    """Return each run of three words; of eight characters where words are not spaced."""
+    """Return all runs of three words, or of eight characters in languages without spaces."""
     words = text.lower().split()
     if len(words) * 12 < len(text):
         return [text[i : i + 8] for i in range(len(text) - 7)]
@@ -174,7 +178,7 @@ def _phrases(text: str) -> list[str]:
 
 
 def _cut(text: str, level: str, lang: str) -> Reason | None:
-    """A text without an end: after a word that ends no sentence, a comma, or within a quotation."""
+    """Return a reason if a text ends with a word that cannot end a sentence, a comma, or in a quotation."""
     if level == "tags":
         return None
     found = UNFINISHED.get(lang, UNFINISHED[""]).search(text)
@@ -184,5 +188,5 @@ def _cut(text: str, level: str, lang: str) -> Reason | None:
     if lang == "en" and not found and (found := OPEN_END.search(text)):
         last = re.split(r"[.!?]\s", text)[-1].strip().partition(" ")[2]
         found = None if BELONGS.search(last[: -len(found[0].strip()) or None]) else found
-    opened = text.rstrip().endswith("«") and text.count("«") > text.count("»")  # German quotes are »so«
+    opened = text.rstrip().endswith("«") and text.count("«") > text.count("»")  # German quotes are »...«
     return Reason("cut off", f"ends in mid-sentence: {text[-24:]!r}") if found or opened else None

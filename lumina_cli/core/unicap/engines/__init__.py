@@ -1,4 +1,4 @@
-"""What writes captions; each engine is a line of the CAPTIONERS table."""
+"""Captioning engines, one per entry of the CAPTIONERS table."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.registry import CAPTIONERS
 
-_LOADERS = ("transformers", "vllm", "nano")  # they take a folder or a hub id as their model
+_LOADERS = ("transformers", "vllm", "nano")  # engines whose model is a folder or a hub id
 
 
 def open_engine(
@@ -17,29 +17,35 @@ def open_engine(
     endpoint: str | None = None,
     batch: int = 8,
 ) -> Any:
-    """Return the captioner that `words` names; "ray:INNER" is one that runs others on a Ray cluster.
+    """Open a captioning engine.
 
-    `model` is the engine's own default where it is None. UsageError for a name that means nothing, or an
-    `endpoint` for an engine that calls none.
+        words       name of the engine, or "ray:NAME" to run it on a Ray cluster
+        model       model of the engine; None is its default
+        endpoint    URL, only for openai
+        batch       concurrent requests of openai
+
+    Raises:
+        UsageError: if the name is unknown, or `endpoint` does not apply to the engine.
+        LuminaError: if `model` is neither a folder nor a hub id.
     """
     name, _, inner = words.partition(":")
-    runs = (inner or "transformers") if name == "ray" else name
-    if model is not None and runs in _LOADERS:
+    runs_engine = (inner or "transformers") if name == "ray" else name
+    if model is not None and runs_engine in _LOADERS:
         _check_model(model)
     kind = CAPTIONERS.load(name)
-    if runs.partition(":")[0] != "openai" and endpoint:
-        raise UsageError(f"--endpoint is for --engine openai, not {words}")
+    if runs_engine.partition(":")[0] != "openai" and endpoint:
+        raise UsageError(f"--endpoint applies to --engine openai, not to {words}")
     if name == "ray":
         return kind(inner or "transformers", model, device, endpoint, batch)
     if inner:
-        raise UsageError(f"engine {words!r}: only ray runs another engine, as ray:nano")
+        raise UsageError(f"engine {words!r}: only ray takes another engine, such as ray:nano")
     return kind(model, device, endpoint, batch) if name == "openai" else kind(model, device)
 
 
 def _check_model(model: str) -> None:
-    """Raise where `model` cannot be a folder or a hub id, before anything is loaded or the hub is asked."""
+    """Raise an error if `model` cannot be a folder or a hub id, before loading anything."""
     if Path(model).expanduser().exists() or re.fullmatch(r"\w[\w.-]*/[\w.-]+", model):
         return
     if model in CAPTIONERS:
-        raise UsageError(f"--model {model}: {model} is an engine: --engine {model}")
+        raise UsageError(f"--model {model}: {model} is an engine; use --engine {model}")
     raise LuminaError(f"{model}: no such folder, and not a hub id (owner/name)")

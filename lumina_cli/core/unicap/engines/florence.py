@@ -1,4 +1,4 @@
-"""Florence-2 follows no instructions but knows tasks, in English: one for each level."""
+"""Florence-2: task tokens instead of instructions, one per level, in English."""
 
 import re
 
@@ -10,20 +10,20 @@ TASKS = {
     "short": "<CAPTION>",
     "tags": "<OD>",
 }
-_SPECIAL = re.compile(r"</?(?:s|pad|unk|mask)>")
-_PLACES = re.compile(r"(?:<loc_\d+>)+")
+_SPECIAL_TOKENS = re.compile(r"</?(?:s|pad|unk|mask)>")
+_LOCATIONS = re.compile(r"(?:<loc_\d+>)+")
 
 
 def read(text: str, level: str) -> str:
-    """Return the caption of an answer as the tokenizer decodes it, special tokens in it.
+    """Extract the caption from a decoded answer that includes special tokens.
 
-    Found objects come as "car<loc_1><loc_2>...": each name once is a tag. Florence-2 opens most captions with
-    "The image shows" and cannot be told not to, so that is cut off here.
+    Detected objects have the form "car<loc_1><loc_2>..."; the distinct names become tags. Florence-2 starts
+    most captions with "The image shows", which is removed here.
     """
-    text = _SPECIAL.sub("", text).strip()
+    text = _SPECIAL_TOKENS.sub("", text).strip()
     if level == "tags":
-        return ", ".join(dict.fromkeys(name.strip() for name in _PLACES.split(text) if name.strip()))
-    text = _PLACES.sub("", text)
+        return ", ".join(dict.fromkeys(name.strip() for name in _LOCATIONS.split(text) if name.strip()))
+    text = _LOCATIONS.sub("", text)
     opening = BOILERPLATE.match(text)
     text = text[opening.end() :].lstrip(" ,") if opening else text
     return text[:1].upper() + text[1:]

@@ -1,7 +1,7 @@
-"""Captions by the embedded captioner, which knows the nano world and the plain instructions, and no more.
+"""Engine of the embedded captioner, which supports the nano world and the plain instructions only.
 
-It always works in float32 on blocks of one shape, eight prompts of one length, so that what it writes for a
-picture never depends on its neighbours, not even by a rounding.
+It computes in float32 on blocks of a fixed shape, eight prompts of one length, so captions do not depend on
+the batch, not even through rounding.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from lumina_cli.core.unicap.protocol import Answer, Question
 
 FOLDER = ASSETS / "nano" / "captioner"
 BLOCK = 8  # prompts
-STEP = 16  # tokens; prompts without a image are filled up to a multiple
+STEP = 16  # tokens; prompts without an image are padded to a multiple of it
 
 
 class Captioner(transformers.Captioner):
-    """The captioner in the package, or another of its make in the folder `model`."""
+    """The embedded captioner, or another one of its kind in the folder `model`."""
 
     structured = None
     heeds_hints = False
@@ -33,11 +33,11 @@ class Captioner(transformers.Captioner):
         self.model.float()
 
     def _groups(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Return which questions go through the model together: those of one length and one limit."""
+        """Group the questions of a call: those of equal length and token limit."""
         groups: dict[tuple, list[int]] = {}
         for number, question in enumerate(questions):
             size = len(self.tokenizer(question.text, add_special_tokens=False).input_ids)
-            length = size if question.image else -(-(size + 2) // STEP)  # with begin and answer
+            length = size if question.image else -(-(size + 2) // STEP)  # with start and answer tokens
             groups.setdefault((question.image is None, question.max_tokens, length), []).append(number)
         return [group[i : i + BLOCK] for group in groups.values() for i in range(0, len(group), BLOCK)]
 
@@ -46,7 +46,7 @@ class Captioner(transformers.Captioner):
         return super()._generate(filled)[: len(questions)]
 
     def _inputs(self, questions: Sequence[Question]) -> Any:
-        """Return inputs; those without pictures are padded on the left to the next multiple of STEP."""
+        """Return model inputs; those without images are padded on the left to a multiple of STEP."""
         inputs = super()._inputs(questions)
         if questions[0].image is None:
             missing = -inputs["input_ids"].shape[1] % STEP

@@ -1,4 +1,4 @@
-"""No model at all: captions that pass every check, at once, to time everything around a model."""
+"""Engine without a model: fixed captions that pass all checks, for timing everything else."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ TEXTS = {
 
 
 class Captioner(Engine):
-    """Answers every question with the same sentence of its language."""
+    """Answers every question with a fixed sentence in its language."""
 
     heeds_hints = False
     languages = tuple(TEXTS)
@@ -23,7 +23,7 @@ class Captioner(Engine):
         self.name = "noop"
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Return an Answer to each question without looking at it."""
+        """Answer the questions with fixed sentences."""
         return [
             Answer(TEXTS[question.lang], True, len(TEXTS[question.lang].split())) for question in questions
         ]

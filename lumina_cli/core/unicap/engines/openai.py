@@ -1,4 +1,4 @@
-"""Captions by any endpoint that speaks OpenAI's chat API, a fixed number of requests in flight."""
+"""Engine for endpoints with OpenAI's chat API, with a fixed number of concurrent requests."""
 
 import asyncio
 import base64
@@ -16,24 +16,32 @@ from PIL import Image
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
-TEMPERATURE, TOP_P, BOLDER = 0.2, 0.8, 0.3  # as in engines/transformers.py
-RETRIES = 5  # of one request, by the client: 0.5 s after the first failure, then twice as long, up to 8 s
+TEMPERATURE, TOP_P, RETRY_TEMPERATURE = 0.2, 0.8, 0.3  # as in engines/transformers.py
+RETRIES = 5  # per request, by the client: after 0.5 s, then doubling up to 8 s
 TIMEOUT = 300.0  # seconds for one answer
-MAX_PIXELS = 4_000_000  # larger images are sent reduced; models reduce them anyway
-LOSSLESS = 512 * 512  # pixels up to which a image is sent as PNG, above as JPEG of quality 95
+MAX_PIXELS = 4_000_000  # larger images are downscaled; models do so anyway
+LOSSLESS = 512 * 512  # pixels up to which an image is sent as PNG, else as JPEG of quality 95
 
 
 class Captioner(Engine):
-    """A model behind a URL such as http://localhost:8000/v1, asked `batch` questions at a time.
+    """A model behind a URL such as http://localhost:8000/v1, with `batch` concurrent requests.
 
-    Without `model` the only one that the endpoint offers; without `endpoint` OPENAI_BASE_URL of the
-    environment. The key is OPENAI_API_KEY of the environment; a local server needs none. Busy servers (429),
-    their faults (5xx) and lost connections are tried again; LuminaError where that does not help. A question
-    that the endpoint refuses (400, 413, 422) has an error in its answer, unless it has refused all so far.
+        model       name of the model; None if the endpoint has exactly one
+        endpoint    URL; None reads OPENAI_BASE_URL from the environment
+        batch       concurrent requests
+        retries     retries of a request after 429, 5xx and lost connections
+        timeout     seconds per request
+
+    The API key is read from OPENAI_API_KEY; local servers do not need one. A question that the endpoint
+    refuses (400, 413, 422) gets an answer with an error, unless all questions so far were refused.
+
+    Raises:
+        UsageError: if the URL is missing or invalid, or the model is ambiguous.
+        LuminaError: if the endpoint cannot be reached or keeps failing.
     """
 
     structured = "guided"
-    lanes = 2  # while the last answers of one batch are awaited, the next one has begun
+    lanes = 2  # the next batch starts while the last answers of one are pending
 
     def __init__(
         self,
@@ -49,16 +57,16 @@ class Captioner(Engine):
         if not self.url:
             raise UsageError("--engine openai needs --endpoint URL, such as http://localhost:8000/v1")
         if not self.url.startswith(("http://", "https://")):
-            raise UsageError(f"--endpoint {self.url!r} is no URL, such as http://localhost:8000/v1")
+            raise UsageError(f"--endpoint {self.url!r} is not a URL such as http://localhost:8000/v1")
         self.answered = False
-        self.unknown: set[str] = set()  # settings that this endpoint does not take
+        self.rejected_settings: set[str] = set()  # settings that this endpoint rejects
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
-        self.client, self.room = self._run(self._connect(batch, retries, timeout))
-        self.chosen, self.name = model is not None, model
+        self.client, self.slots = self._run(self._connect(batch, retries, timeout))
+        self.model_given, self.name = model is not None, model
         self.name = self._run(self._find_model(model))
-        self.apply_model_settings(self.name)  # a server of this machine may serve a folder by its path
+        self.apply_model_settings(self.name)  # a local server may serve a folder by its path
 
     async def _connect(self, batch: int, retries: int, timeout: float) -> tuple[Any, asyncio.Semaphore]:
         key = os.environ.get("OPENAI_API_KEY") or "none"
@@ -66,7 +74,7 @@ class Captioner(Engine):
         return client, asyncio.Semaphore(batch)
 
     def _run(self, work: Any) -> Any:
-        """Wait for a coroutine on the loop's thread; what interrupts the waiting ends it."""
+        """Run a coroutine on the thread of the loop; an interrupt cancels it."""
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()
@@ -77,74 +85,74 @@ class Captioner(Engine):
             raise
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Return an Answer to each question; the pictures travel inside the requests."""
+        """Answer the questions; images are embedded in the requests."""
         return self._run(self._ask_all(questions))
 
     async def _ask_all(self, questions: Sequence[Question]) -> list[Answer]:
-        shown: dict[int, str] = {}
+        urls: dict[int, str] = {}
         tasks = []
         try:
             for question in questions:
                 place = id(question.image)
-                if question.image is not None and place not in shown:
-                    shown[place] = await asyncio.to_thread(data_url, question.image)
-                tasks.append(asyncio.create_task(self._ask(question, shown.get(place))))
+                if question.image is not None and place not in urls:
+                    urls[place] = await asyncio.to_thread(data_url, question.image)
+                tasks.append(asyncio.create_task(self._ask(question, urls.get(place))))
             return await asyncio.gather(*tasks)
-        finally:  # the first error ends the others, too
+        finally:  # the first error cancels the others
             for task in tasks:
                 task.cancel()
 
     async def _ask(self, question: Question, url: str | None) -> Answer:
-        async with self.room:
+        async with self.slots:
             try:
                 while True:
                     try:
                         found = await self.client.chat.completions.create(**self._request(question, url))
                         break
                     except self.openai.BadRequestError as error:
-                        if not self._does_without(error):
+                        if not self._drop_rejected_setting(error):
                             raise
             except self.openai.APIStatusError as error:
                 if error.status_code not in (400, 413, 422) or not self.answered:
-                    raise LuminaError(self._fault(error)) from error
+                    raise LuminaError(self._describe_error(error)) from error
                 return Answer("", True, error=f"refused by the endpoint: {_short(_error_message(error))}")
             except self.openai.OpenAIError as error:
-                raise LuminaError(self._fault(error)) from error
-            except ValueError as error:  # a body that is no JSON
-                return Answer("", True, error=f"no answer that can be read: {_short(error)}")
+                raise LuminaError(self._describe_error(error)) from error
+            except ValueError as error:  # the body is not JSON
+                return Answer("", True, error=f"unreadable answer: {_short(error)}")
         return self._read(found)
 
     def _request(self, question: Question, url: str | None) -> dict[str, Any]:
         content: list[dict] = [{"type": "text", "text": question.text}]
         if url:
             content.insert(0, {"type": "image_url", "image_url": {"url": url}})
-        wanted = {
+        settings = {
             "max_tokens": question.max_tokens,
-            "temperature": min(TEMPERATURE + BOLDER * question.attempt, 1.0),
+            "temperature": min(TEMPERATURE + RETRY_TEMPERATURE * question.attempt, 1.0),
             "top_p": TOP_P,
             "seed": question.seed % 2**31,
         }
         if question.form:
             named = {"name": "captions", "strict": True, "schema": question.form}
-            wanted["response_format"] = {"type": "json_schema", "json_schema": named}
-        if "max_tokens" in self.unknown:
-            wanted["max_completion_tokens"] = question.max_tokens
-        wanted = {name: value for name, value in wanted.items() if name not in self.unknown}
-        return {"model": self.name, "messages": [{"role": "user", "content": content}]} | wanted
+            settings["response_format"] = {"type": "json_schema", "json_schema": named}
+        if "max_tokens" in self.rejected_settings:
+            settings["max_completion_tokens"] = question.max_tokens
+        settings = {name: value for name, value in settings.items() if name not in self.rejected_settings}
+        return {"model": self.name, "messages": [{"role": "user", "content": content}]} | settings
 
-    def _does_without(self, error: Any) -> bool:
-        """Whether the endpoint complains of a setting that it can do without; then it is not sent again."""
+    def _drop_rejected_setting(self, error: Any) -> bool:
+        """Return whether the endpoint rejects an optional setting, which is then omitted from now on."""
         name = getattr(error, "param", None)
         if (
             name not in ("max_tokens", "temperature", "top_p", "seed", "response_format")
-            or name in self.unknown
+            or name in self.rejected_settings
         ):
             return False
-        self.unknown.add(name)
+        self.rejected_settings.add(name)
         return True
 
     def _read(self, found: Any) -> Answer:
-        """Return what a completion says; endpoints leave out almost any part of it."""
+        """Convert a completion to an answer; endpoints omit almost any of its fields."""
         choices = getattr(found, "choices", None)
         message = getattr(choices[0], "message", None) if choices else None
         text, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
@@ -153,32 +161,32 @@ class Captioner(Engine):
         if not isinstance(text, str):
             return Answer("", True, error="no text in the endpoint's answer")
         self.answered = True
-        ended = choices[0].finish_reason
-        if ended == "content_filter":
+        finish_reason = choices[0].finish_reason
+        if finish_reason == "content_filter":
             return Answer(text, True, error="refused by the endpoint: content filter")
         tokens = getattr(getattr(found, "usage", None), "completion_tokens", 0) or 0
-        return Answer(text.strip(), ended != "length", tokens)
+        return Answer(text.strip(), finish_reason != "length", tokens)
 
     async def _find_model(self, model: str | None) -> str:
-        """Return the model to ask, after a look whether the endpoint is there at all."""
+        """Return the model name, after checking that the endpoint is reachable."""
         names = []
         try:
             async for one in self.client.with_options(max_retries=1).models.list():
                 names.append(one.id)
         except self.openai.APIStatusError as error:
             if model is None or error.status_code in (401, 403):
-                raise LuminaError(self._fault(error)) from error
+                raise LuminaError(self._describe_error(error)) from error
         except self.openai.OpenAIError as error:
-            raise LuminaError(self._fault(error)) from error
+            raise LuminaError(self._describe_error(error)) from error
         except (ValueError, AttributeError, TypeError):  # not every endpoint lists its models
             names = []
         if model or len(names) == 1:
             return model or names[0]
-        offered = f"it offers {', '.join(names[:8])}" if names else "it names none"
-        raise UsageError(f"--model says which model of {self.url} to ask; {offered}")
+        offered = f"it offers {', '.join(names[:8])}" if names else "it lists none"
+        raise UsageError(f"--model must select a model of {self.url}; {offered}")
 
-    def _fault(self, error: Any) -> str:
-        """Return one line about an error that ends the run."""
+    def _describe_error(self, error: Any) -> str:
+        """Return a one-line message about an error that ends the run."""
         if isinstance(error, self.openai.APITimeoutError):
             return f"{self.url} did not answer in time"
         if isinstance(error, self.openai.APIConnectionError):
@@ -187,15 +195,15 @@ class Captioner(Engine):
             )
         if isinstance(error, self.openai.AuthenticationError | self.openai.PermissionDeniedError):
             return f"{self.url} refuses the key in OPENAI_API_KEY ({_short(_error_message(error))})"
-        hint = "" if self.chosen else f"; no --model was given, so it was asked for {self.name!r}"
-        hint = "; --model NAME says which model to ask" if self.name is None else hint
+        hint = "" if self.model_given else f"; without --model, the requested one was {self.name!r}"
+        hint = "; select a model with --model NAME" if self.name is None else hint
         reason = _short(_error_message(error))
         if isinstance(error, self.openai.NotFoundError):
-            return f"{self.url} has no model {self.name!r}, or lacks its /v1 ({reason}){hint}"
+            return f"{self.url} does not have model {self.name!r}, or the URL lacks /v1 ({reason}){hint}"
         return f"{self.url} failed: {reason}{hint}"
 
     def close(self) -> None:
-        """End the requests that are under way; their waiting threads get an error."""
+        """Cancel pending requests; the threads that wait for them get an error."""
         if self.loop.is_running():
             with contextlib.suppress(Exception):
                 asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(5)
@@ -204,15 +212,15 @@ class Captioner(Engine):
             self.loop.close()
 
     async def _end(self) -> None:
-        mine = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in mine:
+        pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*mine, return_exceptions=True)
+        await asyncio.gather(*pending, return_exceptions=True)
         await self.client.close()
 
 
 def data_url(image: Image.Image) -> str:
-    """Return a picture as a data URL: PNG where it is small, else JPEG, reduced to MAX_PIXELS."""
+    """Return an image as a data URL: PNG if it is small, else JPEG, downscaled to MAX_PIXELS."""
     pixels = image.width * image.height
     if pixels > MAX_PIXELS:
         scale = (MAX_PIXELS / pixels) ** 0.5
@@ -227,15 +235,15 @@ def data_url(image: Image.Image) -> str:
 
 
 def _error_message(error: Any) -> str:
-    """Return a status with what the server itself said about it, wherever in its answer that is."""
-    status, said = getattr(error, "status_code", None), getattr(error, "body", None)
+    """Return the status with the message of the server, from any of the usual fields."""
+    status, body = getattr(error, "status_code", None), getattr(error, "body", None)
     if status is None:
         return str(error)
     for name in ("error", "detail", "message"):
-        said = said.get(name, said) if isinstance(said, dict) else said
-    if not said or isinstance(said, dict | list):
-        said = said or error.response.text
-    return f"Error code: {status}{f', {said}' if said else ''}"
+        body = body.get(name, body) if isinstance(body, dict) else body
+    if not body or isinstance(body, dict | list):
+        body = body or error.response.text
+    return f"Error code: {status}{f', {body}' if body else ''}"
 
 
 def _short(text: Any) -> str:

@@ -1,10 +1,9 @@
-"""Any other engine on a Ray cluster: batches of rows through Ray Data, one actor with a model a worker.
+"""Any other engine on a Ray cluster: batches of rows through Ray Data, one actor with a model per worker.
 
-Pictures that lie in files are opened by the workers, so their paths (or URLs) must mean the same everywhere;
-pictures in memory travel with their rows. Rows come back in order. An actor that dies is started anew and its
-batch done again; since captions depend on the picture and the seed alone, the result is the same. A cluster
-of this machine alone ends with the run, also where that is killed: its workers in a few seconds, the last of
-Ray's own processes within about a minute. Its logs stay in Ray's folder, /tmp/ray.
+Workers open image files themselves, so paths and URLs must be valid on all nodes; images in memory are sent
+with their rows. Rows keep their order. A dead actor is restarted and its batch repeated; captions depend only
+on the image and the seed, so the result is the same. A local cluster ends with the run, even if that is
+killed: workers within seconds, Ray's other processes within about a minute. Logs stay in /tmp/ray.
 """
 
 import json
@@ -47,7 +46,7 @@ class Captioner(Engine):
     ):
         if inner not in CAPTIONERS or inner == "ray":
             known = [name for name in CAPTIONERS.names() if name != "ray"]
-            raise UsageError(f"engine 'ray:{inner}': ray runs {', '.join(known)}")
+            raise UsageError(f"engine 'ray:{inner}': ray supports {', '.join(known)}")
         self.ray = _library()
         self.inner = inner
         self.settings = {
@@ -57,8 +56,8 @@ class Captioner(Engine):
             "endpoint": endpoint,
             "batch": batch,
         }
-        self.mine = not self.ray.is_initialized()
-        if self.mine:
+        self.owns_cluster = not self.ray.is_initialized()
+        if self.owns_cluster:
             self.ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
         context = self.ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
@@ -72,9 +71,9 @@ class Captioner(Engine):
     def map_rows(
         self, groups: Iterator[list[CaptionItem]], request: CaptionRequest, open_image: Callable
     ) -> Iterator[tuple[Sequence[CaptionItem], int]]:
-        """Yield batches of finished shots in order, each with how many calls of the inner engine it took."""
+        """Yield batches of finished items in order, each with the number of engine calls it took."""
         while window := list(islice(groups, WINDOW * self.workers)):
-            items = [{"rows": [_packed(item) for item in items]} for items in window]
+            items = [{"rows": [_pack(item) for item in items]} for items in window]
             data = self.ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                 Worker,
                 batch_size=1,
@@ -91,17 +90,17 @@ class Captioner(Engine):
         try:
             for row in data.iter_rows():
                 yield row["found"]
-        except Exception as error:  # Ray wraps what a worker raised in errors of its own
+        except Exception as error:  # Ray wraps the exceptions of workers
             raise LuminaError(_cause(error)) from error
 
     def close(self) -> None:
-        """Leave the cluster; the one of this machine ends."""
-        if self.mine and self.ray.is_initialized():
+        """Disconnect from the cluster; a local cluster ends."""
+        if self.owns_cluster and self.ray.is_initialized():
             self.ray.shutdown()
 
 
 class Worker:
-    """What runs in an actor: an engine of its own, and batches of rows described by it."""
+    """The actor: an engine, which captions batches of rows."""
 
     def __init__(
         self, settings: dict[str, Any], request: CaptionRequest, open_image: Callable[[dict], Image.Image]
@@ -113,7 +112,7 @@ class Worker:
         self.scorer = open_scorer(request.score, settings["device"]) if request.score else None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Describe the rows of one batch, each as `_packed` packs it."""
+        """Caption the rows of one batch, each packed by `_pack`."""
         from lumina_cli.core.unicap.stream import open_item
 
         items = []
@@ -124,18 +123,18 @@ class Worker:
         calls = caption_batch(
             [item for item in items if item.error is None], self.engine, self.request, self.scorer
         )
-        told = dict(self.scorer.stats.counts) if self.scorer else {}
+        score_counts = dict(self.scorer.stats.counts) if self.scorer else {}
         if self.scorer:
             self.scorer.stats.counts.clear()
-        found = [{name: getattr(item, name) for name in _BROUGHT} for item in items]
-        return {"found": [json.dumps({"calls": calls, "told": told, "shots": found})]}
+        found = [{name: getattr(item, name) for name in _RETURNED} for item in items]
+        return {"found": [json.dumps({"calls": calls, "told": score_counts, "shots": found})]}
 
 
-# What a worker knows of a item afterwards.
-_BROUGHT = ("error", "code", "captions", "scores", "rejected", "counts")
+# The attributes of an item that a worker returns.
+_RETURNED = ("error", "code", "captions", "scores", "rejected", "counts")
 
 
-def _packed(item: CaptionItem) -> dict[str, Any]:
+def _pack(item: CaptionItem) -> dict[str, Any]:
     image = item.row.get("image")
     data = b""
     if is_in_memory(image):
@@ -144,18 +143,18 @@ def _packed(item: CaptionItem) -> dict[str, Any]:
 
 
 def _unpack(items: Sequence[CaptionItem], found: str) -> int:
-    """Put what a worker brought into the shots; return how many calls its engine took."""
-    brought = json.loads(found)
-    for item, values in zip(items, brought["shots"], strict=True):
+    """Copy the results of a worker into the items; return its number of engine calls."""
+    results = json.loads(found)
+    for item, values in zip(items, results["shots"], strict=True):
         for name, value in values.items():
             setattr(item, name, value)
-    if good := [item for item in items if item.error is None]:  # others are not counted
-        good[0].counts = Counter(good[0].counts) + Counter(brought["told"])
-    return brought["calls"]
+    if good := [item for item in items if item.error is None]:  # failed items are not counted
+        good[0].counts = Counter(good[0].counts) + Counter(results["told"])
+    return results["calls"]
 
 
 def _cause(error: BaseException) -> str:
-    """Return the message of the LuminaError that a worker raised; else the last line of what Ray says."""
+    """Return the message of a LuminaError in a worker, or the last line of Ray's message."""
     seen, one = set(), error
     while one is not None and id(one) not in seen:
         if isinstance(one, LuminaError):

@@ -1,4 +1,4 @@
-"""Keeps Ray from writing on the screen what is no news to whom captions pictures."""
+"""Suppression of Ray messages that are not relevant to captioning."""
 
 import contextlib
 import functools
@@ -7,14 +7,14 @@ import tempfile
 import threading
 from collections.abc import Iterator
 
-# Ray Data hands its actors their work by reference, and Ray warns of that, since an actor that is restarted
-# needs it again. But what runs the work holds the references until all of it is done.
+# Ray Data passes arguments to actors by reference, and Ray warns that a restarted actor may miss them. The
+# executor keeps these references until all work is done, so the warning does not apply.
 NOISE = b"has constructor arguments in the object store and max_restarts > 0"
-_ALONE = threading.RLock()  # stderr is one for all threads; Ray may begin an actor while it begins another
+_STDERR_LOCK = threading.RLock()  # all threads share stderr; actor starts may nest
 
 
 def quiet_ray() -> None:
-    """Change the Ray of this process: nothing on stdout, where rows go, and no NOISE on stderr."""
+    """Patch Ray in this process: no output on stdout, which is for rows, and no NOISE on stderr."""
     with contextlib.suppress(ImportError, AttributeError):
         from ray._private import worker
 
@@ -26,23 +26,23 @@ def quiet_ray() -> None:
             ActorClass._remote = _quietly(ActorClass._remote)
 
 
-def _quietly(begin):
-    @functools.wraps(begin)
-    def begin_quietly(*words, **settings):
+def _quietly(start):
+    @functools.wraps(start)
+    def start_quietly(*words, **settings):
         with without_noise():
-            return begin(*words, **settings)
+            return start(*words, **settings)
 
-    begin_quietly.quiet = True
-    return begin_quietly
+    start_quietly.quiet = True
+    return start_quietly
 
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """Hold back what is written on stderr inside the block, by C++ too; let all but NOISE out behind it."""
-    with _ALONE, contextlib.ExitStack() as stack:
+    """Buffer stderr within the block, also of C++ code; write everything except NOISE afterwards."""
+    with _STDERR_LOCK, contextlib.ExitStack() as stack:
         try:
             shown = os.dup(2)
-        except OSError:  # the shell has closed it
+        except OSError:  # stderr is closed
             yield
             return
         stack.callback(os.close, shown)

@@ -1,4 +1,4 @@
-"""Captions by any image-text-to-text model that transformers can load, in batches."""
+"""Engine for image-text-to-text models of transformers, in batches."""
 
 import contextlib
 import copy
@@ -33,16 +33,19 @@ from lumina_cli.core.unicap.engines import florence
 from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
 DEFAULT = "U4R/OmniCaptioner"
-# OmniCaptioner's published settings: nearly greedy. A retry is drawn more freely, or it would say the same.
+# OmniCaptioner's published settings, nearly greedy; retries sample at a higher temperature.
 TEMPERATURE, TOP_K, TOP_P = 0.2, 10, 0.8
-BOLDER = 0.3  # added to the temperature at each retry
+RETRY_TEMPERATURE = 0.3  # added to the temperature at each retry
 
 
 class Captioner(Engine):
     """An image-text-to-text model and its processor.
 
-    `model` is a folder or a hub id, loaded in the number format of its weights, on a CUDA device if there is
-    one and `device` names no other. Raises LuminaError where it cannot be loaded whole.
+        model     folder or hub id; loaded in the dtype of its weights
+        device    device; None is CUDA if available
+
+    Raises:
+        LuminaError: if the model cannot be loaded, or has missing weights.
     """
 
     structured: str | None = "asked"
@@ -54,7 +57,7 @@ class Captioner(Engine):
         with quiet(), one_line_errors(model):
             config = AutoConfig.from_pretrained(model, trust_remote_code=False)
             if type(config) not in AutoModelForImageTextToText._model_mapping:
-                raise LuminaError(f"{model} is a {config.model_type} model, which reads no pictures")
+                raise LuminaError(f"{model} is a {config.model_type} model, which does not take images")
             self.processor = _load_processor(model, config)
             self.model = _load_model(model).to(self.device).eval()
         self.tokenizer = self.processor.tokenizer
@@ -64,12 +67,12 @@ class Captioner(Engine):
         self.tasks = florence.TASKS if config.model_type == "florence2" else None
         self.apply_model_settings(model, getattr(config, "captioning", None))
         self.longest = sys.maxsize
-        if self.tasks:  # it knows no instructions, only tasks, and its answers have a longest length
+        if self.tasks:  # Florence-2 follows task tokens only, and its answers have a maximum length
             self.longest = config.text_config.max_position_embeddings - 1
             self.structured, self.reads_text, self.heeds_hints, self.languages = None, False, False, ("en",)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Return an Answer to each question, drawn with its own seed whatever is asked beside it."""
+        """Answer the questions, each sampled with its own seed, independent of the batch."""
         answers: dict[int, Answer] = {}
         for numbers in self._groups(questions):
             group = [questions[number] for number in numbers]
@@ -77,7 +80,7 @@ class Captioner(Engine):
         return [answers[number] for number in range(len(questions))]
 
     def _groups(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Return which questions go together: on a GPU all, since a CPU pays for each padded token."""
+        """Group the questions of a call: all on a GPU; by token limit on a CPU, where padding costs time."""
         groups: dict[tuple, list[int]] = {}
         for number, question in enumerate(questions):
             length = question.max_tokens if self.device.type == "cpu" else 0
@@ -91,13 +94,13 @@ class Captioner(Engine):
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(do_sample=False, temperature=None, top_k=None, top_p=None, num_beams=1)
         settings.update(max_new_tokens=max(limits), max_length=None, pad_token_id=self.tokenizer.pad_token_id)
-        draw = SeededSampling(
-            [q.seed for q in questions], [TEMPERATURE + BOLDER * q.attempt for q in questions]
+        sampling = SeededSampling(
+            [q.seed for q in questions], [TEMPERATURE + RETRY_TEMPERATURE * q.attempt for q in questions]
         )
         tokens = self.model.generate(
             **inputs,
             generation_config=settings,
-            logits_processor=LogitsProcessorList([draw]),
+            logits_processor=LogitsProcessorList([sampling]),
             stopping_criteria=StoppingCriteriaList([RowLimits(limits)]),
         )
         skip = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
@@ -105,7 +108,7 @@ class Captioner(Engine):
         return [self._read(row, question, settings.eos_token_id) for row, question in rows]
 
     def _read(self, tokens: Tensor, question: Question, eos: int | list[int] | None) -> Answer:
-        """Return what a row of new tokens (M,) says, up to its end or the question's limit."""
+        """Decode new tokens (M,) up to the end token or the limit of the question."""
         tokens = tokens[: min(question.max_tokens, self.longest)]
         ends = torch.isin(tokens, torch.as_tensor(eos if eos is not None else [], device=tokens.device))
         finished = bool(ends.any())
@@ -116,7 +119,7 @@ class Captioner(Engine):
         return Answer(text.strip(), finished or eos is None, len(tokens))
 
     def _inputs(self, questions: Sequence[Question]) -> Any:
-        """Return padded model inputs: by the chat template where there is one, else a plain prompt."""
+        """Return padded model inputs, from the chat template if there is one, else from plain prompts."""
         texts = [self.tasks[question.level] if self.tasks else question.text for question in questions]
         images = [[question.image] for question in questions] if questions[0].image else None
         template = self.processor.chat_template or self.tokenizer.chat_template
@@ -124,12 +127,12 @@ class Captioner(Engine):
             token = None if self.tasks else getattr(self.processor, "image_token", None)
             prompts = [f"{token}\n{text}\n" if token and images else text for text in texts]
             return self.processor(images=images, text=prompts, padding=True, return_tensors="pt")
-        talks = []
+        conversations = []
         for text, question in zip(texts, questions, strict=True):
             image = [{"type": "image", "image": question.image}] if question.image else []
-            talks.append([{"role": "user", "content": [*image, {"type": "text", "text": text}]}])
+            conversations.append([{"role": "user", "content": [*image, {"type": "text", "text": text}]}])
         return self.processor.apply_chat_template(
-            talks,
+            conversations,
             chat_template=template,
             add_generation_prompt=True,
             tokenize=True,
@@ -140,9 +143,10 @@ class Captioner(Engine):
 
 
 class SeededSampling(LogitsProcessor):
-    """Draw each row's next token with the row's own generator (Gumbel-max), leaving only it for the argmax.
+    """Sample the next token of each batch entry with its own generator, by the Gumbel-max trick.
 
-    So a row's text depends on its seed alone, not on the batch, as it would with one generator for all.
+    All other logits are masked, so greedy decoding picks the sampled token. With one generator for the batch,
+    the text of an entry would depend on the other entries.
     """
 
     def __init__(self, seeds: Sequence[int], temperatures: Sequence[float]):
@@ -152,7 +156,7 @@ class SeededSampling(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         values, tokens = scores.float().topk(min(TOP_K, scores.shape[-1]))
         values = values / self.temperatures.to(values.device)
-        before = values.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)  # the share of all likelier tokens
+        before = values.softmax(dim=-1).cumsum(dim=-1).roll(1, dims=-1)  # mass of likelier tokens
         before[:, 0] = 0
         values = values.masked_fill(before >= TOP_P, -torch.inf)
         uniform = torch.stack([torch.rand(values.shape[1], generator=one) for one in self.generators])
@@ -162,7 +166,7 @@ class SeededSampling(LogitsProcessor):
 
 
 class RowLimits(StoppingCriteria):
-    """End each row at its own number of new tokens."""
+    """Stop each batch entry at its own number of new tokens."""
 
     def __init__(self, limits: Sequence[int]):
         self.limits, self.start = torch.tensor(limits), None
@@ -174,7 +178,7 @@ class RowLimits(StoppingCriteria):
 
 
 def _load_processor(model: str, config: Any) -> Any:
-    """Return the model's processor; without torchvision those that also read videos are made to read none."""
+    """Return the processor of a model; without torchvision, its video processor is omitted."""
     try:
         processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
     except ImportError:
@@ -185,12 +189,12 @@ def _load_processor(model: str, config: Any) -> Any:
         loaded = {name: part.from_pretrained(model, trust_remote_code=False) for name, part in parts.items()}
         processor = _without_videos(kind)(**loaded)
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
-        raise LuminaError(f"{model} has no processor for pictures and text, only {type(processor).__name__}")
+        raise LuminaError(f"{model} has no processor of images and text, only {type(processor).__name__}")
     return processor
 
 
 def _without_videos(kind: type) -> type:
-    """Return a class that accepts `video_processor=None`; transformers' own insists on torchvision."""
+    """Return a processor class that accepts `video_processor=None`, which would require torchvision."""
 
     def check_argument_for_proper_class(self, name: str, argument: Any) -> Any:
         if name == "video_processor" and argument is None:
@@ -201,13 +205,17 @@ def _without_videos(kind: type) -> type:
 
 
 def _load_model(model: str) -> torch.nn.Module:
-    """Return the model in its own number format; safetensors only, and every weight must be there."""
+    """Load a model in the dtype of its weights, from safetensors only.
+
+    Raises:
+        LuminaError: if weights are missing.
+    """
     network, report = AutoModelForImageTextToText.from_pretrained(
         model, dtype="auto", use_safetensors=True, output_loading_info=True, trust_remote_code=False
     )
     missing = sorted(report["missing_keys"])
     if missing:
-        raise LuminaError(f"{model} lacks {len(missing)} weights of its model, {missing[0]} among them")
+        raise LuminaError(f"{model} has {len(missing)} missing weights, such as {missing[0]}")
     return network
 
 
@@ -215,20 +223,20 @@ def _load_model(model: str) -> torch.nn.Module:
 def one_line_errors(
     model: str, remedy: str = "--model FOLDER of an image-text-to-text model, or --engine nano or openai"
 ) -> Iterator[None]:
-    """Turn what transformers raises on a model it cannot load into one line that says what to do."""
+    """Convert the exceptions of loading a model to a one-line error with a remedy."""
     try:
         yield
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = re.split(r"(?<=[.!?])\s|\n", str(error).strip())[0].rstrip(".")
         folder = Path(model).expanduser()
         if "custom code" in reason:
-            message = f"{model} needs code of its own to be run, which lumina never does; pass {remedy}"
+            message = f"{model} requires custom code, which lumina never runs; pass {remedy}"
         elif folder.exists():
             message = f"{model} is not a model folder that transformers can load ({reason})"
         elif re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not model.startswith("."):
-            wait = "" if constants.HF_HUB_OFFLINE else "; HF_HUB_OFFLINE=1 does not wait for the hub"
+            wait = "" if constants.HF_HUB_OFFLINE else "; set HF_HUB_OFFLINE=1 to skip the hub"
             message = (
-                f"{model} is not on this machine and cannot be fetched from the hub; pass {remedy}{wait}"
+                f"{model} is not on this machine and cannot be downloaded from the hub; pass {remedy}{wait}"
             )
         else:
             message = f"{model}: no such folder, and not a hub id (owner/name)"
@@ -237,16 +245,16 @@ def one_line_errors(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and the hub's warnings off stderr meanwhile.
+    """Suppress the progress bars of transformers and the warnings of the hub within the block.
 
-    The command line has a bar of its own, and one line for what went wrong.
+    The command line shows its own progress bar and one-line errors.
     """
-    shown, told = transformers_logging.is_progress_bar_enabled(), hub_logging.get_verbosity()
+    shown, verbosity = transformers_logging.is_progress_bar_enabled(), hub_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     hub_logging.set_verbosity_error()
     try:
         yield
     finally:
-        hub_logging.set_verbosity(told)
+        hub_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()

@@ -1,4 +1,4 @@
-"""Captions by vLLM in this process: all questions of a batch in one call, which it schedules itself."""
+"""Engine for vLLM in this process: all questions of a batch in one call, scheduled by vLLM."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,14 +7,20 @@ from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
 DEFAULT = "U4R/OmniCaptioner"
-TEMPERATURE, TOP_K, TOP_P, BOLDER = 0.2, 10, 0.8, 0.3  # as in engines/transformers.py
+TEMPERATURE, TOP_K, TOP_P, RETRY_TEMPERATURE = 0.2, 10, 0.8, 0.3  # as in engines/transformers.py
 
 
 class Captioner(Engine):
-    """A model that vLLM loads, a folder or a hub id; on the devices that it finds itself.
+    """A model in vLLM, on the devices that vLLM selects.
 
-    Answers are drawn with each question's seed; vLLM does not promise the same text whatever runs beside it.
-    Raises MissingPart where vLLM is not installed, LuminaError where it cannot load the model.
+        model    folder or hub id
+
+    Each question is sampled with its own seed, but vLLM does not guarantee the same text in any batch.
+
+    Raises:
+        MissingDependency: if vLLM is not installed.
+        UsageError: if `device` is set.
+        LuminaError: if vLLM cannot load the model.
     """
 
     structured = "guided"
@@ -30,7 +36,7 @@ class Captioner(Engine):
             ) from error
         if device not in (None, "auto", "cuda"):
             raise UsageError(
-                f"vLLM chooses its devices itself; set CUDA_VISIBLE_DEVICES in place of --device {device}"
+                f"vLLM selects its devices; set CUDA_VISIBLE_DEVICES instead of --device {device}"
             )
         self.name = model or DEFAULT
         self.apply_model_settings(self.name)
@@ -42,10 +48,10 @@ class Captioner(Engine):
             raise LuminaError(f"vLLM cannot load {self.name} ({reason})") from error
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Return an Answer to each question."""
-        talks = [[{"role": "user", "content": self._content(question)}] for question in questions]
+        """Answer the questions."""
+        conversations = [[{"role": "user", "content": self._content(question)}] for question in questions]
         settings = [self._settings(question) for question in questions]
-        found = self.model.chat(talks, sampling_params=settings, use_tqdm=False)
+        found = self.model.chat(conversations, sampling_params=settings, use_tqdm=False)
         return [self._read(one.outputs[0]) for one in found]
 
     def _content(self, question: Question) -> list[dict[str, Any]]:
@@ -55,7 +61,7 @@ class Captioner(Engine):
     def _settings(self, question: Question) -> Any:
         form = {"structured_outputs": self.form(json=question.form)} if question.form else {}
         return self.vllm.SamplingParams(
-            temperature=TEMPERATURE + BOLDER * question.attempt,
+            temperature=TEMPERATURE + RETRY_TEMPERATURE * question.attempt,
             top_p=TOP_P,
             top_k=TOP_K,
             seed=question.seed % 2**31,

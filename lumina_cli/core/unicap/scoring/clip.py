@@ -1,4 +1,4 @@
-"""How well captions fit their picture, by a model that embeds both; and which do not fit at all."""
+"""Scorers of captions: CLIP similarity, and the detector of the nano world."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,9 +16,10 @@ CLIP = "openai/clip-vit-large-patch14"
 
 
 def open_scorer(words: str, device: str | None = None, stats: CaptionStats | None = None) -> Any:
-    """Return the scorer that NAME[:MODEL][@LEAST] stands for; UsageError where it stands for none.
+    """Open the scorer NAME[:MODEL][@LEAST]; a caption that scores below LEAST is rejected.
 
-    With LEAST, a caption that scores less is no caption of its picture, and fails like any other check.
+    Raises:
+        UsageError: if the name is unknown or LEAST is not a number.
     """
     text, at, number = words.rpartition("@")
     name, _, model = (text if at else words).partition(":")
@@ -30,10 +31,12 @@ def open_scorer(words: str, device: str | None = None, stats: CaptionStats | Non
 
 
 class CaptionScorer:
-    """What scorers have in common: a bar, and where a score goes.
+    """Base class of scorers; `judge(tasks)` stores a score in the item of each task, or rejects the task.
 
-    `judge(tasks)` puts a score of each task's text into its shot's `scores`, or a reason into the task.
-    `bounded` names a scorer whose scores lie from 0 to 1; UsageError for a `least` outside.
+    bounded    name of a scorer with scores in [0, 1]; None for other ranges
+
+    Raises:
+        UsageError: if `least` is outside the range.
     """
 
     bounded: str | None = None
@@ -46,30 +49,32 @@ class CaptionScorer:
         stats: CaptionStats | None = None,
     ):
         if self.bounded and least is not None and not 0 <= least <= 1:
-            raise UsageError(f"{self.bounded} scores lie from 0 to 1, so @{least:g} is none")
+            raise UsageError(f"{self.bounded} scores are between 0 and 1, so @{least:g} is invalid")
         self.least, self.stats = least, stats or CaptionStats()
         self.open(model, device)
 
-    def settle(self, task: Any, scores: Sequence[float], reason: Callable[[int], str]) -> None:
-        """Keep the mean of `scores`, or reject the text for `reason(place of the worst)` if that is low."""
+    def accept_or_reject(self, task: Any, scores: Sequence[float], reason: Callable[[int], str]) -> None:
+        """Store the mean of `scores`, or reject the task with `reason(index)` if the worst is too low."""
         worst = min(scores)
         if self.least is not None and worst < self.least:
             task.reason = Reason("not there", reason(scores.index(worst)))
         else:
-            self.keep(task, sum(scores) / len(scores))
+            self.store(task, sum(scores) / len(scores))
 
-    def keep(self, task: Any, score: float) -> None:
-        """Put the score of a task's text into its shot."""
+    def store(self, task: Any, score: float) -> None:
+        """Store the score of a task in its item."""
         task.item.scores.setdefault(task.lang, {})[task.level] = round(score, 4)
 
 
 class ClipScorer(CaptionScorer):
-    """The cosine between picture and text, -1 to 1, by CLIP or any model with its two methods.
+    """Cosine similarity of image and text, -1 to 1, by CLIP or a model with the same two methods.
 
-    `model` is a folder or a hub id. A caption of several sentences is scored by each, since CLIP reads 77
-    tokens at most: its score is their mean, and `least` is asked of the worst of them. Of a longer
-    sentence the rest is not scored; how many there were is in `tally.counts["cut_scores"]`. LuminaError where
-    the model cannot be loaded whole.
+    `model` is a folder or a hub id. The sentences of a caption are scored separately, because CLIP reads at
+    most 77 tokens; the score is their mean, and `least` applies to the lowest. Longer sentences are truncated
+    and counted in `stats.counts["cut_scores"]`.
+
+    Raises:
+        LuminaError: if the model cannot be loaded, or has missing weights.
     """
 
     def open(self, model: str | None, device: str | None) -> None:
@@ -88,33 +93,31 @@ class ClipScorer(CaptionScorer):
             )
             if not hasattr(self.model, "get_text_features") or not hasattr(self.model, "get_image_features"):
                 raise LuminaError(
-                    f"{self.name} is a {kind.model_type} model, which compares no texts with pictures"
+                    f"{self.name} is a {kind.model_type} model, which does not compare text with images"
                 )
             if report["missing_keys"]:
-                raise LuminaError(
-                    f"{self.name} lacks weights of its model, {min(report['missing_keys'])} among them"
-                )
+                raise LuminaError(f"{self.name} has missing weights, such as {min(report['missing_keys'])}")
             self.processor = AutoProcessor.from_pretrained(self.name, trust_remote_code=False)
         self.model.to(self.device).eval()
         self.longest = kind.text_config.max_position_embeddings
         self.torch = torch
 
     def judge(self, tasks: Sequence[Any]) -> None:
-        """Put a score of each task's text into its shot's `scores`, or a reason into the task."""
+        """Store the score of each task in its item, or reject the task."""
         if not tasks:
             return
-        self._look({id(task.item): task.item for task in tasks}.values())
-        told = [[one for one in _SENTENCE.split(task.text.strip()) if one] for task in tasks]
-        texts = iter(self._texts([sentence for sentences in told for sentence in sentences]))
-        for task, sentences in zip(tasks, told, strict=True):
+        self._embed_images({id(task.item): task.item for task in tasks}.values())
+        sentences_per_task = [[one for one in _SENTENCE.split(task.text.strip()) if one] for task in tasks]
+        texts = iter(self._texts([sentence for sentences in sentences_per_task for sentence in sentences]))
+        for task, sentences in zip(tasks, sentences_per_task, strict=True):
             scores = [float(task.item.features @ next(texts)) for _ in sentences]
-            self.settle(task, scores, partial(self._reason, scores, sentences))
+            self.accept_or_reject(task, scores, partial(self._reason, scores, sentences))
 
     def _reason(self, scores: list[float], sentences: list[str], at: int) -> str:
         said = f" ({sentences[at][:80]!r})" if len(sentences) > 1 else ""
-        return f"scores {scores[at]:.4g} against its picture, less than {self.least:g}{said}"
+        return f"scores {scores[at]:.4g} against its image, less than {self.least:g}{said}"
 
-    def _look(self, items: Any) -> None:
+    def _embed_images(self, items: Any) -> None:
         new = [item for item in items if item.features is None]
         if new:
             pixels = self.processor.image_processor([item.image for item in new], return_tensors="pt").to(
@@ -140,39 +143,39 @@ class ClipScorer(CaptionScorer):
 
 
 class NanoScorer(CaptionScorer):
-    """The share of the nano kinds named by a caption that the embedded detector sees in its picture, 0 to 1.
+    """Fraction of the nano kinds in a caption that the embedded detector finds in the image, 0 to 1.
 
-    A caption that names a kind which is not seen fails, or with `least` one that scores less. A caption that
-    names none, or is in a language that reading.py does not know, has no score. `model` is a folder with a
-    detector, or None for the one in the package; UsageError for a `least` outside 0 to 1.
+    Without `least`, a caption with any kind that is not detected is rejected. Captions without nano kinds, or
+    in other languages than the five of nano, have no score. `model` is a folder with a detector; None is the
+    embedded one.
     """
 
     bounded = "nano"
 
     def open(self, model: str | None, device: str | None) -> None:
-        """Load the detector; it runs on the processor."""
+        """Load the detector, on the CPU."""
         from lumina_cli.core.nano.detector import load_detector
 
         self.least = 1.0 if self.least is None else self.least
         self.detector = load_detector(Path(model) if model else ASSETS / "nano" / "detector")
 
     def judge(self, tasks: Sequence[Any]) -> None:
-        """Put a score of each task's text into its shot's `scores`, or a reason into the task."""
+        """Store the score of each task in its item, or reject the task."""
         from lumina_cli.core.nano.caption_parser import order_of
         from lumina_cli.core.nano.captions import LANGUAGES
 
-        self._look(list({id(task.item): task.item for task in tasks}.values()))
+        self._embed_images(list({id(task.item): task.item for task in tasks}.values()))
         for task in tasks:
             named = order_of(task.text, task.lang) if task.lang in LANGUAGES else []
             absent = [kind for kind in named if kind not in task.item.features]
             score = 1 - len(absent) / len(named) if named else 1.0
             if score < self.least:
-                task.reason = Reason("not there", f"names what is not seen: {', '.join(absent)}")
+                task.reason = Reason("not there", f"names objects that are not detected: {', '.join(absent)}")
             elif named:
-                self.keep(task, score)
+                self.store(task, score)
 
-    def _look(self, items: Sequence[Any]) -> None:
+    def _embed_images(self, items: Sequence[Any]) -> None:
         new = [item for item in items if item.features is None]
-        bar = self.detector.thresholds.get("default", 0.3)
+        threshold = self.detector.thresholds.get("default", 0.3)
         for item, things in zip(new, self.detector.detect([item.image for item in new]), strict=True):
-            item.features = frozenset(thing.kind for thing in things if thing.score >= bar)
+            item.features = frozenset(thing.kind for thing in things if thing.score >= threshold)

@@ -1,4 +1,4 @@
-"""Mention of what is not there: a detector that takes words is asked for every thing that a caption names."""
+"""Hallucination check: an open-vocabulary detector looks for every object that a caption names."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,22 +9,22 @@ from lumina_cli.core.unicap.scoring.clip import CaptionScorer
 from lumina_cli.core.unicap.scoring.noun_phrases import find_noun_phrases
 
 OWL = "google/owlv2-base-patch16-ensemble"
-BY_PHRASE = ("owlvit", "owlv2")  # models with a score of each box for each phrase
-BY_TOKEN = ("grounding-dino", "mm-grounding-dino")  # with one for each token of a text of all phrases
+BY_PHRASE = ("owlvit", "owlv2")  # models with one score per box and phrase
+BY_TOKEN = ("grounding-dino", "mm-grounding-dino")  # models with one score per box and token
 
 
 class GroundingScorer(CaptionScorer):
-    """The mean, over the noun phrases of a caption, of the score of each one's best box, 0 to 1.
+    """Mean score of the best box of each noun phrase of a caption, 0 to 1.
 
-    With `least`, a caption fails that names something whose best box scores less. `model` is a folder or a
-    hub id of OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO: transformers prepares pictures for these
-    without torchvision. LuminaError for another kind (OmDet-Turbo, which wants timm) and for a model that
-    cannot be loaded whole; UsageError for a `least` outside 0 to 1.
+    With `least`, a caption is rejected if the best box of any phrase scores below it. `model` is a folder or
+    a hub id of OWL-ViT, OWLv2, Grounding DINO or MM Grounding DINO, whose image processors do not need
+    torchvision. Only English captions are scored; others are counted in `stats.counts["unread_scores"]`, and
+    phrases that are too long for the model in "cut_scores". Captions without noun phrases have no score. Each
+    caption is processed separately, so its score does not depend on the batch.
 
-    Only English is read: captions in other languages have no score, and how many there were is in
-    `tally.counts["unread_scores"]`; phrases that are too long for the model in "cut_scores". A caption that
-    names nothing has no score, either. Each caption is asked for by itself, so that its score depends on no
-    other.
+    Raises:
+        LuminaError: if the model is of another type, cannot be loaded, or has missing weights.
+        UsageError: if `least` is outside [0, 1].
     """
 
     bounded = "objects"
@@ -47,7 +47,7 @@ class GroundingScorer(CaptionScorer):
         )
 
     def judge(self, tasks: Sequence[Any]) -> None:
-        """Put a score of each task's text into its shot's `scores`, or a reason into the task."""
+        """Store the score of each task in its item, or reject the task."""
         for task in tasks:
             if task.lang != "en":
                 self.stats.counts["unread_scores"] += 1
@@ -55,15 +55,15 @@ class GroundingScorer(CaptionScorer):
             named = find_noun_phrases(task.text, tags=task.level == "tags")
             if not named:
                 continue
-            scores = self.seen(task.item, named)
-            self.settle(task, scores, partial(self._reason, scores, named))
+            scores = self.best_box_scores(task.item, named)
+            self.accept_or_reject(task, scores, partial(self._reason, scores, named))
 
     def _reason(self, scores: list[float], named: list[str], at: int) -> str:
         box = f"whose best box scores {scores[at]:.4g}, less than {self.least:g}"
         return f"names {named[at]!r}, {box}"
 
-    def seen(self, item: Any, phrases: list[str]) -> list[float]:
-        """Return the score of the best box for each phrase, 0 to 1."""
+    def best_box_scores(self, item: Any, phrases: list[str]) -> list[float]:
+        """Return the score of the best box of each phrase, 0 to 1."""
         if item.features is None:
             item.features = dict(self.pixels(images=[item.image.convert("RGB")], return_tensors="pt"))
         pixels = {name: value.to(self.device) for name, value in item.features.items()}
@@ -79,12 +79,12 @@ class GroundingScorer(CaptionScorer):
         logits = self.model(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"], **pixels
         ).logits
-        return logits[0].float().sigmoid().amax(dim=0).tolist()  # of (boxes, phrases)
+        return logits[0].float().sigmoid().amax(dim=0).tolist()  # maximum over the boxes of (boxes, phrases)
 
     def _by_token(self, phrases: list[str], pixels: dict[str, Any]) -> list[float]:
-        """Return the scores of phrases in one text, "red car. floor."; as many texts as it takes.
+        """Score phrases that are joined to texts such as "red car. floor.".
 
-        A box's score for a phrase is the mean over the phrase's tokens.
+        The score of a box for a phrase is the mean over the tokens of the phrase.
         """
         scores = []
         for text, spans in self._texts(phrases):
@@ -104,7 +104,7 @@ class GroundingScorer(CaptionScorer):
         return scores
 
     def _texts(self, phrases: list[str]) -> list[tuple[str, list[tuple[int, int]]]]:
-        """Return texts of phrases that fit into the model, with the characters where each phrase stands."""
+        """Join phrases to texts that fit the model; return each text with the spans of its phrases."""
         texts: list[tuple[str, list[tuple[int, int]]]] = []
         for phrase in phrases:
             text, spans = texts.pop() if texts else ("", [])
@@ -121,7 +121,7 @@ class GroundingScorer(CaptionScorer):
 
 
 def _load(name: str) -> tuple[str, Any, Any, Any]:
-    """Return a detector's kind, the model with every weight, and what prepares pictures and texts for it."""
+    """Load a detector: model type, model, image processor and tokenizer."""
     from transformers import (
         AutoConfig,
         AutoImageProcessor,
@@ -132,12 +132,12 @@ def _load(name: str) -> tuple[str, Any, Any, Any]:
     kind = AutoConfig.from_pretrained(name, trust_remote_code=False).model_type
     if kind not in BY_PHRASE + BY_TOKEN:
         raise LuminaError(
-            f"{name} is a {kind} model; --score objects takes {', '.join(BY_PHRASE + BY_TOKEN)}"
+            f"{name} is a {kind} model; --score objects supports {', '.join(BY_PHRASE + BY_TOKEN)}"
         )
     model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
         name, use_safetensors=True, output_loading_info=True, trust_remote_code=False
     )
     if report["missing_keys"]:
-        raise LuminaError(f"{name} lacks weights of its model, {min(report['missing_keys'])} among them")
+        raise LuminaError(f"{name} has missing weights, such as {min(report['missing_keys'])}")
     pixels = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
     return kind, model, pixels, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
