@@ -38,15 +38,15 @@ def run_checks(cached: Callable[[str], Path | None]) -> Iterator[dict]:
 
     cached   returns the folder of a hub model if all of it is on this machine: `models.locate.find_cached`
     """
-    yield _row("python", _python)
+    yield _run_check("python", _check_python)
     for name in REQUIRED:
-        yield _row(name, lambda name=name: _package(name))
+        yield _run_check(name, lambda name=name: _check_package(name))
     for name, check in CHECKS.items():
-        yield _row(name, check)
-    yield _row("lumina-image-2", lambda: _hub_model(cached))
+        yield _run_check(name, check)
+    yield _run_check("lumina-image-2", lambda: _check_hub_model(cached))
 
 
-def _row(part: str, check: Callable[[], Finding]) -> dict:
+def _run_check(part: str, check: Callable[[], Finding]) -> dict:
     try:
         ok, found, fix = check()
     except Exception as error:  # a broken installation may raise anything; that is the finding
@@ -55,7 +55,7 @@ def _row(part: str, check: Callable[[], Finding]) -> dict:
     return {"part": part, "ok": ok, "found": found, "fix": fix or None}
 
 
-def _python() -> Finding:
+def _check_python() -> Finding:
     text = ".".join(map(str, sys.version_info[:3]))
     return (
         sys.version_info >= (3, 11),
@@ -64,12 +64,12 @@ def _python() -> Finding:
     )
 
 
-def _package(name: str) -> Finding:
+def _check_package(name: str) -> Finding:
     import_module(IMPORTED_AS.get(name, name))
     return True, version(name), ""
 
 
-def _processor() -> Finding:
+def _check_processor() -> Finding:
     import torch
 
     machine = describe_machine()
@@ -80,7 +80,7 @@ def _processor() -> Finding:
     return bool((ones @ ones == 64).all()), f"{found}, bf16", ""
 
 
-def _memory() -> Finding:
+def _check_memory() -> Finding:
     machine = describe_machine()
     total, free = machine["memory_gib"], machine["memory_free_gib"]
     if total is None:
@@ -93,7 +93,7 @@ def _memory() -> Finding:
     )
 
 
-def _disk() -> Finding:
+def _check_disk() -> Finding:
     with tempfile.NamedTemporaryFile(dir=".") as file:
         file.write(b"lumina")
         file.flush()
@@ -105,7 +105,7 @@ def _disk() -> Finding:
     )
 
 
-def _cuda() -> Finding:
+def _check_cuda() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
@@ -123,8 +123,8 @@ def _cuda() -> Finding:
     )
 
 
-def _optional(name: str, extra: str, attempt: Callable[[], None]) -> Finding:
-    """Check an optional package that needs CUDA, by calling `attempt` if there is a device."""
+def _check_cuda_package(name: str, extra: str, attempt: Callable[[], None]) -> Finding:
+    """Check an optional package by calling `attempt`; every package but ray needs a CUDA device for it."""
     import torch
 
     try:
@@ -141,7 +141,7 @@ def _optional(name: str, extra: str, attempt: Callable[[], None]) -> Finding:
     return True, f"{found}, tested", ""
 
 
-def _extra(name: str, extra: str, *others: str) -> Finding:
+def _check_extra(name: str, extra: str, *others: str) -> Finding:
     """Check a package of an extra by importing it and the other modules that the extra installs."""
     try:
         found = version(name)
@@ -181,12 +181,12 @@ def _try_ray() -> None:
         ray.shutdown()
 
 
-def _compiler() -> Finding:
+def _check_compiler() -> Finding:
     found = find_compiler()
     return (True, found, "") if found else (None, "none", "install g++ to train with compile=true")
 
 
-def _nano() -> Finding:
+def _check_nano() -> Finding:
     from lumina_cli.core.registry import MODELS
 
     try:
@@ -195,7 +195,7 @@ def _nano() -> Finding:
         return False, str(error), "reinstall lumina-cli"
 
 
-def _hub_model(cached: Callable[[str], Path | None]) -> Finding:
+def _check_hub_model(cached: Callable[[str], Path | None]) -> Finding:
     from huggingface_hub import try_to_load_from_cache
 
     if folder := cached(HUB_MODEL):
@@ -206,18 +206,18 @@ def _hub_model(cached: Callable[[str], Path | None]) -> Finding:
 
 
 CHECKS: dict[str, Callable[[], Finding]] = {
-    "processor": _processor,
-    "memory": _memory,
-    "disk": _disk,
-    "cuda": _cuda,
-    "compiler": _compiler,
-    "triton": lambda: _optional("triton", "", _try_triton),
-    "flash-attn": lambda: _optional("flash-attn", "flash", _try_flash),
-    "vllm": lambda: _optional("vllm", "vllm", _try_vllm),
-    "ray": lambda: _optional("ray", "ray", _try_ray),
-    "openai": lambda: _extra("openai", "openai"),
-    "rapidocr": lambda: _extra("rapidocr", "ocr", "onnxruntime"),
-    "s3fs": lambda: _extra("s3fs", "s3"),
-    "gcsfs": lambda: _extra("gcsfs", "gcs"),
-    "nano": _nano,
+    "processor": _check_processor,
+    "memory": _check_memory,
+    "disk": _check_disk,
+    "cuda": _check_cuda,
+    "compiler": _check_compiler,
+    "triton": lambda: _check_cuda_package("triton", "", _try_triton),
+    "flash-attn": lambda: _check_cuda_package("flash-attn", "flash", _try_flash),
+    "vllm": lambda: _check_cuda_package("vllm", "vllm", _try_vllm),
+    "ray": lambda: _check_cuda_package("ray", "ray", _try_ray),
+    "openai": lambda: _check_extra("openai", "openai"),
+    "rapidocr": lambda: _check_extra("rapidocr", "ocr", "onnxruntime"),
+    "s3fs": lambda: _check_extra("s3fs", "s3"),
+    "gcsfs": lambda: _check_extra("gcsfs", "gcs"),
+    "nano": _check_nano,
 }

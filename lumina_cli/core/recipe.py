@@ -83,7 +83,7 @@ def _read(path: Path, places: Places) -> dict:
         raise UsageError(
             f"{path.name} line {node.start_mark.line + 1}: a recipe is a list of `name: value` lines"
         )
-    return _Reader(f"{path.name} line {{}}", places).value(node, ())
+    return _Reader(f"{path.name} line {{}}", places).read_value(node, ())
 
 
 def _describe_syntax_error(error: yaml.YAMLError, name: str) -> str:
@@ -98,22 +98,22 @@ class _Reader:
     def __init__(self, place: str, places: Places):
         self.place, self.places, self.count = place, places, 0
 
-    def value(self, node: yaml.Node, path: KeyPath) -> Any:
+    def read_value(self, node: yaml.Node, path: KeyPath) -> Any:
         where = self.place.format(node.start_mark.line + 1)
         self.count += 1
         if self.count > _MAX_NODES or len(path) > 20:
             raise UsageError(f"{where}: nested or repeated too deeply for a recipe")
         if node.tag not in _TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            raise UsageError(f"{where}: {dotted(path)}: {tag} is not allowed in a recipe")
+            raise UsageError(f"{where}: {join_path(path)}: {tag} is not allowed in a recipe")
         self.places.setdefault(path, where)
         if isinstance(node, yaml.MappingNode):
-            return self.mapping(node, path)
+            return self.read_mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
-            return [self.value(item, (*path, index)) for index, item in enumerate(node.value)]
-        return scalar(node.value, f"{where}: {dotted(path)}") if node.style is None else node.value
+            return [self.read_value(item, (*path, index)) for index, item in enumerate(node.value)]
+        return convert_scalar(node.value, f"{where}: {join_path(path)}") if node.style is None else node.value
 
-    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict:
+    def read_mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict:
         found: dict[str, Any] = {}
         for key, item in node.value:
             where = self.place.format(key.start_mark.line + 1)
@@ -121,13 +121,13 @@ class _Reader:
                 raise UsageError(f"{where}: the name of a setting must be a word")
             inner = (*path, key.value)
             if key.value in found:
-                raise UsageError(f"{where}: {dotted(inner)} is set twice; first at {self.places[inner]}")
+                raise UsageError(f"{where}: {join_path(inner)} is set twice; first at {self.places[inner]}")
             self.places[inner] = where
-            found[key.value] = self.value(item, inner)
+            found[key.value] = self.read_value(item, inner)
         return found
 
 
-def scalar(text: str, where: str) -> str | None:
+def convert_scalar(text: str, where: str) -> str | None:
     """Return the value of an unquoted word: None for null, else text, which the schema converts."""
     if _NOT_FINITE.fullmatch(text):
         raise UsageError(f"{where}: {text!r} is not a finite number")
@@ -145,8 +145,10 @@ def _apply_override(values: dict, word: str, places: Places) -> None:
         inner[key] = {} if inner.get(key) is None else inner[key]
         places.setdefault(path[:depth], COMMAND_LINE)
         if not isinstance(inner[key], dict):
-            group = dotted(path[:depth])
-            raise UsageError(f"{COMMAND_LINE}: {dotted(path)}: {group} is one value, not a group of settings")
+            group = join_path(path[:depth])
+            raise UsageError(
+                f"{COMMAND_LINE}: {join_path(path)}: {group} is one value, not a group of settings"
+            )
         inner = inner[key]
     for old in [old for old in places if old[: len(path)] == path]:
         del places[old]
@@ -156,15 +158,15 @@ def _apply_override(values: dict, word: str, places: Places) -> None:
 
 def _parse_value(text: str, path: KeyPath, places: Places) -> Any:
     if not text.startswith(("[", "{")):
-        return scalar(text, f"{COMMAND_LINE}: {dotted(path)}")
+        return convert_scalar(text, f"{COMMAND_LINE}: {join_path(path)}")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise UsageError(f"{COMMAND_LINE}: {dotted(path)}: {getattr(error, 'problem', error)}") from None
-    return _Reader(COMMAND_LINE, places).value(node, path)
+        raise UsageError(f"{COMMAND_LINE}: {join_path(path)}: {getattr(error, 'problem', error)}") from None
+    return _Reader(COMMAND_LINE, places).read_value(node, path)
 
 
-def dotted(path: KeyPath) -> str:
+def join_path(path: KeyPath) -> str:
     """Return a path of keys in dotted form: stages.low.steps."""
     return ".".join(map(str, path))
 
@@ -192,9 +194,9 @@ def _describe_mistake(mistake: dict, schema: type, places: Places) -> str:
     path = _match_path(mistake["loc"], places)
     kind, found = mistake["type"], mistake["input"]
     if kind == "extra_forbidden":
-        inside = f"{dotted(path[:-1])}: " if path[:-1] else ""
+        inside = f"{join_path(path[:-1])}: " if path[:-1] else ""
         return f"{places[path]}: {inside}no setting {path[-1]!r}{_hint_known_settings(schema, path)}"
-    inside = f"{dotted(path)}: " if path else ""
+    inside = f"{join_path(path)}: " if path else ""
     if kind == "missing":
         return f"{places[path]}: {inside}missing setting {mistake['loc'][-1]!r}"
     return f"{places[path]}: {inside}{_describe_value_error(kind, found, mistake)}"

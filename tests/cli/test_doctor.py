@@ -26,7 +26,7 @@ def test_a_broken_component_is_reported_with_its_reason(monkeypatch):
     def broken():
         raise ImportError("libfoo.so:\n cannot open")
 
-    row = doctor._row("flash-attn", broken)
+    row = doctor._run_check("flash-attn", broken)
     assert row == {
         "part": "flash-attn",
         "ok": False,
@@ -36,11 +36,15 @@ def test_a_broken_component_is_reported_with_its_reason(monkeypatch):
 
 
 def test_a_missing_extra_is_named():
-    found = doctor._optional("no-such-package", "flash", lambda: None)
+    found = doctor._check_cuda_package("no-such-package", "flash", lambda: None)
     assert found == (None, "not installed", "pip install 'lumina-cli[flash]'")
-    assert doctor._extra("no-such-package", "s3") == (None, "not installed", "pip install 'lumina-cli[s3]'")
-    assert doctor._extra("pytest", "dev", "json")[0] is True
-    row = doctor._row("x", lambda: doctor._extra("pytest", "dev", "no_such_module"))
+    assert doctor._check_extra("no-such-package", "s3") == (
+        None,
+        "not installed",
+        "pip install 'lumina-cli[s3]'",
+    )
+    assert doctor._check_extra("pytest", "dev", "json")[0] is True
+    row = doctor._run_check("x", lambda: doctor._check_extra("pytest", "dev", "no_such_module"))
     assert (row["ok"], row["fix"]) == (False, "reinstall or repair x")
 
 
@@ -49,7 +53,7 @@ def test_a_read_only_folder_fails_the_disk_check(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(doctor.tempfile, "NamedTemporaryFile", refused)
-    assert doctor._row("disk", doctor.CHECKS["disk"])["ok"] is False
+    assert doctor._run_check("disk", doctor.CHECKS["disk"])["ok"] is False
 
 
 def test_devices_are_picked_by_name():
@@ -111,7 +115,9 @@ WEIGHTS = [
 def test_a_hub_model_is_ok_only_if_it_is_complete(files, ok, found, tmp_path):
     hub_cache(tmp_path, *files)
     code = "import json; from lumina_cli.core import doctor; from lumina_cli.core.models.locate import find_cached\n"
-    code += "print(json.dumps(doctor._row('lumina-image-2', lambda: doctor._hub_model(find_cached))))"
+    code += (
+        "print(json.dumps(doctor._run_check('lumina-image-2', lambda: doctor._check_hub_model(find_cached))))"
+    )
     env = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     row = json.loads(subprocess.run([sys.executable, "-c", code], env=env, capture_output=True).stdout)
     assert (row["ok"], row["found"].endswith(found)) == (ok, True)
@@ -123,15 +129,15 @@ def test_doctor_and_training_use_the_same_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert device.find_compiler() is None
-    assert doctor._compiler()[0] is None
+    assert doctor._check_compiler()[0] is None
     monkeypatch.setenv("CXX", "c++")
-    assert doctor._compiler()[1] == device.find_compiler() == str(tmp_path / "c++")
+    assert doctor._check_compiler()[1] == device.find_compiler() == str(tmp_path / "c++")
 
 
 def test_an_incomplete_model_names_the_missing_component(monkeypatch, tmp_path):
     monkeypatch.setattr("lumina_cli.core.models.locate.ASSETS", tmp_path)
     (tmp_path / "nano" / "vae").mkdir(parents=True)
-    row = doctor._row("nano", doctor._nano)
+    row = doctor._run_check("nano", doctor._check_nano)
     assert row["ok"] is False
     assert "transformer/" in row["found"]
     assert row["fix"] == "reinstall lumina-cli"
