@@ -30,15 +30,13 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--model", help="a folder; the embedded one unless given")
     parser.add_argument("--held-out", action="store_true", help="combinations that training never showed")
-    parser.add_argument(
-        "--derive", default="picture", help="picture, or text: shorter ones from the detailed"
-    )
+    parser.add_argument("--derive", default="picture", help="source of the captions: `picture` or `text`")
     options = parser.parse_args()
     rows = nano_rows(options.scenes, SEED, 128, options.held_out)
     bare = ({name: row[name] for name in ("key", "image", "scene")} for row in rows)
-    job = CaptionRequest(langs=LANGUAGES, derive=options.derive)
+    request = CaptionRequest(langs=LANGUAGES, derive=options.derive)
     start = time.monotonic()
-    told = list(caption_rows(bare, Captioner(options.model), job, open_row_image))
+    told = list(caption_rows(bare, Captioner(options.model), request, open_row_image))
     seconds = time.monotonic() - start
     print("| language | level | captions | " + " | ".join(ASPECTS) + " |")
     print("|---|---|---|" + "---|" * len(ASPECTS))

@@ -1,10 +1,10 @@
-"""Peak memory of a whole picture on the CPU, our pipeline and diffusers', for a model of the published sizes.
+"""Peak memory of generating an image on the CPU, with lumina and with diffusers, for the published sizes.
 
     python docs/bench/peak.py FOLDER [--size 512]
 
-writes a model folder with drawn weights in bfloat16 to FOLDER if it is not there (11 GB), then draws one
-picture of one Euler step, guided, with each program in a process of its own. A row a program: "peak_gib" is
-the most resident memory of its process, "idle_gib" what it had before it loaded the model.
+writes a model folder with random bfloat16 weights to FOLDER unless it exists (11 GB), then generates an image
+with one guided Euler step, with each program in its own process. One row per program: "peak_gib" is the peak
+resident memory of the process, "idle_gib" its memory before loading the model.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def write_folder(folder: Path) -> None:
 
 
 def draw(side: str, folder: Path, size: int) -> dict:
-    """Draw one picture with one program and return its peak."""
+    """Generate one image with one program and return its peak memory."""
     import torch
 
     from lumina_cli.core.sampling.pipeline import load_pipeline

@@ -1,4 +1,4 @@
-"""A rehearsal of 110 million samples: the product's own planning and selecting, without their pictures.
+"""A rehearsal of 110 million samples: the real planning and selection code, without the images.
 
     python docs/bench/scale.py FOLDER [--rows 110000000]
 
@@ -108,7 +108,7 @@ def chunk(start: int, count: int) -> pa.Table:
 
 
 def rows_of(count: int) -> Iterator[dict]:
-    """Yield made-up rows of pictures in a store."""
+    """Yield synthetic rows of images in an object store."""
     for number in range(count):
         yield {"key": f"{number:09d}", "image": f"s3://pool/{number:09d}.jpg", "source": "abc"[number % 3]}
 
@@ -132,7 +132,7 @@ def no_shard(job: ShardJob) -> dict:
 
 
 def no_index(rows: int):
-    """Stand in for the samples of a shard, as its index tells them."""
+    """Replace the samples of a shard, as its index would list them."""
     made = lru_cache(maxsize=1)(lambda start: chunk(start, min(CHUNK, rows - start)))
 
     def part(job: tuple[str, tuple[str, ...]]) -> pa.Table:

@@ -1,9 +1,9 @@
-"""Memory and time of `lumina shard` over more and more rows: one line a size.
+"""Memory and time of `lumina shard` for growing numbers of rows: one line per number.
 
     python docs/bench/shards.py [--rows 25000 50000 100000] [--size 256] [--workers 2]
 
-Rows name 1000 pictures in turn, so that the disk holds what is read. `peak_mb` is the most that the command
-and all its processes held at one moment: the sum of their resident memory, shared pages counted in each.
+Rows refer to 1000 images in turn, which limits the disk space. `peak_mb` is the peak of the resident memory,
+summed over the command and its processes; shared pages count for each of them.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Make the pictures and the rows, then shard them."""
+    """Create the images and the rows, then pack them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[25_000, 50_000, 100_000])
     parser.add_argument("--size", type=int, default=256)

@@ -160,7 +160,9 @@ def judged(scorer, text, level="short"):
 def test_the_thing_that_is_not_there_is_named(folders, monkeypatch):
     scorer = open_scorer(f"objects:{folders['owlv2']}@0.3", "cpu")
     there = {"car": 0.9, "ball": 0.6, "cat": 0.1, "floor": 0.3}
-    monkeypatch.setattr(scorer, "best_box_scores", lambda item, phrases: [there[one.split()[-1]] for one in phrases])
+    monkeypatch.setattr(
+        scorer, "best_box_scores", lambda item, phrases: [there[one.split()[-1]] for one in phrases]
+    )
     assert judged(scorer, "a red car left of a blue ball on the floor") == (None, 0.6)
     assert judged(scorer, "red car, blue ball", "tags") == (None, 0.75)
     reason, score = judged(scorer, "a red car, a black cat and a ball")

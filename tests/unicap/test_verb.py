@@ -183,7 +183,11 @@ def test_what_rows_bring_is_kept_or_counted_and_the_writer_named(lumina, photos,
         (["--derive", "words"], 2, "unknown derive 'words'; choose from picture, text, once"),
         (["--split", "3/3"], 2, "split is '3/3', but must be I/N, such as 0/4, with I from 0 to N - 1"),
         (["--engine", "noop:x"], 2, "engine 'noop:x': only ray takes another engine, such as ray:nano"),
-        (["--engine", "noop", "--endpoint", "http://x"], 2, "--endpoint applies to --engine openai, not to noop"),
+        (
+            ["--engine", "noop", "--endpoint", "http://x"],
+            2,
+            "--endpoint applies to --engine openai, not to noop",
+        ),
         (["--engine", "noop", "--langs", "fr"], 2, "this model supports en, zh, ja, ru, de, not fr"),
         (["--engine", "noop", "--score", "clop"], 2, "unknown scorer 'clop'; did you mean 'clip'?"),
         (

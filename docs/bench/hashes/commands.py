@@ -4,7 +4,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-ONLY_CODE = "bad-"  # ids of commands of which only the exit code counts
+ONLY_CODE = "bad-"  # prefix of commands whose exit code alone is compared
 
 
 @dataclass(frozen=True)

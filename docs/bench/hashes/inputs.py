@@ -32,7 +32,7 @@ def write_inputs(work: Path) -> bool:
 
 
 def scene(seed: int, size: tuple[int, int] = SIZE, bands: int = 3) -> Image.Image:
-    """Return an image of smooth gradients, a few rectangles and some noise: (H, W, bands) 8-bit."""
+    """Return an image of smooth gradients, a few rectangles and some noise: (H, W, bands) uint8."""
     random = np.random.default_rng(seed)
     width, height = size
     y, x = np.mgrid[0:height, 0:width] / max(size)

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -187,17 +188,18 @@ class Plan:
         Raises:
             UsageError: if the text is not JSON, or a setting is unknown or invalid.
         """
+        values: Any = settings
         if isinstance(settings, str):
             try:
-                settings = json.loads(settings)
+                values = json.loads(settings)
             except ValueError as error:
                 raise UsageError(f"the plan {settings!r} is not JSON: {error}") from error
-        _check(isinstance(settings, dict), "a plan", settings, 'settings by name, such as {"steps": 17}')
+        _check(isinstance(values, dict), "a plan", values, 'settings by name, such as {"steps": 17}')
         known = [field.name for field in fields(cls)]
-        for name in settings:
+        for name in values:
             if name not in known:
                 raise UsageError(f"a plan has no setting {name!r}{did_you_mean(name, known)}")
-        return cls(**settings)
+        return cls(**values)
 
 
 def read_settings(text: str) -> dict:

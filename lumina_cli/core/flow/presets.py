@@ -15,14 +15,12 @@ FOLDER = "sample/"  # inside the packaged recipes
 STRICT = ConfigDict(extra="forbid", frozen=True)
 SWITCHES = {"renorm": float | Literal["row", "off"], "push_limit": float | Literal["off"]}
 
-Settings = create_model(
-    "Settings",
-    __config__=STRICT,
-    **{
-        field.name: (SWITCHES.get(field.name, get_type_hints(Plan)[field.name]), field.default)
-        for field in fields(Plan)
-    },
-)
+_FIELDS: dict[str, Any] = {
+    field.name: (SWITCHES.get(field.name, get_type_hints(Plan)[field.name]), field.default)
+    for field in fields(Plan)
+}
+# the settings of a plan, each with the default of `Plan`
+Settings = create_model("Settings", __config__=STRICT, **_FIELDS)
 
 
 class Preset(BaseModel):
@@ -37,7 +35,7 @@ class Preset(BaseModel):
 
     steps_are: Literal["steps", "points"] = "steps"
     negative_system: bool = False
-    plan: Settings = Settings()
+    plan: Settings = Settings()  # type: ignore[valid-type]
 
     def resolve(self, shift: float, given: dict[str, Any]) -> Plan:
         """Return the plan for a model.
@@ -48,7 +46,7 @@ class Preset(BaseModel):
         Raises:
             UsageError: as `apply`.
         """
-        own = {name: getattr(self.plan, name) for name in self.plan.model_fields_set}
+        own = {name: getattr(self.plan, name) for name in self.plan.model_fields_set}  # type: ignore[attr-defined]
         plan = Plan.from_json({"shift": shift} | {name: _value(value) for name, value in own.items()})
         return apply(plan, given, self.steps_are)
 

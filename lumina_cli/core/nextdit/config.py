@@ -217,7 +217,7 @@ def config_from_diffusers(fields: dict[str, Any]) -> NextDiTConfig:
             f"out_channels {fields['out_channels']} differs from in_channels; they must be equal"
         )
     # diffusers' defaults of missing fields
-    ours = {"num_kv_heads": 8, "text_dim": 1024, "axes_dim": (32, 32, 32)}
+    ours: dict[str, Any] = {"num_kv_heads": 8, "text_dim": 1024, "axes_dim": (32, 32, 32)}
     ours |= {our: fields[their] for their, our in DIFFUSERS_NAMES.items() if their in fields}
     ours["num_kv_heads"] = ours["num_kv_heads"] or ours["num_heads"]
     try:

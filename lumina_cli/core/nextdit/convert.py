@@ -142,7 +142,7 @@ def to_diffusers(state_dict: Weights, config: NextDiTConfig | None = None) -> We
     Raises:
         LuminaError: if a fused matrix cannot be split, or if `state_dict` does not fit `config`.
     """
-    theirs = {}
+    theirs: Weights = {}
     for name, tensor in checked(state_dict, config).items():
         if name.endswith(QKV_WEIGHT):
             theirs |= {

@@ -69,8 +69,8 @@ def draw_latents(
     null_text = null_text.to(text)
     encode = getattr(model, "encode_text", None)
     if encode is None:
-        captions = text, text_mask
-        pairs = _stack(text, null_text), _stack(text_mask, null_mask)
+        captions: tuple = (text, text_mask)
+        pairs: tuple = _stack(text, null_text), _stack(text_mask, null_mask)
     else:
         captions = (encode(text, text_mask),)
         pairs = (_stack_encoded(*captions, encode(null_text, null_mask)),)

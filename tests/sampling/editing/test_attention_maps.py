@@ -185,9 +185,7 @@ def test_a_picture_to_start_from_says_the_size(pipe, tmp_path):
 
 def test_without_a_call_there_is_nothing_to_watch(pipe):
     edited = pipe.with_hooks(EditHook(Edit(Image.new("RGB", (64, 64)), 0.0)), AttentionHook(["cups"]))
-    with pytest.raises(
-        UsageError, match="at strength 0 the network is not called, so attention maps do not"
-    ):
+    with pytest.raises(UsageError, match="at strength 0 the network is not called, so attention maps do not"):
         edited.generate_batch([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
 
 
