@@ -1,4 +1,4 @@
-"""The flow: path, noise, solvers by their measured order, guidance by its identities, and the plan's own errors."""
+"""Path, noise, solvers by their measured order, guidance by its identities, and the errors of a plan."""
 
 import math
 from itertools import pairwise
@@ -27,18 +27,18 @@ MEAN, SPREAD = 0.7, 0.4
 
 
 def gaussian_velocity(x, t):
-    """The exact velocity towards data that is normal with MEAN and SPREAD."""
+    """Return the exact velocity for normally distributed data with mean MEAN and standard deviation SPREAD."""
     variance = (t * SPREAD) ** 2 + (1 - t) ** 2
     return MEAN + (t * SPREAD**2 - (1 - t)) / variance * (x - t * MEAN)
 
 
 def gaussian_state(z, t):
-    """Where the exact flow takes the noise `z` by time `t`."""
+    """Return the exact state at time `t` of the trajectory from noise `z`."""
     return t * MEAN + math.sqrt((t * SPREAD) ** 2 + (1 - t) ** 2) * z
 
 
 def two_bumps_velocity(x, t):
-    """The exact velocity towards data that is normal around MEAN or around -MEAN, as likely."""
+    """Return the exact velocity for an even mixture of normal distributions around MEAN and -MEAN."""
     variance = (t * SPREAD) ** 2 + (1 - t) ** 2
     mean = MEAN * torch.tanh(MEAN * t * x / variance)
     data = mean + t * SPREAD**2 / variance * (x - t * mean)
@@ -46,7 +46,7 @@ def two_bumps_velocity(x, t):
 
 
 def end_state(name, steps):
-    """Where a solver takes nine points from t = 0.2 to t = 0.8 in equal steps."""
+    """Solve from nine points at t = 0.2 to t = 0.8 in equal steps."""
     times = [0.2 + 0.6 * n / steps for n in range(steps + 1)]
     *_, x = SOLVERS.load(name)(two_bumps_velocity, torch.linspace(-2, 2, 9, dtype=torch.float64), times)
     return x
@@ -58,7 +58,7 @@ def exact():
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_error_shrinks_at_the_promised_order(name, exact):
+def test_the_error_converges_at_the_declared_order(name, exact):
     coarse, fine = ((end_state(name, steps) - exact).norm().item() for steps in (64, 128))
     assert math.log2(coarse / fine) == pytest.approx(SOLVERS.load(name).order, abs=0.15)
 
@@ -93,7 +93,7 @@ def test_one_point_of_data_is_reached_exactly(name):
 
 @pytest.mark.parametrize("name", SOLVERS)
 @pytest.mark.parametrize("steps", [1, 2, 9])
-def test_yields_a_state_a_step_and_calls_the_network_as_promised(name, steps):
+def test_a_solver_yields_one_state_per_step_and_makes_its_declared_calls(name, steps):
     calls = []
     velocity = lambda x, t: calls.append(t) or gaussian_velocity(x, t)  # noqa: E731
     states = list(SOLVERS.load(name)(velocity, torch.zeros(1), Plan(solver=name, steps=steps).times()))
@@ -159,7 +159,7 @@ def test_noise_is_normal_and_the_same_on_every_machine():
     assert noise.flatten()[:4].tolist() == pytest.approx(FIRST_NOISE, rel=1e-6)
 
 
-def test_renorm_only_shrinks_and_judges_each_picture_alone():
+def test_renorm_only_scales_down_and_each_image_on_its_own():
     plain = torch.randn(3, 4, 5, 5)
     guided = plain * torch.tensor([0.5, 1.0, 4.0]).view(3, 1, 1, 1)
     out = renorm(guided, plain)
@@ -169,12 +169,12 @@ def test_renorm_only_shrinks_and_judges_each_picture_alone():
     torch.testing.assert_close(out[2:], renorm(guided[2:], plain[2:]))
 
 
-def test_renorm_of_nothing_is_nothing():
+def test_renorm_of_zeros_is_zero():
     assert torch.equal(renorm(torch.zeros(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)), torch.zeros(1, 2, 3, 3))
 
 
 def paired_velocity(rows):
-    """A velocity whose first half of rows is 3 and whose second half is 1; it counts the rows it is asked for."""
+    """Return a velocity of 3 for the first half of the batch and 1 for the second; it records batch sizes."""
 
     def velocity(x, t):
         rows.append(len(x))
@@ -185,7 +185,7 @@ def paired_velocity(rows):
     return velocity
 
 
-def test_guidance_runs_within_its_span_only():
+def test_guidance_runs_within_its_interval_only():
     rows = []
     plain = lambda x, t: rows.append(len(x)) or torch.full_like(x, 3.0)  # noqa: E731
     plan = Plan("euler", 4, shift=1.0, guide_from=0.25, guide_until=0.75, renorm=None)
@@ -205,7 +205,7 @@ def test_guidance_until_one_covers_the_very_end(unit):
     assert guide(paired_velocity([]), cfg(2.0), ratio=None)(torch.zeros(1, 1, 2, 2), 1.0).unique() == 5
 
 
-def test_guidance_of_one_calls_the_caption_alone():
+def test_a_guidance_scale_of_one_calls_the_conditional_branch_only():
     assert [call.branches for call in Plan(guidance=1.0, guide_until=1.0, steps=3).calls()] == [1] * 6
 
 
@@ -219,7 +219,7 @@ def test_the_calls_of_a_plan(solver):
 
 
 def test_the_same_quarter_in_three_units():
-    """What 0.25 means: to official a time, to diffusers a share of the steps, to ComfyUI a sigma."""
+    """0.25 is a time in the official code, a fraction of the steps in diffusers, a sigma in ComfyUI."""
     guided = lambda **settings: [call.branches - 1 for call in Plan("euler", 12, 6.0, **settings).calls()]  # noqa: E731
     assert sum(guided(guide_until=0.25)) == 8  # t = u / (6 - 5 u) < 0.25 as long as u < 2 / 3
     assert guided(guide_until=0.25, guide_unit="steps") == [1] * 3 + [0] * 9
@@ -250,12 +250,12 @@ def test_all_calls_of_a_guided_step_are_guided_and_no_others(solver, low, high):
     ]
 
 
-def random_pictures(*shape):
+def random_images(*shape):
     return torch.randn(3, *shape, dtype=torch.float64)
 
 
-def test_zero_star_is_plain_guidance_towards_the_nearest_multiple():
-    captioned, free, x = (random_pictures(4, 5, 5) for _ in range(3))
+def test_zero_star_is_cfg_with_the_closest_multiple_of_the_unconditional_velocity():
+    captioned, free, x = (random_images(4, 5, 5) for _ in range(3))
     guided = zero_star(3.0)(captioned, free, x, 0.3)
     rest = (captioned - guided) / (1 - 3.0)  # captioned minus the scaled free one
     torch.testing.assert_close(
@@ -266,13 +266,13 @@ def test_zero_star_is_plain_guidance_towards_the_nearest_multiple():
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_cfg_zero_stands_still_in_its_first_step(solver):
+def test_cfg_zero_skips_its_first_step(solver):
     plan = Plan(solver, 5, guide="cfg-zero", guide_until=1.0)
     assert [call.step for call in plan.calls()] == [n for n in range(1, 5) for _ in range(CALLS[solver])]
 
 
-def test_apg_keeps_no_more_of_the_captioned_data_than_asked():
-    captioned, free, x, t = *(random_pictures(4, 5, 5) for _ in range(3)), 0.3
+def test_apg_scales_the_parallel_component():
+    captioned, free, x, t = *(random_images(4, 5, 5) for _ in range(3)), 0.3
     data = predict_data(x, captioned, t)
     along = lambda guided: ((predict_data(x, guided, t) - data) * data).sum((1, 2, 3))  # noqa: E731
     zero = torch.zeros(3, dtype=torch.float64)
@@ -283,8 +283,8 @@ def test_apg_keeps_no_more_of_the_captioned_data_than_asked():
     torch.testing.assert_close(apg(4.0, 1.0, 0.0)(captioned, free, x, t), plain)
 
 
-def test_apg_remembers_the_last_push_and_limits_each_picture():
-    captioned, free, x, t = *(random_pictures(4, 5, 5) for _ in range(3)), 0.3
+def test_apg_has_momentum_and_limits_the_norm_per_image():
+    captioned, free, x, t = *(random_images(4, 5, 5) for _ in range(3)), 0.3
     combine = apg(2.0, 1.0, -0.5)
     first, second = (combine(captioned, free, x, t) - captioned for _ in range(2))
     torch.testing.assert_close(second, first / 2)
@@ -294,40 +294,40 @@ def test_apg_remembers_the_last_push_and_limits_each_picture():
     assert torch.equal(combine(captioned, free, x, 1.0), captioned)
 
 
-def test_rows_are_made_as_long_as_the_captions_both_ways():
+def test_row_norms_become_the_conditional_ones_in_both_directions():
     plain = torch.randn(2, 3, 4, 8)
     guided = plain * torch.rand(2, 3, 4, 1) * 3
     torch.testing.assert_close(renorm_rows(guided, plain), plain)
 
 
-def lengths(pictures):
-    return torch.linalg.vector_norm(pictures, dim=(1, 2, 3), keepdim=True)
+def norms_of(images):
+    return torch.linalg.vector_norm(images, dim=(1, 2, 3), keepdim=True)
 
 
-def test_of_data_the_norms_are_those_of_what_velocities_lead_to():
-    captioned, guided, x, t = *(random_pictures(4, 5, 5) for _ in range(3)), 0.3
+def test_renorm_of_data_compares_norms_of_the_predicted_data():
+    captioned, guided, x, t = *(random_images(4, 5, 5) for _ in range(3)), 0.3
     guided = guided * torch.tensor([0.1, 5.0, 50.0], dtype=torch.float64).view(3, 1, 1, 1)
     own, before = predict_data(x, captioned, t), predict_data(x, guided, t)
     after = predict_data(x, renorm_data(guided, captioned, x, t, 0.9), t)
-    torch.testing.assert_close(lengths(after), torch.minimum(lengths(before), 0.9 * lengths(own)))
-    torch.testing.assert_close(after / lengths(after), before / lengths(before))
-    assert lengths(after)[2] < lengths(before)[2]
+    torch.testing.assert_close(norms_of(after), torch.minimum(norms_of(before), 0.9 * norms_of(own)))
+    torch.testing.assert_close(after / norms_of(after), before / norms_of(before))
+    assert norms_of(after)[2] < norms_of(before)[2]
     rows = predict_data(x, renorm_data(guided, captioned, x, t, "row"), t)
     torch.testing.assert_close(rows.norm(dim=-1), own.norm(dim=-1))
     assert torch.equal(renorm_data(guided, captioned, x, 1.0, 1.0), guided)
 
 
-def test_a_plan_renormalises_what_it_says():
-    captioned, free, x = (random_pictures(4, 5, 5) for _ in range(3))
+def test_a_plan_renormalizes_velocity_or_data():
+    captioned, free, x = (random_images(4, 5, 5) for _ in range(3))
     drawn = {}
     for of in ("velocity", "data"):
         plan = Plan("euler", 1, guidance=9.0, guide_until=1.0, renorm_of=of)
         (drawn[of],) = plan.solve(None, lambda x, t: torch.cat([captioned, free]), x)
-    torch.testing.assert_close(lengths(drawn["velocity"] - x), lengths(captioned))
-    torch.testing.assert_close(lengths(drawn["data"]), lengths(x + captioned))
+    torch.testing.assert_close(norms_of(drawn["velocity"] - x), norms_of(captioned))
+    torch.testing.assert_close(norms_of(drawn["data"]), norms_of(x + captioned))
 
 
-def test_unipc_is_that_of_diffusers():
+def test_unipc_agrees_with_diffusers():
     from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
     times = Plan("unipc", steps=9).times()
@@ -356,12 +356,12 @@ def test_dpm_has_the_official_sigmas():
     assert sigmas[-3:] == [0.39973, 0.23981, 0]
 
 
-def test_plan_survives_json():
+def test_a_plan_round_trips_through_json():
     plan = Plan(solver="dpm", steps=14, shift=3.0, renorm=None)
     assert Plan.from_json(plan.to_json()) == plan
     assert Plan.from_json('{"steps": 4}') == Plan(steps=4)
     older = Plan(renorm=2.0).to_json()
-    del older["renorm_of"]  # which pictures of before do not tell
+    del older["renorm_of"]  # missing in the metadata of older images
     assert Plan.from_json(older) == Plan(renorm=2.0, renorm_of="velocity")
 
 
@@ -385,7 +385,7 @@ def test_plan_survives_json():
         ({"stpes": 3}, "a plan has no setting 'stpes'; did you mean 'steps'?"),
     ],
 )
-def test_plan_says_what_is_wrong(settings, words):
+def test_errors_of_a_plan_name_the_setting_and_its_valid_values(settings, words):
     with pytest.raises(UsageError) as caught:
         Plan.from_json(settings)
     assert str(caught.value) == words
@@ -403,6 +403,6 @@ def test_settings_from_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["steps=2.5", "stpes=3", "solver=eular", "nothing.json", "shift"])
-def test_settings_that_cannot_be(text):
+def test_invalid_settings_are_usage_errors(text):
     with pytest.raises(UsageError):
         read_settings(text)

@@ -1,4 +1,4 @@
-"""Presets: each program's own meaning of the same flags."""
+"""Presets reproduce what the same flags mean in each program."""
 
 from itertools import pairwise
 
@@ -26,7 +26,7 @@ def test_diffusers_takes_the_models_shift_and_cuts_by_steps():
     assert [call.branches for call in plan.calls()] == [2] * 12 + [1] * 38
 
 
-def test_comfyui_neither_truncates_nor_renormalises_of_itself():
+def test_comfyui_neither_truncates_nor_renormalizes_by_default():
     plan = find_preset("comfyui").resolve(3.0, {})
     assert (plan.shift, plan.renorm, [call.branches for call in plan.calls()]) == (6.0, None, [2] * 36)
     assert plan.renorm_of == "data"
@@ -35,13 +35,13 @@ def test_comfyui_neither_truncates_nor_renormalises_of_itself():
 
 
 @pytest.mark.parametrize(("solver", "steps"), [("euler", 13), ("midpoint", 6), ("rk4", 3), ("unipc", 13)])
-def test_a_budget_of_calls_whatever_the_solver(solver, steps):
+def test_a_budget_of_calls_for_every_solver(solver, steps):
     plan = apply(Plan(), {"solver": solver, "calls": 13})
     assert plan.steps == steps
     assert 13 - plan.calls_per_step < len(plan.calls()) <= 13
 
 
-def test_a_file_of_ones_own(tmp_path):
+def test_a_preset_from_a_file(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("plan: {solver: dpm, steps: 14, renorm: off}\n")
     assert find_preset(path).resolve(2.0, {}) == Plan("dpm", 14, 2.0, renorm=None)
@@ -55,13 +55,13 @@ def test_a_file_of_ones_own(tmp_path):
         ({"steps": 1}, "steps is 1, but this preset counts points in time: a single step has 2"),
     ],
 )
-def test_budgets_that_cannot_be(given, words):
+def test_invalid_budgets_are_usage_errors(given, words):
     with pytest.raises(UsageError) as caught:
         find_preset("official").resolve(6.0, given)
     assert str(caught.value) == words
 
 
-def test_what_is_no_preset(tmp_path):
+def test_unknown_and_invalid_presets(tmp_path):
     with pytest.raises(UsageError, match="unknown preset 'offical'; did you mean 'official'"):
         find_preset("offical")
     path = tmp_path / "mine.yaml"
@@ -71,8 +71,8 @@ def test_what_is_no_preset(tmp_path):
 
 
 def toy(x, t, captioned):
-    """A velocity that no two branches, times or rows share; some rows grow under guidance, some shrink."""
-    rotated = x.flip(-1) * (0.4 if captioned else -0.7)
+    """Return a velocity that differs between branches, times and entries; guidance scales some up, some down."""
+    turned = x.flip(-1) * (0.4 if captioned else -0.7)
     return (
         torch.tanh(rotated + t)
         + (x - 0.3 * t if captioned else 0.8 * x) * torch.linspace(-1, 2, x.shape[-2])[:, None]
@@ -113,7 +113,7 @@ def diffusers_loop(x, steps, ratio, shift):
 
 
 def comfyui_loop(x, steps, until, ratio):
-    """Where a node that guides meets pictures without noise: `own` and `null` are what the state leads to."""
+    """Guidance of a ComfyUI node on predicted data: `own` and `null` are those of the two branches."""
     sigmas = [1 - shifted(k / steps, 6.0) for k in range(steps + 1)]
     for sigma, after in pairwise(sigmas):
         own, null = (x + sigma * toy(x, 1 - sigma, captioned) for captioned in (True, False))
@@ -149,21 +149,21 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize("case", PROGRAMS)
-def test_each_preset_is_its_programs_own_loop(case):
+def test_each_preset_computes_the_loop_of_its_program(case):
     given, loop = PROGRAMS[case]
     x = torch.randn(1, 2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     plan = find_preset(case.partition(",")[0]).resolve(3.0, given)
     torch.testing.assert_close(ours(x, plan), loop(x), rtol=1e-9, atol=1e-9)
 
 
-def test_the_node_does_not_measure_velocities():
+def test_the_comfyui_node_does_not_compare_velocities():
     x = torch.randn(1, 2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     given = ({"renorm": 1.0}, {"renorm": 1.0, "renorm_of": "velocity"}, {})
     node, official, none = (ours(x, find_preset("comfyui").resolve(3.0, some)) for some in given)
     assert min((node - official).norm(), (node - none).norm()) > 0.1
 
 
-def test_presets_differ_where_their_words_are_the_same():
+def test_presets_differ_for_the_same_flags():
     x = torch.randn(1, 2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     given = {"solver": "euler", "guide_until": 0.25, "renorm": 1.0, "shift": 6.0}
     drawn = [
@@ -175,7 +175,7 @@ def test_presets_differ_where_their_words_are_the_same():
 
 @pytest.mark.filterwarnings("ignore")  # of diffusers' and transformers' own making
 @pytest.mark.parametrize(("steps", "ratio"), [(4, 1.0), (8, 0.25)])
-def test_diffusers_itself_draws_the_same_pictures(steps, ratio):
+def test_diffusers_itself_generates_the_same_images(steps, ratio):
     from diffusers import Lumina2Pipeline
 
     pipe, prompts = load("nano"), ["a red car left of a blue ball", "ein gelber Stern", "two cups"]

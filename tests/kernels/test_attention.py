@@ -39,7 +39,7 @@ def runnable(inputs):
 
 
 @pytest.mark.parametrize("name", KERNELS)
-def test_every_kernel_of_the_table_is_whole(name):
+def test_every_kernel_of_the_table_is_complete(name):
     op = KERNELS.load(name)
     assert isinstance(op, Op)
     assert op.name == name
@@ -104,14 +104,14 @@ def test_large_scores_keep_their_differences():
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_what_the_network_calls_takes_fewer_queries_than_keys_and_any_strides(dtype):
+def test_attend_accepts_fewer_queries_than_keys_and_any_strides(dtype):
     q, k, v, _ = OP.inputs((2, 6, 3, 40, 16), dtype)
     out = torch.empty(2, 31, 6, 16, dtype=dtype)
     attend(q[:, :, 9:] / 4, k.transpose(1, 2).contiguous().transpose(1, 2), v, 1.0, out)
     assert error(out.transpose(1, 2), reference(q, k, v)[:, :, 9:]) < TOLERANCE[dtype]
 
 
-def test_reference_is_the_formula_written_out():
+def test_the_reference_is_the_plain_formula():
     q, k, v, _ = OP.inputs((1, 2, 1, 3, 4))
     q, k, v = q.double(), k.double(), v.double()
     for head in range(2):
@@ -127,7 +127,7 @@ def test_inputs_are_the_same_for_the_same_seed_in_any_dtype():
 
 
 def packed(query, key, value, query_ends, key_ends, max_q, max_k, enable_gqa=False):
-    """Compute what torch's varlen_attn promises, sequence by sequence."""
+    """Compute torch's varlen_attn sequence by sequence."""
     assert enable_gqa == (query.shape[1] != key.shape[1])
     assert max_k == int(key_ends.diff().max())
     outs = []
@@ -155,7 +155,7 @@ def test_flash_gets_tokens_before_heads(monkeypatch):
     assert error(flash(*inputs), reference(*inputs)) < 2e-6
 
 
-def test_rows_hold_error_and_time_and_reasons():
+def test_rows_contain_error_time_and_reasons():
     inputs = OP.inputs(SHAPES[0])
     rows = {row["backend"]: row for row in compare(OP, inputs, repeats=3)}
     assert list(rows) == list(OP.implementations)
@@ -169,13 +169,13 @@ def test_rows_hold_error_and_time_and_reasons():
         assert set(rows[name]) == {"op", "backend", "unavailable"}
 
 
-def test_only_the_asked_rows_come_but_the_baseline_is_still_timed():
+def test_only_requested_rows_are_yielded_but_the_baseline_is_timed():
     (row,) = compare(OP, OP.inputs(SHAPES[1]), repeats=1, only=["naive"])
     assert row["backend"] == "naive"
     assert row["times_sdpa"] > 0
 
 
-def test_asking_for_what_cannot_run_raises():
+def test_requesting_an_unavailable_backend_raises():
     inputs = OP.inputs(SHAPES[1])
     with pytest.raises(UsageError, match=r"unknown attention backend 'fash'; did you mean 'flash'\?"):
         next(compare(OP, inputs, only=["fash"]))
@@ -211,7 +211,7 @@ def test_every_implementation_agrees_on_cuda(padding):
 
 
 def rows_one_by_one(q, k, v, query_ends, key_ends):
-    """Each row by the float64 reference."""
+    """Compute each entry with the float64 reference."""
     rows = []
     for (a, b), (c, d) in zip(pairwise(query_ends), pairwise(key_ends), strict=True):
         one = [x.transpose(0, 1)[None] for x in (q[a:b], k[c:d], v[c:d])]
@@ -223,7 +223,7 @@ def rows_one_by_one(q, k, v, query_ends, key_ends):
 
 @pytest.fixture
 def variable_kernels(monkeypatch):
-    """flash-attn and torch's varlen attention, standing in on a CPU: they check how they are called."""
+    """Replace flash-attn and torch's varlen attention by CPU versions that check their arguments."""
     import torch.nn.attention.varlen as real
 
     def check(q, k, v, query_ends, key_ends, longest_query, longest_key, scale):
@@ -267,7 +267,7 @@ def test_a_network_packs_all_rows_into_one_call_of_a_variable_kernel(variable_ke
         assert error(one, two.double()) < 1e-5
 
 
-def test_auto_takes_the_quickest_kernel_that_runs_here():
+def test_auto_chooses_the_fastest_kernel_that_runs_here():
     cpu = torch.device("cpu")
     assert choose_kernel("auto", cpu, torch.bfloat16) == "direct"
     assert choose_kernel("auto", cpu, torch.float32) == "sdpa"
@@ -280,7 +280,7 @@ def test_auto_takes_the_quickest_kernel_that_runs_here():
         choose_kernel("flash", cpu, torch.bfloat16)
 
 
-def test_torchs_own_attention_is_called_where_it_is_asked_for(monkeypatch):
+def test_torchs_own_attention_is_called_if_requested(monkeypatch):
     q, k, v, _ = OP.inputs((2, 4, 2, 88, 48), torch.bfloat16)
     exact = OP.reference(q, k, v).transpose(1, 2)
     called = []

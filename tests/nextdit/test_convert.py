@@ -1,4 +1,4 @@
-"""Weights: the dialects are bijections, files are read safely, and every misfit has one clear line."""
+"""Weights: dialects are bijections, files are read safely, and every misfit is a one-line error."""
 
 import json
 import pickle
@@ -70,7 +70,7 @@ def run(model, seed=1):
 # --- dialects
 
 
-def test_a_trip_through_every_dialect_is_the_identity(official):
+def test_a_round_trip_through_every_dialect_is_the_identity(official):
     ours = c.from_official(official, TINY)
     ours = c.from_diffusers(c.to_diffusers(ours, TINY), TINY)
     back = c.to_official(c.from_comfyui(c.to_comfyui(ours, TINY), TINY), TINY)
@@ -91,7 +91,7 @@ def test_a_used_norm_final_comes_back_as_ones(official):
 @pytest.mark.parametrize("config", [TINY, WIDE_KV], ids=["tiny", "wide_kv"])
 @pytest.mark.parametrize("dialect", c.DIALECTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_dialect_undoes_itself_for_any_size(dialect, config, dtype):
+def test_every_dialect_is_inverted_for_any_size(dialect, config, dtype):
     ours = NextDiT(config).to(dtype).state_dict()
     theirs = c.to_dialect(ours, dialect, config)
     assert c.detect_dialect(theirs) == dialect
@@ -110,19 +110,19 @@ def test_the_other_networks_of_a_comfyui_file_are_left_out(model):
     assert_same(c.from_any(file), dict(model.state_dict()))
 
 
-def test_an_unknown_dialect_says_what_was_found():
+def test_an_unknown_dialect_names_the_tensors():
     with pytest.raises(LuminaError, match=r"^2 tensors \(a, b\) are not weights of a Next-DiT"):
         c.detect_dialect({"b": torch.zeros(1), "a": torch.zeros(1)})
 
 
-def test_half_of_a_split_matrix_is_named(model):
+def test_a_missing_part_of_a_split_matrix_is_named(model):
     theirs = c.to_diffusers(model.state_dict())
     del theirs["layers.1.attn.to_k.weight"]
     with pytest.raises(LuminaError, match=r"have no layers\.1\.attn\.to_k\.weight"):
         c.from_diffusers(theirs)
 
 
-def test_a_matrix_that_holds_no_three_parts_is_named(model):
+def test_a_matrix_that_is_not_fused_qkv_is_named(model):
     ours = {**model.state_dict(), "layers.0.attention.qkv.weight": torch.zeros(48, 48)}
     with pytest.raises(LuminaError, match=r"layers\.0\.attention\.qkv\.weight has shape \(48, 48\)"):
         c.to_diffusers(ours)
@@ -151,14 +151,14 @@ def test_a_config_given_to_a_conversion_is_checked(official):
 
 
 @pytest.mark.parametrize("name", ["nano", "lumina-image-2", "lumina-image-2-7b"])
-def test_a_named_config_survives_diffusers(name):
+def test_a_named_config_round_trips_through_diffusers(name):
     config = NextDiTConfig.named(name)
     back = c.config_from_diffusers(json.loads(json.dumps(c.config_to_diffusers(config))))
     assert back == config
 
 
 @pytest.mark.parametrize("config", [NextDiTConfig.named("nano"), WIDE_KV], ids=["nano", "wide_kv"])
-def test_shapes_alone_tell_the_config(config):
+def test_the_config_is_inferred_from_shapes(config):
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in NextDiT(config).state_dict().items()}
     found = infer_config(shapes)
@@ -172,7 +172,7 @@ def test_shapes_alone_tell_the_config(config):
     assert (found.num_layers, found.num_refiner_layers) == (config.num_layers, config.num_refiner_layers)
 
 
-def test_shapes_that_do_not_tell_the_axes_ask_for_them(official):
+def test_shapes_that_do_not_determine_the_axes_are_refused(official):
     shapes = {name: tuple(tensor.shape) for name, tensor in official.items()}
     with pytest.raises(LuminaError, match="head width 16 has no three equal even parts"):
         infer_config(shapes)
@@ -206,19 +206,19 @@ def test_shapes_that_do_not_tell_the_axes_ask_for_them(official):
         ({"out_channels": 8}, "out_channels 8 differs"),
     ],
 )
-def test_a_wrong_config_file_has_one_line(change, words):
+def test_an_invalid_config_file_is_a_one_line_error(change, words):
     with pytest.raises(LuminaError, match=words):
         c.config_from_diffusers({**c.config_to_diffusers(TINY), **change})
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(NextDiTConfig)])
-def test_a_field_that_cannot_be_is_named(name):
+def test_an_invalid_field_is_named(name):
     with pytest.raises(ValueError, match=f"^{name} is 'x', but must be "):
         replace(TINY, **{name: "x"})
 
 
 @pytest.mark.parametrize("dim", [12, 28, 60, 100, 2308])
-def test_the_width_inside_the_feed_forward_survives_diffusers(dim):
+def test_the_feed_forward_width_round_trips_through_diffusers(dim):
     for ffn in range(1, 401, 3):
         config = replace(TINY, dim=dim, num_heads=1, axes_dim=(dim - 8, 4, 4), multiple_of=1, ffn_dim=ffn)
         theirs = c.config_to_diffusers(config)
@@ -231,7 +231,7 @@ def test_the_width_inside_the_feed_forward_survives_diffusers(dim):
 # --- files
 
 
-def test_our_folder_opens_in_diffusers_and_draws_the_same(model, tmp_path):
+def test_our_folder_loads_in_diffusers_with_the_same_output(model, tmp_path):
     c.save_transformer(model, tmp_path / "transformer")
     theirs = Lumina2Transformer2DModel.from_pretrained(tmp_path / "transformer")
     latents, t, text, mask = run(model)
@@ -242,7 +242,7 @@ def test_our_folder_opens_in_diffusers_and_draws_the_same(model, tmp_path):
 
 
 @pytest.mark.parametrize("max_shard_size", ["10GB", "100KB"])
-def test_a_folder_of_diffusers_opens_here_whole_or_sharded(tmp_path, max_shard_size):
+def test_a_folder_of_diffusers_loads_whole_or_sharded(tmp_path, max_shard_size):
     torch.manual_seed(0)
     theirs = Lumina2Transformer2DModel.from_config(c.config_to_diffusers(WIDE_KV))
     theirs.save_pretrained(tmp_path, max_shard_size=max_shard_size)
@@ -262,7 +262,7 @@ def test_saving_in_bfloat16_and_over_an_older_sharded_folder(model, tmp_path):
     assert c.load_transformer(tmp_path, dtype=torch.float32).config == TINY
 
 
-def test_a_pth_opens_without_unpickling_objects(official, tmp_path):
+def test_a_pth_loads_without_unpickling_objects(official, tmp_path):
     torch.save(official, tmp_path / "consolidated.00-of-01.pth")
     assert_same(c.read_weights(tmp_path / "consolidated.00-of-01.pth"), official)
     assert_same(c.read_weights(tmp_path), official)
@@ -273,7 +273,7 @@ class Hostile:
         return (exec, ("raise SystemExit('unpickled')",))
 
 
-def test_a_pth_that_would_run_code_is_refused_in_one_line(tmp_path):
+def test_a_pth_that_would_run_code_is_a_one_line_error(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"weight": torch.zeros(1), "args": Hostile()}, path)
     with pytest.raises(LuminaError, match="is not a readable file that holds only weights") as caught:
@@ -285,7 +285,7 @@ def test_a_pth_that_would_run_code_is_refused_in_one_line(tmp_path):
 
 
 def broken_files(folder):
-    """Files that must each give one line, with the words to expect."""
+    """Write files that must each raise a one-line error, with the expected words."""
     save_file({"a": torch.zeros(100)}, folder / "cut.safetensors")
     whole = (folder / "cut.safetensors").read_bytes()
     (folder / "cut.safetensors").write_bytes(whole[:-50])
@@ -318,7 +318,7 @@ def broken_files(folder):
         ("outside", "points outside its own folder"),
     ],
 )
-def test_a_file_that_cannot_be_read_has_one_line(tmp_path, name, words):
+def test_an_unreadable_file_is_a_one_line_error(tmp_path, name, words):
     broken_files(tmp_path)
     with pytest.raises(LuminaError, match=words) as caught:
         c.read_weights(tmp_path / name)
@@ -378,7 +378,7 @@ for name in ("w.safetensors", "w.pth"):
 """
 
 
-def test_a_full_disk_is_said_in_one_line(tmp_path):
+def test_a_full_disk_is_a_one_line_error(tmp_path):
     mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=100k t "$0" && exec "$@"', str(tmp_path)]
     if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:
         pytest.skip("this machine does not let a user mount a small disk")

@@ -40,7 +40,7 @@ def pair(rank, out, inputs, alpha=None, dora=False):
 
 
 def apart(rank=3, alpha=None, dora=False):
-    """A LoRA as diffusers trains it: queries, keys and values each with matrices of their own."""
+    """Return a LoRA as diffusers trains it: separate factors for queries, keys and values."""
     pairs = {
         (f"{layer}attention.qkv", part): pair(rank, out, 48, alpha, dora)
         for layer in LAYERS
@@ -54,7 +54,7 @@ def apart(rank=3, alpha=None, dora=False):
 
 
 def together(rank=3, alpha=None, dora=False):
-    """A LoRA as it is trained on the official network: one pair for qkv."""
+    """Return a LoRA as trained on the official network: one pair of factors for qkv."""
     pairs = {site: old for site, old in apart(rank, alpha, dora).items() if site[1] is None}
     return pairs | {(f"{layer}attention.qkv", None): pair(rank, 96, 48, alpha, dora) for layer in LAYERS}
 
@@ -66,7 +66,7 @@ def write(pairs, dialect, path, header=None):
 
 
 def expected(model, pairs, scale=1.0):
-    """The weights after a LoRA, in float64 and by the formula."""
+    """Return the weights changed by a LoRA, computed in float64 by the formula."""
     weights = {name: weight.double() for name, weight in model.state_dict().items()}
     rows = {"q": slice(0, 48), "k": slice(48, 72), "v": slice(72, 96), None: slice(None)}
     for (name, part), own in pairs.items():
@@ -101,7 +101,7 @@ def test_every_dialect_gives_the_weights_of_the_formula(model, tmp_path, dialect
     assert (applied.scale, applied.dialect, applied.dora, applied.unused) == (0.7, dialect, dora, ())
 
 
-def test_it_comes_off_bit_by_bit(model, tmp_path):
+def test_removal_restores_the_exact_weights(model, tmp_path):
     before = {name: weight.clone() for name, weight in model.to(torch.bfloat16).state_dict().items()}
     one, two = (
         write(make(), "kohya", tmp_path / f"{make.__name__}.safetensors") for make in (apart, together)
@@ -114,7 +114,7 @@ def test_it_comes_off_bit_by_bit(model, tmp_path):
     remove_loras(model)  # nothing is left to remove
 
 
-def test_what_is_never_taken_off_keeps_no_weights_of_before(model, tmp_path):
+def test_a_permanent_merge_keeps_no_original_weights(model, tmp_path):
     pairs = apart()
     wanted = expected(model, pairs)
     apply_loras(model, [write(pairs, "kohya", tmp_path / "x.safetensors")], keep=False)
@@ -142,7 +142,7 @@ def test_scale_zero_changes_nothing(model, tmp_path):
     assert_same_tensors(dict(model.state_dict()), before)
 
 
-def test_a_partial_lora_and_keys_of_others(model, tmp_path):
+def test_a_partial_lora_with_tensors_of_other_networks(model, tmp_path):
     pairs = {("layers.1.attention.qkv", "v"): pair(2, 24, 48), ("final_layer.linear", None): pair(2, 64, 48)}
     tensors = WRITERS["diffusers"](pairs)[0] | {
         "lora_te1_text_model_q.alpha": torch.ones(()),
@@ -175,7 +175,7 @@ def test_a_partial_lora_and_keys_of_others(model, tmp_path):
         ("layers.x.attention.out", None),
     ],
 )
-def test_names(name, site):
+def test_names_in_files_are_resolved_to_sites(name, site):
     assert find_site(name) == site
 
 
@@ -229,7 +229,7 @@ def test_scales_that_differ_are_multiplied_in():
         assert torch.allclose(part.scale * part.up @ part.down, own.scale * own.up @ own.down, atol=1e-7)
 
 
-def test_some_of_queries_keys_and_values():
+def test_factors_of_only_some_of_q_k_and_v_are_fused():
     pairs = {("layers.0.attention.qkv", part): pair(2, WIDTHS[part], 48) for part in "qv"}
     (whole,) = fuse(pairs).values()
     assert whole.rank == 4
@@ -239,7 +239,7 @@ def test_some_of_queries_keys_and_values():
         fuse({("layers.0.attention.qkv", "q"): pair(2, 48, 48)})
 
 
-def test_what_diffusers_cannot_say():
+def test_loras_that_diffusers_does_not_support():
     half = {
         ("layers.0.attention.out", None): pair(2, 48, 48, dora=True),
         ("layers.1.attention.out", None): pair(2, 48, 48),
@@ -275,7 +275,7 @@ def test_a_dora_of_columns(model):
     )
 
 
-def test_words_of_specs(tmp_path):
+def test_specs_are_paths_with_an_optional_scale(tmp_path):
     assert parse_spec("a/b.safetensors:0.8")[1] == 0.8
     assert parse_spec("a/b.safetensors") == parse_spec("a/b.safetensors:1")
     odd = tmp_path / "x:2"
@@ -285,7 +285,7 @@ def test_words_of_specs(tmp_path):
         parse_spec("a.safetensors:nan")
 
 
-def test_a_lora_for_another_model(model, tmp_path):
+def test_a_lora_for_another_model_names_its_layers(model, tmp_path):
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     good = write(apart(), "kohya", tmp_path / "good.safetensors")
     for pairs, words in [
@@ -321,7 +321,7 @@ def test_a_lora_for_another_model(model, tmp_path):
         ({"layers_0.x": None, "lora_unet_layers_0_attention_out.lora_A.weight": torch.ones(2, 48)}, "twice"),
     ],
 )  # fmt: skip
-def test_a_broken_lora(change, words):
+def test_a_damaged_lora_is_a_one_line_error(change, words):
     tensors = {
         "layers.0.attention.out.lora_down.weight": torch.ones(2, 48),
         "layers.0.attention.out.lora_up.weight": torch.ones(48, 2),
@@ -342,7 +342,7 @@ def test_missing_and_hostile_files(tmp_path, model):
 
 
 def theirs(model):
-    """The same network in diffusers."""
+    """Return the same network in diffusers."""
     from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer2DModel
 
     fields = {name: value for name, value in config_to_diffusers(CONFIG).items() if not name.startswith("_")}
@@ -355,7 +355,7 @@ def theirs(model):
 @pytest.mark.parametrize("alpha", [None, 6.0])
 @pytest.mark.parametrize("dora", [False, True])
 @torch.no_grad()
-def test_diffusers_loads_what_we_write_and_draws_the_same(model, tmp_path, make, alpha, dora):
+def test_diffusers_loads_our_files_with_the_same_output(model, tmp_path, make, alpha, dora):
     from diffusers.loaders.lora_pipeline import Lumina2LoraLoaderMixin as Loader
 
     path = write(make(3, alpha, dora), "diffusers", tmp_path / "pytorch_lora_weights.safetensors")

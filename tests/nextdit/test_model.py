@@ -1,4 +1,4 @@
-"""Next-DiT against the official implementation, against diffusers, and against its own promises."""
+"""Next-DiT against the official implementation, against diffusers, and by its own properties."""
 
 import random
 
@@ -51,7 +51,7 @@ def assert_close(found, wanted, tolerance=1e-5):
 
 
 def randomised(config, seed=0):
-    """A network whose every weight matters: the published start leaves gates and outputs at zero."""
+    """Return a network in which every weight affects the output: the published initialization zeroes gates."""
     torch.manual_seed(seed)
     model = NextDiT(config)
     for parameter in model.parameters():
@@ -145,7 +145,7 @@ def test_outputs_are_those_of_diffusers(config):
     ],
 )
 def test_parameter_counts_are_the_published_ones(name, official_count):
-    """The official count includes `norm_final`, as wide as the model and read by nothing, which ours leaves out."""
+    """The official count includes the unused `norm_final`, as wide as the model, which ours omits."""
     config = NextDiTConfig.named(name)
     with torch.device("meta"):
         model = NextDiT(config)
@@ -183,13 +183,13 @@ def test_an_unknown_name_is_a_usage_error():
         ({"ffn_dim": 100}, "ffn_dim 100 is not a multiple of multiple_of 16"),
     ],
 )
-def test_a_config_that_cannot_be_is_refused(change, words):
+def test_an_invalid_config_is_refused(change, words):
     fields = {"dim": 48, "num_layers": 3, "num_heads": 3, "num_kv_heads": 1, "multiple_of": 16}
     with pytest.raises(ValueError, match=words):
         NextDiTConfig(**{**fields, "text_dim": 40, "axes_dim": (8, 4, 4), **change})
 
 
-# --- the first weights
+# --- initialization
 
 
 def test_a_new_network_predicts_exactly_zero(inputs):
@@ -216,7 +216,7 @@ def test_a_new_network_has_the_published_distributions():
 
 
 @pytest.mark.parametrize("junk", [1e4, float("nan"), float("inf")])
-def test_nothing_leaks_from_behind_a_caption(model, inputs, junk):
+def test_padding_of_a_caption_does_not_leak(model, inputs, junk):
     x, t, text, mask = inputs
     assert 0 < mask.sum(1).min() < mask.shape[1]
     spoiled = torch.where(mask.bool()[..., None], text, junk)
@@ -242,7 +242,7 @@ def test_a_sample_does_not_depend_on_its_batch(model, golden, inputs):
             assert_close(together[index], alone)
 
 
-def test_text_encoded_once_serves_every_step(model, inputs):
+def test_text_can_be_encoded_once_for_all_steps(model, inputs):
     x, t, text, mask = inputs
     with torch.no_grad():
         encoded = model.encode_text(text, mask)
@@ -262,7 +262,7 @@ def test_no_mask_means_that_all_tokens_are_real(model, inputs):
     ]
 
 
-def test_tables_made_while_sampling_serve_training(model, inputs):
+def test_tables_built_while_sampling_are_usable_in_training(model, inputs):
     x, t, text, _ = inputs
     padded_layout.cache_clear()
     text_rotation.cache_clear()
@@ -295,7 +295,7 @@ def test_a_bfloat16_network_returns_the_dtype_of_its_latents(model, inputs):
     assert (rough - exact).norm() < 0.06 * exact.norm()
 
 
-def test_norms_take_their_statistics_in_float32():
+def test_norms_compute_their_statistics_in_float32():
     x = torch.full((1, 4096), 300.0, dtype=torch.float16)
     assert torch.equal(RMSNorm(4096, 1e-5).half()(x), torch.ones_like(x))
 
@@ -349,7 +349,7 @@ def test_time_waves_start_with_cosines():
     assert waves[1, 128].item() == pytest.approx(0.479426, abs=1e-6)
 
 
-def test_patches_put_channels_fastest_and_come_back():
+def test_patches_have_channels_last_and_unpatchify_inverts_them():
     latents = torch.randn(2, 16, 6, 10)
     tokens = patchify(latents, 2)
     assert tokens.shape == (2, 15, 64)
@@ -396,7 +396,7 @@ def test_the_longest_caption_and_a_padded_wider_one_fit():
         assert model(*arguments(tokens=310, mask=mask)).isfinite().all()
 
 
-def test_batches_that_do_not_pair_are_refused():
+def test_batch_sizes_that_differ_are_refused():
     latents, _, text, _ = arguments()
     with pytest.raises(ValueError, match="batch sizes differ: 1 latents, 2 times, 1 captions"):
         NextDiT(TINY)(latents, torch.zeros(2), text)

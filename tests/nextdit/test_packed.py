@@ -1,4 +1,4 @@
-"""The path without gradients: packed rows, the last layer on image tokens, 8-bit layers, and `through`."""
+"""Inference: packed batches, the last layer on image tokens, int8 layers, and code that runs the main layers."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ LENGTHS = [5, 5, 9, 1]
 
 
 def randomised(config=TINY, seed=0):
-    """A network whose every weight matters."""
+    """Return a network in which every weight affects the output."""
     torch.manual_seed(seed)
     model = NextDiT(config)
     for parameter in model.parameters():
@@ -44,7 +44,7 @@ def error(found, wanted):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("one_time", [False, True])
 def test_packed_equals_padded(seed, one_time):
-    """With gradients the ordinary padded path runs, without them the packed one."""
+    """With gradients the padded path runs, without them the packed one."""
     model, (x, t, text, mask) = randomised(seed=seed), inputs(seed)
     t = t[:1].expand(4) if one_time else t
     padded = model(x, t, text, mask)
@@ -55,7 +55,7 @@ def test_packed_equals_padded(seed, one_time):
     assert error(packed, padded) < 1e-5
 
 
-def test_packed_equals_padded_for_pictures_of_mixed_sizes():
+def test_packed_equals_padded_for_images_of_mixed_sizes():
     model, (_, t, text, mask) = randomised(), inputs(3)
     x = [torch.randn(16, *size) for size in SIZES]
     padded = model(x, t, text, mask)
@@ -67,7 +67,7 @@ def test_packed_equals_padded_for_pictures_of_mixed_sizes():
 
 @pytest.mark.parametrize("one_time", [True, False])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_pictures_with_two_captions_each_are_those_drawn_twice(gradients, one_time):
+def test_images_with_two_captions_each_equal_a_doubled_batch(gradients, one_time):
     model, (x, t, text, mask) = randomised(), inputs(3)
     t = t[:1].expand(4) if one_time else t
     with torch.set_grad_enabled(gradients):
@@ -80,7 +80,7 @@ def test_pictures_with_two_captions_each_are_those_drawn_twice(gradients, one_ti
             assert error(one, two) < 1e-5
 
 
-def test_guidance_refines_a_picture_once_for_both_its_captions(monkeypatch):
+def test_guidance_refines_an_image_once_for_both_captions(monkeypatch):
     model, (x, _, text, mask) = randomised(), inputs(4)
     seen = []
     embed = model.x_embedder.forward
@@ -100,7 +100,7 @@ def test_a_batch_of_eight_equals_eight_singles(seed):
             assert error(together[i], alone) < 1e-5
 
 
-def test_nothing_has_to_be_switched_on_and_gradients_take_the_ordinary_path(monkeypatch):
+def test_the_packed_path_is_automatic_and_gradients_use_the_padded_one(monkeypatch):
     model, called = randomised(), []
     packed = model.velocity_packed
     monkeypatch.setattr(model, "velocity_packed", lambda *words: called.append(1) or packed(*words))
@@ -126,7 +126,7 @@ def test_compiled_loops_compute_the_same(dtype):
         assert error(model(x[:1], t[:1], text[:1], mask[:1]), plain[:1]) < limit
 
 
-def test_compiling_without_a_compiler_says_what_to_install(monkeypatch):
+def test_compiling_without_a_compiler_names_what_to_install(monkeypatch):
     monkeypatch.setattr(fused, "find_compiler", lambda: None)
     with pytest.raises(MissingDependency, match="needs a C"):
         fused.check_compiler()
@@ -142,10 +142,10 @@ def test_inputs_and_encoded_text_are_left_as_they_were():
     assert all(torch.equal(*pair) for pair in zip(before, (x, encoded.features), strict=True))
 
 
-# --- through
+# --- run_layers
 
 
-def test_through_that_runs_all_rows_changes_nothing():
+def test_running_all_layers_by_hand_changes_nothing():
     model, words = randomised(), inputs(1)
     with torch.no_grad():
         assert torch.equal(
@@ -154,7 +154,7 @@ def test_through_that_runs_all_rows_changes_nothing():
         )
 
 
-def test_rows_may_run_in_any_order_and_go_on_from_their_first_layer():
+def test_rows_may_run_in_any_order_and_continue_from_their_first_layer():
     model, words = randomised(), inputs(1)
 
     def bit_by_bit(stage):
@@ -191,7 +191,7 @@ def test_first_layer_and_signal_are_those_of_the_network():
         model.velocity_packed(x, t, text, mask, run_layers=look)
 
 
-def test_rows_that_are_skipped_are_not_computed(monkeypatch):
+def test_skipped_rows_are_not_computed(monkeypatch):
     model, words, tokens = randomised(), inputs(1), []
     run = attention.grouped
     monkeypatch.setattr(
@@ -204,7 +204,7 @@ def test_rows_that_are_skipped_are_not_computed(monkeypatch):
     assert sum(tokens[-len(model.layers) :]) == len(model.layers)
 
 
-def test_a_network_of_one_layer_still_runs_and_starts():
+def test_a_network_of_one_layer_runs():
     model = randomised(NextDiTConfig(**{**vars(TINY), "num_layers": 1}))
     x, t, text, mask = inputs(5)
     with torch.no_grad():
@@ -216,12 +216,12 @@ def test_a_network_of_one_layer_still_runs_and_starts():
     assert error(begun, whole) < 1e-6
 
 
-# --- bfloat16 and 8 bits
+# --- bfloat16 and int8
 
 
 @pytest.fixture(scope="module")
 def wide():
-    """Wide enough for rounding to average out; with what it computes in float32."""
+    """Return a network wide enough for rounding errors to average out."""
     config = NextDiTConfig(
         dim=192, num_layers=3, num_heads=4, num_kv_heads=2, multiple_of=16, ffn_dim=512, text_dim=40,
         axes_dim=(16, 16, 16),
@@ -237,7 +237,7 @@ def wide():
 
 
 def exact_and(model, change):
-    """Relative error, against float32, of a bfloat16 copy of the model after `change`."""
+    """Return the relative error, against float32, of a bfloat16 copy of the model after `change`."""
     words = inputs(2, side=16)
     rough = NextDiT(model.config).bfloat16()
     rough.load_state_dict(model.state_dict())
@@ -247,7 +247,7 @@ def exact_and(model, change):
         return error(change(rough)(*words), exact(*words))
 
 
-def test_bfloat16_is_no_rougher_than_diffusers(wide):
+def test_bfloat16_is_at_least_as_accurate_as_diffusers(wide):
     from diffusers import Lumina2Transformer2DModel
 
     from lumina_cli.core.nextdit.convert import config_to_diffusers, to_diffusers
@@ -261,13 +261,13 @@ def test_bfloat16_is_no_rougher_than_diffusers(wide):
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("int8", 0.06), ("int8-weights", 0.04)])
-def test_eight_bits_cost_little(wide, kind, limit):
+def test_int8_adds_little_error(wide, kind, limit):
     plain = exact_and(wide, lambda model: model)
     assert plain < exact_and(wide, lambda model: quantize(model, kind)) < limit
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_8_bit_layer_is_the_rounded_product(dtype):
+def test_an_int8_layer_is_the_matmul_of_rounded_factors(dtype):
     torch.manual_seed(0)
     layer = torch.nn.Linear(70, 33, bias=False).to(dtype)
     x = torch.randn(2, 65, 70, dtype=dtype) * torch.logspace(-3, 3, 65)[:, None].to(dtype)
@@ -293,7 +293,7 @@ def test_only_the_large_layers_of_blocks_change():
     assert all(isinstance(layer, torch.nn.Linear) for layer in (model.x_embedder, model.final_layer.linear))
 
 
-def test_what_cannot_be_quantised_is_one_line():
+def test_models_that_cannot_be_quantized_are_one_line_errors():
     with pytest.raises(UsageError, match="unknown quantization 'int4'; did you mean 'int8'"):
         quantize(randomised(), "int4")
     for kind in QUANTIZERS:

@@ -17,7 +17,7 @@ class TokenCounter:
     digest   identifies the tokenizer
 
     Raises:
-        LuminaError: if there is no tokenizer.json, or, when counting, if it is damaged.
+        LuminaError: if tokenizer.json is missing, or, when counting, damaged.
     """
 
     def __init__(self, folder: str):

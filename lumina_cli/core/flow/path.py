@@ -35,7 +35,7 @@ def predict_data(x: Tensor, velocity: Tensor, t: Tensor | float) -> Tensor:
 
 
 def shift_time(t, s: float):
-    """Return t / (t + s (1 - t)): the larger the shift `s`, the more steps near the noise; 1 is no shift."""
+    """Return t / (t + s (1 - t)): the larger the shift `s`, the more steps near the noise; 1 keeps t."""
     return t / (t + s * (1 - t))
 
 

@@ -84,7 +84,7 @@ def find_preset(name: str | Path) -> Preset:
     """Return a packaged preset by name, or the preset in a YAML file.
 
     Raises:
-        UsageError: if there is no such preset, or the file is not a valid one.
+        UsageError: if no preset has that name, or the file is invalid.
     """
     known = [one.removeprefix(FOLDER) for one in packaged_recipes() if one.startswith(FOLDER)]
     if str(name) in known:

@@ -1,4 +1,4 @@
-"""Hot operations: each one reference, several implementations, and the inputs to compare them on."""
+"""Performance-critical operations: a reference, several implementations, and inputs to compare them on."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,11 @@ Inputs = tuple[Tensor | None, ...]
 
 @dataclass(frozen=True)
 class Implementation:
-    """One way to compute an operation; `missing(*inputs)` says why it cannot run here, or None."""
+    """One way to compute an operation.
+
+    run       the function
+    missing   called with the inputs of `run`: why it cannot run on them here, or None
+    """
 
     run: Callable[..., Tensor]
     missing: Callable[..., str | None] = lambda *inputs: None
@@ -18,7 +22,15 @@ class Implementation:
 
 @dataclass(frozen=True)
 class Op:
-    """An operation: its `reference` in float64, its `inputs` by shape, its implementations by name."""
+    """An operation: an entry of KERNELS.
+
+    name              of the operation
+    reference         computes it in float64
+    inputs            shape -> arguments of all implementations
+    implementations   by name
+    shapes            shapes to measure, by name
+    baseline          the implementation that others are compared with
+    """
 
     name: str
     reference: Callable[..., Tensor]

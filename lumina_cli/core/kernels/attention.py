@@ -1,11 +1,14 @@
-"""Attention over a joint sequence of text and image tokens, with grouped key and value heads.
+"""Grouped-query attention over a joint sequence of text and image tokens.
 
-Shapes: B batch, h query heads, g key heads (h is a multiple of g), L tokens, d head width.
+B batch entries, h query heads, g key-value heads (h is a multiple of g), L tokens, d head width. All
+implementations have this signature:
 
     q          (B, h, L, d)
-    k, v       (B, g, L, d)     query head i reads key head i // (h / g)
-    key_mask   (B, L) or None   True where a key is real; every picture has at least one
+    k, v       (B, g, L, d)     query head i uses key-value head i // (h / g)
+    key_mask   (B, L) or None   True for real keys; every entry has at least one
     returns    (B, h, L, d)     in the dtype of q
+
+Source: grouped-query attention (arXiv 2305.13245).
 """
 
 from collections.abc import Iterator
@@ -17,9 +20,9 @@ from torch import Tensor
 
 from lumina_cli.core.kernels import Implementation, Inputs, Op
 
-BLOCK = 512  # queries and keys a block: its scores stay in a processor's cache
-SCORES = 2**22  # bytes of bfloat16 scores at a time in `direct`: they stay near, and occupy all cores
-LARGEST = 16.0  # up to here bfloat16 holds a score to 1/32, and exp of it overflows nothing
+BLOCK = 512  # queries and keys per block: the scores stay in a processor's cache
+SCORES = 2**22  # bytes of bfloat16 scores at a time in `direct`: fits the cache, and occupies all cores
+LARGEST = 16.0  # up to here bfloat16 represents a score to 1/32, and sums of its exp do not overflow
 SHAPES = {"nano": (8, 4, 2, 88, 48), "lumina-image-2": (1, 24, 8, 4352, 96)}
 
 
@@ -30,14 +33,14 @@ def inputs(
     seed: int = 0,
     padding: int = 0,
 ) -> Inputs:
-    """Return (q, k, v, key_mask) of normal numbers for shape (B, h, g, L, d), the same on every device.
+    """Return standard normal (q, k, v, key_mask) for shape (B, h, g, L, d), the same on every device.
 
-    With `padding`, that many last keys of every other picture, beginning with the first, are masked out.
+    padding   number of last keys that are masked in every other entry, starting with the first; 0: no mask
     """
     B, h, g, L, d = shape
     random = torch.Generator().manual_seed(seed)
     q, k, v = (
-        torch.randn(B, heads, L, d, generator=random).to(device, dtype)  # drawn on the CPU, one stream
+        torch.randn(B, heads, L, d, generator=random).to(device, dtype)  # drawn on the CPU
         for heads in (h, g, g)
     )
     if not padding:
@@ -48,7 +51,7 @@ def inputs(
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Return the attention in float64, a key head of a picture at a time to bound its memory."""
+    """Compute attention in float64, one head of one entry at a time to limit memory."""
     group = q.shape[1] // k.shape[1]
     out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
     for b in range(q.shape[0]):
@@ -61,7 +64,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -
 
 
 def naive(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Write the whole table of scores, as the formula reads: softmax(q k^T / sqrt(d)) v."""
+    """Compute softmax(q k^T / sqrt(d)) v with the full matrix of scores (arXiv 1706.03762)."""
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, h, L, L)
@@ -71,16 +74,19 @@ def naive(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Te
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Let torch choose: scaled_dot_product_attention."""
+    """Call torch's scaled_dot_product_attention, which chooses a backend."""
     mask = None if key_mask is None else key_mask[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, kernel: str = "auto") -> None:
-    """Write attention with scores q k^T * scale into `out` (B, L, h, d), the quickest way without gradients.
+    """Write attention with scores q k^T * scale to `out`, by the fastest implementation without gradients.
 
-    L queries may read another number of keys; all of those are real. With `kernel` "sdpa" torch's own is
-    called where "direct", for bfloat16 on a CPU, is quicker.
+    q        (B, h, L, d)
+    k, v     (B, g, keys, d)   all keys are real
+    scale    of the scores
+    out      (B, L, h, d)
+    kernel   "sdpa" excludes `direct`, which is used for bfloat16 on a CPU
     """
     if v.device.type == "cpu" and v.dtype == torch.bfloat16 and kernel != "sdpa":
         direct_into(out, q if scale == 1 else q * scale, k, v)
@@ -91,10 +97,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, kernel: s
 def grouped(
     q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """Lay the query heads of one key head end to end, so that keys and values are never copied, and let torch
-    choose; on a CPU in float32, whose bfloat16 kernel takes three times as long backwards.
+    """Call torch's attention on the concatenated query heads of each key-value head, without copies of k, v.
 
-    What the network calls with gradients; q and k may be wider than v, whose dtype it returns.
+    The network uses it with gradients. It returns the dtype of v; q and k may have a wider one. On a CPU it
+    computes in float32, since the backward pass of torch's bfloat16 kernel takes three times as long.
     """
     g, mask = k.shape[1], None if key_mask is None else key_mask[:, None, None, :]
     rows = q.unflatten(1, (g, -1))  # (B, g, h/g, L, d)
@@ -109,9 +115,9 @@ def grouped(
 
 
 def blockwise(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, block: int = BLOCK) -> Tensor:
-    """Stream over blocks of keys with a running softmax, by matrix products alone.
+    """Iterate over blocks of keys with an online softmax, in plain matmuls (arXiv 2205.14135).
 
-    The query heads of one key head share its products. Scores, maximum and sum are at least float32.
+    The query heads of one key-value head share its matmuls. Scores, maximum and sum are at least float32.
     """
     _, h, L, d = q.shape
     g, precise = k.shape[1], torch.promote_types(q.dtype, torch.float32)
@@ -119,7 +125,7 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, b
     out = torch.empty_like(q)
     for start in range(0, L, block):
         rows = q[:, :, :, start : start + block]
-        flat = rows.flatten(2, 3)  # (B, g, R, d), R the queries of the block in all heads of the group
+        flat = rows.flatten(2, 3)  # (B, g, R, d) with R the queries of the block in all heads of the group
         top = flat.new_full((*flat.shape[:3], 1), -torch.inf, dtype=precise)
         total, mixed = torch.zeros_like(top), torch.zeros_like(flat, dtype=precise)
         for key in range(0, L, block):
@@ -127,7 +133,7 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, b
             if key_mask is not None:
                 scores.masked_fill_(~key_mask[:, None, None, key : key + block], -torch.inf)
             higher = torch.maximum(top, scores.amax(dim=-1, keepdim=True))
-            safe = higher.masked_fill(higher == -torch.inf, 0)  # all keys so far masked: avoid inf - inf
+            safe = higher.masked_fill(higher == -torch.inf, 0)  # avoids inf - inf while all keys are masked
             weights = scores.sub_(safe).exp_()
             fade = (top - safe).exp_()
             total = total * fade + weights.sum(dim=-1, keepdim=True)
@@ -138,8 +144,9 @@ def blockwise(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, b
 
 
 def direct(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Score some queries against all keys at once, in bfloat16 and without looking for the maximum: a bound
-    on the scores tells where that is safe. Elsewhere the scores are float32, less their maximum. For CPUs.
+    """Score blocks of queries against all keys in bfloat16, without subtracting the maximum; for CPUs.
+
+    If a bound on the scores shows that this could overflow, they are float32 and the maximum is subtracted.
     """
     out = v.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
     direct_into(out, (q.float() * q.shape[-1] ** -0.5).to(v.dtype), k, v)
@@ -147,12 +154,12 @@ def direct(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> T
 
 
 def direct_into(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """The same into `out` (B, L, h, d), for q that are scaled already."""
+    """Compute `direct` for scaled queries; write to `out` (B, L, h, d)."""
     h, g, L, keys = q.shape[1], k.shape[1], q.shape[2], k.shape[2]
     fits = max(1, SCORES // (2 * keys))
-    memory = v.new_empty(min(fits, h * L) * keys)  # asked for once: fresh pages cost more than exp on them
-    for picture, q_one, k_one, v_one in zip(out, q.unflatten(1, (g, h // g)), k, v, strict=True):
-        target = picture.transpose(0, 1).unflatten(0, (g, h // g))  # (g, h/g, L, d)
+    memory = v.new_empty(min(fits, h * L) * keys)  # allocated once: new pages cost more than exp on them
+    for entry, q_one, k_one, v_one in zip(out, q.unflatten(1, (g, h // g)), k, v, strict=True):
+        target = entry.transpose(0, 1).unflatten(0, (g, h // g))  # (g, h/g, L, d)
         sizes = [torch.linalg.vector_norm(x, dim=-1).flatten(1).amax(1).float() for x in (q_one, k_one)]
         bound = (sizes[0] * sizes[1]).tolist()
         for groups, heads, tokens in _blocks(g, h // g, L, fits):
@@ -170,9 +177,10 @@ def direct_into(out: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
 
 
 def _total(weights: Tensor) -> Tensor:
-    """Sum weights (n, R, keys) over keys, (n, R, 1) in float32: first 128 at a time, rounded to their dtype.
+    """Sum weights (n, R, keys) over the keys; returns (n, R, 1) float32.
 
-    A sum asked for in float32 would write all weights again in float32, which takes five times as long.
+    Groups of 128 are summed in the dtype of the weights: a float32 sum would first copy all weights to
+    float32, which takes five times as long.
     """
     cut = weights.shape[-1] // 128 * 128
     parts = weights[..., :cut].unflatten(-1, (-1, 128)).sum(dim=-1)
@@ -181,7 +189,7 @@ def _total(weights: Tensor) -> Tensor:
 
 
 def _blocks(groups: int, heads: int, tokens: int, fits: int) -> Iterator[tuple[slice, slice, slice]]:
-    """Cut queries of `groups` times `heads` times `tokens` into blocks of about `fits`."""
+    """Yield blocks of about `fits` queries, as slices of groups, heads and tokens."""
     if heads * tokens <= fits:
         for group in range(0, groups, step := fits // (heads * tokens)):
             yield slice(group, group + step), slice(None), slice(None)
@@ -195,14 +203,14 @@ def _blocks(groups: int, heads: int, tokens: int, fits: int) -> Iterator[tuple[s
 def direct_missing(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> str | None:
     """Return why `direct` cannot run on these inputs, or None."""
     if q.device.type != "cpu":
-        return "direct is for CPUs"
+        return "direct runs on CPUs only"
     if key_mask is not None:
-        return "direct takes no padding: rows are packed before it"
+        return "direct does not support padding; it needs packed batches"
     return None if q.dtype == torch.bfloat16 else "direct needs --dtype bfloat16"
 
 
 def flash(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Call the flash-attn package, dense."""
+    """Call the flash-attn package, without padding."""
     from flash_attn import flash_attn_func
 
     return flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
@@ -217,12 +225,12 @@ def flash_missing(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = Non
         fix = "`pip install 'lumina-cli[flash]'`"
         return f"flash needs a CUDA device and {fix}; this machine has no {found}"
     if key_mask is not None:
-        return "flash takes no padding; varlen does"
+        return "flash does not support padding; varlen does"
     return _needs_half("flash", q)
 
 
 def varlen(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """Pack the real keys of all pictures into one sequence: torch's variable-length attention."""
+    """Call torch's variable-length attention on the real keys of all entries, packed into one sequence."""
     from torch.nn.attention.varlen import varlen_attn
 
     B, h, L, _ = q.shape
@@ -242,8 +250,8 @@ def varlen_missing(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = No
     if find_spec("torch.nn.attention.varlen") is None:
         return f"varlen needs torch.nn.attention.varlen; torch {torch.__version__} has none"
     if q.device.type != "cuda":
-        found = "in use" if torch.cuda.is_available() else "here"
-        return f"varlen needs a CUDA device; there is none {found}"
+        found = "in use" if torch.cuda.is_available() else "available"
+        return f"varlen needs a CUDA device; none is {found}"
     return _needs_half("varlen", q)
 
 

@@ -1,4 +1,4 @@
-"""Which attention the packed path of a network calls, and how all its rows go through one call of it."""
+"""Choose the attention of the packed forward pass, and call it on batch entries of different lengths."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -12,38 +12,44 @@ from lumina_cli.core.kernels.attention import OP
 from lumina_cli.core.registry import did_you_mean
 
 CHOICES = ("auto", "flash", "varlen", "sdpa", "direct")
-ORDER = {"cuda": ("flash", "varlen", "sdpa"), "cpu": ("direct", "sdpa")}  # the quickest first
-VARIABLE = ("flash", "varlen")  # take rows of any lengths in one call
+ORDER = {"cuda": ("flash", "varlen", "sdpa"), "cpu": ("direct", "sdpa")}  # the fastest first
+VARIABLE = ("flash", "varlen")  # accept entries of different lengths in one call
 
 
 def check_choice(name: str) -> None:
-    """Raise UsageError where `name` is none of CHOICES."""
+    """Check that `name` is one of CHOICES.
+
+    Raises:
+        UsageError: if it is not.
+    """
     if name not in CHOICES:
         hint = did_you_mean(name, CHOICES) or f"; choose from {', '.join(CHOICES)}"
         raise UsageError(f"unknown kernel {name!r}{hint}")
 
 
 def choose_kernel(name: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Return the attention that `name` means for tensors on `device` in `dtype`: for "auto" the quickest.
+    """Return the attention to use on `device` in `dtype`: `name` itself, or for "auto" the fastest that runs.
 
-    UsageError for a name that is none of CHOICES, MissingPart for one that cannot run here.
+    Raises:
+        UsageError: if `name` is not one of CHOICES.
+        MissingDependency: if it cannot run here; the message states what is missing.
     """
     check_choice(name)
     if name == "auto":
-        return _quickest(device, dtype)
+        return _fastest(device, dtype)
     if reason := _missing(name, device, dtype):
         raise MissingDependency(f"--kernel {reason}")
     return name
 
 
 @cache
-def _quickest(device: torch.device, dtype: torch.dtype) -> str:
-    """The first of ORDER that runs; remembered, because every call of a network and every row asks."""
+def _fastest(device: torch.device, dtype: torch.dtype) -> str:
+    """Return the first of ORDER that runs; cached, since every network call needs it."""
     return next(one for one in ORDER.get(device.type, ("sdpa",)) if not _missing(one, device, dtype))
 
 
 def _missing(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why an attention cannot run on `device` in `dtype`, or None."""
+    """Return why an attention cannot run on `device` in `dtype`, or None."""
     probe = (torch.empty(1, 1, 1, 8, dtype=dtype, device=device),) * 3
     return OP.implementations[name].missing(*probe)
 
@@ -51,10 +57,11 @@ def _missing(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 def attend_packed(
     kernel: str, q: Tensor, k: Tensor, v: Tensor, query_ends: Sequence[int], key_ends: Sequence[int]
 ) -> Tensor:
-    """Attention of all rows in one call of a kernel of VARIABLE: (queries, h, d).
+    """Compute the attention of all batch entries in one call of a kernel in VARIABLE.
 
-    q           (queries, h, d)   scaled already; those of row i are query_ends[i] to query_ends[i + 1]
-    k, v        (keys, g, d)      those of row i are key_ends[i] to key_ends[i + 1]
+    q           (queries, h, d)   scaled; entry i has queries query_ends[i] to query_ends[i + 1]
+    k, v        (keys, g, d)      entry i has keys key_ends[i] to key_ends[i + 1]
+    returns     (queries, h, d)
     """
     ends = [torch.tensor(ends, dtype=torch.int32, device=q.device) for ends in (query_ends, key_ends)]
     longest = [max(b - a for a, b in pairwise(ends)) for ends in (query_ends, key_ends)]

@@ -251,9 +251,8 @@ def load_transformer(
     """
     folder = Path(folder)
     config = config_from_diffusers(read_json(folder / "config.json"))
-    state_dict = from_any(
-        read_weights(folder, apart=SPLIT_WEIGHTS)
-    )  # q, k and v are joined to new tensors, so their pages can be freed
+    # q, k and v are joined to new tensors: read apart from the others, their pages can be freed
+    state_dict = from_any(read_weights(folder, apart=SPLIT_WEIGHTS))
     model = empty_model(config)
     check_state_dict(model, state_dict, str(folder))
     model.load_state_dict(state_dict, assign=True)
