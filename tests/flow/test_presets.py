@@ -72,7 +72,7 @@ def test_unknown_and_invalid_presets(tmp_path):
 
 def toy(x, t, captioned):
     """Return a velocity that differs between branches, times and entries; guidance scales some up, some down."""
-    turned = x.flip(-1) * (0.4 if captioned else -0.7)
+    rotated = x.flip(-1) * (0.4 if captioned else -0.7)
     return (
         torch.tanh(rotated + t)
         + (x - 0.3 * t if captioned else 0.8 * x) * torch.linspace(-1, 2, x.shape[-2])[:, None]
