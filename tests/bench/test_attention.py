@@ -12,7 +12,7 @@ TINY = ("--shape", "2,4,2,17,8", "--repeats", "2", "--device", "cpu", "--dtype",
 
 @pytest.fixture
 def bench(capsys):
-    """Return a function: run `lumina bench attention` with these words -> (exit code, rows, stderr)."""
+    """Return a function that runs `lumina bench attention` with these words -> (exit code, rows, stderr)."""
 
     def call(*words):
         code = run(["bench", "attention", *words])
@@ -22,7 +22,7 @@ def bench(capsys):
     return call
 
 
-def test_every_backend_has_a_row_with_its_error_and_time_or_the_reason(bench):
+def test_each_backend_has_a_row_with_error_and_time_or_a_reason(bench):
     code, rows, err = bench(*TINY)
     assert (code, err) == (0, "")
     names = ["naive", "sdpa", "grouped", "blockwise", "direct", "flash", "varlen"]
@@ -38,7 +38,7 @@ def test_every_backend_has_a_row_with_its_error_and_time_or_the_reason(bench):
 
 
 @pytest.mark.parametrize("shape", ["1,24,8,5,96", "1,4,2,1,48"])
-def test_odd_shapes_and_padding_run(bench, shape):
+def test_odd_shapes_run(bench, shape):
     code, rows, _ = bench(
         "--shape", shape, "--repeats", "1", "--device", "cpu", "--backend", "blockwise", "--backend", "naive"
     )
@@ -51,14 +51,14 @@ def test_padding_masks_keys(bench):
     assert rows[0]["error"] < 1e-5
 
 
-def test_the_named_shape_runs(bench):
+def test_named_shape_runs(bench):
     code, rows, _ = bench("--shape", "nano", "--repeats", "1", "--device", "cpu", "--backend", "sdpa")
     assert code == 0
     assert rows[0]["times_sdpa"] == 1
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what the test says is missing")
-def test_a_backend_that_cannot_run_ends_with_5(bench):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_unavailable_backend_exits_with_5(bench):
     code, rows, err = bench("--backend", "flash")
     assert (code, rows) == (5, [])
     assert err == (
@@ -80,14 +80,14 @@ def test_a_backend_that_cannot_run_ends_with_5(bench):
         (["--device", "tpu"], "unknown device 'tpu'"),
     ],
 )
-def test_wrong_words_end_with_2_and_one_line(bench, words, message):
+def test_usage_errors_exit_with_2_and_one_line(bench, words, message):
     code, rows, err = bench(*words)
     assert (code, rows) == (2, [])
     assert err.startswith(f"lumina bench: {message}")
     assert err.count("\n") == 1
 
 
-def test_the_group_lists_what_exists(capsys):
+def test_group_help_lists_commands(capsys):
     assert run(["bench", "--help"]) == 0
     out = capsys.readouterr().out
     assert "attention" in out

@@ -1,4 +1,4 @@
-"""`lumina bench sample`: both sides draw whole pictures, every round from nothing."""
+"""`lumina bench sample`: both sides generate whole images, uncached in each round."""
 
 import json
 
@@ -8,7 +8,7 @@ from lumina_cli.core.sampling.pipeline import load_pipeline
 from lumina_cli.core.sampling.text_cache import TextCache
 
 
-def test_both_sides_draw_and_nothing_is_remembered_between_rounds(tiny_folder, monkeypatch):
+def test_both_sides_generate_and_cache_nothing_between_rounds(tiny_folder, monkeypatch):
     from diffusers.pipelines.lumina2.pipeline_lumina2 import Lumina2Pipeline
 
     pipe, ours, theirs = load_pipeline(tiny_folder), [], []
@@ -24,7 +24,7 @@ def test_both_sides_draw_and_nothing_is_remembered_between_rounds(tiny_folder, m
         compare_pipelines(pipe, plan={"solver": "euler", "steps": 2}, prompts=["cups"], repeats=2, pictures=2)
     )
     assert theirs == [("cups", 30, 64)] * 3
-    assert len(ours) == 3 * 2  # the prompt and the empty one, three times
+    assert len(ours) == 3 * 2  # the prompt and the empty prompt, in three rounds
     first, second = rows
     assert [row["side"] for row in rows] == ["lumina", "diffusers"]
     for row in rows:
@@ -34,7 +34,7 @@ def test_both_sides_draw_and_nothing_is_remembered_between_rounds(tiny_folder, m
     assert first["times_diffusers"] > 1  # 2 steps against 30
 
 
-def test_the_verb_writes_a_row_a_side(tiny_folder, capfd):
+def test_command_writes_a_row_per_side(tiny_folder, capfd):
     words = [
         "bench",
         "sample",

@@ -1,4 +1,4 @@
-"""`lumina bench step`: what is timed is the same network, and what the rows say is what was computed."""
+"""`lumina bench step`: the sides compute the same velocities, and rows contain what was measured."""
 
 import json
 
@@ -24,7 +24,7 @@ NANO = NextDiTConfig.named("nano")
 
 @pytest.fixture
 def bench(capsys):
-    """Return a function: run `lumina bench step` with these words -> (exit code, rows, stderr)."""
+    """Return a function that runs `lumina bench step` with these words -> (exit code, rows, stderr)."""
 
     def call(*words):
         code = run(["bench", "step", *words])
@@ -34,7 +34,7 @@ def bench(capsys):
     return call
 
 
-def test_rows_say_ratio_spread_error_and_share(bench):
+def test_rows_contain_ratio_spread_error_and_share(bench):
     code, rows, err = bench(
         "--model",
         "nano",
@@ -58,7 +58,7 @@ def test_rows_say_ratio_spread_error_and_share(bench):
     assert rows[0]["ratio"] == 1
 
 
-def test_a_guided_step_in_8_bits_states_its_error(bench):
+def test_guided_int8_step_reports_its_error(bench):
     words = ("--model", "nano", "--random-weights", "--size", "64", "--guided", "--tokens", "9", "--json")
     code, rows, _ = bench(*words, "--against", "diffusers", "--quantize", "int8", "--repeats", "1")
     assert code == 0
@@ -68,13 +68,13 @@ def test_a_guided_step_in_8_bits_states_its_error(bench):
     assert theirs["error"] < 1e-5
 
 
-def test_the_embedded_model_is_timed_without_random_weights(bench):
+def test_nano_is_timed_with_its_own_weights(bench):
     code, rows, _ = bench("--size", "64", "--repeats", "1", "--tokens", "5", "--json")
     assert (code, [row["side"] for row in rows]) == (0, ["lumina"])
 
 
 @pytest.mark.parametrize("guided", [False, True])
-def test_all_sides_compute_one_velocity_for_each_text(guided):
+def test_all_sides_compute_the_same_velocities(guided):
     model = random_network("nano", seed=3)
     call = make_call(NANO, 64, 7, guided, 3, torch.float32)
     exact = exact_velocities(model, call)
@@ -85,28 +85,28 @@ def test_all_sides_compute_one_velocity_for_each_text(guided):
                 assert (found - wanted).norm() < 1e-5 * wanted.norm()
 
 
-def test_the_error_is_that_of_the_rounding(bench):
+def test_bfloat16_error_is_that_of_rounding(bench):
     words = ("--model", "nano", "--random-weights", "--size", "64", "--dtype", "bfloat16", "--repeats", "1")
     _, rows, _ = bench(*words, "--against", "diffusers", "--json")
     assert all(1e-3 < row["error"] < 0.1 for row in rows)
     assert rows[0]["error"] <= rows[1]["error"]
 
 
-def test_products_add_up_to_the_published_count():
+def test_matmuls_sum_to_the_published_count():
     config = NextDiTConfig.named("lumina-image-2")
     call = make_call(config, 1024, 128, False, 0, torch.bfloat16)
     tera = sum(count * 2 * n * a * b * c / 1e12 for (n, a, b, c), count in list_matmuls(config, call).items())
     assert tera == pytest.approx(23.1, abs=0.1)
 
 
-def test_sides_take_turns_and_the_first_turn_does_not_count():
+def test_sides_alternate_after_one_untimed_round():
     calls = []
     times = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
     assert calls == ["a", "b"] * 4
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 3, "b": 3}
 
 
-def test_their_weights_are_in_our_memory():
+def test_diffusers_network_shares_our_weights():
     model = random_network("nano")
     own = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     theirs = diffusers_step(model).__closure__
@@ -125,14 +125,14 @@ def test_their_weights_are_in_our_memory():
         (["--dtype", "int8"], "unknown dtype 'int8'"),
     ],
 )
-def test_wrong_words_end_with_2_and_one_line(bench, words, message):
+def test_usage_errors_exit_with_2_and_one_line(bench, words, message):
     code, rows, err = bench(*words)
     assert (code, rows) == (2, [])
     assert err.startswith(f"lumina bench: {message}")
     assert err.count("\n") == 1
 
 
-def test_nothing_is_built_before_the_words_are_checked(monkeypatch):
+def test_arguments_are_validated_before_a_network_is_built(monkeypatch):
     monkeypatch.setattr(step, "random_network", lambda *words: pytest.fail("built"))
     with pytest.raises(UsageError, match="repeats is 0"):
         next(time_step("nano", 64, repeats=0))

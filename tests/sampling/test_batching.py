@@ -1,4 +1,4 @@
-"""Which process draws which rows, which pictures go together, and the sizes that ratios stand for."""
+"""Splits of rows among processes, batches of images, and sizes of ratios."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Task:
 
 
 @pytest.mark.parametrize("count", [1, 3, 7])
-def test_shares_are_whole_and_apart(count):
+def test_splits_partition_the_rows(count):
     shares = [Split(index, count) for index in range(count)]
     for row in range(20):
         assert sum(share.has(row) for share in shares) == 1
@@ -33,7 +33,7 @@ def test_shares_are_whole_and_apart(count):
         assert share.size(20) == sum(share.has(row) for row in range(20))
 
 
-def test_shards_are_split_again_among_the_processes_of_torchrun(monkeypatch):
+def test_splits_are_divided_among_torchrun_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     rows = set()
     for rank in range(2):
@@ -49,7 +49,7 @@ def test_shards_are_split_again_among_the_processes_of_torchrun(monkeypatch):
         read_split(None)
 
 
-def test_each_process_of_torchrun_has_a_device_of_its_own(monkeypatch):
+def test_torchrun_processes_use_devices_in_turn(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert local_device() is None
@@ -63,12 +63,12 @@ def test_each_process_of_torchrun_has_a_device_of_its_own(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "3", "-1/2", "2/2", "0/0", "a/b"])
-def test_what_is_no_shard(text):
+def test_invalid_splits_are_rejected(text):
     with pytest.raises(UsageError, match="must be I/N"):
         read_split(text or "x")
 
 
-def test_batches_have_one_size_like_lengths_and_earlier_rows_first():
+def test_batches_have_one_size_similar_lengths_and_keep_order():
     tasks = [Task(n, ((64, 64), (128, 64))[n % 2], (n * 37) % 100) for n in range(40)]
     batches = plan_batches(tasks, 4, 16)
     assert sorted(task.position for batch in batches for task in batch) == list(range(40))
@@ -78,7 +78,7 @@ def test_batches_have_one_size_like_lengths_and_earlier_rows_first():
     assert max(spread) < 30
 
 
-def test_a_batch_holds_as_many_as_its_tokens_allow():
+def test_batch_size_depends_on_tokens():
     assert default_batch_size((64, 64), 10, 16) == 16
     assert default_batch_size((1024, 1024), 256, 16) == 2
     assert default_batch_size((2048, 2048), 256, 16) == 1
@@ -86,7 +86,7 @@ def test_a_batch_holds_as_many_as_its_tokens_allow():
     assert sizes == [7, 7, 2]
 
 
-def test_only_a_few_batches_are_read_ahead():
+def test_windows_read_few_batches_ahead():
     read = []
 
     def tasks():
@@ -113,11 +113,11 @@ def test_only_a_few_batches_are_read_ahead():
         ("10:1", 1024, (2048, 512)),
     ],
 )
-def test_ratios_are_sizes_of_training(size, resolution, found):
+def test_ratios_become_sizes_of_training(size, resolution, found):
     ratio = parse_ratio(size)
     assert fit_ratio(ratio, resolution) == found
     assert found in crop_sizes(ratio[2] or resolution)
 
 
-def test_other_sizes_are_no_ratios():
+def test_other_sizes_are_not_ratios():
     assert [parse_ratio(size) for size in ("1024x768", "512", 512, (64, 64), None)] == [None] * 5

@@ -1,4 +1,4 @@
-"""`lumina sample --explain`: what it says is what is drawn, without weights, in any width."""
+"""`lumina sample --explain`: agrees with generation, reads no weights, fits any terminal."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ SYSTEM = (
 
 @pytest.fixture(scope="module")
 def hollow(tiny_folder, tmp_path_factory):
-    """The tiny model without a weight: its files are empty."""
+    """The tiny model with empty weight files."""
     folder = tmp_path_factory.mktemp("hollow") / "m"
     shutil.copytree(tiny_folder, folder)
     for path in folder.rglob("*.safetensors"):
@@ -43,27 +43,27 @@ def explain(folder, *rows, **settings):
     return about["plan"][0], about["call"], about["text"]
 
 
-def test_the_calls_are_those_that_drawing_makes(hollow, tiny_folder):
+def test_explained_calls_match_generation(hollow, tiny_folder):
     plan, calls, _ = explain(hollow, "two cups", preset="official", plan={"steps": 6})
     pipe, made = load_pipeline(tiny_folder), []
-    setup = SamplingRequest(preset="official", plan={"steps": 6}).resolve(pipe)
+    resolved = SamplingRequest(preset="official", plan={"steps": 6}).resolve(pipe)
 
     def network(latents, t, *_):
         made.append((round(t[0].item(), 5), len(latents)))
         return latents
 
-    text, mask = pipe.text_cache.encode([setup.prompt(Job("two cups"))])
+    text, mask = pipe.text_cache.encode([resolved.prompt(Job("two cups"))])
     noise = pipe.vae.encode(text.new_zeros(1, 3, 64, 64))
-    draw_latents(network, noise, text, mask, *pipe.text_cache.encode([""]), setup.plan)
+    draw_latents(network, noise, text, mask, *pipe.text_cache.encode([""]), resolved.plan)
     assert [(round(call["t"], 5), call["rows"]) for call in calls] == made
     assert plan["calls"] == len(made) == 10
     assert plan["network_rows"] == sum(rows for _, rows in made)
     assert plan["guided_calls"] == sum(call["guided"] for call in calls) == 7
-    assert plan["times"] == setup.plan.times()
-    assert Plan.from_json(plan["settings"]) == setup.plan
+    assert plan["times"] == resolved.plan.times()
+    assert Plan.from_json(plan["settings"]) == resolved.plan
 
 
-def test_each_setting_says_where_it_comes_from(hollow):
+def test_explained_settings_name_their_source(hollow):
     plan, *_ = explain(hollow, "a", preset="diffusers", plan={"calls": 5, "guidance": 2.0})
     assert plan["from"]["steps"] == plan["from"]["guidance"] == "given"
     assert (plan["from"]["renorm"], plan["from"]["shift"], plan["from"]["guide"]) == (
@@ -74,7 +74,7 @@ def test_each_setting_says_where_it_comes_from(hollow):
     assert (plan["size"], plan["image_tokens"]) == ("64x64", 16)
 
 
-def test_the_texts_are_those_that_the_encoder_gets(hollow, tiny_folder):
+def test_explained_texts_match_the_encoder(hollow, tiny_folder):
     rows = [{"prompt": "two cups", "negative": "a ball"}, {"prompt": "a car", "size": "64x48"}]
     for preset, before in (("official", SYSTEM), ("diffusers", "")):
         *_, texts = explain(hollow, *rows, system="base", preset=preset)
@@ -88,7 +88,7 @@ def test_the_texts_are_those_that_the_encoder_gets(hollow, tiny_folder):
     assert [text["tokens"] for text in texts] == [encode([text["text"]])[0].shape[1] for text in texts]
 
 
-def test_what_is_not_read_is_told(hollow):
+def test_truncated_text_is_explained(hollow):
     *_, texts = explain(hollow, "two cups " * 60, system="empty")
     assert (texts[0]["tokens"], texts[0]["dropped"]) == (541, 285)
     assert len(texts[0]["unread"].replace(" ", "")) in range(220, 240)
@@ -100,7 +100,7 @@ def test_what_is_not_read_is_told(hollow):
 
 @pytest.fixture
 def wide(tmp_path):
-    """A picture of 96x48 and a mask of its left half."""
+    """An image of 96x48 and a mask of its left half."""
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 96, 3), np.uint8)).save(
         tmp_path / "wide.png"
     )
@@ -111,7 +111,7 @@ def wide(tmp_path):
 
 
 @pytest.mark.parametrize(("masked", "strength"), [(False, None), (True, None), (True, 0.3), (False, 0.0)])
-def test_an_edit_is_explained_as_it_is_drawn(hollow, tiny_folder, wide, monkeypatch, masked, strength):
+def test_explained_edit_matches_generation(hollow, tiny_folder, wide, monkeypatch, masked, strength):
     init, mask = wide[0], wide[1] if masked else None
     options = ModelOptions(init=init, mask=mask, strength=strength)
     told, calls, texts = explain(hollow, "two cups", plan={"steps": 6}, options=options)
@@ -129,19 +129,19 @@ def test_an_edit_is_explained_as_it_is_drawn(hollow, tiny_folder, wide, monkeypa
     assert told["times"][0] == pytest.approx(1 - edit.strength)
 
 
-def test_a_size_that_is_asked_for_goes_before_the_pictures(hollow, wide):
+def test_requested_size_overrides_that_of_the_image(hollow, wide):
     rows = [{"prompt": "two cups", "size": "48x64"}, {"prompt": "a ball"}]
     told, _, texts = explain(hollow, *rows, size="64x48", options=ModelOptions(init=wide[0]))
     assert told["size"] == "64x48"
     assert [text["size"] for text in texts[::2]] == ["48x64", "64x48"]
 
 
-def test_wrong_wishes_are_told_as_drawing_would(hollow):
+def test_explain_rejects_invalid_settings(hollow):
     with pytest.raises(UsageError, match="unknown preset 'none'"):
         explain(hollow, "a", preset="none")
 
 
-def test_rows_on_a_pipe_and_no_picture(hollow, tmp_path, monkeypatch, capfd):
+def test_explain_writes_rows_to_a_pipe_and_no_image(hollow, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert run(["sample", "two cups", "--model", str(hollow), "--explain", "--calls", "4"]) == 0
     done = capfd.readouterr()
@@ -168,14 +168,14 @@ def test_rows_on_a_pipe_and_no_picture(hollow, tmp_path, monkeypatch, capfd):
         (["--memory", "much"], 2, "much"),
     ],
 )
-def test_what_would_not_be_drawn_is_not_explained(hollow, wide, words, code, line, monkeypatch, capfd):
+def test_explain_rejects_what_generation_rejects(hollow, wide, words, code, line, monkeypatch, capfd):
     monkeypatch.chdir(wide[0].parent)
     Image.new("L", (16, 16), "white").save("small.png")
     assert run(["sample", "two cups", "--model", str(hollow), "--explain", *words]) == code
     assert line in capfd.readouterr().err
 
 
-def test_the_page_says_where_an_edit_starts(hollow, wide, monkeypatch, capfd):
+def test_explain_page_describes_an_edit(hollow, wide, monkeypatch, capfd):
     monkeypatch.chdir(wide[0].parent)
     monkeypatch.setattr("lumina_cli.cli.output.is_terminal", lambda: True)
     assert run(["sample", "two cups", "--model", str(hollow), "--explain", "--init", "wide.png"]) == 0
@@ -185,7 +185,7 @@ def test_the_page_says_where_an_edit_starts(hollow, wide, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("columns", [50, 80])
-def test_a_page_fits_the_terminal_and_leaves_nothing_out(hollow, columns, monkeypatch, capfd):
+def test_explain_page_fits_the_terminal(hollow, columns, monkeypatch, capfd):
     monkeypatch.setattr("lumina_cli.cli.output.is_terminal", lambda: True)
     monkeypatch.setenv("COLUMNS", str(columns))
     words = ["two cups", "--negative", "a ball", "--model", str(hollow), "--explain", "--preset", "official"]

@@ -1,4 +1,4 @@
-"""A model as a run asks for it: caches, kernels, LoRAs and 8 bits through the verb, and how pictures tell of them."""
+"""Model options through the command line: caches, kernels, LoRAs and int8, and the metadata of their images."""
 
 import json
 
@@ -27,7 +27,7 @@ PLAN = "solver=euler,guide_until=1"
 
 @pytest.fixture
 def sample(tiny_folder, tmp_path, capfd, monkeypatch):
-    """Run the verb on the tiny model; returns (exit code, rows, stderr)."""
+    """Run `lumina sample` with the tiny model; returns (exit code, rows, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words, model=tiny_folder, plan=("--plan", PLAN, "--steps", "4")):
@@ -40,7 +40,7 @@ def sample(tiny_folder, tmp_path, capfd, monkeypatch):
 
 @pytest.fixture
 def lora(tiny_folder, tmp_path):
-    """A LoRA for the tiny model, in the folder that runs are in."""
+    """A LoRA for the tiny model, in the working folder."""
     width = json.loads((tiny_folder / "transformer" / "config.json").read_text())["hidden_size"]
     random = torch.Generator().manual_seed(0)
     name = "transformer.layers.0.attn.to_q"
@@ -62,12 +62,12 @@ def fitted(tiny_folder, tmp_path):
 
 
 def differ(one, other):
-    """By how many levels of 255 two pictures differ at most."""
+    """Largest difference of two images in levels of 255."""
     first, second = (np.asarray(open_image(path), int) for path in (one, other))
     return abs(first - second).max()
 
 
-def test_a_cache_is_told_in_the_row_and_resumes(sample):
+def test_cache_is_reported_in_the_row_and_resumes(sample):
     code, rows, talk = sample("two cups", "--cache", "first:0.2")
     assert (code, talk) == (0, "")
     told = rows[0]["cached"]
@@ -80,7 +80,7 @@ def test_a_cache_is_told_in_the_row_and_resumes(sample):
     assert "cached" not in plain[0]
 
 
-def test_off_is_no_cache(sample, tmp_path):
+def test_cache_off_disables_the_cache(sample, tmp_path):
     (plain,) = sample("two cups")[1]
     code, (off,), _ = sample("two cups", "--cache", "off")
     assert (code, off["resumed"], off["image"]) == (0, True, plain["image"])
@@ -89,20 +89,20 @@ def test_off_is_no_cache(sample, tmp_path):
     assert (code, differ(again["image"], plain["image"])) == (0, 0)
 
 
-def test_three_in_a_batch_are_three_singles_with_a_cache(tiny_folder):
+def test_batch_with_a_cache_equals_single_images(tiny_folder):
     pipe = load_pipeline(tiny_folder)
-    setup = ResolvedRequest(Plan("euler", 6, guide_until=1.0, cache="first:0.2"))
+    resolved = ResolvedRequest(Plan("euler", 6, guide_until=1.0, cache="first:0.2"))
     jobs = [Job("two cups", 1), Job("a red car left of a blue ball", 2), Job("a ball", 3, 2)]
-    together = pipe.generate_batch(jobs, setup)
+    together = pipe.generate_batch(jobs, resolved)
     skipped = [pipe.cache.report(number)["skipped"] for number in range(3)]
     assert all(skipped)
     for number, job in enumerate(jobs):
-        (alone,) = pipe.generate_batch([job], setup)
+        (alone,) = pipe.generate_batch([job], resolved)
         assert pipe.cache.report()["skipped"] == skipped[number]
         assert abs(np.asarray(alone, int) - np.asarray(together[number], int)).max() <= 1
 
 
-def test_a_cache_lets_go_of_its_tensors_before_pictures_are_decoded(tiny_folder, monkeypatch):
+def test_cache_releases_its_tensors_before_decoding(tiny_folder, monkeypatch):
     pipe, seen = load_pipeline(tiny_folder), []
     decode = pipe.vae.decode
 
@@ -116,8 +116,8 @@ def test_a_cache_lets_go_of_its_tensors_before_pictures_are_decoded(tiny_folder,
     assert pipe.cache.report(0)["rows"] > 0
 
 
-@pytest.mark.filterwarnings("default")  # the compiler itself warns while it traces
-def test_the_attention_and_the_compiler_leave_the_picture_as_it_is(sample):
+@pytest.mark.filterwarnings("default")  # torch.compile itself warns while it traces
+def test_kernel_and_compiler_keep_the_image(sample):
     (plain,) = sample("two cups", "--out", "plain")[1]
     for more in (["--kernel", "sdpa"], ["--compile"]):
         if more == ["--compile"] and not find_compiler():
@@ -128,7 +128,7 @@ def test_the_attention_and_the_compiler_leave_the_picture_as_it_is(sample):
         assert differ(row["image"], plain["image"]) <= 1
 
 
-def test_a_fitted_cache_goes_with_loras_and_8_bits_and_says_what_it_was_fitted_to(sample, fitted, lora):
+def test_fitted_cache_with_loras_or_int8_notes_what_it_was_fitted_to(sample, fitted, lora):
     for words, what in ((["--lora", lora], "LoRAs"), (["--quantize", "int8-weights"], "int8-weights")):
         words += ["--cache", "tea:0.3", "--batch", "1"]
         code, rows, talk = sample("two cups", "a ball", *words, model=fitted)
@@ -139,7 +139,7 @@ def test_a_fitted_cache_goes_with_loras_and_8_bits_and_says_what_it_was_fitted_t
     assert (code, talk) == (0, "")
 
 
-def test_loras_and_8_bits_are_told_and_drawn_again(sample, lora, tmp_path):
+def test_loras_and_int8_are_in_the_metadata_and_replayed(sample, lora, tmp_path):
     (plain,) = sample("two cups")[1]
     first = sample("two cups", "--lora", f"{lora}:0.7")[1][0]["image"]
     digest = digest_adapter(tmp_path / lora)
@@ -162,14 +162,14 @@ def test_loras_and_8_bits_are_told_and_drawn_again(sample, lora, tmp_path):
     assert f"{eight} was generated in int8-weights, which is not used here; the result will differ\n" in talk
 
 
-def test_the_loras_of_a_run_stand_before_those_of_a_picture(sample, lora):
+def test_loras_of_the_command_override_those_of_an_image(sample, lora):
     first = sample("two cups", "--lora", lora)[1][0]["image"]
     code, (row,), talk = sample("--from", first, "--lora", f"{lora}:0.2", plan=())
     assert (code, [scale for _, scale, _ in read_metadata(row["image"])["loras"]]) == (0, [0.2])
     assert f"with the LoRA {lora} at 1, which is not used here" in talk
 
 
-def test_loras_of_a_run_leave_no_weights_of_before(tiny_folder, lora, monkeypatch, tmp_path):
+def test_merged_loras_keep_no_original_weights(tiny_folder, lora, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     network = open_pipeline(ModelOptions(loras=(lora,)), tiny_folder, print).transformer
     merged = network.layers[0].attention.qkv.weight.clone()
@@ -177,7 +177,7 @@ def test_loras_of_a_run_leave_no_weights_of_before(tiny_folder, lora, monkeypatc
     assert torch.equal(network.layers[0].attention.qkv.weight, merged)
 
 
-def test_a_change_in_the_middle_of_a_file_is_another_fingerprint(tmp_path):
+def test_fingerprint_changes_with_any_page_of_a_small_file(tmp_path):
     path = tmp_path / "w.safetensors"
     found = set()
     for start in (None, MIB // 2, 3 * MIB // 2, 5 * MIB // 2, 9 * MIB // 2):  # a matrix of 1 MiB and a page
@@ -190,14 +190,14 @@ def test_a_change_in_the_middle_of_a_file_is_another_fingerprint(tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 2 * MIB, 2 * MIB + 1, 5 * 10**9, 10**12])
-def test_few_pages_of_a_large_file_are_read(size):
+def test_fingerprint_reads_few_pages_of_a_large_file(size):
     found = page_offsets(size)
     assert len(found) <= MOST
     assert bool(found) == (size > 2 * MIB)
     assert not found or size - MIB - found[-1] <= found.step
 
 
-def test_the_config_beside_a_lora_of_pefts_counts(tmp_path):
+def test_digest_of_a_peft_adapter_includes_its_config(tmp_path):
     path, config = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
     path.write_bytes(b"x")
     found = [digest_adapter(path)]
@@ -205,11 +205,11 @@ def test_the_config_beside_a_lora_of_pefts_counts(tmp_path):
         config.write_text(json.dumps({"lora_alpha": alpha}))
         found.append(digest_adapter(path))
     assert len(set(found)) == 3
-    other = path.rename(tmp_path / "x.safetensors")  # under this name nothing beside it is read
+    other = path.rename(tmp_path / "x.safetensors")  # with this name, no config next to it is read
     assert digest_adapter(other) == found[0]
 
 
-def test_a_fit_of_another_model_is_refused_with_loras_too(fitted, lora, monkeypatch, tmp_path):
+def test_cache_fit_of_another_model_is_rejected_with_loras_too(fitted, lora, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     write_cache_fit(CacheFit("other", Curve((0.0, 1.0), 1.0), 1.0, 9), fitted / "teacache.json")
     pipe = open_pipeline(ModelOptions(loras=(lora,)), fitted, print)

@@ -1,4 +1,4 @@
-"""A budget of memory: what it decides, that pictures stay the same under it, and that the process keeps to it."""
+"""Memory budget: plans, identical images under them, and the peak of the process."""
 
 import json
 import mmap
@@ -41,7 +41,7 @@ PLAN = Plan(solver="euler", steps=2, guidance=3.0)
 
 @pytest.fixture(scope="session")
 def large_folder(tmp_path_factory):
-    """A model folder of 290 MB, in which the transformer is the largest part."""
+    """A model folder of 290 MB; the transformer is its largest component."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
     from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
@@ -69,17 +69,17 @@ def large_folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("text", "size"), [("8G", 8 * 2**30), ("1.5GiB", 3 * 2**29), ("800m", 800 * MIB), ("4096", 4096)]
 )
-def test_words_for_sizes(text, size):
+def test_parse_memory_accepts_units(text, size):
     assert parse_memory(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "8X", "-1G", "0", "G", "many"])
-def test_words_that_are_no_size(text):
+def test_parse_memory_rejects_other_text(text):
     with pytest.raises(UsageError, match="is not a size; write 8G or 800M"):
         parse_memory(text)
 
 
-def test_sizes_in_words():
+def test_format_bytes_rounds_up():
     assert [format_bytes(size) for size in (310 * MIB, 310 * MIB + 1, 5 * 2**29, 2**30 + 1)] == [
         "310M",
         "311M",
@@ -88,7 +88,7 @@ def test_sizes_in_words():
     ]
 
 
-def test_less_memory_means_more_measures(large_folder):
+def test_smaller_budgets_take_more_measures(large_folder):
     plans = [plan_memory(large_folder, megabytes * MIB, (512, 512)) for megabytes in (2000, 300, 200, 160)]
     assert [plan.offload for plan in plans] == [False, True, True, True]
     shares = [plan.streamed_fraction for plan in plans]
@@ -106,7 +106,7 @@ def test_less_memory_means_more_measures(large_folder):
     assert "images are decoded in tiles" in plans[3].summary()
 
 
-def test_too_little_says_how_much_would_do(large_folder):
+def test_error_of_a_small_budget_names_the_smallest_that_fits(large_folder):
     with pytest.raises(
         UsageError, match=r"^memory 20M is too small: with all measures the transformer takes (\d+)M"
     ) as caught:
@@ -117,13 +117,13 @@ def test_too_little_says_how_much_would_do(large_folder):
         plan_memory(large_folder, (least - 2) * MIB, (512, 512))
 
 
-def test_what_a_cache_remembers_takes_room(large_folder):
+def test_plan_includes_the_tensors_of_a_layer_cache(large_folder):
     plain, cached = (plan_memory(large_folder, 2**40, (256, 256), 16, cached=on) for on in (False, True))
-    tokens = 16 * 2 * (16 * 16 + 299)  # pictures, branches, image and text
+    tokens = 16 * 2 * (16 * 16 + 299)  # images, branches, image and text tokens
     assert cached.peak - plain.peak == 3 * 4 * 512 * tokens
 
 
-def test_more_pictures_and_larger_numbers_take_more(large_folder):
+def test_peak_grows_with_batch_and_dtype(large_folder):
     one, two = (plan_memory(large_folder, 2**40, (512, 512), batch).peak for batch in (1, 8))
     assert two > one
     assert plan_memory(large_folder, 2**40, (512, 512), dtype=torch.bfloat16).peak < one
@@ -145,7 +145,7 @@ def generate(folder, budget, size):
     noise = torch.randn(1, 16, size // 8, size // 8)
     latents = draw_latents(network, noise, *captions, *null, Plan(solver="euler", steps=1, guidance=4.0))
     assert vae.decode(latents).shape == (1, 3, size, size)
-generate(tiny, 2**40, 64)  # what the program itself takes
+generate(tiny, 2**40, 64)  # the memory of the program itself
 for budget in budgets:
     release_memory(cpu)
     with watch_peak() as peak:
@@ -156,7 +156,7 @@ for budget in budgets:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux counts the peak")
-def test_a_process_keeps_to_its_budget(large_folder, tiny_folder):
+def test_process_stays_within_its_budget(large_folder, tiny_folder):
     budgets = [megabytes * MIB for megabytes in (2000, 220, 120)]
     words = [sys.executable, "-c", MEASURE, str(large_folder), str(tiny_folder), *map(str, budgets)]
     peaks = [
@@ -165,12 +165,12 @@ def test_a_process_keeps_to_its_budget(large_folder, tiny_folder):
     ]
     assert len(peaks) == len(budgets)
     assert all(peak <= 1.1 * budget for peak, budget in zip(peaks, budgets, strict=True)), peaks
-    assert peaks[0] > 250 * MIB  # without a budget it takes all of its weights and more
+    assert peaks[0] > 250 * MIB  # a large budget keeps all weights in memory
     assert peaks == sorted(peaks, reverse=True)
 
 
-def test_the_peak_counts_what_was_there_and_is_gone():
-    with watch_peak() as peak, mmap.mmap(-1, 64 * MIB) as block:  # new pages, not those that malloc keeps
+def test_watch_peak_counts_freed_memory():
+    with watch_peak() as peak, mmap.mmap(-1, 64 * MIB) as block:  # new pages, not those that malloc caches
         for start in range(0, len(block), mmap.PAGESIZE):
             block[start] = 1
     assert 60 * MIB < peak.bytes < 80 * MIB
@@ -182,7 +182,7 @@ def streamed(tiny_folder):
     return MemoryPlan(2**40, offload=True, stream_text=True, streamed=names)
 
 
-def test_the_picture_is_the_same(tiny_folder, streamed):
+def test_streaming_keeps_features_and_latents_identical(tiny_folder, streamed):
     noise = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     pictures = []
     whole = (
@@ -199,7 +199,7 @@ def test_the_picture_is_the_same(tiny_folder, streamed):
     assert torch.allclose(pictures[0][2], pictures[1][2], atol=1e-5)
 
 
-def test_what_is_known_needs_no_loading(tiny_folder, streamed):
+def test_lazy_components_answer_known_attributes_without_loading(tiny_folder, streamed):
     network, text, vae = load_components(tiny_folder, streamed, CPU, torch.float32)
     here = TextEncoder(tiny_folder), Autoencoder(tiny_folder)
     assert (text.dim, text.max_tokens, text.dropped(["a car"])) == (here[0].dim, 256, [0])
@@ -215,7 +215,7 @@ def test_what_is_known_needs_no_loading(tiny_folder, streamed):
     assert network._pool.components.keys() == {"transformer"}
 
 
-def test_one_part_at_a_time():
+def test_pool_keeps_one_component_if_offloading():
     for in_turn, left in [(True, ["b"]), (False, ["a", "b"])]:
         pool = ComponentPool({"a": list, "b": dict}, MemoryPlan(1, in_turn), CPU)
         assert pool.get("a") is pool.get("a")
@@ -223,13 +223,13 @@ def test_one_part_at_a_time():
         assert list(pool.components) == left
 
 
-def test_texts_of_a_window_are_read_before_the_network_comes(tiny_folder, tmp_path, streamed):
+def test_texts_of_a_window_are_encoded_before_the_transformer_loads(tiny_folder, tmp_path, streamed):
     parts = load_components(tiny_folder, streamed, CPU, torch.float32)
     pool, came = parts[0]._pool, []
     for name, load in list(pool.loaders.items()):
         pool.loaders[name] = lambda name=name, load=load: came.append(name) or load()
     pipeline = Pipeline(ModelChoice("tiny", tiny_folder), *parts)
-    assert not came  # above all not the text encoder, which a bound method would keep in memory
+    assert not came  # in particular not the text encoder, which a bound method would keep in memory
     pipeline.memory_manager = MemoryManager(parts, lambda *wanted: streamed, 1, print)
     rows = [{"prompt": prompt} for prompt in ("a red car", "two cups", "a red car", "a ball")]
     drawn = list(generate_rows(rows, pipeline, tmp_path, batch=1, plan={"solver": "euler", "steps": 1}))
@@ -244,7 +244,7 @@ PLANS = {
 }
 
 
-def test_a_larger_size_plans_anew_and_a_smaller_one_keeps_what_that_took(tiny_folder):
+def test_plans_merge_measures_of_larger_sizes_but_not_tiles(tiny_folder):
     parts = load_components(tiny_folder, MemoryPlan(9), CPU, torch.float32)
     pool, asked, notes = parts[0]._pool, [], []
     manager = MemoryManager(
@@ -259,7 +259,7 @@ def test_a_larger_size_plans_anew_and_a_smaller_one_keeps_what_that_took(tiny_fo
         (False, False, 0.0, None), (True, False, 0.0, 48), (True, False, 0.0, None),
         (True, True, 0.2, 32), (True, True, 0.2, None),
     ]  # fmt: skip
-    # as for a whole batch, and each kind once
+    # planned for a full batch, and each size once
     assert asked == [((64, 64), 2, False), ((96, 96), 2, True), ((128, 128), 2, False)]
     assert notes[0] == "memory 1M: all components stay in memory"
     assert notes[1].startswith(
@@ -267,8 +267,10 @@ def test_a_larger_size_plans_anew_and_a_smaller_one_keeps_what_that_took(tiny_fo
     )
 
 
-def test_parts_that_a_plan_wants_otherwise_are_dropped(monkeypatch):
-    monkeypatch.setattr(offload, "release_memory", lambda device: None)  # takes long, and nothing is there
+def test_adopting_a_plan_drops_components_loaded_differently(monkeypatch):
+    monkeypatch.setattr(
+        offload, "release_memory", lambda device: None
+    )  # slow, and there is nothing to release
     made = {"text": list, "transformer": dict, "vae": set}
     for plan, left in (
         (MemoryPlan(1), ["text", "transformer", "vae"]),
@@ -286,7 +288,7 @@ def test_parts_that_a_plan_wants_otherwise_are_dropped(monkeypatch):
 
 @pytest.fixture
 def tight(large_folder, tmp_path):
-    """Draw rows from the larger model in 150 MB; returns (rows, notes, peaks of what was planned)."""
+    """Generate rows with the larger model in 150 MB; returns (rows, notes)."""
 
     def call(rows, **settings):
         notes, options = [], ModelOptions(memory="150M")
@@ -297,7 +299,7 @@ def tight(large_folder, tmp_path):
     return call
 
 
-def test_rows_of_other_sizes_are_planned_for(tight):
+def test_each_row_size_gets_its_plan(tight):
     rows, notes = tight([{"prompt": "a"}, {"prompt": "b", "size": "256"}])
     assert [row["size"] for row in rows] == ["64x64", "256x256"]
     assert notes[0].startswith("memory 150M")
@@ -306,19 +308,19 @@ def test_rows_of_other_sizes_are_planned_for(tight):
 
 
 def share(line):
-    """The percentage of the transformer that stays in its file."""
+    """The percentage of the transformer that is streamed."""
     return int(line.split("% of the transformer")[0].split()[-1]) if "%" in line else 0
 
 
-def test_a_size_beyond_the_budget_is_one_line_that_names_it(tight, tmp_path):
+def test_error_of_a_row_beyond_the_budget_names_its_size(tight, tmp_path):
     with pytest.raises(
         UsageError, match=r"^memory 150M is too small: .* takes \d+M for 1 of 1024x1024 at once; "
     ):
         tight([{"prompt": "a"}, {"prompt": "b", "size": "1024"}])
-    assert len(list((tmp_path / "out").iterdir())) == 1  # the first is there
+    assert len(list((tmp_path / "out").iterdir())) == 1  # the first image is saved
 
 
-def test_a_default_size_that_nobody_draws_need_not_fit(large_folder):
+def test_default_size_may_exceed_the_budget_if_rows_are_smaller(large_folder):
     budget, notes = 110 * MIB, []
     with pytest.raises(UsageError):
         plan_memory(large_folder, budget, (512, 512))
@@ -332,7 +334,7 @@ def test_a_default_size_that_nobody_draws_need_not_fit(large_folder):
         open_pipeline(ModelOptions(memory="9M"), large_folder, notes.append)
 
 
-def test_a_picture_to_start_from_is_planned_for(large_folder, tmp_path):
+def test_edits_are_planned_for_the_size_of_their_image(large_folder, tmp_path):
     Image.new("RGB", (256, 256), "red").save(tmp_path / "red.png")
     notes = []
     pipeline = open_pipeline(
@@ -345,7 +347,7 @@ def test_a_picture_to_start_from_is_planned_for(large_folder, tmp_path):
 
 
 @pytest.mark.parametrize("dialect", ["diffusers", "comfyui", "official", "lumina"])
-def test_every_dialect_streams(tiny_folder, tmp_path, dialect):
+def test_every_dialect_can_be_streamed(tiny_folder, tmp_path, dialect):
     model = load_transformer(tiny_folder / "transformer")
     (tmp_path / "config.json").write_bytes((tiny_folder / "transformer" / "config.json").read_bytes())
     write_weights(to_dialect(model.state_dict(), dialect), tmp_path / "model.safetensors")
@@ -356,7 +358,7 @@ def test_every_dialect_streams(tiny_folder, tmp_path, dialect):
         )
 
 
-def test_a_lora_on_streamed_weights(tiny_folder, tmp_path):
+def test_lora_merges_into_streamed_weights(tiny_folder, tmp_path):
     model = load_transformer(tiny_folder / "transformer", dtype=torch.bfloat16)
     start = "diffusion_model.layers.1.attention.qkv.lora_"
     tensors = {f"{start}A.weight": torch.randn(2, 24), f"{start}B.weight": torch.randn(48, 2)}
@@ -371,7 +373,7 @@ def test_a_lora_on_streamed_weights(tiny_folder, tmp_path):
     assert not torch.equal(streamed.layers[1].attention.qkv.weight, before)
 
 
-def test_only_one_block_is_kept(tiny_folder):
+def test_window_keeps_one_block(tiny_folder):
     model = load_transformer(tiny_folder / "transformer")
     streamed = read_transformer(tiny_folder / "transformer", torch.float32, CPU, streamable(model))
     first, second = streamed.layers[0].attention, streamed.layers[1].attention
@@ -383,7 +385,7 @@ def test_only_one_block_is_kept(tiny_folder):
     assert first.qkv.weight is not old
 
 
-def test_damaged_parts(tiny_folder, tmp_path):
+def test_damaged_files_are_reported(tiny_folder, tmp_path):
     with pytest.raises(LuminaError, match=r"holds 0 .safetensors files; expected one, or an index"):
         LazyWeights(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not this")
@@ -398,7 +400,7 @@ def test_damaged_parts(tiny_folder, tmp_path):
 
 
 @torch.no_grad()
-def test_tiles_leave_no_seams():
+def test_tiled_decoding_leaves_no_seams():
     from lumina_cli.core.nano.rendering.renderer import render
     from lumina_cli.core.nano.scene import draw_scene
 
@@ -408,7 +410,7 @@ def test_tiles_leave_no_seams():
     latents = vae.encode(pixels)
     error = tiled.decode(latents) - vae.decode(latents)
     assert 0 < 127.5 * float(error.abs().mean()) < 4  # levels of 255
-    # along the borders of tiles the error grows no steeper than it does anywhere
+    # the error does not grow faster at the borders of tiles than elsewhere
     slope = error.diff(dim=-1).abs().mean((0, 1, 2))
-    borders = slope[[191, 255]]  # where the second tile begins to be seen, and where it is alone
+    borders = slope[[191, 255]]  # start of the blend with the second tile, and its end
     assert float(borders.max()) < 2 * float(slope.quantile(0.9))

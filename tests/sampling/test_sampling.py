@@ -1,4 +1,4 @@
-"""Drawing: the official latents, the same picture whatever the batch, diffusers' picture, rows and their files."""
+"""Sampling: parity with the official latents and diffusers, independence of the batch, rows and their files."""
 
 import errno
 import json
@@ -51,7 +51,7 @@ def official(golden):
 
 
 class Recorder:
-    """A network that notes the time and the rows of every call."""
+    """A network that records the time and the batch entries of each call."""
 
     def __init__(self, model):
         self.model, self.times, self.rows = model, [], 0
@@ -85,17 +85,19 @@ def relative(ours, theirs):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['output'][4:]}-{case['solver']}")
-def test_latents_network_times_and_rows_are_the_official_ones(case, golden, official):
+def test_latents_times_and_batch_entries_match_the_official_code(case, golden, official):
     network = Recorder(official)
     latents = draw_latents(network, golden["in.z"], *captions(golden), plan_of(case))
     assert network.times == pytest.approx(case["network_times"], abs=1e-6)
-    unguided = plan_of(case).guidance == 1  # the official program computes the rows that it multiplies by 0
+    unguided = (
+        plan_of(case).guidance == 1
+    )  # the official code also computes the entries that it multiplies by 0
     assert network.rows == case["network_rows"] // (2 if unguided else 1)
     assert relative(latents, golden[case["output"]]) < (1e-4 if case["solver"] == "dpm" else 1e-5)
 
 
 class Counter(NextDiT):
-    """A Next-DiT that counts the captions it encodes."""
+    """A Next-DiT that counts encoded captions."""
 
     encoded = 0
 
@@ -106,7 +108,7 @@ class Counter(NextDiT):
 
 @pytest.mark.parametrize("null_rows", [1, 3])
 @pytest.mark.parametrize("short", ["caption", "null"])
-def test_captions_are_encoded_once_and_draw_the_same(null_rows, short, official):
+def test_captions_are_encoded_once_with_the_same_latents(null_rows, short, official):
     texts, nulls = torch.randn(3, 12, 40), torch.randn(null_rows, 14, 40)
     lengths = torch.tensor([[12], [3], [7]]), torch.tensor([[14], [2], [9]])[:null_rows]
     masks, null_masks = torch.arange(12) < lengths[0], torch.arange(14) < lengths[1]
@@ -122,12 +124,12 @@ def test_captions_are_encoded_once_and_draw_the_same(null_rows, short, official)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['output'][4:]}-{case['solver']}")
-def test_the_official_latents_come_from_captions_encoded_once(case, golden, official):
+def test_official_latents_with_captions_encoded_once(case, golden, official):
     latents = draw_latents(official, golden["in.z"], *captions(golden), plan_of(case))
     assert relative(latents, golden[case["output"]]) < (1e-4 if case["solver"] == "dpm" else 1e-5)
 
 
-def test_a_batch_of_eight_is_eight_singles(golden, official):
+def test_batch_of_eight_equals_eight_single_images(golden, official):
     *_, null_text, null_mask = captions(golden)
     lengths = torch.arange(2, 10)
     texts = torch.randn(8, 12, 40)
@@ -143,7 +145,7 @@ def test_a_batch_of_eight_is_eight_singles(golden, official):
         assert relative(together[n : n + 1], alone) < 1e-4
 
 
-def test_steps_are_told_one_by_one_and_a_missing_mask_means_all_real(golden, official):
+def test_on_step_reports_each_step_and_a_missing_mask_means_all_real(golden, official):
     features = golden["in.cfg_features"][:1, :5]
     seen = []
     plan = Plan(solver="euler", steps=3)
@@ -164,7 +166,7 @@ def pixels(picture):
     return np.asarray(picture).astype(int)
 
 
-def test_diffusers_draws_the_same_picture_from_the_same_noise(tiny_folder, pipe):
+def test_diffusers_generates_the_same_image_from_the_same_noise(tiny_folder, pipe):
     from diffusers.pipelines.lumina2.pipeline_lumina2 import Lumina2Pipeline
 
     theirs = Lumina2Pipeline.from_pretrained(tiny_folder)
@@ -180,7 +182,7 @@ def test_diffusers_draws_the_same_picture_from_the_same_noise(tiny_folder, pipe)
     assert pixels(ours[0]).std() > 1
 
 
-def test_a_pipeline_draws_lists_and_counts(pipe):
+def test_pipeline_accepts_lists_and_counts(pipe):
     pictures = pipe(["two cups", "a ball"], seed=7, count=2, steps=2, solver="euler")
     assert len(pictures) == 4
     assert pictures[0].size == (64, 64)
@@ -189,16 +191,16 @@ def test_a_pipeline_draws_lists_and_counts(pipe):
     assert np.abs(pixels(pictures[3]) - pixels(alone[1])).max() <= 1
 
 
-def test_an_empty_prompt_draws_in_python(pipe):
+def test_pipeline_accepts_an_empty_prompt(pipe):
     (picture,) = pipe("", steps=1, solver="euler")
     assert picture.size == (64, 64)
 
 
-def test_load_is_one_call(tiny_folder):
+def test_load_returns_a_pipeline(tiny_folder):
     assert isinstance(lumina_cli.load(str(tiny_folder)), Pipeline)
 
 
-def test_a_model_folder_may_hold_its_own_plan(tiny_folder, tmp_path, pipe):
+def test_model_folder_may_contain_a_plan(tiny_folder, tmp_path, pipe):
     assert pipe.plan == Plan(shift=6.0)
     shutil.copytree(tiny_folder, tmp_path / "m")
     (tmp_path / "m" / "plan.json").write_text('{"solver": "euler", "steps": 3}')
@@ -209,7 +211,7 @@ def fast(rows, pipe, out, **settings):
     return list(generate_rows(rows, pipe, out, plan={"solver": "euler", "steps": 2}, **settings))
 
 
-def test_rows_pass_through_with_an_image(pipe, tmp_path):
+def test_rows_keep_their_keys_and_gain_an_image(pipe, tmp_path):
     (row,) = fast([{"prompt": "two cups", "id": 3}], pipe, tmp_path, seed=4)
     assert row["id"] == 3
     assert row["seed"] == 4
@@ -218,7 +220,7 @@ def test_rows_pass_through_with_an_image(pipe, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["00000-two-cups-s4.png"]
 
 
-def test_a_picture_does_not_depend_on_batch_order_or_company(pipe, tmp_path):
+def test_images_do_not_depend_on_batch_order_or_other_rows(pipe, tmp_path):
     rows = [
         {"prompt": "two cups"},
         {"prompt": "a red car left of a blue ball", "seed": 9},
@@ -233,23 +235,23 @@ def test_a_picture_does_not_depend_on_batch_order_or_company(pipe, tmp_path):
         assert np.abs(ours - theirs).max() <= 1
 
 
-def test_a_picture_tells_how_to_draw_it_again(pipe, tmp_path):
+def test_metadata_suffices_to_regenerate_an_image(pipe, tmp_path):
     (row,) = fast([{"prompt": "二つのカップ"}], pipe, tmp_path, seed=-3, size="64x48", system="base")
-    origin = from_metadata(read_metadata(row["image"]))
-    assert origin.plan == Plan(solver="euler", steps=2)
-    assert origin.size == (64, 48)
-    job = Job(origin.prompt, origin.seed, origin.number)
-    (again,) = pipe.generate([job], origin.plan, origin.size, origin.system)
+    record = from_metadata(read_metadata(row["image"]))
+    assert record.plan == Plan(solver="euler", steps=2)
+    assert record.size == (64, 48)
+    job = Job(record.prompt, record.seed, record.number)
+    (again,) = pipe.generate([job], record.plan, record.size, record.system)
     assert np.array_equal(pixels(again), pixels(open_image(row["image"])))
 
 
-def test_metadata_without_a_plan_is_one_clear_line():
+def test_incomplete_metadata_is_rejected():
     with pytest.raises(LuminaError, match="its metadata lacks 'size'"):
         from_metadata({"prompt": "x"})
 
 
 class Encoder:
-    """A text encoder that remembers what it was asked."""
+    """A text encoder that records its inputs."""
 
     def __init__(self):
         self.asked = []
@@ -260,7 +262,7 @@ class Encoder:
         return torch.full((1, len(text) + 1, 2), float(len(text))), torch.ones(1, len(text) + 1)
 
 
-def test_a_string_is_encoded_once_and_its_features_know_no_company():
+def test_text_cache_encodes_each_string_once_and_alone():
     encoder = Encoder()
     features = TextCache(encoder.encode)
     first, mask = features.encode(["ab", "", "ab"])
@@ -273,14 +275,14 @@ def test_a_string_is_encoded_once_and_its_features_know_no_company():
     assert len(features.kept) == 256
 
 
-def test_count_encodes_a_prompt_once_whatever_the_batch(tiny_folder, tmp_path):
+def test_prompt_is_encoded_once_for_any_count_and_batch(tiny_folder, tmp_path):
     pipe, asked = load_pipeline(tiny_folder), []
     pipe.text_cache = TextCache(lambda texts: asked.extend(texts) or pipe.text.encode(texts))
     fast([{"prompt": "two cups"}, {"prompt": "a ball"}], pipe, tmp_path, count=3, batch=2, system="empty")
     assert sorted(asked) == ["", "a ball", "two cups"]
 
 
-def test_rows_of_many_sizes_and_lengths_come_back_in_order(pipe, tmp_path):
+def test_rows_of_mixed_sizes_and_lengths_keep_their_order(pipe, tmp_path):
     sizes = ["64x48", "48x64", None, "64x48"] * 3
     words = ["a ball", "two cups", "a red car left of a blue ball", "cups"]
     rows = [
@@ -297,7 +299,7 @@ def test_rows_of_many_sizes_and_lengths_come_back_in_order(pipe, tmp_path):
         assert np.abs(ours - theirs).max() <= 1
 
 
-def test_a_negative_prompt_moves_the_picture_and_the_empty_one_does_not(pipe, tmp_path):
+def test_negative_prompt_changes_the_image_unless_empty(pipe, tmp_path):
     rows = [{"prompt": "two cups", "negative": text} for text in ("", None, "a ball", "a red car")]
     rows.append({"prompt": "two cups"})
     plan = {"solver": "euler", "steps": 2, "guidance": 40.0, "renorm": None}
@@ -310,7 +312,7 @@ def test_a_negative_prompt_moves_the_picture_and_the_empty_one_does_not(pipe, tm
     assert np.abs(pixels(open_image(alone["image"])) - pictures[2]).max() <= 1
 
 
-def test_a_picture_that_is_there_is_not_drawn_again(pipe, tmp_path, monkeypatch):
+def test_existing_images_are_not_generated_again(pipe, tmp_path, monkeypatch):
     rows = [{"prompt": word, "n": n} for n, word in enumerate(("two cups", "a ball", "a car"))]
     first = fast(rows, pipe, tmp_path)
     Path(first[1]["image"]).unlink()
@@ -320,19 +322,19 @@ def test_a_picture_that_is_there_is_not_drawn_again(pipe, tmp_path, monkeypatch)
     monkeypatch.setattr(
         Pipeline, "generate_batch", lambda self, some, *rest: jobs.extend(some) or draw(self, some, *rest)
     )
-    told = []
-    second = fast(rows, pipe, tmp_path, progress=lambda done, there: told.append((done, there)))
+    notes = []
+    second = fast(rows, pipe, tmp_path, progress=lambda done, there: notes.append((done, there)))
     assert [job.prompt for job in jobs] == ["a ball"]
     assert [row.get("resumed", False) for row in second] == [True, False, True]
     assert [{**row, "resumed": 0} for row in second] == [{**row, "resumed": 0} for row in first]
     assert times == {path: Path(path).stat().st_mtime_ns for path in times}
-    assert told == [(0, 2), (0.5, 2), (1.0, 2)]
+    assert notes == [(0, 2), (0.5, 2), (1.0, 2)]
     changed = fast([{**rows[0], "negative": "a ball"}], pipe, tmp_path)
     assert "resumed" not in changed[0]
     assert changed[0]["image"].endswith("-2.png")
 
 
-def test_an_interrupted_run_keeps_whole_pictures_and_goes_on(pipe, tmp_path, monkeypatch):
+def test_interrupted_run_keeps_complete_images_and_resumes(pipe, tmp_path, monkeypatch):
     rows = [{"prompt": word} for word in ("two cups", "a ball", "a car")]
     whole = fast(rows, pipe, tmp_path / "whole", batch=1)
     save, calls = PIL.Image.Image.save, []
@@ -355,9 +357,7 @@ def test_an_interrupted_run_keeps_whole_pictures_and_goes_on(pipe, tmp_path, mon
 
 
 @pytest.mark.parametrize(("solver", "call"), [("euler", "call 2 of 3 "), ("midpoint", "call 3 of 6 ")])
-def test_latents_that_stop_being_numbers_stop_the_run_and_keep_what_is_done(
-    tiny_folder, tmp_path, solver, call
-):
+def test_non_finite_latents_stop_the_run_and_keep_finished_images(tiny_folder, tmp_path, solver, call):
     pipe = load_pipeline(tiny_folder)
     forward = pipe.transformer.forward
 
@@ -377,14 +377,14 @@ def test_latents_that_stop_being_numbers_stop_the_run_and_keep_what_is_done(
     assert [path.name for path in tmp_path.iterdir()] == ["00000-two-cups-s0.png"]
 
 
-def test_guidance_that_overflows_in_the_last_call_is_told(pipe):
+def test_overflow_of_guidance_in_the_last_call_is_reported(pipe):
     with pytest.raises(
         LuminaError, match=r"at call 1 of 1 \(step 1, t 0.0000\); the weights are damaged, or"
     ):
         pipe("two cups", solver="euler", steps=1, guidance=1e300, renorm=None, guide_until=1.0)
 
 
-def test_file_names_stay_in_the_folder_and_apart(pipe, tmp_path):
+def test_file_names_are_safe_and_unique(pipe, tmp_path):
     rows = [{"prompt": "a", "key": "../../x"}, {"prompt": "b", "key": "../../x"}, {"prompt": "../" * 200}]
     names = [Path(row["image"]).relative_to(tmp_path).name for row in fast(rows, pipe, tmp_path)]
     assert names == ["x-s0.png", "x-s0-2.png", "00002-s0.png"]
@@ -393,7 +393,7 @@ def test_file_names_stay_in_the_folder_and_apart(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("format", ["png", "webp", "jpg"])
-def test_only_the_same_drawing_replaces_a_picture(pipe, tmp_path, format):
+def test_only_the_same_record_replaces_a_file(pipe, tmp_path, format):
     def draw(prompts, **settings):
         rows = fast(
             [{"prompt": prompt, "key": "x"} for prompt in prompts], pipe, tmp_path, format=format, **settings
@@ -413,7 +413,7 @@ DRAWING, SAVING = (Pipeline, "generate_batch"), (PIL.Image.Image, "save")
 
 
 def meanwhile(monkeypatch, happen, doing=DRAWING):
-    """Let something happen once, while a picture that has its name is drawn or saved."""
+    """Call `happen` once, while an image with an assigned name is generated or saved."""
     do, happened = getattr(*doing), []
 
     def watched(self, *asked, **settings):
@@ -431,7 +431,7 @@ def refused(*_, **__):
 
 @pytest.mark.parametrize("doing", [DRAWING, SAVING], ids=lambda doing: doing[1])
 @pytest.mark.parametrize("links", [True, False])
-def test_two_runs_in_one_folder_lose_no_picture(pipe, tmp_path, monkeypatch, links, doing):
+def test_concurrent_runs_in_one_folder_keep_all_images(pipe, tmp_path, monkeypatch, links, doing):
     if not links:  # as on exFAT
         monkeypatch.setattr("os.link", refused)
     theirs, other = [], [{"prompt": "two cups", "key": "x"}]
@@ -445,14 +445,14 @@ def test_two_runs_in_one_folder_lose_no_picture(pipe, tmp_path, monkeypatch, lin
 
 
 @pytest.mark.parametrize("doing", [DRAWING, SAVING], ids=lambda doing: doing[1])
-def test_two_runs_of_the_same_picture_end_with_one(pipe, tmp_path, monkeypatch, doing):
+def test_concurrent_runs_of_one_image_write_one_file(pipe, tmp_path, monkeypatch, doing):
     rows = [{"prompt": "two cups", "key": "x"}]
     meanwhile(monkeypatch, lambda: fast(rows, pipe, tmp_path), doing)
     (row,) = fast(rows, pipe, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x-s0.png"] == [Path(row["image"]).name]
 
 
-def test_a_file_system_without_hard_links_will_do(pipe, tmp_path, monkeypatch):
+def test_images_are_saved_without_hard_links(pipe, tmp_path, monkeypatch):
     monkeypatch.setattr("os.link", refused)
     for force in (False, True):
         (row,) = fast([{"prompt": "two cups", "key": "x"}], pipe, tmp_path, force=force)
@@ -460,7 +460,7 @@ def test_a_file_system_without_hard_links_will_do(pipe, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["x-s0.png"]
 
 
-def test_a_folder_that_becomes_a_file_is_one_line(pipe, tmp_path, monkeypatch):
+def test_output_folder_replaced_by_a_file_is_reported(pipe, tmp_path, monkeypatch):
     def happen():
         (tmp_path / "out").rmdir()
         (tmp_path / "out").write_text("")
@@ -470,7 +470,7 @@ def test_a_folder_that_becomes_a_file_is_one_line(pipe, tmp_path, monkeypatch):
         fast([{"prompt": "a"}], pipe, tmp_path / "out")
 
 
-def test_a_row_says_of_a_picture_what_is_true_of_it(pipe, tmp_path):
+def test_rows_drop_stale_keys_of_earlier_images(pipe, tmp_path):
     rows = [{"prompt": "two cups " * 60, "id": 1}]
     fast(rows, pipe, tmp_path)
     ((first,), plain) = fast(rows, pipe, tmp_path), fast([{"prompt": "two cups"}], pipe, tmp_path / "b")
@@ -486,7 +486,7 @@ def test_a_row_says_of_a_picture_what_is_true_of_it(pipe, tmp_path):
     assert set(row) == {*plain[0], "id"}
 
 
-def test_another_model_or_plan_and_a_strange_file_keep_their_names(pipe, tiny_folder, tmp_path):
+def test_other_models_plans_and_foreign_files_keep_their_names(pipe, tiny_folder, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "x-s0.png").write_text("somebody's own")
     shutil.copytree(tiny_folder, tmp_path / "other")
@@ -499,7 +499,7 @@ def test_another_model_or_plan_and_a_strange_file_keep_their_names(pipe, tiny_fo
     assert (tmp_path / "out" / "x-s0.png").read_text() == "somebody's own"
 
 
-def test_other_weights_under_the_same_name_replace_no_picture(tiny_folder, tmp_path):
+def test_other_weights_under_one_name_get_another_file(tiny_folder, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(tiny_folder, run)
 
@@ -513,14 +513,14 @@ def test_other_weights_under_the_same_name_replace_no_picture(tiny_folder, tmp_p
     assert [draw(), draw()] == ["x-s0-2", "x-s0-2"]
 
 
-def test_pictures_that_do_not_tell_their_weights_are_readable(pipe, tmp_path):
+def test_metadata_without_weights_is_readable(pipe, tmp_path):
     (row,) = fast([{"prompt": "a"}], pipe, tmp_path)
     metadata = read_metadata(row["image"])
     assert metadata.pop("weights") == pipe.weights
     assert from_metadata(metadata).weights is None
 
 
-def test_a_long_prompt_is_drawn_and_the_row_says_what_was_cut(pipe, tmp_path):
+def test_row_of_a_long_prompt_contains_the_truncated_tokens(pipe, tmp_path):
     (row,) = fast([{"prompt": "two cups " * 60}], pipe, tmp_path, system="empty")
     assert row["truncated"] == 1 + 540 - 256
 
@@ -541,13 +541,13 @@ def test_a_long_prompt_is_drawn_and_the_row_says_what_was_cut(pipe, tmp_path):
         ([{"prompt": "a"}], {"format": "tiff"}, "unknown image format 'tiff'; choose from png, webp, jpg, avif"),
     ],
 )  # fmt: skip
-def test_bad_rows_and_settings_are_one_clear_line(rows, settings, words, pipe, tmp_path):
+def test_invalid_rows_and_settings_are_one_line_errors(rows, settings, words, pipe, tmp_path):
     with pytest.raises(LuminaError) as caught:
         fast(rows, pipe, tmp_path, **settings)
     assert str(caught.value) == words
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(pipe, tmp_path, monkeypatch):
+def test_full_disk_is_reported_and_leaves_no_file(pipe, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -557,7 +557,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(pipe, tmp_path, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_sizes_are_read_from_words_numbers_and_pairs():
+def test_sizes_are_parsed_from_text_numbers_and_pairs():
     assert parse_size("1024x768") == (1024, 768)
     for size in ("1:1:1", "16:9@", "wide@x", "oval", True, (1, 2, 3), 64.0):
         with pytest.raises(UsageError, match="is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9"):
@@ -565,12 +565,12 @@ def test_sizes_are_read_from_words_numbers_and_pairs():
     assert parse_size("512") == parse_size(512) == parse_size((512, 512)) == (512, 512)
 
 
-def test_an_unknown_model_names_the_nearest():
+def test_unknown_model_suggests_the_nearest_name():
     with pytest.raises(UsageError, match="unknown model 'nanoo'; did you mean 'nano'"):
         find_model("nanoo")
 
 
-def test_a_folder_that_is_not_whole_says_what_it_lacks(tiny_folder, tmp_path):
+def test_incomplete_model_folder_lists_missing_files(tiny_folder, tmp_path):
     shutil.copytree(tiny_folder, tmp_path / "m")
     shutil.rmtree(tmp_path / "m" / "vae")
     (tmp_path / "m" / "tokenizer" / "tokenizer.json").unlink()
@@ -580,7 +580,7 @@ def test_a_folder_that_is_not_whole_says_what_it_lacks(tiny_folder, tmp_path):
         find_model(tmp_path)
 
 
-def test_a_run_folder_is_its_newest_model_or_has_none_yet(tiny_folder, tmp_path):
+def test_run_folder_resolves_to_its_model(tiny_folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: nano\n")
     with pytest.raises(LuminaError, match=r"has no checkpoint yet; `lumina train ... out=.*` writes one"):
         find_model(tmp_path)
@@ -588,7 +588,7 @@ def test_a_run_folder_is_its_newest_model_or_has_none_yet(tiny_folder, tmp_path)
     assert find_model(tmp_path) == tmp_path / "model"
 
 
-def test_a_damaged_part_is_named(tiny_folder, tmp_path):
+def test_error_of_a_damaged_component_names_it(tiny_folder, tmp_path):
     shutil.copytree(tiny_folder, tmp_path / "m")
     weights = next((tmp_path / "m" / "text_encoder").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:100])
@@ -597,7 +597,7 @@ def test_a_damaged_part_is_named(tiny_folder, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_auto_says_what_it_chose_and_why(tiny_folder, monkeypatch, tmp_path):
+def test_auto_reports_its_choice_and_the_reason(tiny_folder, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(locate, "find_nano", lambda: tiny_folder)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -609,7 +609,7 @@ def test_auto_says_what_it_chose_and_why(tiny_folder, monkeypatch, tmp_path):
     )
 
 
-def test_a_hub_model_out_of_reach_is_one_line(monkeypatch):
+def test_unreachable_hub_model_is_a_one_line_error(monkeypatch):
     def offline(*_, **__):
         raise OSError("no network\nand a second line")
 

@@ -1,4 +1,4 @@
-"""Caching: decisions by hand, the curve, draws that reuse what the main layers did, and the fitted file."""
+"""Layer cache: decisions of the policies, the curve, cached sampling, and the fit file."""
 
 import json
 
@@ -27,11 +27,11 @@ from lumina_cli.core.sampling.teacache.policy import (
 )
 from lumina_cli.core.weights.fingerprint import fingerprint
 
-LINE = Curve((0.0, 1.0), 1.0)  # the signal's change itself
+LINE = Curve((0.0, 1.0), 1.0)  # the distance itself
 
 
 def run_through(rule, progress, *calls):
-    """Decide call after call; each gives a signal for every branch. Residuals are there once computed."""
+    """Return the decision for each call, given a signal for each branch; computed calls leave residuals."""
     runs = []
     for signals in calls:
         runs.append(should_run(rule, progress, [torch.tensor([value]) for value in signals]))
@@ -41,8 +41,8 @@ def run_through(rule, progress, *calls):
     return runs
 
 
-def test_tea_adds_up_changes_from_call_to_call_until_the_threshold():
-    # changes 0.1, 0.1, 0.1 | 0.1: three add up to 0.3 > 0.25, and the sum starts again from 0
+def test_teacache_accumulates_distances_until_the_threshold():
+    # distances 0.1, 0.1, 0.1 | 0.1: three sum to 0.3 > 0.25, and the sum restarts at 0
     signals = [1.0, 1.1, 1.21, 1.331, 1.4641, 9.0]
     progress = GenerationState(total_calls=7)
     runs = run_through(TeaCache(0.25, LINE), progress, *([value] for value in signals))
@@ -50,25 +50,25 @@ def test_tea_adds_up_changes_from_call_to_call_until_the_threshold():
     assert (progress.rows, progress.skipped) == (6, 3)
 
 
-def test_tea_sends_changes_through_its_curve():
+def test_teacache_rescales_distances_by_its_curve():
     runs = run_through(
         TeaCache(0.25, Curve((0.0, 3.0), 1.0)), GenerationState(9), [1.0], [1.05], [1.1025], [1.1576]
     )
     assert runs == [True, False, True, False]  # 0.15, then 0.3
 
 
-def test_first_block_compares_with_the_last_call_that_ran():
+def test_first_block_cache_compares_with_the_last_computation():
     signals = [1.0, 1.1, 1.2, 1.3, 1.4, 1.2, 1.0]  # from 1.0: 0.1, 0.2, 0.3 | from 1.3: 0.08, 0.08, 0.23
     runs = run_through(FirstBlockCache(0.25), GenerationState(9), *([value] for value in signals))
     assert runs == [True, False, False, True, False, False, False]
 
 
-def test_first_and_last_call_always_run():
+def test_first_and_last_call_are_computed():
     runs = run_through(TeaCache(9.0, LINE), GenerationState(4), [1.0], [1.0], [1.0], [1.0])
     assert runs == [True, False, False, True]
 
 
-def test_branches_run_together_and_a_new_one_first_of_all():
+def test_branches_are_computed_together_and_new_ones_at_once():
     calls = [[1.0], [1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 2.0], [1.0], [1.0]]
     progress = GenerationState(9)
     assert run_through(TeaCache(0.5, LINE), progress, *calls) == [
@@ -84,19 +84,19 @@ def test_branches_run_together_and_a_new_one_first_of_all():
 
 
 @pytest.mark.parametrize("rule", [TeaCache(0.0, LINE), FirstBlockCache(0.0)])
-def test_threshold_zero_always_runs(rule):
+def test_threshold_zero_always_computes(rule):
     assert all(run_through(rule, GenerationState(9), *([1.0] for _ in range(5))))
 
 
-def test_what_is_not_a_number_is_never_skipped():
+def test_nan_is_never_cached():
     assert run_through(TeaCache(9.0, LINE), GenerationState(9), [1.0], [float("nan")], [1.0]) == [True] * 3
 
 
-def test_change_is_relative_to_before():
+def test_relative_l1_distance():
     assert relative_l1_distance(torch.tensor([1.0, -3.0]), torch.tensor([2.0, -2.0])) == pytest.approx(0.5)
 
 
-def test_curve_never_falls_nor_is_negative_and_finds_a_cubic():
+def test_curve_is_nondecreasing_and_fits_a_cubic():
     x = torch.linspace(0, 0.4, 50, dtype=torch.float64)
     curve, r2 = fit_curve(x.tolist(), (0.1 + x + 5 * x**3).tolist())
     assert curve(0.2) == pytest.approx(0.1 + 0.2 + 0.04, abs=1e-6)
@@ -109,8 +109,8 @@ def test_curve_never_falls_nor_is_negative_and_finds_a_cubic():
     assert values[0] >= 0
 
 
-def test_curve_is_the_best_of_its_kind():
-    """No small step that keeps the heights in order comes nearer to the points."""
+def test_curve_is_the_least_squares_optimum():
+    """No small step that keeps the heights nondecreasing reduces the error."""
     x = [place / 30 for place in range(1, 31)]
     y = [value**2 - 0.2 + 0.3 * ((7 * n) % 5 - 2) / 5 for n, value in enumerate(x)]
     curve, _ = fit_curve(x, y)
@@ -151,7 +151,7 @@ FIT = CacheFit(
 
 
 def draw(network, inputs, cache, **settings):
-    """Return the latents and what the cache reports."""
+    """Return the latents and the cache."""
     plan = Plan(**{"solver": "euler", "steps": 8, "shift": 3.0} | settings, cache=cache)
     cached = LayerCache(plan, FIT)
     return draw_latents(network, *inputs, plan, cache=cached), cached
@@ -163,7 +163,7 @@ def plain(network, inputs, **settings):
 
 @pytest.mark.parametrize("kind", ["tea", "first"])
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "heun", "rk4", "dpm", "unipc"])
-def test_threshold_zero_is_no_cache_bit_by_bit(network, inputs, kind, solver):
+def test_threshold_zero_is_bit_identical_to_no_cache(network, inputs, kind, solver):
     latents, cached = draw(network, inputs, f"{kind}:0", solver=solver, steps=3)
     assert torch.equal(latents, plain(network, inputs, solver=solver, steps=3))
     assert cached.report()["skipped"] == 0
@@ -174,7 +174,7 @@ def test_threshold_zero_is_no_cache_bit_by_bit(network, inputs, kind, solver):
 @pytest.mark.parametrize(
     "guidance", [{"guide_until": 1.0}, {"guide_until": 0.25}, {"guide_from": 0.1, "guide_until": 0.5}, {"guidance": 1.0}]
 )  # fmt: skip
-def test_a_picture_is_the_same_alone_and_in_a_batch(network, inputs, kind, solver, guidance):
+def test_cached_images_do_not_depend_on_the_batch(network, inputs, kind, solver, guidance):
     settings = {"solver": solver, "steps": 4, **guidance}
     together, cached = draw(network, inputs, CACHES[kind], **settings)
     assert 0 < cached.report()["skipped"] < cached.report()["rows"]
@@ -186,7 +186,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(network, inputs, kind, solve
         assert single.report() == cached.report(row)
 
 
-def test_rows_are_those_of_the_plan(network, inputs):
+def test_reported_rows_match_the_plan(network, inputs):
     _, cached = draw(network, inputs, "tea:0.15", solver="midpoint", guide_until=0.25)
     calls = cached.plan.calls()
     assert cached.report(0)["rows"] == sum(call.branches for call in calls)
@@ -204,8 +204,8 @@ def test_error_and_savings_grow_with_the_threshold(network, inputs, kind):
     assert errors == sorted(set(errors))
 
 
-def test_skipped_rows_cost_no_main_layer(network, inputs):
-    """Layers 1 and on see just the rows that the report counts as computed."""
+def test_skipped_rows_run_no_main_layer(network, inputs):
+    """Layers from 1 on run only for the batch entries that the report counts as computed."""
     seen = []
     cached = LayerCache(Plan("euler", 8, cache="first:0.15")).reset(3)
 
@@ -219,7 +219,7 @@ def test_skipped_rows_cost_no_main_layer(network, inputs):
     assert sum(seen) == report["rows"] - report["skipped"] < report["rows"]
 
 
-def test_recorded_changes_are_those_of_signal_and_residual():
+def test_recorder_pairs_distances_of_signal_and_residual():
     class Stage:
         rows = 1
 
@@ -241,7 +241,7 @@ def test_recorded_changes_are_those_of_signal_and_residual():
     assert recorder.distances == [(1.0, 3.0), (1.0, 3.0), (3.0, 15.0)]
 
 
-def test_a_budget_takes_the_largest_threshold_within_it(network, inputs):
+def test_error_budget_chooses_the_largest_threshold(network, inputs):
     latents, cached = draw(network, inputs, "error:0.05")
     assert torch.equal(latents, draw(network, inputs, "tea:0.1")[0])
     assert cached.report()["measured"] == "euler, 8 calls"
@@ -249,7 +249,7 @@ def test_a_budget_takes_the_largest_threshold_within_it(network, inputs):
     assert LayerCache(Plan("euler", 8, cache="error:0.01"), FIT).policy.threshold == 0.0
 
 
-def test_a_budget_goes_by_the_plan_nearest_in_calls():
+def test_error_budget_uses_the_plan_nearest_in_calls():
     fit = CacheFit(
         "w",
         LINE,
@@ -264,14 +264,14 @@ def test_a_budget_goes_by_the_plan_nearest_in_calls():
     assert [threshold("midpoint", 17), threshold("euler", 10), threshold("dpm", 10)] == [0.4, 0.1, 0.3]
 
 
-def test_a_cache_without_its_fit(network, inputs):
+def test_cache_without_its_fit_is_rejected(network, inputs):
     with pytest.raises(
         LuminaError, match=r"cache tea:0\.2 needs a teacache\.json; `lumina bench teacache` fits one"
     ):
         draw_latents(network, *inputs, Plan(steps=2, cache="tea:0.2"))
 
 
-def test_the_file_is_read_as_written(tmp_path):
+def test_fit_file_round_trip(tmp_path):
     write_cache_fit(FIT, tmp_path / "teacache.json")
     assert read_cache_fit(tmp_path, "w") == FIT
     assert cache_for(Plan(cache="tea:0.1"), tmp_path, "w").policy == TeaCache(0.1, LINE)
@@ -279,12 +279,12 @@ def test_the_file_is_read_as_written(tmp_path):
     assert cache_for(Plan(cache="first:0.1"), tmp_path / "nowhere", "w").policy == FirstBlockCache(0.1)
 
 
-def test_the_shipped_fit_belongs_to_the_shipped_weights():
+def test_shipped_fit_matches_the_shipped_weights():
     folder = ASSETS / "nano"
     assert read_cache_fit(folder, fingerprint(folder)).measures
 
 
-def test_a_cache_of_other_weights_is_refused(tmp_path):
+def test_fit_of_other_weights_is_rejected(tmp_path):
     write_cache_fit(FIT, tmp_path / "teacache.json")
     with pytest.raises(LuminaError) as caught:
         cache_for(Plan(cache="error:0.1"), tmp_path, "other")
@@ -296,7 +296,7 @@ def test_a_cache_of_other_weights_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"curve": {"heights": [2, 1], "until": 1}}', None])
-def test_a_damaged_or_missing_file(tmp_path, text):
+def test_damaged_or_missing_fit_is_a_one_line_error(tmp_path, text):
     if text is not None:
         known = {"weights": "w", "r2": 1, "points": 3, "measures": []}
         text = json.dumps(known | json.loads(text)) if "heights" in text else text
@@ -307,12 +307,12 @@ def test_a_damaged_or_missing_file(tmp_path, text):
 
 
 @pytest.mark.parametrize("text", ["tee:0.1", "tea", "tea:", "tea:-1", "tea:nan", "first:inf", "0.3", 3])
-def test_settings_that_are_none(text):
+def test_invalid_cache_settings_are_rejected(text):
     with pytest.raises(UsageError, match="cache is"):
         Plan(cache=text)
 
 
-def test_what_is_dropped_leaves_the_counts(network, inputs):
+def test_released_cache_keeps_its_counts(network, inputs):
     _, cached = draw(network, inputs, "first:0.3")
     before = cached.report()
     assert before["skipped"] > 0
@@ -323,7 +323,7 @@ def test_what_is_dropped_leaves_the_counts(network, inputs):
                    for one in cached.states for memory in one.branches)  # fmt: skip
 
 
-def test_a_fit_is_named_by_its_content_where_a_plan_goes_by_it(tmp_path):
+def test_fit_digest_follows_the_content_of_the_file(tmp_path):
     tea = Plan(cache="tea:0.1")
     assert fit_digest(tea, tmp_path) is None
     found = set()
@@ -335,7 +335,7 @@ def test_a_fit_is_named_by_its_content_where_a_plan_goes_by_it(tmp_path):
     assert all(len(digest) == 12 for digest in found)
 
 
-def test_fitting_a_whole_model(tiny_folder, tmp_path):
+def test_fit_teacache_on_a_model(tiny_folder, tmp_path):
     pipeline = load_pipeline(tiny_folder)
     plan = Plan("euler", 5, guidance=2.0, guide_until=1.0)
     rows = list(
@@ -343,7 +343,7 @@ def test_fitting_a_whole_model(tiny_folder, tmp_path):
     )
     fit = read_cache_fit(tmp_path, pipeline.weights)
     assert [row["step"] for row in rows] == ["fit", "measure", "measure", "measure", "write"]
-    assert fit.points == 2 * 2 * (4 + 3 + 1)  # prompts, branches, pairs of calls 1, 2 and 4 apart
+    assert fit.points == 2 * 2 * (4 + 3 + 1)  # prompts, branches, pairs of calls at lags 1, 2 and 4
     assert rows[1]["error"] == rows[1]["skipped"] == 0
     assert rows[3]["skipped"] == pytest.approx(3 / 5)
     assert rows[3]["error"] > 0
@@ -354,7 +354,7 @@ def test_fitting_a_whole_model(tiny_folder, tmp_path):
     ("name", "text"),
     [("p.txt", "two cups\na ball\n"), ("p.jsonl", '{"prompt": "two cups"}\n{"prompt": "a ball"}\n')],
 )
-def test_the_command_fits_to_the_prompts_of_a_file(tiny_folder, tmp_path, capfd, name, text):
+def test_command_fits_to_prompts_of_a_file(tiny_folder, tmp_path, capfd, name, text):
     (tmp_path / name).write_text(text)
     words = ["--model", str(tiny_folder), "--prompts", str(tmp_path / name), "--out", str(tmp_path)]
     assert run(["bench", "teacache", *words, "--plan", "solver=euler,steps=3,guidance=1"]) == 0
@@ -370,6 +370,6 @@ def test_the_command_fits_to_the_prompts_of_a_file(tiny_folder, tmp_path, capfd,
         ("none.txt", 1, "none.txt: no such file of prompts"),
     ],
 )
-def test_the_command_rejects_prompts_that_do_not_exist(prompts, code, message, capfd):
+def test_command_rejects_missing_prompts(prompts, code, message, capfd):
     assert run(["bench", "teacache", "--prompts", prompts]) == code
     assert capfd.readouterr().err == f"lumina bench: {message}\n"

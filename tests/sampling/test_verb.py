@@ -1,4 +1,4 @@
-"""`lumina sample`: exact words on stdout and stderr, exit codes, and what is left on the disk."""
+"""`lumina sample`: exact stdout and stderr, exit codes, and files."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ from lumina_cli.core.models.locate import ModelChoice
 
 @pytest.fixture
 def sample(tiny_folder, tmp_path, capfd, monkeypatch):
-    """Run the verb on the tiny model; returns (exit code, rows, stderr)."""
+    """Run `lumina sample` with the tiny model; returns (exit code, rows, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words, model=tiny_folder, plan="solver=euler", steps=2):
@@ -28,7 +28,7 @@ def sample(tiny_folder, tmp_path, capfd, monkeypatch):
     return call
 
 
-def test_prompts_are_words(sample, tmp_path, tiny_folder):
+def test_prompts_from_arguments(sample, tmp_path, tiny_folder):
     code, rows, talk = sample("two cups", "a ball", "--seed", "3", "--count", "2", "--size", "64x48")
     assert (code, talk) == (0, "")
     assert [row["image"] for row in rows] == [
@@ -42,7 +42,7 @@ def test_prompts_are_words(sample, tmp_path, tiny_folder):
     assert len(list((tmp_path / "out").iterdir())) == 4
 
 
-def test_prompts_come_from_a_file_and_rows_keep_their_keys(sample, tmp_path):
+def test_prompts_from_a_file_keep_the_keys_of_rows(sample, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "two cups", "tag": 1, "seed": 8}\n\n{"prompt": "a ball"}\n')
     code, rows, _ = sample("p.jsonl")
     assert code == 0
@@ -52,14 +52,14 @@ def test_prompts_come_from_a_file_and_rows_keep_their_keys(sample, tmp_path):
     ]
 
 
-def test_prompts_come_from_stdin(sample, monkeypatch):
+def test_prompts_from_stdin(sample, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("two cups\na ball\n"))
     code, rows, _ = sample("-")
     assert code == 0
     assert [row["prompt"] for row in rows] == ["two cups", "a ball"]
 
 
-def test_the_plan_is_in_the_picture(sample):
+def test_metadata_contains_the_plan(sample):
     code, rows, _ = sample(
         "two cups",
         "--guidance",
@@ -74,7 +74,7 @@ def test_the_plan_is_in_the_picture(sample):
     assert (metadata["prompt"], metadata["system"]) == ("two cups", "base")
 
 
-def test_a_preset_says_what_the_negative_prompt_stands_behind(sample):
+def test_preset_decides_the_system_prompt_of_negatives(sample):
     for preset, prepended in (("official", True), ("diffusers", False)):
         code, rows, _ = sample("two cups", "--preset", preset, "--negative", "a ball")
         assert (code, rows[0]["negative"]) == (0, "a ball")
@@ -86,13 +86,13 @@ def test_a_preset_says_what_the_negative_prompt_stands_behind(sample):
     assert (code, read_metadata(rows[0]["image"])["negative_system"]) == (0, True)
 
 
-def test_a_budget_of_calls_takes_the_place_of_steps(sample):
+def test_calls_set_the_number_of_steps(sample):
     code, rows, _ = sample("two cups", "--calls", "5", steps=None, plan="solver=midpoint")
     assert code == 0
     assert Plan.from_json(read_metadata(rows[0]["image"])["plan"]).steps == 2
 
 
-def test_prompts_come_from_a_table_with_their_own_sizes_seeds_and_negatives(sample, tmp_path):
+def test_prompts_from_csv_with_sizes_seeds_and_negatives(sample, tmp_path):
     (tmp_path / "p.csv").write_text('prompt,seed,size,negative\ntwo cups,3,64x48,\n"a ball, red",,,cups\n')
     code, rows, _ = sample("p.csv")
     assert code == 0
@@ -102,20 +102,20 @@ def test_prompts_come_from_a_table_with_their_own_sizes_seeds_and_negatives(samp
     ]
 
 
-def test_a_ratio_is_snapped_and_said_once(sample):
+def test_snapped_ratio_is_reported_once(sample):
     code, rows, talk = sample("two cups", "a ball", "--size", "16:9@128")
     assert (code, {row["size"] for row in rows}) == (0, {"192x80"})
     assert talk == "size 16:9@128: 192x80, the nearest size of training\n"
 
 
-def test_what_is_there_is_not_drawn_again_unless_forced(sample):
+def test_force_generates_existing_images_again(sample):
     first = sample("two cups", "a ball")
     again, forced = sample("two cups", "a ball"), sample("two cups", "a ball", "--force")
     assert [row.pop("resumed") for row in again[1]] == [True, True]
     assert first == again == forced
 
 
-def test_shards_draw_the_names_of_the_whole(sample, tmp_path):
+def test_splits_use_the_names_of_the_whole(sample, tmp_path):
     (tmp_path / "p.jsonl").write_text(
         "".join(f'{{"prompt": "{word}", "key": "same"}}\n' for word in ("cups", "balls", "cars"))
     )
@@ -126,7 +126,7 @@ def test_shards_draw_the_names_of_the_whole(sample, tmp_path):
     assert [row["image"] for row in whole] == [parts[n % 2][n // 2]["image"] for n in range(3)]
 
 
-def test_grids_and_pictures_drawn_again_are_shared_too(sample, tmp_path):
+def test_grids_and_replays_can_be_split(sample, tmp_path):
     prompts, axes = ("two cups", "a ball", "a car"), ("--grid", "guidance=1,2")
     parts = [sample(*prompts, *axes, "--split", f"{part}/2")[1] for part in range(2)]
     assert [[row["prompt"] for row in part] for part in parts] == [
@@ -138,7 +138,7 @@ def test_grids_and_pictures_drawn_again_are_shared_too(sample, tmp_path):
     assert [row["from"] for part in shares for row in part] == [again[1], again[5], again[3]]
 
 
-def test_processes_of_torchrun_share_the_rows(sample, tmp_path, monkeypatch):
+def test_torchrun_processes_split_the_rows(sample, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, rows, _ = sample("two cups", "a ball", "a car")
@@ -152,14 +152,14 @@ def test_processes_of_torchrun_share_the_rows(sample, tmp_path, monkeypatch):
     )  # fmt: skip
 
 
-def test_a_cut_prompt_is_noted(sample):
+def test_truncated_prompt_is_noted(sample):
     code, rows, talk = sample("two cups " * 60)
     assert code == 0
     lost = rows[0]["truncated"]
     assert talk == f"row 1: the prompt is too long; its last {lost} tokens were truncated\n"
 
 
-def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
+def test_auto_prints_its_choice_and_the_reason(sample, monkeypatch, tiny_folder):
     choice = ModelChoice("nano", tiny_folder, "model auto: nano, because it is here")
     monkeypatch.setattr("lumina_cli.core.sampling.runner.choose_model", lambda name: choice)
     code, rows, talk = sample("a", model="auto")
@@ -189,7 +189,7 @@ def test_auto_says_which_and_why(sample, monkeypatch, tiny_folder):
         (["two cups", "sub/promts.csv"], 1, "sub/promts.csv: no such file of rows"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_one_line(words, code, message, tiny_folder, tmp_path, monkeypatch, capfd):
+def test_usage_errors_are_one_line(words, code, message, tiny_folder, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.csv").write_text("prompt,seed\na,1\nb,2,3\n")
     model = [] if "--model" in words else ["--model", str(tiny_folder)]
@@ -198,14 +198,14 @@ def test_what_is_wrong_is_one_line(words, code, message, tiny_folder, tmp_path, 
     assert (done.out, done.err) == ("", f"lumina sample: {message}\n")
 
 
-def test_an_empty_prompt_ends_with_1_wherever_it_stands(sample, tmp_path):
+def test_empty_prompt_exits_with_1_from_any_source(sample, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": ""}\n')
     for words, line in ((["p.jsonl"], "p.jsonl line 1: 'prompt' is empty"), ([" "], "the prompt is empty")):
         assert sample(*words) == (1, [], f"lumina sample: {line}\n")
 
 
 @pytest.mark.parametrize("rows", [None, "", '{"text": "a ball"}\n'])
-def test_a_bad_first_row_costs_no_model_and_leaves_no_folder(rows, sample, tmp_path):
+def test_invalid_first_row_loads_no_model_and_creates_no_folder(rows, sample, tmp_path):
     if rows is not None:
         (tmp_path / "p.jsonl").write_text(rows)
     code, _, talk = sample("p.jsonl", model="nobody/nothing")
@@ -214,7 +214,7 @@ def test_a_bad_first_row_costs_no_model_and_leaves_no_folder(rows, sample, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_without_a_row_the_line_names_every_source(sample, tmp_path, monkeypatch):
+def test_error_without_rows_names_each_source(sample, tmp_path, monkeypatch):
     (tmp_path / "a-b.jsonl").write_text("")
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert sample("a-b.jsonl", "-") == (
@@ -222,13 +222,13 @@ def test_without_a_row_the_line_names_every_source(sample, tmp_path, monkeypatch
     )  # fmt: skip
 
 
-def test_a_row_without_a_prompt_names_its_line(sample, tmp_path):
+def test_row_without_a_prompt_names_its_line(sample, tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "two cups"}\n{"text": "a ball"}\n')
     code, _, talk = sample("p.jsonl")
     assert (code, talk) == (1, "lumina sample: p.jsonl line 2 has no 'prompt', only text\n")
 
 
-def test_a_run_without_a_checkpoint_says_how_to_write_one(sample, tmp_path):
+def test_run_without_a_checkpoint_names_the_remedy(sample, tmp_path):
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "recipe.yaml").write_text("model: nano\n")
     code, _, talk = sample("a", model="first")
@@ -239,7 +239,7 @@ def test_a_run_without_a_checkpoint_says_how_to_write_one(sample, tmp_path):
 
 
 class Bar:
-    """A progress bar that remembers how it was moved."""
+    """A progress bar that records its updates."""
 
     def __init__(self):
         self.moves = []
@@ -255,7 +255,7 @@ class Bar:
         self.moves.append("end")
 
 
-def test_the_bar_moves_with_every_step_and_counts_only_what_is_drawn(sample, monkeypatch):
+def test_progress_bar_counts_steps_of_generated_images(sample, monkeypatch):
     sample("a ball", "--count", "2")
     bar = Bar()
     monkeypatch.setattr("lumina_cli.cli.output._open_bar", lambda: contextlib.nullcontext(bar))
@@ -289,7 +289,7 @@ app.main()
 """
 
 
-def test_sigterm_keeps_what_is_done_and_leaves_nothing_half(tmp_path, tiny_folder):
+def test_sigterm_keeps_finished_images_and_no_partial_file(tmp_path, tiny_folder):
     words = ["sample", "two cups", "a ball", "a car", "--model", str(tiny_folder), "--out", "out"]
     command = [sys.executable, "-c", ENDED, *words, "--batch", "1", "--calls", "2"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)

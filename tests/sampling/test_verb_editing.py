@@ -1,4 +1,4 @@
-"""`lumina sample` with pictures, LoRAs and other weights: drawn again, in grids, over others, watched."""
+"""`lumina sample` with replays, grids, editing, attention maps, LoRAs and quantization."""
 
 import json
 
@@ -15,7 +15,7 @@ FEW = ("--plan", "solver=euler", "--steps", "2")
 
 @pytest.fixture
 def sample(tiny_folder, tmp_path, capfd, monkeypatch):
-    """Run the verb on the tiny model; returns (exit code, rows, stderr)."""
+    """Run `lumina sample` with the tiny model; returns (exit code, rows, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words):
@@ -26,16 +26,16 @@ def sample(tiny_folder, tmp_path, capfd, monkeypatch):
     return call
 
 
-def test_a_picture_is_drawn_again(sample):
+def test_from_regenerates_an_image(sample):
     first = sample("two cups", "--seed", "9", "--out", "out", *FEW)[1][0]["image"]
     code, rows, _ = sample("--from", first, "--out", "again")
     assert (code, rows[0]["apart"], rows[0]["seed"]) == (0, 0, 9)
     code, rows, _ = sample("--from", first, "--out", "again", "--seed", "10")
-    assert (code, rows[0]["seed"], "apart" in rows[0]) == (0, 10, False)  # another picture was asked for
+    assert (code, rows[0]["seed"], "apart" in rows[0]) == (0, 10, False)  # a different image was requested
     assert Image.open(rows[0]["image"]).tobytes() != Image.open(first).tobytes()
 
 
-def test_a_grid_and_a_gallery(sample, tmp_path):
+def test_grid_with_gallery(sample, tmp_path):
     code, rows, talk = sample(
         "two cups",
         "--grid",
@@ -54,7 +54,7 @@ def test_a_grid_and_a_gallery(sample, tmp_path):
     assert all(row["image"].removeprefix("out/") in page for row in rows)
 
 
-def test_a_picture_starts_from_another(sample, tmp_path):
+def test_init_and_mask_edit_an_image(sample, tmp_path):
     Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
     mask = Image.new("L", (64, 64), "black")
     mask.paste(255, (0, 0, 32, 64))
@@ -62,18 +62,18 @@ def test_a_picture_starts_from_another(sample, tmp_path):
     code, rows, _ = sample("two cups", "--init", "red.png", "--mask", "mask.png", "--out", "out", *FEW)
     assert code == 0
     picture = open_image(rows[0]["image"])
-    assert picture.getpixel((63, 5)) == (255, 0, 0)  # outside the mask nothing changes
+    assert picture.getpixel((63, 5)) == (255, 0, 0)  # unchanged outside the mask
     assert picture.getpixel((5, 5)) != (255, 0, 0)
     assert read_metadata(rows[0]["image"])["edit"]["init"] == "red.png"
 
 
-def test_words_are_watched(sample):
+def test_attention_saves_a_map(sample):
     code, rows, _ = sample("two cups", "--attention", "cups", "--out", "out", *FEW)
     assert code == 0
     assert open_image(rows[0]["attention"]["cups"]).size == (64, 64)
 
 
-def test_loras_and_8_bits_are_other_weights(sample, tmp_path, tiny_folder):
+def test_loras_and_int8_change_the_fingerprint(sample, tmp_path, tiny_folder):
     width = json.loads((tiny_folder / "transformer" / "config.json").read_text())["hidden_size"]
     random = torch.Generator().manual_seed(0)
     name = "transformer.layers.0.attn.to_q"
@@ -84,12 +84,12 @@ def test_loras_and_8_bits_are_other_weights(sample, tmp_path, tiny_folder):
         code, rows, _ = sample("two cups", *words, "--out", "out", *FEW)
         assert code == 0
         found[rows[0]["image"]] = read_metadata(rows[0]["image"])["weights"]
-    assert len(found) == len(set(found.values())) == 4  # each has a file and a fingerprint of its own
+    assert len(found) == len(set(found.values())) == 4  # each has its own file and fingerprint
     code, rows, _ = sample("two cups", "--lora", "a.safetensors", "--out", "out", *FEW)
     assert rows[0]["resumed"] is True
 
 
-def test_a_budget_of_memory_draws_the_same_picture(sample):
+def test_memory_budget_keeps_the_image(sample):
     plain = sample("two cups", "--out", "out", *FEW)[1][0]["image"]
     code, rows, talk = sample("two cups", "--memory", "2G", "--out", "tight", *FEW)
     assert code == 0
@@ -116,7 +116,7 @@ def test_a_budget_of_memory_draws_the_same_picture(sample):
         (["x", "--cache", "tee:0.1"], 2, "tee"),
     ],
 )
-def test_what_does_not_fit_is_one_line(sample, tmp_path, words, code, line):
+def test_incompatible_options_are_one_line_errors(sample, tmp_path, words, code, line):
     Image.new("RGB", (64, 64)).save(tmp_path / "plain.png")
     done, rows, talk = sample(*words)
     assert (done, rows) == (code, [])

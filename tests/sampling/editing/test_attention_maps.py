@@ -1,4 +1,4 @@
-"""Attention maps: which tokens a word is, what its share is, and that nano looks where the thing stands."""
+"""Attention maps: tokens of a word, recorded attention, and nano attending to the named object."""
 
 import numpy as np
 import pytest
@@ -53,13 +53,13 @@ def spelled(tokens, text, places) -> str:
         ("ein Würfel", "würfel", "Würfel"),
     ],
 )
-def test_a_word_is_its_tokens(nano, prompt, word, expected):
+def test_word_tokens_match_the_word(nano, prompt, word, expected):
     text = full_prompt(prompt)
     places = word_tokens(nano.text.tokens, text, word, len(text) - len(prompt))
     assert spelled(nano.text.tokens, text, places).split() == expected.split()
 
 
-def test_a_word_of_the_system_prompt_does_not_count(nano):
+def test_words_of_the_system_prompt_do_not_match(nano):
     prompt = "a red car"
     text = full_prompt(prompt)
     with pytest.raises(UsageError, match="'images' is not in the prompt 'a red car'"):
@@ -75,12 +75,12 @@ def test_a_word_of_the_system_prompt_does_not_count(nano):
         ("end", "'end' is truncated: it comes after the first 256 tokens"),
     ],
 )
-def test_a_word_that_cannot_be_looked_at_is_one_line(word, message, nano):
+def test_missing_or_truncated_words_are_rejected(word, message, nano):
     with pytest.raises(UsageError, match=message):
         word_tokens(nano.text.tokens, "red cars " * 300 + "end", word)
 
 
-def test_shares_of_all_tokens_add_up_to_one():
+def test_attention_to_all_tokens_sums_to_one():
     queries, keys = torch.randn(4, 5, 8), torch.randn(2, 9, 8)
     shares = word_attention(queries, keys, [range(9), [3], [4, 5]])
     torch.testing.assert_close(shares[0], torch.ones(5))
@@ -90,7 +90,7 @@ def test_shares_of_all_tokens_add_up_to_one():
 
 
 def reference(network, latents, t, features, lengths, places, layers):
-    """Shares of `places` from the plain forward pass, with the attention written out."""
+    """Attention to `places` from the padded forward pass, with the attention written out."""
     found = []
 
     def read(attention, inputs):
@@ -118,7 +118,7 @@ def reference(network, latents, t, features, lengths, places, layers):
     return [torch.stack(found).mean(0)[row][:, own].sum(-1) for row, own in enumerate(places)], text
 
 
-def test_the_watched_shares_are_those_of_the_plain_network(pipe):
+def test_recorded_attention_matches_the_padded_forward_pass(pipe):
     torch.manual_seed(0)
     network, lengths = pipe.transformer, (7, 4)
     latents, features, t = torch.randn(2, 16, 8, 6), torch.randn(2, 7, 32), torch.tensor([0.3, 0.3])
@@ -132,13 +132,13 @@ def test_the_watched_shares_are_those_of_the_plain_network(pipe):
     assert padded_layout(network.config, lengths, ((4, 3),) * 2, latents.device).joint_mask is not None
 
 
-def test_watching_changes_no_picture_and_leaves_no_hook(pipe, tmp_path):
-    jobs, setup = (
+def test_recording_changes_no_image_and_removes_its_hooks(pipe, tmp_path):
+    jobs, resolved = (
         [Job("two cups", 1), Job("two blue cups and a ball", 2)],
         ResolvedRequest(pipe.plan_for(FAST)),
     )
     hook = AttentionHook(["cups"])
-    watched, plain = pipe.with_hooks(hook).generate_batch(jobs, setup), pipe.generate_batch(jobs, setup)
+    watched, plain = pipe.with_hooks(hook).generate_batch(jobs, resolved), pipe.generate_batch(jobs, resolved)
     assert [one.tobytes() for one in watched] == [one.tobytes() for one in plain]
     assert not any(layer.attention.qkv._forward_hooks for layer in pipe.transformer.layers)
     assert {job for job, _ in hook.maps} == set(jobs)
@@ -147,7 +147,7 @@ def test_watching_changes_no_picture_and_leaves_no_hook(pipe, tmp_path):
         assert 0 < maps["cups"].mean() < 1
 
 
-def test_overlays_stand_beside_their_pictures(pipe, tmp_path):
+def test_overlays_are_saved_next_to_their_images(pipe, tmp_path):
     hook = AttentionHook(["cups", "two"])
     rows = [{"prompt": "two cups"}, {"prompt": "two blue cups", "size": "64x48", "seed": 4}]
     drawn = generate_rows(rows, pipe.with_hooks(hook), tmp_path, plan=FAST, force=True, seed=3)
@@ -163,7 +163,7 @@ def test_overlays_stand_beside_their_pictures(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("batch", [1, 3])
-def test_rows_that_are_the_same_have_their_maps_each(pipe, tmp_path, batch):
+def test_identical_rows_get_maps_of_their_own(pipe, tmp_path, batch):
     hook = AttentionHook(["cups"])
     rows = [{"prompt": "two cups", "n": number} for number in range(3)]
     done = list(
@@ -174,7 +174,7 @@ def test_rows_that_are_the_same_have_their_maps_each(pipe, tmp_path, batch):
     assert hook.maps == {}
 
 
-def test_a_picture_to_start_from_says_the_size(pipe, tmp_path):
+def test_attention_maps_of_an_edit_have_its_size(pipe, tmp_path):
     hook = AttentionHook(["cups"])
     edit = EditHook(Edit(Image.new("RGB", (96, 48), "red"), 0.6))
     drawn = generate_rows([{"prompt": "two cups"}], pipe.with_hooks(edit, hook), tmp_path, plan=FAST)
@@ -183,13 +183,13 @@ def test_a_picture_to_start_from_says_the_size(pipe, tmp_path):
     assert open_image(row["attention"]["cups"]).size == (96, 48)
 
 
-def test_without_a_call_there_is_nothing_to_watch(pipe):
+def test_attention_maps_need_a_network_call(pipe):
     edited = pipe.with_hooks(EditHook(Edit(Image.new("RGB", (64, 64)), 0.0)), AttentionHook(["cups"]))
     with pytest.raises(UsageError, match="at strength 0 the network is not called, so attention maps do not"):
         edited.generate_batch([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
 
 
-def test_a_cache_and_a_missing_word_are_refused(pipe):
+def test_attention_maps_reject_caches_and_missing_words(pipe):
     attentive = pipe.with_hooks(AttentionHook(["horse"]))
     with pytest.raises(UsageError, match="'horse' is not in the prompt 'two cups'"):
         attentive.generate_batch([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
@@ -199,7 +199,7 @@ def test_a_cache_and_a_missing_word_are_refused(pipe):
         attentive.generate_batch([Job("two cups")], ResolvedRequest(Plan(cache="first:0.1")))
 
 
-def test_an_overlay_is_hot_where_the_share_is_high():
+def test_overlay_is_warm_where_attention_is_high():
     share = torch.zeros(4, 4)
     share[1, 2] = 1
     heat = np.asarray(overlay(Image.new("RGB", (64, 64), "green"), share), int)
@@ -209,7 +209,7 @@ def test_an_overlay_is_hot_where_the_share_is_high():
     assert np.asarray(overlay(Image.new("RGB", (64, 64)), torch.ones(4, 4))).shape == (64, 64, 3)
 
 
-def test_nano_looks_at_the_thing_that_a_word_names(nano):
+def test_nano_attends_to_the_object_that_a_word_names(nano):
     hook = AttentionHook(["car", "ball"])
     jobs = [Job("a red car left of a blue ball", seed) for seed in (2, 3)]
     pictures = nano.with_hooks(hook).generate_batch(

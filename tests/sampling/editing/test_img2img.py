@@ -1,4 +1,4 @@
-"""Pictures from pictures: where an edit starts, what a mask keeps, and what is wrong in one line."""
+"""Image-to-image and inpainting: start of an edit, pixels outside the mask, errors."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def last(plan, noise):
 
 @pytest.mark.parametrize("guide", GUIDANCE)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_from_pure_noise_it_is_the_plan_itself(solver, guide):
+def test_edit_from_pure_noise_equals_the_plan(solver, guide):
     plan = Plan(solver, 5, guide=guide, guide_until=0.7, guide_unit="steps")
     noise, init = states()
     edited = EditedPlan(**plan.to_json(), start=0.0, init=init)
@@ -76,7 +76,7 @@ def test_from_pure_noise_it_is_the_plan_itself(solver, guide):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_an_edit_takes_the_times_behind_its_start(solver):
+def test_edit_keeps_the_times_after_its_start(solver):
     plan = Plan(solver, 6, shift=3.0, guide_until=1.0)
     noise, init = states()
     edited = EditedPlan(**plan.to_json(), start=0.4, init=init)
@@ -93,13 +93,13 @@ def test_an_edit_takes_the_times_behind_its_start(solver):
     torch.testing.assert_close(seen[0][1], 0.4 * init + 0.6 * noise)
 
 
-def test_a_time_of_the_grid_is_not_taken_twice():
+def test_start_close_to_a_time_is_not_duplicated():
     plan = Plan("euler", 4, shift=1.0)
     assert EditedPlan(**plan.to_json(), start=1 - 0.5).times() == [0.5, 0.75, 1.0]
     assert EditedPlan(**plan.to_json(), start=1 - (0.5 - 1e-9)).times() == [pytest.approx(0.5), 0.75, 1.0]
 
 
-def test_guidance_by_steps_counts_from_the_noise():
+def test_guidance_in_steps_counts_from_the_noise():
     plan = Plan("euler", 10, shift=1.0, guide_unit="steps", guide_until=0.5)
     edited = EditedPlan(**plan.to_json(), start=0.3, init=states()[1])
     assert [call.branches for call in edited.calls()] == [2, 2, 1, 1, 1, 1, 1]
@@ -108,7 +108,7 @@ def test_guidance_by_steps_counts_from_the_noise():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("start", [0.0, 0.35])
-def test_outside_a_mask_the_state_is_the_noised_picture(solver, start):
+def test_state_outside_the_mask_is_the_noised_image(solver, start):
     plan = Plan(solver, 8, guidance=5.0, guide_until=0.6)
     noise, init = states()
     mask = torch.zeros(1, 1, 8, 8, dtype=torch.bool)
@@ -116,26 +116,28 @@ def test_outside_a_mask_the_state_is_the_noised_picture(solver, start):
     edited = EditedPlan(**plan.to_json(), start=start, init=init, mask=mask)
     first, *times = edited.times()
     outside = ~mask.expand(SHAPE)
-    near = 1e-5 if start or not first else 2e-3  # to dpm and unipc the noise is already their first time
+    near = (
+        1e-5 if start or not first else 2e-3
+    )  # dpm and unipc treat the noise as the state at their first time
     for t, x in zip(times, edited.solve(velocity, paired, noise), strict=True):
         torch.testing.assert_close(x[outside], (t * init + (1 - t) * noise)[outside], atol=near, rtol=0)
     assert t == 1.0
     assert (x - init)[~outside].abs().mean() > 0.1
 
 
-def test_strength_1_draws_what_no_picture_would(pipe):
+def test_strength_1_ignores_the_image(pipe):
     edit = pipe.with_hooks(EditHook(Edit(noise_picture(), 1.0)))
     assert [one.tobytes() for one in edit.generate(JOBS)] == [one.tobytes() for one in pipe.generate(JOBS)]
 
 
-def test_strength_0_is_the_picture_through_the_autoencoder(pipe):
+def test_strength_0_returns_the_reconstructed_image(pipe):
     picture = noise_picture()
     expected = to_images(pipe.vae.decode(pipe.vae.encode(to_pixels(picture))))[0]
     for one in pipe.with_hooks(EditHook(Edit(picture, 0.0))).generate(JOBS):
         assert np.abs(np.asarray(one, int) - np.asarray(expected, int)).max() <= 1
 
 
-def test_the_less_strength_the_nearer_to_the_picture(pipe):
+def test_lower_strength_stays_closer_to_the_image(pipe):
     picture = noise_picture()
     through = pipe.with_hooks(EditHook(Edit(picture, 0.0))).generate(JOBS)[0]
     gaps = []
@@ -146,14 +148,14 @@ def test_the_less_strength_the_nearer_to_the_picture(pipe):
     assert gaps[0] > 0
 
 
-def test_a_batch_of_edits_is_its_pictures_one_by_one(pipe):
+def test_batch_of_edits_equals_single_edits(pipe):
     edit = pipe.with_hooks(EditHook(Edit(noise_picture(), 0.7, box_mask())))
     together, alone = edit.generate(JOBS), [edit.generate([job])[0] for job in JOBS]
     for one, other in zip(together, alone, strict=True):
         assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
 
 
-def test_outside_a_mask_every_byte_is_the_pictures(pipe):
+def test_pixels_outside_the_mask_are_unchanged(pipe):
     picture, mask = noise_picture(), box_mask(box=(10, 3, 41, 60))
     drawn = pipe.with_hooks(EditHook(Edit(picture, 1.0, mask))).generate(JOBS)
     outside = np.asarray(mask) == 0
@@ -163,7 +165,7 @@ def test_outside_a_mask_every_byte_is_the_pictures(pipe):
 
 
 @pytest.mark.parametrize("width", [1, 2, 5, 30])
-def test_the_seam_is_soft_and_the_middle_is_new(width):
+def test_mask_edge_is_soft_and_its_middle_fully_generated(width):
     old, new = Image.new("RGB", (64, 64), "black"), Image.new("RGB", (64, 64), "white")
     mask = box_mask(box=(10, 10, 10 + width, 50))
     row = np.asarray(composite_original(new, old, mask, 8))[30, :, 0].astype(int)
@@ -172,7 +174,7 @@ def test_the_seam_is_soft_and_the_middle_is_new(width):
     assert np.abs(np.diff(row)).max() <= (30 if width == 30 else 255)
 
 
-def test_steps_are_counted_as_those_of_the_plan(pipe):
+def test_on_step_counts_steps_of_the_original_plan(pipe):
     seen = []
     edit = pipe.with_hooks(EditHook(Edit(noise_picture(), 0.5)))
     plan = Plan("euler", 6, shift=1.0)
@@ -180,7 +182,7 @@ def test_steps_are_counted_as_those_of_the_plan(pipe):
     assert seen == [4, 5, 6]
 
 
-def test_rows_of_edits_tell_what_they_were_drawn_over(pipe, tmp_path):
+def test_metadata_of_edits_contains_the_edit(pipe, tmp_path):
     noise_picture().save(tmp_path / "p.png")
     drawn = []
     for strength in (0.5, 0.5, 0.8):
@@ -191,9 +193,9 @@ def test_rows_of_edits_tell_what_they_were_drawn_over(pipe, tmp_path):
     assert drawn[0]["image"] == drawn[1]["image"] != drawn[2]["image"]
 
 
-def test_pictures_are_turned_upright(tmp_path):
+def test_edit_images_are_rotated_by_exif(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # a quarter turn
+    exif[0x0112] = 6  # rotated by 90 degrees
     noise_picture((64, 48)).save(tmp_path / "p.jpg", exif=exif)
     box_mask((48, 64)).save(tmp_path / "m.png")
     edit = read_edit(tmp_path / "p.jpg", tmp_path / "m.png")
@@ -201,7 +203,7 @@ def test_pictures_are_turned_upright(tmp_path):
     assert (edit.strength, read_edit(tmp_path / "p.jpg").strength) == (1.0, 0.6)
 
 
-def test_a_mask_of_another_size_is_one_line(tmp_path):
+def test_mask_of_another_size_is_rejected(tmp_path):
     noise_picture().save(tmp_path / "p.png")
     box_mask((32, 64)).save(tmp_path / "m.png")
     with pytest.raises(
@@ -210,7 +212,7 @@ def test_a_mask_of_another_size_is_one_line(tmp_path):
         read_edit(tmp_path / "p.png", tmp_path / "m.png")
 
 
-def test_a_black_mask_is_one_line(tmp_path):
+def test_black_mask_is_rejected(tmp_path):
     noise_picture().save(tmp_path / "p.png")
     Image.new("L", (64, 64)).save(tmp_path / "m.png")
     with pytest.raises(LuminaError, match=r"the mask .*m.png is entirely black; white areas are regenerated"):
@@ -218,7 +220,7 @@ def test_a_black_mask_is_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), "much", True])
-def test_a_strength_that_cannot_be(strength, tmp_path):
+def test_invalid_strength_is_rejected(strength, tmp_path):
     with pytest.raises(UsageError, match=r"strength is .*, but must be from 0, the image, to 1"):
         read_edit(tmp_path / "p.png", strength=strength)
 
@@ -227,26 +229,26 @@ def test_a_strength_that_cannot_be(strength, tmp_path):
     ("own", "expected"),
     [
         ((128, 128), (128, 128)),
-        ((192, 96), (192, 96)),  # whole tokens, a little larger than usual
+        ((192, 96), (192, 96)),  # a multiple of the token size, slightly larger than the default
         ((129, 128), (128, 128)),
         ((640, 640), (128, 128)),
         ((1600, 900), (192, 80)),
         ((16, 16), (128, 128)),
     ],
 )
-def test_pictures_are_drawn_at_a_size_of_the_model(own, expected):
+def test_image_size_is_valid_for_the_model(own, expected):
     assert image_size(own, (128, 128), 16) == expected
 
 
-def test_scaling_and_cutting_are_told_once(pipe):
-    told = []
-    edit = pipe.with_hooks(EditHook(Edit(noise_picture((200, 160)), 0.3, name="p.png"), told.append))
+def test_scaling_and_cropping_are_reported_once(pipe):
+    notes = []
+    edit = pipe.with_hooks(EditHook(Edit(noise_picture((200, 160)), 0.3, name="p.png"), notes.append))
     assert edit.default_size == (64, 64)
     assert edit.generate(JOBS)[0].size == edit.generate(JOBS)[0].size == (64, 64)
-    assert told == ["p.png: 200x160 scaled to 64x64, 16 pixels of its width cropped"]
+    assert notes == ["p.png: 200x160 scaled to 64x64, 16 pixels of its width cropped"]
 
 
-def test_the_settings_name_what_was_edited(tmp_path):
+def test_edit_settings_contain_names_and_fingerprints(tmp_path):
     noise_picture().save(tmp_path / "p.png")
     box_mask().save(tmp_path / "m.png")
     settings = read_edit(tmp_path / "p.png", tmp_path / "m.png", 0.5).settings()

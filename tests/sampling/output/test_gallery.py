@@ -1,4 +1,4 @@
-"""The gallery: what it tells of each picture, whoever wrote it, and that nobody's text becomes part of the page."""
+"""Gallery: entries of images of any program, and escaping of untrusted text."""
 
 import re
 import shutil
@@ -48,7 +48,7 @@ def page(folder) -> Page:
     return Page(write_gallery(folder).read_text(encoding="utf-8"))
 
 
-def test_pictures_are_linked_in_their_order_and_tell_their_plan(tmp_path):
+def test_gallery_links_images_in_order_with_their_plan(tmp_path):
     for number in (10, 9, 1):
         save_image(GREEN, tmp_path / f"p {number}.png", origin(f"cup {number}"))
     found = page(tmp_path)
@@ -60,20 +60,20 @@ def test_pictures_are_linked_in_their_order_and_tell_their_plan(tmp_path):
     assert "solver dpm" in found.values("figure", "data-words")[0]
 
 
-def test_hostile_text_stays_text(tmp_path):
+def test_hostile_text_is_escaped(tmp_path):
     save_image(
         GREEN, tmp_path / "a'\"<b>&.png", origin(HOSTILE, model=HOSTILE, negative=HOSTILE, system=HOSTILE)
     )
     found = page(tmp_path)
     assert found.tags.count("script") == 1
-    assert found.tags.count("img") == 2  # the picture, and the large one
+    assert found.tags.count("img") == 2  # the image, and the enlarged one
     assert not [key for _, key, _ in found.attributes if key.startswith("on")]
     assert found.texts.count(HOSTILE) == 5
     assert found.values("img", "src")[0] == "./a%27%22%3Cb%3E%26.png"
     assert "lumina sample --from" in "".join(found.texts)
 
 
-def test_only_the_pages_own_script_may_run(tmp_path):
+def test_policy_allows_only_the_script_of_the_page(tmp_path):
     save_image(GREEN, tmp_path / "a.png", origin())
     text = write_gallery(tmp_path).read_text(encoding="utf-8")
     policy = re.search(r'Security-Policy" content="([^"]*)"', text)[1]
@@ -83,7 +83,7 @@ def test_only_the_pages_own_script_may_run(tmp_path):
     assert not re.search(r"https?://", text)
 
 
-def test_pictures_of_others_and_without_words_are_shown(tmp_path):
+def test_gallery_shows_images_without_metadata(tmp_path):
     save_image(GREEN, tmp_path / "plain.jpg")
     save_image(GREEN, tmp_path / "sheet.png", {"grid": {"guidance": [1, None]}, "of": "two cups"})
     save_image(
@@ -97,18 +97,18 @@ def test_pictures_of_others_and_without_words_are_shown(tmp_path):
     assert {"1, off", "photo.jpg", "0.5", "plain.jpg"} <= set(found.texts)
 
 
-def test_broken_files_are_told_and_left_out(tmp_path):
+def test_broken_files_are_reported_and_omitted(tmp_path):
     save_image(GREEN, tmp_path / "a.png", origin())
     (tmp_path / "b.png").write_bytes(b"no picture")
     (tmp_path / "c.txt").write_text("no picture")
-    told = []
-    text = write_gallery(tmp_path, note=told.append).read_text()
-    assert [line.split(":")[0] for line in told] == ["not in the gallery"]
+    notes = []
+    text = write_gallery(tmp_path, note=notes.append).read_text()
+    assert [line.split(":")[0] for line in notes] == ["not in the gallery"]
     assert "1 image<" in text
     assert "b.png" not in text
 
 
-def test_a_gallery_is_the_same_every_time(tmp_path):
+def test_gallery_is_deterministic(tmp_path):
     save_image(GREEN, tmp_path / "a.png", origin())
     first = write_gallery(tmp_path).read_bytes()
     assert write_gallery(tmp_path).read_bytes() == first
@@ -118,7 +118,7 @@ def test_a_gallery_is_the_same_every_time(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"), [("gone", "is not a folder of images"), (".", "contains no images for a")]
 )
-def test_nothing_to_show_is_one_line(name, message, tmp_path):
+def test_empty_gallery_is_a_one_line_error(name, message, tmp_path):
     with pytest.raises(LuminaError, match=message):
         write_gallery(tmp_path / name)
 

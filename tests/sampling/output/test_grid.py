@@ -1,4 +1,4 @@
-"""Grids: what is asked for, what every cell draws, and a sheet that can be read."""
+"""Grids: parsing, images of each cell, and sheets."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def pipe(tiny_folder):
     return load_pipeline(tiny_folder)
 
 
-def test_axes_are_read_as_they_are_written():
+def test_read_grid_parses_axes():
     axes = read_grid("guidance=3,4.5 x calls=10,20 x size=64x48,16:9 × renorm=off,row")
     assert [(axis.name, axis.values) for axis in axes] == [
         ("guidance", (3, 4.5)), ("calls", (10, 20)), ("size", ("64x48", "16:9")), ("renorm", (None, "row")),
@@ -77,12 +77,12 @@ def test_every_setting_can_be_an_axis(name):
         ("seed=" + ",".join(map(str, range(401))), "the grid has 401 cells; at most 400 fit on a sheet"),
     ],
 )
-def test_what_is_wrong_with_a_grid_is_one_line(text, message):
+def test_invalid_grids_are_one_line_errors(text, message):
     with pytest.raises(UsageError, match=f"^{re.escape(message)}"):
         read_grid(text)
 
 
-def test_a_cell_goes_before_what_is_given():
+def test_cell_values_override_given_settings():
     (cell, _) = list_cells(read_grid("calls=10,20"))
     given = {"plan": {"steps": 5, "guidance": 2.0}, "preset": "diffusers", "system": "base"}
     assert cell.request_settings(given) == {
@@ -97,7 +97,7 @@ def test_a_cell_goes_before_what_is_given():
     )
 
 
-def test_every_cell_is_what_it_would_be_alone(pipe, tmp_path):
+def test_each_cell_equals_a_single_run(pipe, tmp_path):
     rows = [{"prompt": "two cups", "tag": 1, "key": "own"}]
     axes = read_grid("guidance=1,6 x calls=2,3")
     drawn = list(generate_grid(rows, axes, pipe, tmp_path / "grid", plan=FAST, seed=5))
@@ -123,7 +123,7 @@ def test_every_cell_is_what_it_would_be_alone(pipe, tmp_path):
     }
 
 
-def test_a_grid_drawn_twice_draws_nothing(pipe, tmp_path, monkeypatch):
+def test_existing_grid_is_not_generated_again(pipe, tmp_path, monkeypatch):
     axes = read_grid("seed=1,2")
     first = list(generate_grid([{"prompt": "two cups"}], axes, pipe, tmp_path, plan=FAST))
     monkeypatch.setattr(type(pipe), "generate_batch", lambda *args: pytest.fail("drawn again"))
@@ -136,7 +136,7 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_another_grid_of_the_same_prompt_keeps_the_first_ones_sheet(pipe, tmp_path):
+def test_grids_of_one_prompt_keep_their_sheets(pipe, tmp_path):
     def draw(axes, **plan):
         rows = [{"prompt": "two cups"}]
         *_, last = generate_grid(rows, read_grid(axes), pipe, tmp_path, plan=FAST | plan)
@@ -157,7 +157,7 @@ def test_another_grid_of_the_same_prompt_keeps_the_first_ones_sheet(pipe, tmp_pa
 SAME = [{"prompt": word, "key": "same"} for word in ("two cups", "a ball", "a car")]
 
 
-def test_rows_with_one_key_share_no_file(pipe, tmp_path):
+def test_rows_with_equal_keys_share_no_file(pipe, tmp_path):
     drawn = list(generate_grid(SAME, read_grid("guidance=1,6"), pipe, tmp_path, plan=FAST))
     assert len({row["image"] for row in drawn}) == 6
     sheets = [row["sheet"] for row in drawn if "sheet" in row]
@@ -165,8 +165,8 @@ def test_rows_with_one_key_share_no_file(pipe, tmp_path):
     assert [read_metadata(row["image"])["prompt"] for row in drawn] == [row["prompt"] for row in drawn]
 
 
-def test_shares_of_a_grid_have_the_names_of_the_whole(pipe, tmp_path):
-    axes, told = read_grid("guidance=1,6"), []
+def test_splits_of_a_grid_use_the_names_of_the_whole(pipe, tmp_path):
+    axes, notes = read_grid("guidance=1,6"), []
     parts = [
         list(generate_grid(SAME, axes, pipe, tmp_path / "parts", plan=FAST, split=Split(part, 2)))
         for part in (1, 0)
@@ -174,20 +174,20 @@ def test_shares_of_a_grid_have_the_names_of_the_whole(pipe, tmp_path):
     assert [[row["prompt"] for row in part] for part in parts] == [
         ["a ball"] * 2, ["two cups"] * 2 + ["a car"] * 2
     ]  # fmt: skip
-    again = {"plan": FAST, "progress": lambda *done: told.append(done)}
+    again = {"plan": FAST, "progress": lambda *done: notes.append(done)}
     whole = list(generate_grid(SAME, axes, pipe, tmp_path / "parts", **again))
     assert [row.pop("resumed") for row in whole] == [True] * 6
     order = [row["prompt"] for row in SAME]
     assert sorted(parts[0] + parts[1], key=lambda row: order.index(row["prompt"])) == whole
-    assert told[-1] == (0, 6)
+    assert notes[-1] == (0, 6)
     list(generate_grid(SAME, axes, pipe, tmp_path / "whole", **again))
-    assert told[-1] == (6, 0)
+    assert notes[-1] == (6, 0)
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {
         path.name for path in (tmp_path / "parts").iterdir()
     }
 
 
-def test_another_run_in_the_folder_loses_no_sheet(pipe, tmp_path, monkeypatch):
+def test_concurrent_run_loses_no_sheet(pipe, tmp_path, monkeypatch):
     axes, draw = read_grid("seed=1,2"), grid.draw_sheet
 
     def slow(*sheet):
@@ -201,7 +201,7 @@ def test_another_run_in_the_folder_loses_no_sheet(pipe, tmp_path, monkeypatch):
     assert (tmp_path / "00000-two-cups-grid-seed-1-2.png").read_text() == "somebody's"
 
 
-def test_every_prompt_and_number_has_its_sheet(pipe, tmp_path):
+def test_each_prompt_and_number_has_a_sheet(pipe, tmp_path):
     rows = [{"prompt": "two cups"}, {"prompt": "a ball"}]
     drawn = list(generate_grid(rows, read_grid("size=64,64x48"), pipe, tmp_path, plan=FAST, count=2))
     assert len(drawn) == 8
@@ -212,23 +212,23 @@ def test_every_prompt_and_number_has_its_sheet(pipe, tmp_path):
     ]  # fmt: skip
 
 
-def test_a_note_of_every_cell_is_told_once(pipe, tmp_path):
-    told = []
+def test_notes_of_all_cells_are_reported_once(pipe, tmp_path):
+    notes = []
     list(
         generate_grid(
-            [{"prompt": "two cups " * 60}], read_grid("seed=1,2"), pipe, tmp_path, told.append, plan=FAST
+            [{"prompt": "two cups " * 60}], read_grid("seed=1,2"), pipe, tmp_path, notes.append, plan=FAST
         )
     )
-    assert len([line for line in told if "too long" in line]) == 1
+    assert len([line for line in notes if "too long" in line]) == 1
 
 
-def test_a_note_tells_the_row_that_it_is_about(pipe, tmp_path):
-    told, rows = [], [{"prompt": "a ball"}, {"prompt": "two cups " * 60}]
-    list(generate_grid(rows, read_grid("seed=1,2"), pipe, tmp_path, told.append, plan=FAST))
-    assert [line.partition(":")[0] for line in told if "too long" in line] == ["row 2"]
+def test_notes_name_their_row(pipe, tmp_path):
+    notes, rows = [], [{"prompt": "a ball"}, {"prompt": "two cups " * 60}]
+    list(generate_grid(rows, read_grid("seed=1,2"), pipe, tmp_path, notes.append, plan=FAST))
+    assert [line.partition(":")[0] for line in notes if "too long" in line] == ["row 2"]
 
 
-def test_a_mistake_costs_no_drawing(pipe, tmp_path):
+def test_invalid_plan_is_rejected_before_generating(pipe, tmp_path):
     with pytest.raises(UsageError, match="steps is 0"):
         next(generate_grid([{"prompt": "a"}], read_grid("guidance=1,2"), pipe, tmp_path, plan={"steps": 0}))
     assert list(tmp_path.iterdir()) == []
@@ -237,7 +237,7 @@ def test_a_mistake_costs_no_drawing(pipe, tmp_path):
 COLOURS = ["red", "lime", "blue", "magenta", "cyan", "yellow"]
 
 
-def test_a_sheet_shows_every_picture_whole_and_in_its_place():
+def test_sheet_shows_each_image_uncropped_in_its_cell():
     pictures = [Image.new("RGB", (128, 128), colour) for colour in COLOURS]
     image, lost = draw_sheet(Sheet("a cup", "seed 7", ["a", "b", "c"], ["one", "two"]), pictures)
     assert lost == ""
@@ -257,7 +257,7 @@ def test_a_sheet_shows_every_picture_whole_and_in_its_place():
 
 
 @pytest.mark.parametrize("size", [(16, 16), (1024, 768), (48, 128)])
-def test_pictures_of_any_size_fit(size):
+def test_sheet_fits_images_of_any_size(size):
     pictures = [Image.new("RGB", size, "red"), Image.new("RGB", size[::-1], "red")]
     image, _ = draw_sheet(Sheet("", "", ["a", "b"]), pictures)
     red = (np.asarray(image) == (255, 0, 0)).all(-1)
@@ -265,14 +265,14 @@ def test_pictures_of_any_size_fit(size):
     assert max(image.size) <= 1600
 
 
-def test_words_are_wrapped_to_the_width():
+def test_text_is_wrapped_to_the_width():
     lines = wrap("a red car left of a blue ball on a grey floor", 120, 16)
     assert len(lines) > 2
     assert " ".join(lines) == "a red car left of a blue ball on a grey floor"
     assert "".join(wrap("x" * 200, 120, 16)) == "x" * 200
 
 
-def test_letters_that_no_font_has_are_told_and_not_drawn(monkeypatch):
+def test_characters_without_a_font_are_reported_and_omitted(monkeypatch):
     monkeypatch.setattr(sheet, "found_fonts", lambda: ("",))
     sheet.font_of.cache_clear()
     try:
@@ -285,6 +285,6 @@ def test_letters_that_no_font_has_are_told_and_not_drawn(monkeypatch):
         sheet.font_of.cache_clear()
 
 
-def test_the_rows_of_a_grid_are_json(pipe, tmp_path):
+def test_cells_of_grid_rows_are_json(pipe, tmp_path):
     drawn = list(generate_grid([{"prompt": "a"}], read_grid("renorm=off,row"), pipe, tmp_path, plan=FAST))
     assert json.loads(json.dumps(drawn[0]["cell"])) == {"renorm": None}

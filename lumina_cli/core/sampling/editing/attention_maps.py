@@ -104,8 +104,8 @@ class AttentionRecorder:
     ) -> None:
         """Add the attention of one layer to the maps.
 
-        A layer may compute its T tokens in several chunks. Each chunk calls this hook, so `chunks` collects the
-        outputs until all tokens are complete.
+        A layer may compute its T tokens in several chunks. Each chunk calls this hook, so `chunks` collects
+        the outputs until all tokens are complete.
         """
         chunks.append(output.detach())
         if sum(map(len, chunks)) < layout.ends[-1]:
