@@ -16,7 +16,7 @@ from lumina_cli.core.flow.plan import read_settings
 from lumina_cli.core.flow.presets import find_preset
 from lumina_cli.core.recipe import load_recipe, packaged_recipes
 from lumina_cli.core.registry import BENCHMARKS, CAPTIONERS, JUDGES, KERNELS, SCORES
-from lumina_cli.core.sampling.output.grid import read_grid
+from lumina_cli.core.sampling.output.grid_axes import read_grid
 from lumina_cli.core.training.config import Recipe
 
 ROOT = Path(__file__).parents[2]
