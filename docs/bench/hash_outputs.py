@@ -129,12 +129,13 @@ class Runner:
         return f"{hashlib.sha256(text.encode()).hexdigest()}  {command.id}  {name}"
 
 
-def hash_all(tree: Path, work: Path, keep: bool) -> Iterator[str]:
-    """Write the inputs, run every command, and yield a line per artefact; report progress on stderr."""
+def hash_all(tree: Path, work: Path, keep: bool, only: list[str] | None) -> Iterator[str]:
+    """Write the inputs, run the commands, and yield a line per artefact; report progress on stderr."""
     photographs = write_inputs(work)
     runner = Runner(tree, work, keep)
     check_tree(tree, runner.environment)
     commands = [one for one in read_commands() if photographs or not one.id.startswith(OPTIONAL)]
+    commands = [one for one in commands if only is None or one.id in only]
     for number, command in enumerate(commands, start=1):
         start = time.perf_counter()
         lines = list(runner.run(command))
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file to write the lines to (default: stdout)")
     parser.add_argument("--tree", type=Path, default=ROOT, help="repository whose package to run")
     parser.add_argument("--keep", type=Path, help="new folder to run in and to leave for inspection")
+    parser.add_argument("--only", nargs="+", help="ids of commands to run, with those that they build upon")
     parser.add_argument("--compare", type=Path, nargs=2, metavar=("OLD", "NEW"), help="compare two files")
     options = parser.parse_args()
     if options.compare:
@@ -186,7 +188,7 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         if any(work.iterdir()):
             parser.error(f"{work} is not empty")
-        lines = list(hash_all(options.tree.resolve(), work.resolve(), options.keep is not None))
+        lines = list(hash_all(options.tree.resolve(), work.resolve(), options.keep is not None, options.only))
     text = "\n".join(lines) + "\n"
     if options.out:
         options.out.write_text(text, encoding="utf-8")

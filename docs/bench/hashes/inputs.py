@@ -19,6 +19,9 @@ PHOTOGRAPHS = (
 def write_inputs(work: Path) -> bool:
     """Write all inputs to `work`; return whether photographs are among them."""
     write_images(work / "photos", good_images())
+    # --encode png embeds the sRGB profile of the conversion, which contains the time of day
+    unprofiled = {name: data for name, data in good_images().items() if name != "profile.jpg"}
+    write_images(work / "unprofiled", unprofiled)
     write_images(work / "mixed", good_images() | bad_images())
     write_rows(work)
     write_prompts(work)
