@@ -1,6 +1,6 @@
 "use strict";
 const root = document.documentElement;
-try { const kept = localStorage.getItem("lumina-theme"); if (kept) root.dataset.theme = kept; } catch { /* a file may not be allowed to remember */ }
+try { const kept = localStorage.getItem("lumina-theme"); if (kept) root.dataset.theme = kept; } catch { /* browsers may deny storage to local files */ }
 document.getElementById("theme").addEventListener("click", () => {
   const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = dark ? "light" : "dark";
