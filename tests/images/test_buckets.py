@@ -1,3 +1,5 @@
+"""Training sizes and crops."""
+
 import json
 from pathlib import Path
 
@@ -18,12 +20,12 @@ def test_crop_sizes_are_the_official_ones(resolution):
 
 
 @pytest.mark.parametrize("resolution", [64, 128, 192, 256])
-def test_a_square_picture_keeps_its_shape(resolution):
+def test_a_square_image_keeps_its_shape(resolution):
     width, height = best_size(300, 300, resolution)
     assert width == height == resolution
 
 
-def test_a_wide_picture_gets_a_wide_crop():
+def test_a_wide_image_gets_a_wide_crop():
     assert best_size(1000, 250, 256) == (512, 128)
     assert best_size(250, 1000, 256) == (128, 512)
 
@@ -39,7 +41,7 @@ def test_a_size_off_the_grid_is_an_error(resolution):
 
 
 @pytest.mark.parametrize("size", [(128, 128), (300, 101), (20, 90)])
-def test_crop_has_the_size_asked_for_and_keeps_the_middle(size):
+def test_a_crop_has_the_requested_size_and_keeps_the_center(size):
     picture = Image.new("RGB", size, "black")
     picture.paste("red", (size[0] // 2 - 5, size[1] // 2 - 5, size[0] // 2 + 5, size[1] // 2 + 5))
     crop = crop_image(picture, (64, 64))

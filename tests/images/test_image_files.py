@@ -1,4 +1,4 @@
-"""Picture files of every mode, orientation and state of decay."""
+"""Image files of every mode, orientation and kind of damage."""
 
 import io
 import struct
@@ -60,7 +60,7 @@ def test_a_transparent_colour_is_white():
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_pictures_stand_upright(turn, tmp_path):
+def test_images_are_rotated_upright(turn, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = turn
     Image.new("RGB", (8, 4)).save(tmp_path / "x.jpg", exif=exif)
@@ -90,7 +90,7 @@ def test_truncated_files_are_one_clear_line(format, share, tmp_path):
 @pytest.mark.parametrize(
     "data", [b"hello", b"\x89PNG\r\n\x1a\n" + b"\x00" * 50, b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\xff\xd8\xff"]
 )
-def test_other_files_are_not_pictures(data):
+def test_other_files_are_not_images(data):
     with pytest.raises(LuminaError, match="image: truncated or not an image"):
         open_image(data)
 
@@ -110,7 +110,7 @@ def huge_png(width: int, height: int) -> bytes:
 
 @pytest.mark.filterwarnings("ignore:Image size")
 @pytest.mark.parametrize("side", [9_500, 12_000, 60_000])
-def test_a_decompression_bomb_does_not_go_off(side):
+def test_decompression_bombs_are_refused(side):
     assert side * side > MAX_PIXELS
     with pytest.raises(LuminaError, match="image: more than 89 million pixels; resize it first"):
         open_image(huge_png(side, side))
@@ -124,7 +124,7 @@ def test_missing_files(name, message, tmp_path):
         open_image(tmp_path / name)
 
 
-def test_probe_tells_the_format():
+def test_the_format_is_returned_with_the_image():
     format, image = open_with_format(encoded(NOISE, "WEBP"))
     assert (format, image.size) == ("WEBP", (64, 64))
 
@@ -148,7 +148,7 @@ def test_png_keeps_every_pixel(tmp_path):
     assert b"iTXt" in path.read_bytes()
 
 
-def test_pictures_without_metadata_have_none(tmp_path):
+def test_images_without_metadata_return_none(tmp_path):
     assert read_metadata(save_image(NOISE, tmp_path / "x.png")) == {}
     assert read_metadata(encoded(NOISE, "JPEG")) == {}
 
@@ -225,7 +225,7 @@ WEB_UI = (
 
 
 @pytest.mark.parametrize("order", ["be", "le"])
-def test_a_picture_of_another_program_says_what_it_can(order, tmp_path):
+def test_parameters_of_other_programs_are_mapped(order, tmp_path):
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + WEB_UI.encode(f"utf-16-{order}")
     NOISE.save(tmp_path / "x.jpg", exif=exif)
@@ -245,11 +245,11 @@ def test_a_picture_of_another_program_says_what_it_can(order, tmp_path):
     "text",
     ["", "a picture of a cup", "red, blue: two cups", "Steps: many", "Steps:, Seed:\x00", "\n\n", '"' * 99],
 )
-def test_other_texts_are_no_parameters(text):
+def test_other_texts_are_not_parameters(text):
     assert read_parameters(text) == {}
 
 
-def test_settings_that_make_no_sense_are_left_out():
+def test_invalid_settings_are_dropped():
     assert read_parameters("cup\nSteps: many, Seed: 1e3, Size: large, Sampler: Lyapunov") == {
         "prompt": "cup",
         "plan": {},
@@ -257,7 +257,7 @@ def test_settings_that_make_no_sense_are_left_out():
     }
 
 
-def test_a_long_prompt_finds_room_or_says_so(tmp_path):
+def test_a_prompt_too_long_for_a_jpeg_is_refused(tmp_path):
     long = {**ORIGIN, "prompt": "red cup " * 5000}
     path = save_image(NOISE, tmp_path / "x.jpg", long)
     assert read_metadata(path) == long
@@ -269,7 +269,7 @@ def test_a_long_prompt_finds_room_or_says_so(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.jpg", "z.avif"]
 
 
-def test_a_format_that_pillow_lacks_names_the_way(tmp_path, monkeypatch):
+def test_a_format_missing_from_pillow_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setattr("lumina_cli.core.images.io.features.check", lambda name: False)
     with pytest.raises(MissingDependency, match="this Pillow cannot write AVIF"):
         save_image(NOISE, tmp_path / "x.avif")

@@ -1,4 +1,4 @@
-"""Rows: what is read, what is refused and with which words, what is written."""
+"""Rows: reading, refusing with exact messages, writing."""
 
 import io
 import json
@@ -20,7 +20,7 @@ def test_round_trip(tmp_path):
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_a_mark_and_line_ends_of_windows_are_no_trouble(end):
+def test_byte_order_marks_and_windows_line_ends_are_accepted(end):
     stream = io.BytesIO(("\ufeff" + end.join(['{"a": 1}', "", '{"a": 2}'])).encode())
     assert list(read_rows(stream)) == [{"a": 1}, {"a": 2}]
 
@@ -56,7 +56,7 @@ def test_a_file_is_named_in_errors(tmp_path):
         list(read_rows(tmp_path))
 
 
-def test_what_json_lacks_is_written_as_something_it_has():
+def test_values_that_json_lacks_are_converted():
     row = {
         "path": Path("a/b"),
         "nan": float("nan"),
@@ -85,7 +85,7 @@ def test_captions_are_copied_without_nulls():
 @pytest.mark.parametrize(
     "captions", ["a cat", ["a cat"], {"en": "a cat"}, {"en": ["a cat"]}, {"en": {"short": 3}}]
 )
-def test_captions_of_another_shape_are_refused(captions):
+def test_malformed_captions_are_refused(captions):
     with pytest.raises(LuminaError, match=r"^'captions' of line 2 is not \{language: \{level: text\}\}$"):
         get_captions({"captions": captions}, "line 2")
 
@@ -114,7 +114,7 @@ def test_atomic_write_keeps_the_suffix_and_removes_folders_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["n.jsonl", "n.ndjson"])
-def test_a_broken_line_of_a_json_file_is_no_plain_text(tmp_path, name):
+def test_a_broken_line_of_a_json_file_is_an_error(tmp_path, name):
     (tmp_path / name).write_text('{"prompt": "a cat"}\n"a dog"\nnot json\n')
     rows = read_rows(tmp_path / name, key="prompt")
     assert [next(rows), next(rows)] == [{"prompt": "a cat"}, {"prompt": "a dog"}]
@@ -138,7 +138,7 @@ def test_a_bad_prompt_is_named_by_file_and_line(tmp_path, line, words):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_disk_that_is_full_at_the_last_moment_is_named():
+def test_a_full_disk_on_close_is_reported():
     with (
         pytest.raises(LuminaError, match=r"^the disk is full: t\.tar$"),
         open_aside(Path("/dev/full"), "t.tar") as file,

@@ -1,4 +1,4 @@
-"""What pages say, and how: codes in words, shares of the whole, bars that fit their values, marked differences."""
+"""Figures on pages: text of codes, percentages, histograms, marked differences."""
 
 import html
 import json
@@ -22,7 +22,7 @@ EVIL = '<script>alert(1)</script> "><img src=x onerror=alert(2)>'
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory) -> str:
-    """Eight samples, one of them with alpha, and two rows that were left out."""
+    """Eight samples, one of them with alpha, and two rejected rows."""
     folder = tmp_path_factory.mktemp("words")
     made = []
     for i in range(8):
@@ -35,7 +35,7 @@ def shards(tmp_path_factory) -> str:
     return str(folder / "s")
 
 
-def test_what_was_left_out_is_said_in_words_and_as_a_share_of_the_input(shards, tmp_path):
+def test_rejects_are_described_as_percentages_of_the_input(shards, tmp_path):
     text = write_stats_page(tmp_path / "p.html", compute_stats(shards)).read_text()
     assert "rejected by lumina caption" in text
     assert "Fractions of all 10 input rows." in text
@@ -61,7 +61,7 @@ def test_tables_scroll_and_can_be_reached_by_key(shards, tmp_path):
         assert 'class="card scroll" role="region" tabindex="0" aria-label="' in attributes
 
 
-def test_previews_tell_what_is_done_to_a_picture(shards, tmp_path):
+def test_previews_show_conversions_of_an_image(shards, tmp_path):
     write_preview(shards, tmp_path / "p.html")
     cards = (tmp_path / "p.html").read_text().split("<figure")[1:]
     assert [("blended over white (alpha)" in card) for card in cards] == [i == 3 for i in range(8)]
@@ -70,7 +70,7 @@ def test_previews_tell_what_is_done_to_a_picture(shards, tmp_path):
 
 @pytest.mark.parametrize("count", [1, 12, 50, 500])
 @pytest.mark.parametrize("mark", [None, 257])
-def test_bars_are_as_many_as_their_values_bear(count, mark):
+def test_the_number_of_bars_fits_the_values(count, mark):
     values = np.random.default_rng(count).integers(20, 900, count)
     told = histogram(values, mark=mark)
     assert 1 <= len(told["bars"]) <= max(10, 2 * np.sqrt(count), 1)
@@ -85,7 +85,7 @@ def test_bars_are_as_many_as_their_values_bear(count, mark):
         assert beyond == (values >= mark).sum()
 
 
-def test_bars_say_what_they_hold():
+def test_bars_are_labelled_with_their_range():
     told = histogram(np.array([99, 100, 150, 211, 211, 180, 190, 200, 201, 202, 203, 204]))
     for bar in told["bars"]:
         low, high = map(int, bar["label"].split(" to "))

@@ -1,4 +1,4 @@
-"""Shards and pictures that are elsewhere: in memory and on a real S3 server, read and written like files."""
+"""Shards and images on remote file systems: in memory and on a real S3 server."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def noise(seed: int) -> Image.Image:
 
 
 def put_photos(url: str) -> None:
-    """Write pictures with captions beside them in two folders, and one that is none."""
+    """Write images with captions next to them to two folders, and a file that is not an image."""
     system, path = fsspec.core.url_to_fs(url)
     system.makedirs(f"{path}/sub", exist_ok=True)
     for i in range(COUNT):
@@ -40,7 +40,7 @@ def put_photos(url: str) -> None:
 
 
 def check_everything(source: str, dest: str, local: str) -> None:
-    """Shard `source` to `dest`, resume it, read it by every reader; the files are those of a local run."""
+    """Pack `source` to `dest`, resume, read with every reader; the files equal those of a local run."""
     words = {"per_shard": 3, "max_bad_rate": 1.0}
 
     def stopped():
@@ -71,12 +71,12 @@ def check_everything(source: str, dest: str, local: str) -> None:
     assert [row["samples"] for row in again] == [4, 3]
 
 
-def test_memory(tmp_path):
+def test_an_in_memory_file_system_holds_shards(tmp_path):
     put_photos("memory://m/photos")
     check_everything("memory://m/photos", "memory://m/shards", str(tmp_path / "local"))
 
 
-def test_rows_of_a_file_elsewhere_name_pictures_beside_it():
+def test_rows_of_a_remote_file_name_images_next_to_it():
     put_photos("memory://rows/photos")
     lines = '{"image": "photos/1.png"}\n{"image": "memory://rows/photos/sub/5.png", "text": "five"}\n'
     fsspec.filesystem("memory").pipe_file("/rows/all.jsonl", lines.encode())
@@ -85,7 +85,7 @@ def test_rows_of_a_file_elsewhere_name_pictures_beside_it():
     assert rows[1]["captions"] == {"en": {"short": "five"}}
 
 
-def test_memory_has_no_room_for_workers():
+def test_workers_cannot_write_to_memory():
     with pytest.raises(UsageError, match="memory://x is in the memory of this process"):
         list(write_shards([], "memory://x", workers=2))
 
@@ -99,7 +99,7 @@ def test_a_file_url_is_a_path(tmp_path):
 
 @pytest.fixture(scope="module")
 def bucket():
-    """A bucket on a real S3 server of this machine; its address comes from the environment, as anybody's."""
+    """A bucket on a real local S3 server; its address comes from the environment, as for any user."""
     server_module = pytest.importorskip("moto.server")
     pytest.importorskip("s3fs")
     with pytest.MonkeyPatch.context() as patch:
@@ -151,7 +151,7 @@ def test_a_client_that_is_missing_is_named(monkeypatch):
         ("memory://not/there", LuminaError, "no such source"),
     ],
 )
-def test_other_words_are_refused(word, kind, message):
+def test_other_urls_are_refused(word, kind, message):
     with pytest.raises(kind, match=message):
         read_source(word)
 
@@ -166,5 +166,5 @@ def test_other_words_are_refused(word, kind, message):
         ("/", ("/", "/", "")),
     ],
 )
-def test_places_are_taken_apart(place, parts):
+def test_locations_are_split(place, parts):
     assert (filesystem.to_text(place), filesystem.parent(place), filesystem.basename(place)) == parts

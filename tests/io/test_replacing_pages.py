@@ -1,4 +1,4 @@
-"""A page replaces a page, and nothing else that may lie under its name."""
+"""A page replaces an earlier page, and no other file."""
 
 import os
 import tracemalloc
@@ -17,7 +17,7 @@ def test_a_page_is_written_again(tmp_path):
     assert write_page(path, "page.html", **(VALUES | {"title": "other"})).read_bytes() != first
 
 
-def test_of_a_large_file_only_the_beginning_is_read(tmp_path):
+def test_only_the_beginning_of_a_large_file_is_read(tmp_path):
     path = tmp_path / "p.html"
     with path.open("wb") as file:
         file.truncate(1 << 30)

@@ -1,4 +1,4 @@
-"""A finished folder that meets more rows: it grows, and ends as if one run had seen all of them."""
+"""Growing a finished folder of shards: the result equals that of a single run over all rows."""
 
 import io
 import json
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("no_power_cut")
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> list[dict]:
-    """Rows of picture files; every seventh is broken, and one shard holds nothing else."""
+    """Rows of image files; every seventh is broken, and one shard contains only broken ones."""
     folder, found = tmp_path_factory.mktemp("photos"), []
     for i in range(COUNT):
         path = folder / f"{i:03d}.png"
@@ -67,7 +67,7 @@ def whole(rows, tmp_path_factory) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("first", [8, 10, 11, 25])  # whole shards; short ones, of good rows, of bad ones
-def test_it_grows(rows, whole, tmp_path, first, workers):
+def test_a_finished_folder_grows(rows, whole, tmp_path, first, workers):
     write(rows[:first], tmp_path / "s")
     kept = {name: (tmp_path / "s" / name).stat().st_ino for name in tree(tmp_path / "s") if "tar" in name}
     told = ["-"]
@@ -85,7 +85,7 @@ def test_it_grows(rows, whole, tmp_path, first, workers):
     assert len(told) == 2
 
 
-def test_it_grows_in_steps_and_in_memory(rows, whole):
+def test_a_finished_folder_grows_in_steps_and_in_memory(rows, whole):
     dest = "memory://growth/s"
     for count in (1, 2, 13, 14, COUNT):
         write(rows[:count], dest)
@@ -95,7 +95,7 @@ def test_it_grows_in_steps_and_in_memory(rows, whole):
     assert tree(dest) == whole
 
 
-def test_pictures_in_memory_grow_too(tmp_path):
+def test_images_in_memory_are_compared_when_a_folder_grows(tmp_path):
     pictures = [{"key": f"k{i}", "image": Image.new("RGB", (8, 8), (i, 0, 0))} for i in range(7)]
     write(pictures[:5], tmp_path / "s")
     write(pictures, tmp_path / "s")
@@ -125,7 +125,7 @@ def test_other_rows_are_refused_and_nothing_changes(rows, tmp_path):
 
 
 def in_child(rows: list[dict], dest: Path, step: int) -> None:
-    """Grow in a child that dies before it does anything to a file for the step-th time."""
+    """Grow in a child process that is killed before its step-th file operation."""
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -148,8 +148,8 @@ def in_child(rows: list[dict], dest: Path, step: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_kill_at_every_step_leaves_no_trace(rows, whole, tmp_path):
-    """A killed growth goes on with all rows; until it has begun, the first rows still find their folder."""
+def test_growing_survives_a_kill_at_every_step(rows, whole, tmp_path):
+    """A killed run is resumed with all rows; before its first change the folder still accepts the first rows."""
     finished = unfinished = 0
     for step in range(200):
         dest = tmp_path / str(step)
@@ -176,7 +176,7 @@ def test_a_kill_at_every_step_leaves_no_trace(rows, whole, tmp_path):
     assert unfinished >= 10
 
 
-def test_a_producer_that_died(rows, tmp_path, monkeypatch, capsys):
+def test_a_pipe_that_ended_early_is_completed_by_the_next_run(rows, tmp_path, monkeypatch, capsys):
     def feed(count: int) -> int:
         lines = "".join(json.dumps(row) + "\n" for row in rows[:count])
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
@@ -194,7 +194,7 @@ def test_a_producer_that_died(rows, tmp_path, monkeypatch, capsys):
     assert "already holds shards of more rows; --force" in capsys.readouterr().err
 
 
-# --- pictures that an earlier verb left out
+# --- images that an earlier command rejected
 
 
 def test_rows_with_an_error_are_rejects(rows, tmp_path, monkeypatch, capsys):
@@ -231,7 +231,7 @@ def lines_of(path: Path, found: list[dict]) -> Path:
     return path
 
 
-def test_what_caption_left_out_of_a_file_is_counted(rows, tmp_path, capsys):
+def test_rejects_of_caption_are_counted(rows, tmp_path, capsys):
     good = [row for row in rows if b"PNG" in Path(row["image"]).read_bytes()[:8]]
     source, dest = lines_of(tmp_path / "rows.jsonl", good[:6]), str(tmp_path / "s")
     words = ["shard", str(source), dest, "--per-shard", "4", "--workers", "0"]
@@ -270,7 +270,7 @@ def test_what_caption_left_out_of_a_file_is_counted(rows, tmp_path, capsys):
     assert {name: data for name, data in tree(dest).items() if name.startswith("0")} == tars
 
 
-def test_captions_that_failed_are_counted_in_the_index(rows, tmp_path):
+def test_rejected_captions_are_counted_in_the_index(rows, tmp_path):
     refusal = {
         "lang": "en",
         "level": "short",
@@ -285,10 +285,10 @@ def test_captions_that_failed_are_counted_in_the_index(rows, tmp_path):
     assert "rejected_captions" not in second
 
 
-# --- two at once, and kills from outside
+# --- concurrent writers, and external kills
 
 
-def test_two_writers_of_a_folder(rows, tmp_path):
+def test_a_second_writer_of_a_folder_is_refused(rows, tmp_path):
     command = [sys.executable, "-m", "lumina_cli", "shard", "-", str(tmp_path / "s"), "--workers", "0"]
     first = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
@@ -321,7 +321,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory) -> Path:
-    """Pictures that take a while: noise of 600 x 600, decoded and written anew; one of them is broken."""
+    """Slow images: noise of 600 x 600, decoded and re-encoded; one of them is broken."""
     folder = tmp_path_factory.mktemp("large")
     for i in range(24):
         noise = np.random.default_rng(i).integers(0, 255, (600, 600, 3), np.uint8)
@@ -340,8 +340,8 @@ def halves(dest: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_kills_of_the_command_and_its_workers_leave_no_trace(large, tmp_path):
-    """SIGKILL for the whole group, at a random moment of a random tar, of new folders and of one that grows."""
+def test_random_kills_of_the_process_group_do_not_change_the_result(large, tmp_path):
+    """SIGKILL for the process group at a random moment of a random tar, for new and growing folders."""
     rows, moments, inside = list(read_source(large)), random.Random(5), 0
     settings = {"per_shard": 3, "max_bad_rate": 1.0, "encode": "png", "source": str(large)}
     list(write_shards(rows, tmp_path / "one", **settings))

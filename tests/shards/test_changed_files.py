@@ -1,4 +1,4 @@
-"""Pictures that changed after they were packed: told by name when the folder is gone on with, not kept stale."""
+"""Image files that changed after packing: a resumed run names them instead of keeping stale images."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ def picture(path: Path, seed: int, size: tuple[int, int] = (32, 24)) -> None:
 
 @pytest.fixture
 def photos(tmp_path) -> Path:
-    """Five bitmaps, all of one size in bytes, the last one broken."""
+    """Five bitmaps of the same size in bytes; the last one is broken."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for i in range(5):
@@ -39,13 +39,13 @@ def pack(photos: Path, dest: Path, capsys, *words: str) -> tuple[int, str]:
 
 
 def date(path: Path, than: Path, later: int = LATER) -> None:
-    """Set the date of a file to one after, or before, that of another."""
+    """Set the date of a file to one after or before that of another file."""
     at = than.stat().st_mtime_ns + later
     os.utime(path, ns=(at, at))
 
 
 @pytest.mark.parametrize("words", [(), ("--encode", "png")], ids=["copied", "encoded"])
-def test_a_newer_picture_is_told_by_name(photos, tmp_path, capsys, words):
+def test_a_newer_image_is_named(photos, tmp_path, capsys, words):
     dest = tmp_path / "s"
     assert pack(photos, dest, capsys, *words)[0] == 0
     date(photos / "1.bmp", dest / "000000.tar")  # touched, but the same: it is read, and stays
@@ -59,7 +59,7 @@ def test_a_newer_picture_is_told_by_name(photos, tmp_path, capsys, words):
     assert pack(photos, dest, capsys, *words)[0] == 0
 
 
-def test_another_size_tells_whatever_the_date(photos, tmp_path, capsys):
+def test_an_image_of_another_size_is_named_regardless_of_its_date(photos, tmp_path, capsys):
     dest = tmp_path / "s"
     pack(photos, dest, capsys)
     picture(photos / "3.bmp", 3, (40, 24))
@@ -67,7 +67,7 @@ def test_another_size_tells_whatever_the_date(photos, tmp_path, capsys):
     assert "3.bmp has changed since" in pack(photos, dest, capsys)[1]
 
 
-def test_a_picture_that_was_mended_is_told(photos, tmp_path, capsys):
+def test_a_repaired_image_is_named(photos, tmp_path, capsys):
     dest = tmp_path / "s"
     pack(photos, dest, capsys)
     date(photos / "4.bmp", dest / "shards.json")
@@ -77,7 +77,7 @@ def test_a_picture_that_was_mended_is_told(photos, tmp_path, capsys):
     assert "4.bmp has changed since" in pack(photos, dest, capsys)[1]
 
 
-def test_nothing_is_read_where_nothing_tells_a_change(photos, tmp_path, capsys, monkeypatch):
+def test_unchanged_files_are_not_read(photos, tmp_path, capsys, monkeypatch):
     dest = tmp_path / "s"
     pack(photos, dest, capsys)
     for path in photos.iterdir():
@@ -86,10 +86,12 @@ def test_nothing_is_read_where_nothing_tells_a_change(photos, tmp_path, capsys, 
     assert pack(photos, dest, capsys)[0] == 0
     (photos / "2.bmp").unlink()
     rows = [{"key": str(i), "image": str(photos / f"{i}.bmp")} for i in range(5)]
-    assert len(list(write_shards(rows, dest, 2, 1.0, source=str(photos)))) == 2  # one that is gone is no news
+    assert (
+        len(list(write_shards(rows, dest, 2, 1.0, source=str(photos)))) == 2
+    )  # a deleted file is not an error
 
 
-def test_a_folder_that_grows_or_was_left_looks_too(photos, tmp_path, capsys):
+def test_growing_and_unfinished_folders_check_for_changed_files(photos, tmp_path, capsys):
     dest, left = tmp_path / "s", tmp_path / "left"
     pack(photos, dest, capsys)
     rows = [{"key": str(i), "image": str(photos / f"{i}.bmp")} for i in range(5)]
@@ -107,13 +109,13 @@ def test_a_folder_that_grows_or_was_left_looks_too(photos, tmp_path, capsys):
     date(photos / "0.bmp", left / "000001.tar")
     picture(photos / "5.bmp", 5)
     assert "0.bmp has changed since" in pack(photos, dest, capsys)[1]
-    date(photos / "0.bmp", left / "000000.tar", -LATER)  # an older one in its place: the journal tells
+    date(photos / "0.bmp", left / "000000.tar", -LATER)  # replaced by an older file: the journal detects it
     for workers in (0, 2):
         with pytest.raises(UsageError, match=r"0\.bmp has changed since .*left was written; --force"):
             list(write_shards(rows, left, 2, 1.0, workers=workers))
 
 
-def test_the_last_short_shard_takes_what_is_there_now(photos, tmp_path, capsys):
+def test_a_rewritten_last_shard_uses_the_current_files(photos, tmp_path, capsys):
     dest = tmp_path / "s"
     (photos / "4.bmp").unlink()
     picture(photos / "4.png", 4)

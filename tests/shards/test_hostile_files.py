@@ -1,4 +1,4 @@
-"""Hostile files end as rows or as rejects, each as the table says, and never anywhere else."""
+"""Hostile files become the expected rows or rejects, and nothing is written elsewhere."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, int]]:
 
 
 class Packed:
-    """The corpus, sharded by the command line; `found` and `expected` are by the same names."""
+    """The corpus, packed by the command line; `found` and `expected` have the same keys."""
 
     def __init__(self, root: Path, workers: int):
         self.root, self.expected, self.found, self.codes, self.rejects = root, {}, {}, {}, {}
@@ -70,7 +70,7 @@ class Packed:
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory):
-    """Every file of the corpus, packed with the working directory where a shell's `touch x` would show."""
+    """Pack the corpus in a working directory in which a file made by a shell's `touch x` would be noticed."""
     root = tmp_path_factory.mktemp("hostile")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -87,12 +87,12 @@ EVERY = [f"photos/{name}" for name in hostile.FILES]
 
 
 @pytest.mark.parametrize("name", EVERY, ids=[f"file{i}" for i in range(len(EVERY))])
-def test_a_file_becomes_what_the_table_says(packed, name):
+def test_files_become_the_expected_rows_or_rejects(packed, name):
     assert packed.found[name] == packed.expected[name], name
 
 
 @pytest.mark.parametrize("kind", ["row ", "a.tar ", ".tar", "photos/"])
-def test_rows_tars_and_links_become_what_the_table_says(packed, kind):
+def test_rows_tars_and_links_become_the_expected_rows_or_rejects(packed, kind):
     names = [name for name in packed.expected if kind in name]
     assert names
     assert {name: packed.found.get(name) for name in names} == {name: packed.expected[name] for name in names}
@@ -107,14 +107,14 @@ def test_nothing_is_written_outside_the_output(packed):
     )
 
 
-def test_rejects_name_each_bad_one_with_a_reason(packed):
+def test_rejects_name_each_bad_file_with_a_reason(packed):
     bad = {name for name, outcome in packed.expected.items() if isinstance(outcome, str)}
     assert packed.rejects.keys() == bad
     assert all(reject["reason"] and "\n" not in reject["code"] for reject in packed.rejects.values())
     assert {reject["code"] for reject in packed.rejects.values()} == CODES
 
 
-def test_too_many_bad_ones_exit_with_3(packed):
+def test_too_many_rejects_exit_with_3(packed):
     assert packed.codes == dict.fromkeys(PARTS, (3, 0))
 
 
@@ -130,7 +130,7 @@ def test_nothing_of_a_secret_is_in_the_shards(packed):
         assert path.is_dir() or b"a secret" not in path.read_bytes()
 
 
-def test_what_was_done_is_in_the_manifest(packed):
+def test_conversions_are_listed_in_the_manifest(packed):
     notes = {}
     for batch in read_manifest(packed.root / "out" / "photos"):
         notes |= {Path(row["origin"]).name: tuple(row["notes"]) for row in batch.to_pylist()}
@@ -138,14 +138,14 @@ def test_what_was_done_is_in_the_manifest(packed):
     assert {note for each in notes.values() for note in each} <= NOTES.keys()
 
 
-def test_links_are_taken_where_somebody_asks_for_it(packed, tmp_path, capsys):
+def test_links_are_followed_on_request(packed, tmp_path, capsys):
     words = ["shard", str(packed.root / "photos"), str(tmp_path / "s"), "--max-bad-rate", "1", "--links"]
     assert run(words) == 0
     origins = [Path(row["origin"]).name for row in ShardReader(tmp_path / "s")]
     assert "out.jpg" in origins
 
 
-def test_a_full_check_finds_what_a_quick_one_cannot():
+def test_a_full_check_finds_damage_that_a_quick_check_misses():
     lying = hostile.png(50, 50, data=bytes(99))  # its checksums are right, its pixels are not there
     assert ingest_image(lying, "x.png").width == 50
     with pytest.raises(InvalidImage, match="truncated"):
@@ -153,7 +153,7 @@ def test_a_full_check_finds_what_a_quick_one_cannot():
 
 
 @pytest.mark.parametrize("name", hostile.DAMAGED)
-def test_a_full_check_finds_a_jpeg_that_pillow_makes_up(name):
+def test_a_full_check_finds_jpegs_that_pillow_fills_with_grey(name):
     data = hostile.DAMAGED[name]
     assert open_image(data).size == (160, 120)  # grey where nothing is left
     with pytest.raises(InvalidImage, match="damaged") as caught:
@@ -166,12 +166,12 @@ def test_a_full_check_finds_a_jpeg_that_pillow_makes_up(name):
 
 
 @pytest.mark.parametrize("name", [*hostile.LARGE, *hostile.ODD])
-def test_a_full_check_takes_what_is_odd_but_whole(name):
+def test_a_full_check_accepts_odd_but_complete_jpegs(name):
     data = (hostile.LARGE | hostile.ODD)[name]
     assert ingest_image(data, "x.jpg", full=True).data == data
 
 
-def test_a_jpeg_that_only_pillow_reads_stays_with_pillow(monkeypatch):
+def test_a_jpeg_that_only_pillow_supports_is_accepted(monkeypatch):
     def refuse(*_, **__):
         raise ValueError("Sorry, arithmetic coding is not implemented")
 
@@ -194,7 +194,7 @@ def test_a_damaged_jpeg_is_a_reject_of_the_command(tmp_path, capsys):
     assert "premature end of data segment" in rejects[0]["reason"]
 
 
-def test_a_full_check_says_the_same_of_all_others(packed):
+def test_quick_and_full_checks_agree_on_all_other_files(packed):
     for name, (data, outcome) in hostile.FILES.items():
         try:
             found = ingest_image(data, name, full=True).notes
@@ -203,7 +203,7 @@ def test_a_full_check_says_the_same_of_all_others(packed):
         assert found == outcome or outcome in ("bad_caption", "captions"), name
 
 
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_invalid(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(13, "Permission denied")
 

@@ -1,4 +1,4 @@
-"""What `lumina shard` holds while it writes: a shard's worth of rows, however many there are."""
+"""Memory of `lumina shard`: one shard of rows, independent of the number of rows."""
 
 import io
 import json
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-# A process has the peak of the one that it was forked from as its own; Linux tells that of the program alone.
+# A forked process inherits the peak of its parent; /proc has the peak of the program alone.
 STATUS = Path("/proc/self/status")
 CODE = f"""
 import re, sys
@@ -22,7 +22,7 @@ sys.exit(code)
 
 
 def peak_of(*words: str) -> float:
-    """The most MB that a command held."""
+    """Return the peak memory of a command in MB."""
     done = subprocess.run([sys.executable, "-c", CODE, *words], capture_output=True, text=True, check=True)
     return int(done.stderr.splitlines()[-1]) / 1e3
 
@@ -44,5 +44,5 @@ def test_memory_does_not_grow_with_the_rows(tmp_path):
             "shard", str(rows), str(tmp_path / f"{count}"), "--workers", "0", "--per-shard", "500"
         )
     assert max(peaks.values()) < 1000
-    # 22,000 rows more are 44 MB of pictures and 11 MB of JSON; what is kept of them is some bytes a shard
+    # 22,000 more rows are 44 MB of images and 11 MB of JSON; only some bytes per shard are kept
     assert peaks[24_000] - peaks[2_000] < 40

@@ -1,4 +1,4 @@
-"""Shards by other programs, other programs' shards, and what the files of a folder of shards say."""
+"""Compatibility with other tools in both directions, and the content of the files in a folder of shards."""
 
 import io
 import json
@@ -40,7 +40,7 @@ pytestmark = pytest.mark.usefixtures("no_power_cut")
 
 @pytest.fixture
 def shards(tmp_path):
-    """Three shards of five rows: pictures of three formats, captions, scores."""
+    """Three shards of five rows: images of three formats, captions, scores."""
     rows = []
     for i, format in enumerate(["PNG", "JPEG", "WEBP", "PNG", "JPEG"]):
         row = {"key": f"k{i}", "image": encoded(noise(i), format), "captions": CAPTIONS, "n": i}
@@ -49,12 +49,12 @@ def shards(tmp_path):
     return tmp_path / "s"
 
 
-# Ours, by other programs
+# Our shards in other tools
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_webdataset_reads_ours(shards):
+def test_webdataset_reads_shards(shards):
     import webdataset
 
     urls = sorted(map(str, shards.glob("*.tar")))
@@ -66,7 +66,7 @@ def test_webdataset_reads_ours(shards):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("streaming", [False, True])
-def test_datasets_reads_ours(tmp_path, monkeypatch, streaming):
+def test_datasets_reads_shards(tmp_path, monkeypatch, streaming):
     import datasets
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -87,8 +87,8 @@ def test_datasets_reads_ours(tmp_path, monkeypatch, streaming):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("encode", [None, "png"])
-def test_of_several_kinds_datasets_reads_the_first(tmp_path, monkeypatch, capsys, encode):
-    """A limit of datasets: its columns are those of the first samples. We say so; --encode is the way out."""
+def test_datasets_reads_only_the_first_of_several_formats(tmp_path, monkeypatch, capsys, encode):
+    """A limit of datasets: its columns are those of the first samples. A note suggests --encode."""
     import datasets
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -105,7 +105,7 @@ def test_of_several_kinds_datasets_reads_the_first(tmp_path, monkeypatch, capsys
     assert [row["png"] is not None for row in found] == [True] * 6 + [encode == "png"] * 2
 
 
-def test_tar_reads_ours(shards, tmp_path):
+def test_tar_extracts_shards(shards, tmp_path):
     tar = str(shards / "000000.tar")
     listed = subprocess.run(["tar", "tvf", tar], capture_output=True, text=True, check=True).stdout
     assert [line.split()[-1] for line in listed.splitlines()] == ["k0.png", "k0.json", "k1.jpg", "k1.json"]
@@ -117,18 +117,18 @@ def test_tar_reads_ours(shards, tmp_path):
 @pytest.mark.parametrize(
     ("name", "size"), [("a.jpg", 0), ("k" * 90 + ".json", 8**11 - 1), ("b.depth.png", 511)]
 )
-def test_headers_are_those_of_tarfile(name, size):
+def test_headers_equal_those_of_tarfile(name, size):
     info = tarfile.TarInfo(name)
     info.size = size
     assert tar_header(name, size) == info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def test_a_member_that_ustar_has_no_room_for():
+def test_members_beyond_the_ustar_limits_are_refused():
     with pytest.raises(LuminaError, match="exceeds the USTAR limits"):
         tar_header("a.jpg", 8**11)
 
 
-# Other programs', by ours
+# Shards of other tools
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -153,7 +153,7 @@ def tar_of(path, members: list[tuple[str, bytes]]) -> None:
 
 
 def test_shards_of_img2dataset_are_read_and_packed(tmp_path):
-    """Its layout: numbered members .jpg, .json, .txt, and a table and statistics beside the tars."""
+    """The layout: numbered members .jpg, .json, .txt; a table and statistics next to the tars."""
     folder = tmp_path / "img2dataset"
     folder.mkdir()
     about = {
@@ -177,8 +177,8 @@ def test_shards_of_img2dataset_are_read_and_packed(tmp_path):
     assert row["origin"].endswith("00000.tar#000000000.jpg")
 
 
-def test_shards_that_img2dataset_wrote(tmp_path, capsys):
-    """Its version 1.47.0 wrote them: three pictures of four addresses, with captions, an extra column, hashes."""
+def test_a_recorded_output_of_img2dataset_is_read(tmp_path, capsys):
+    """Written by version 1.47.0: three images of four URLs, with captions, an extra column, hashes."""
     theirs = Path(__file__).parents[1] / "golden" / "img2dataset"
     told = ['a red ramp to the right, "quoted"', "绿色的渐变", "a blue field"]
     assert [row["captions"]["en"]["short"] for row in read_source(theirs)] == told
@@ -198,7 +198,7 @@ def test_shards_that_img2dataset_wrote(tmp_path, capsys):
 
 
 def test_tars_of_a_folder_are_read(tmp_path):
-    """`tar cf x.tar .` writes names that begin with ./ and the folders, too."""
+    """`tar cf x.tar .` writes names with the prefix ./ and entries for folders."""
     (tmp_path / "in" / "sub").mkdir(parents=True)
     noise(0).save(tmp_path / "in" / "sub" / "a.png")
     (tmp_path / "in" / "sub" / "a.txt").write_text("a cup")
@@ -208,10 +208,10 @@ def test_tars_of_a_folder_are_read(tmp_path):
     assert open_row_image(row).tobytes() == noise(0).tobytes()
 
 
-# What the files say
+# Content of the files
 
 
-def test_the_manifest_is_the_indexes_as_a_table(shards):
+def test_the_manifest_holds_the_indexes(shards):
     batches = list(read_manifest(shards))
     found = [row for batch in batches for row in batch.to_pylist()]
     entries = [(tar.name, entry) for tar in sorted(shards.glob("*.tar")) for entry in read_index(tar)]
@@ -233,7 +233,7 @@ def test_the_manifest_is_the_indexes_as_a_table(shards):
     assert batch.to_pylist() == [{"width": 24}] * 5
 
 
-def test_tokens_are_counted_where_somebody_asks(tmp_path, capsys):
+def test_tokens_are_counted_on_request(tmp_path, capsys):
     from tokenizers import Tokenizer
 
     import lumina_cli
@@ -254,7 +254,7 @@ def test_tokens_are_counted_where_somebody_asks(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("where", ["row", "index"])
-def test_verify_finds_what_is_not_a_picture(shards, where):
+def test_verify_finds_changed_rows_and_indexes(shards, where):
     path = shards / ("000001.tar" if where == "row" else "000001.index.jsonl")
     data = bytearray(path.read_bytes())
     at = data.index("杯".encode()) if where == "row" else data.index(b'"width": 24') + 10
@@ -267,7 +267,7 @@ def test_verify_finds_what_is_not_a_picture(shards, where):
     ]
 
 
-# The policy of pictures
+# Conversions of images
 
 
 def profile_of(name: str) -> bytes:
@@ -275,7 +275,7 @@ def profile_of(name: str) -> bytes:
 
 
 def swapped_profile() -> bytes:
-    """An sRGB profile whose red and blue primaries have changed places."""
+    """An sRGB profile with swapped red and blue primaries."""
     data = bytearray(profile_of("sRGB"))
     count = int.from_bytes(data[128:132], "big")
     tags = {bytes(data[132 + 12 * i : 136 + 12 * i]): 132 + 12 * i for i in range(count)}
@@ -288,7 +288,7 @@ def swapped_profile() -> bytes:
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF"])
-def test_a_profile_is_heeded_by_whoever_reads(format):
+def test_readers_apply_the_icc_profile(format):
     data = encoded(Image.new("RGB", (16, 16), (250, 10, 10)), format, icc_profile=swapped_profile())
     assert ingest_image(data, "x").notes == ("icc",)
     red, _, blue = open_image(data).getpixel((8, 8))
@@ -298,7 +298,7 @@ def test_a_profile_is_heeded_by_whoever_reads(format):
     assert open_image(plain).getpixel((8, 8))[0] > 240
 
 
-def test_transparency_stays_where_a_profile_is_heeded():
+def test_transparency_survives_an_icc_profile():
     glass = Image.new("RGBA", (4, 4), (250, 10, 10, 0))
     data = encoded(glass, icc_profile=swapped_profile())
     assert ingest_image(data, "x").notes == ("icc", "alpha")
@@ -337,8 +337,8 @@ VARIETIES = {
 
 
 @pytest.mark.parametrize("name", VARIETIES)
-def test_what_the_parts_say_is_what_decoding_says(name):
-    """A quick check knows the size, and every note, that Pillow finds out by decoding."""
+def test_headers_agree_with_decoding(name):
+    """A quick check returns the size and notes that Pillow determines by decoding."""
     quick, full = (ingest_image(VARIETIES[name], "x", full=full) for full in (False, True))
     with Image.open(io.BytesIO(VARIETIES[name])) as image:
         transparent = image.has_transparency_data
@@ -349,7 +349,7 @@ def test_what_the_parts_say_is_what_decoding_says(name):
     assert ("rotated" in quick.notes) == ("turned" in name)
 
 
-def test_a_quick_check_decodes_nothing_of_the_usual_formats(monkeypatch):
+def test_a_quick_check_does_not_decode_common_formats(monkeypatch):
     monkeypatch.setattr("lumina_cli.core.images.ingest.inspect_image", None)
     assert [ingest_image(VARIETIES[name], "x").suffix for name in list(VARIETIES)[:16]] == (
         ["jpg"] * 6 + ["webp"] * 5 + ["png"] * 5
@@ -359,20 +359,20 @@ def test_a_quick_check_decodes_nothing_of_the_usual_formats(monkeypatch):
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp", "jpg", "avif"])
-def test_pictures_are_written_anew_where_somebody_asks(tmp_path, suffix):
+def test_images_are_re_encoded_on_request(tmp_path, suffix):
     rows = [{"key": "a", "image": encoded(noise(0), "JPEG", exif=TURNED)}, {"key": "b", "image": noise(1)}]
     list(write_shards(rows, tmp_path / "s", encode=suffix))
     entries = read_index(tmp_path / "s" / "000000.tar")
     assert [entry["image"] for entry in entries] == [f"a.{suffix}", f"b.{suffix}"]
-    anew = ["encoded"] if suffix != "png" else []  # pixels in memory are written as PNG in any case
-    assert [entry.get("notes", []) for entry in entries] == [["rotated", "encoded"], anew]
+    notes = ["encoded"] if suffix != "png" else []  # pixels in memory are written as PNG in any case
+    assert [entry.get("notes", []) for entry in entries] == [["rotated", "encoded"], notes]
     assert (entries[0]["width"], entries[0]["height"]) == (16, 24)
     with Image.open(io.BytesIO(ShardReader(tmp_path / "s")[0]["image"].read())) as image:
         assert image.size == (16, 24)
         assert image.getexif().get(0x0112, 1) == 1
 
 
-def test_what_needs_nothing_keeps_its_bytes(tmp_path):
+def test_images_without_conversions_keep_their_bytes(tmp_path):
     data = encoded(noise(0), "JPEG")
     list(write_shards([{"key": "a", "image": data}], tmp_path / "s", encode="jpg"))
     assert ShardReader(tmp_path / "s")[0]["image"].read() == data
@@ -380,7 +380,7 @@ def test_what_needs_nothing_keeps_its_bytes(tmp_path):
 
 @pytest.mark.parametrize("encode", [None, "webp"])
 def test_pixels_and_their_png_are_the_same_rows(tmp_path, encode):
-    """A scene comes as pixels from this process and as a PNG from others."""
+    """A scene arrives as pixels from this process and as PNG bytes from workers."""
     for name, wrap in {"a": noise, "b": lambda i: encoded(noise(i))}.items():
         rows = [{"key": str(i), "image": wrap(i)} for i in range(3)]
         list(write_shards(rows, tmp_path / name, 2, encode=encode))
@@ -388,7 +388,7 @@ def test_pixels_and_their_png_are_the_same_rows(tmp_path, encode):
     assert files[0] == files[1]
 
 
-def test_unknown_words_are_told(tmp_path):
+def test_unknown_settings_are_refused(tmp_path):
     with pytest.raises(UsageError, match="unknown --encode 'gif'; choose from png, webp, jpg, avif"):
         list(write_shards([], tmp_path, encode="gif"))
     with pytest.raises(UsageError, match="unknown --check 'none'; choose from quick, full"):
@@ -404,5 +404,5 @@ def test_both_writers_are_timed_over_the_same_rows(capsys, tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_every_note_is_explained():
+def test_every_note_has_an_explanation():
     assert all(len(text) > 20 for text in NOTES.values())

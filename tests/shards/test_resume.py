@@ -1,4 +1,4 @@
-"""Shards that somebody killed: run again, they end as if nobody had; other rows and settings are told."""
+"""Resuming killed runs: the result is the same; other rows and settings are refused."""
 
 import io
 import json
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("no_power_cut")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """A folder of pictures with captions and scores; every ninth is broken."""
+    """A folder of images with captions and scores; every ninth is broken."""
     folder = tmp_path_factory.mktemp("photos")
     for i in range(COUNT):
         noise = np.random.default_rng(i).integers(0, 255, (24, 32, 3), np.uint8)
@@ -58,7 +58,7 @@ def whole(photos, tmp_path_factory) -> Path:
 
 
 def in_child(photos: Path, dest: Path) -> int:
-    """Write shards in a child of this process, which has everything imported; return its id."""
+    """Write shards in a forked child, which does not import anything again; return its process id."""
     child = os.fork()
     if child == 0:
         try:
@@ -68,7 +68,7 @@ def in_child(photos: Path, dest: Path) -> int:
     return child
 
 
-def test_twenty_kills_leave_no_trace(photos, whole, tmp_path):
+def test_twenty_kills_do_not_change_the_result(photos, whole, tmp_path):
     moments, cut = random.Random(7), 0
     for number in range(20):
         dest = tmp_path / str(number)
@@ -85,7 +85,7 @@ def test_twenty_kills_leave_no_trace(photos, whole, tmp_path):
 
 
 def wait_until(dest: Path, shards: int) -> None:
-    """Wait until a run has begun and has so many shards in its journal, or is over."""
+    """Wait until the journal of a run has this many shards, or the run has ended."""
     until = time.monotonic() + 60
     while not (dest / "shards.json").exists() and time.monotonic() < until:
         names = os.listdir(dest / "journal") if (dest / "journal").is_dir() else []
@@ -94,7 +94,7 @@ def wait_until(dest: Path, shards: int) -> None:
         time.sleep(0.0003)
 
 
-def test_a_shard_that_is_there_is_not_written_again(photos, whole, tmp_path):
+def test_a_complete_shard_is_not_rewritten(photos, whole, tmp_path):
     def dying(rows):
         for number, row in enumerate(rows):
             if number == 2 * PER_SHARD + 1:
@@ -113,7 +113,7 @@ def test_a_shard_that_is_there_is_not_written_again(photos, whole, tmp_path):
 
 @pytest.mark.parametrize("lost", ["000000.tar", "000001.index.jsonl", "journal/000001.json"])
 @pytest.mark.parametrize("how", ["gone", "empty"])
-def test_a_shard_that_lost_something_is_written_again(photos, whole, tmp_path, lost, how):
+def test_a_damaged_shard_is_rewritten(photos, whole, tmp_path, lost, how):
     begun(photos, tmp_path)
     (tmp_path / lost).unlink()
     if how == "empty":
@@ -151,13 +151,13 @@ def begun(photos, dest) -> None:
         ({"encode": "png"}, "with encode None, not png"),
     ],
 )
-def test_other_settings_are_told(photos, tmp_path, settings, message):
+def test_other_settings_are_refused(photos, tmp_path, settings, message):
     begun(photos, tmp_path)
     with pytest.raises(UsageError, match=f"{message}; --force replaces them"):
         write(photos, tmp_path, **settings)
 
 
-def test_other_rows_are_told(photos, tmp_path):
+def test_other_rows_are_refused(photos, tmp_path):
     begun(photos, tmp_path)
     rows = list(read_source(photos))
     with pytest.raises(UsageError, match=r"over other rows \(shard 1\); --force"):
@@ -168,7 +168,7 @@ def test_other_rows_are_told(photos, tmp_path):
     assert len(ShardReader(tmp_path)) == 3
 
 
-def test_a_changed_picture_is_told(tmp_path):
+def test_a_changed_image_is_named(tmp_path):
     source, dest = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     for i in range(7):
@@ -176,7 +176,7 @@ def test_a_changed_picture_is_told(tmp_path):
     begun(source, dest)
     size = (source / "1.png").stat().st_size
     Image.new("RGB", (8, 8), (99, 0, 0)).save(source / "1.png")
-    assert (source / "1.png").stat().st_size == size  # the date alone tells
+    assert (source / "1.png").stat().st_size == size  # only the date differs
     with pytest.raises(UsageError, match=r"1.png has changed since .*; --force"):
         write(source, dest)
 
@@ -221,7 +221,7 @@ def wait_for(path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_the_command(photos, tmp_path, stop, monkeypatch, capsys):
-    """Ctrl-C ends with 130 and kill -9 at once; neither leaves a process or keeps the next run from going on."""
+    """Ctrl-C exits with 130, kill -9 at once; neither leaves a process behind or prevents resuming."""
     process = started(tmp_path / "s", "--workers", "2")
     feed(process, photos, 6)
     wait_for(tmp_path / "s" / "journal" / "000001.json")

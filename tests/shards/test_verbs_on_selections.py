@@ -1,4 +1,4 @@
-"""Verbs of shards on a selection: they look at its shards, and nothing is ever packed into its folder."""
+"""Commands of shards on a selection: they use its shards, and nothing is packed into its folder."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def rows_out(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_info_and_verify_look_at_the_shards(places_of, capsys):
+def test_info_and_verify_cover_the_shards_of_a_selection(places_of, capsys):
     shards, best = places_of
     assert run(["shard", "info", best]) == 0
     found = [(row["shard"], row["samples"], row["selected"]) for row in rows_out(capsys)]
@@ -46,7 +46,7 @@ def test_info_and_verify_look_at_the_shards(places_of, capsys):
     assert last == {"selection": best, "samples": 3, "ok": True, "problem": None}
 
 
-def test_verify_tells_damage_and_what_is_gone(places_of, capsys):
+def test_verify_reports_damage_and_missing_samples(places_of, capsys):
     shards, best = places_of
     tar = Path(shards, "000002.tar")
     data = bytearray(tar.read_bytes())
@@ -110,7 +110,7 @@ def test_an_error_in_the_middle_leaves_the_earlier_selection(places_of, tmp_path
 
 
 def test_a_kill_before_the_last_file_leaves_no_selection(places_of, monkeypatch):
-    """The earlier select.json must not stand beside another table."""
+    """The earlier select.json must not remain with another table."""
     shards, best = places_of
     part = read_schema(f"{best}/selection.parquet", "selection").empty_table()
 

@@ -1,4 +1,4 @@
-"""Shards and sources: what goes in comes out, for us and for other tools, and nothing unsafe comes with it."""
+"""Writing and reading shards and sources: round trips, compatibility with other tools, and safety."""
 
 import errno
 import io
@@ -35,7 +35,7 @@ def rows(count: int) -> list[dict]:
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder of pictures of several formats, with captions, one of them turned, and things that are none."""
+    """A folder of images of several formats with captions, one of them rotated, and other files."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     picture(0).save(folder / "b.jpg")
@@ -109,7 +109,7 @@ def test_random_access_and_pickling(tmp_path):
     assert [row["key"] for row in reader] == [f"k{i}" for i in range(5)]
 
 
-def test_bad_pictures_are_counted_and_named(tmp_path):
+def test_bad_images_are_counted_and_named(tmp_path):
     broken = [
         *rows(3),
         {"key": "x", "image": b"GIF89a"},
@@ -128,7 +128,7 @@ def test_bad_pictures_are_counted_and_named(tmp_path):
     assert write(broken, tmp_path / "t", max_bad_rate=0.5)[0]["samples"] == 3
 
 
-def test_what_is_there_is_not_overwritten(tmp_path):
+def test_existing_shards_are_not_overwritten(tmp_path):
     write(rows(3), tmp_path / "s", per_shard=1)
     (tmp_path / "s" / "mine.txt").write_text("mine")
     with pytest.raises(UsageError, match="already holds shards; --force replaces them"):
@@ -183,7 +183,7 @@ def test_an_unfinished_folder_is_not_read(tmp_path, name):
         ("line", r"000001\.index\.jsonl has 0 bytes, not \d+"),
     ],
 )
-def test_a_folder_that_lost_something_is_not_read(tmp_path, lost, words):
+def test_a_folder_with_a_missing_file_is_not_read(tmp_path, lost, words):
     write(rows(3), tmp_path / "s", per_shard=1)
     for path in (tmp_path / "s").glob(lost):
         path.unlink()
@@ -193,7 +193,7 @@ def test_a_folder_that_lost_something_is_not_read(tmp_path, lost, words):
         ShardReader(tmp_path / "s")
 
 
-def test_the_index_is_there_before_its_tar(tmp_path):
+def test_the_index_is_written_before_its_tar(tmp_path):
     def last_of_the_shard():
         yield from rows(1)
         (tmp_path / "s" / "000000.tar").mkdir()  # so that the tar cannot take its name
@@ -236,7 +236,7 @@ def test_keys_stay_different_from_numbered_ones():
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_webdataset_reads_them(tmp_path):
+def test_webdataset_reads_written_shards(tmp_path):
     import webdataset
 
     write(rows(3), tmp_path / "s")
@@ -251,7 +251,7 @@ def test_webdataset_reads_them(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_datasets_reads_them(tmp_path, monkeypatch):
+def test_datasets_reads_written_shards(tmp_path, monkeypatch):
     import datasets
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -264,7 +264,7 @@ def test_datasets_reads_them(tmp_path, monkeypatch):
     assert data[1]["png"].size == (24, 16)
 
 
-# Tars that others wrote
+# Tars of other tools
 
 
 def foreign(path, members: list[tuple[str, bytes]], links: dict[str, str] = {}) -> None:  # noqa: B006
@@ -298,7 +298,7 @@ def test_tars_without_an_index_are_scanned(tmp_path):
     assert open_row_image(found[1]).tobytes() == picture(1).tobytes()
 
 
-def test_paths_and_links_in_tars_mean_nothing(tmp_path):
+def test_paths_and_links_in_tars_have_no_effect(tmp_path):
     (tmp_path / "secret.png").write_bytes(png(9))
     members = [("../escape.png", png(0)), ("/etc/absolute.png", png(1))]
     foreign(tmp_path / "x.tar", members, {"link.png": str(tmp_path / "secret.png")})
@@ -315,7 +315,7 @@ def test_broken_tars_are_one_line(tmp_path, data):
         list(read_shards(tmp_path))
 
 
-def test_a_truncated_shard_is_found_out(tmp_path):
+def test_a_truncated_shard_is_detected(tmp_path):
     write(rows(3), tmp_path / "s")
     tar = tmp_path / "s" / "000000.tar"
     tar.write_bytes(tar.read_bytes()[:3000])
@@ -358,19 +358,19 @@ def test_a_folder_is_read_in_order(photos):
     assert all(open_row_image(row).mode == "RGB" for row in found)
 
 
-def test_one_picture_is_a_source(photos):
+def test_one_image_is_a_source(photos):
     (row,) = read_source(photos / "b.jpg")
     assert row["captions"] == {"en": {"short": "a cat"}}
 
 
-def test_rows_find_pictures_beside_their_file(photos):
+def test_rows_find_images_next_to_their_file(photos):
     (photos / "rows.jsonl").write_text('{"image": "b.jpg", "text": "hi"}\n')
     (row,) = read_source(photos / "rows.jsonl")
     assert open_row_image(row).size == (24, 16)
     assert row["captions"] == {"en": {"short": "hi"}}
 
 
-def test_rows_come_from_stdin_with_pictures_in_tars(tmp_path, monkeypatch):
+def test_rows_from_stdin_may_name_images_in_tars(tmp_path, monkeypatch):
     write(rows(2), tmp_path / "s")
     text = "".join(dump_row(row) + "\n" for row in read_shards(tmp_path / "s"))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
@@ -480,16 +480,16 @@ def test_webdataset_reads_true_depth_and_masks(tmp_path):
     assert found[1]["masks.png"] == ShardReader(tmp_path / "s")[1]["masks"].read()
 
 
-def test_a_depth_of_another_kind_stays_in_the_row(tmp_path):
+def test_a_depth_of_another_type_stays_in_the_row(tmp_path):
     write([{"key": "a", "image": picture(0), "depth": 3, "masks": "none"}], tmp_path / "s")
     (row,) = read_shards(tmp_path / "s")
     assert (row["depth"], row["masks"]) == (3, "none")
 
 
-# The verb
+# The command
 
 
-def test_shard_and_look(photos, tmp_path, capsys):
+def test_shard_and_describe(photos, tmp_path, capsys):
     assert run(["shard", str(photos), str(tmp_path / "s"), "--per-shard", "3"]) == 0
     out, err = capsys.readouterr()
     assert [json.loads(line)["samples"] for line in out.splitlines()] == [3, 1]
@@ -503,7 +503,7 @@ def test_shard_and_look(photos, tmp_path, capsys):
     assert run(["shard", "verify", str(tmp_path / "s")]) == 0
 
 
-def test_too_many_bad_pictures_exit_with_3(photos, tmp_path, capsys):
+def test_too_many_bad_images_exit_with_3(photos, tmp_path, capsys):
     (photos / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     assert run(["shard", str(photos), str(tmp_path / "s")]) == 3
     assert capsys.readouterr().err.startswith("lumina shard: 1 of 5 images cannot be used")
@@ -537,7 +537,7 @@ def test_a_full_disk_names_the_shard(tmp_path, monkeypatch):
         write(rows(1), tmp_path / "shards")
 
 
-def test_pictures_without_captions_are_counted(photos, tmp_path, monkeypatch, capsys):
+def test_images_without_captions_are_counted(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["shard", "photos", "out"]) == 0
     assert capsys.readouterr().err.splitlines()[-1] == (

@@ -1,3 +1,5 @@
+"""Run folders: checkpoints, metrics, and failing disks."""
+
 import json
 import shutil
 import subprocess
@@ -23,7 +25,7 @@ def save(run, step, value=1.0):
     )
 
 
-def test_checkpoints_come_back_and_only_the_last_stay(tmp_path):
+def test_checkpoints_round_trip_and_only_the_last_are_kept(tmp_path):
     run = RunFolder(tmp_path, keep=2)
     for step in (5, 10, 15):
         save(run, step, float(step))
@@ -34,7 +36,7 @@ def test_checkpoints_come_back_and_only_the_last_stay(tmp_path):
     assert optimizer["adamw"]["state"][0]["step"] == 1
 
 
-def test_a_folder_that_was_not_finished_is_not_seen(tmp_path):
+def test_an_unfinished_checkpoint_is_ignored(tmp_path):
     run = RunFolder(tmp_path)
     save(run, 5)
     with pytest.raises(AttributeError), staged_folder(run.checkpoints / "0000010") as aside:
@@ -82,7 +84,7 @@ def test_a_refused_write_is_one_line(name, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_is_told_for_every_writer():
+def test_a_full_disk_is_reported_for_every_writer():
     with pytest.raises(LuminaError, match=r"^the disk is full: a$"), disk_errors("a"):
         Path("/dev/full").write_text("x")
     with (
@@ -100,12 +102,12 @@ def test_a_full_disk_is_told_for_every_writer():
         save_file({"w": torch.zeros(2)}, "/no/such/folder/w.safetensors")
 
 
-def test_errors_that_are_not_the_disks_stay_what_they_are():
+def test_other_errors_pass_unchanged():
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), disk_errors("a"):
         torch.zeros(2, 3) @ torch.zeros(2, 3)
 
 
-def test_the_old_folder_stays_where_the_new_one_cannot_take_its_place(tmp_path):
+def test_the_old_folder_stays_if_the_rename_fails(tmp_path):
     final = tmp_path / "model"
     final.mkdir()
     (final / "a").write_text("old")
@@ -129,7 +131,7 @@ def test_a_kill_between_the_renames_loses_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_damaged_checkpoint_says_so(tmp_path):
+def test_a_damaged_checkpoint_is_reported(tmp_path):
     run = RunFolder(tmp_path)
     save(run, 5)
     (run.checkpoints / "0000005" / "ema.safetensors").write_bytes(b"no tensors")
@@ -137,9 +139,9 @@ def test_a_damaged_checkpoint_says_so(tmp_path):
         run.load(5)
 
 
-def test_a_checkpoint_of_a_gpu_opens_without_one(tmp_path, monkeypatch):
+def test_a_checkpoint_from_a_gpu_loads_on_a_cpu(tmp_path, monkeypatch):
     run = RunFolder(tmp_path)
-    with monkeypatch.context() as patch:  # the file says what a GPU's would say
+    with monkeypatch.context() as patch:  # as if the file came from a GPU
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
         save(run, 5)
     _, _, optimizer = run.load(5)

@@ -1,4 +1,4 @@
-"""Overlays, selections and encodings: joined at read time, versioned, told stale, gone on with, never copied."""
+"""Overlays, selections and encodings: joining, versions, stale overlays, resuming, no copies of shards."""
 
 import io
 import json
@@ -58,7 +58,7 @@ def shards(tmp_path) -> str:
 
 
 def captioned(shards: str) -> list[dict]:
-    """Rows as a captioner writes them: the whole row again, with more captions."""
+    """Rows as a captioner writes them: the whole row with more captions."""
     found = [json.loads(json.dumps(row, default=str)) for row in read_source(shards)]
     for row in found:
         row["captions"] = merge(row["captions"], {"de": {"short": f"ein Auto {row['key']}"}})
@@ -104,7 +104,7 @@ def test_versions_and_names_in_the_source(shards):
     assert other["captions"] == {"en": {"short": "a red car 1"}, "ru": {"short": "да"}}
 
 
-def test_pictures_of_one_name_keep_their_own_captions(tmp_path):
+def test_images_of_the_same_name_keep_their_own_captions(tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for name, colour in (("a0.jpg", "red"), ("a0.png", "blue"), ("ü b.c.png", "green")):
@@ -132,7 +132,7 @@ def test_rows_that_match_nothing(shards, tmp_path):
         list(apply_rows(shards, [{"key": "k4"}], "../x"))
 
 
-def test_a_key_in_two_shards_names_none(tmp_path):
+def test_an_ambiguous_key_matches_no_sample(tmp_path):
     twice = write(tmp_path / "s", [rows(1)[0], rows(1)[0]], per_shard=1)
     with pytest.raises(LuminaError, match="none of 1 rows"):
         list(apply_rows(twice, [{"key": "k0", "score": 1}], "extra"))
@@ -141,7 +141,7 @@ def test_a_key_in_two_shards_names_none(tmp_path):
     assert [row["score"] for row in read_shards(twice)] == [0.0, 7]
 
 
-def test_an_overlay_of_other_pictures_is_stale(shards):
+def test_an_overlay_of_other_images_is_stale(shards):
     list(apply_rows(shards, captioned(shards), "captions"))
     write(shards, rows(5, first=20), force=True)
     with pytest.raises(LuminaError, match=r"overlay captions@0001 is stale: .*000000.tar.*\?overlay="):
@@ -158,7 +158,7 @@ def flip(place, at: int) -> None:
 
 
 def no_hashes(folder) -> None:
-    """Make a version what older ones are: nothing in it says what its bytes were."""
+    """Turn a version into one of an early release, without hashes."""
     for index in folder.glob("*.index.jsonl"):
         first, _, rest = index.read_text().partition("\n")
         base = {name: value for name, value in json.loads(first).items() if name != "sha256"}
@@ -200,7 +200,7 @@ def replace(place, old: str, new: str) -> None:
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_verify_looks_into_overlays(shards, capsys, how):
+def test_verify_checks_overlays(shards, capsys, how):
     more = {"description": "lade"} | ({"score": 9} if how == "values" else {})
     list(apply_rows(shards, [row | more for row in captioned(shards)], "captions"))
     folder = Path(newest_version(shards, "captions").folder)
@@ -221,7 +221,7 @@ def test_verify_looks_into_overlays(shards, capsys, how):
     assert err.startswith("lumina shard: 1 damaged: ")
 
 
-def test_verify_takes_an_older_overlay_and_names_a_stale_one(shards):
+def test_verify_accepts_overlays_without_hashes_and_names_a_stale_one(shards):
     list(apply_rows(shards, captioned(shards), "captions"))
     no_hashes(Path(newest_version(shards, "captions").folder))
     assert all(row["ok"] for row in verify_shards(shards))
@@ -236,11 +236,11 @@ def test_verify_takes_an_older_overlay_and_names_a_stale_one(shards):
         list(read_source(grown))
     list(apply_rows(grown, [{"key": "k6", "captions": {"de": {"short": "hallo"}}}], "captions"))
     found = {row["overlay"]: row["ok"] for row in verify_shards(grown) if "overlay" in row}
-    assert found == {"captions@0001": True, "captions@0002": True}  # nobody reads the older one
+    assert found == {"captions@0001": True, "captions@0002": True}  # the older one is not read
 
 
-def test_two_writers_of_an_overlay(shards, monkeypatch):
-    """Another process is another open folder; this process may go on with what it began itself."""
+def test_a_second_writer_of_an_overlay_is_refused(shards, monkeypatch):
+    """A second descriptor stands for another process; this process may resume its own version."""
     begin_version(shards, "captions", {"rows": "a"})
     begin_version(shards, "captions", {"rows": "a"})
     folder = Path(shards, "overlays", "captions")
@@ -255,7 +255,7 @@ def test_two_writers_of_an_overlay(shards, monkeypatch):
     assert begin_version(shards, "captions", {"rows": "b"}).finish(open_shards(shards)[:0])["samples"] == 0
 
 
-def test_a_stale_score_chooses_nothing(tmp_path):
+def test_a_stale_score_selects_nothing(tmp_path):
     from lumina_cli.core.curation.select import SelectionSettings, select_samples
 
     shards = write(tmp_path / "s", rows(3))
@@ -277,7 +277,7 @@ def test_a_stale_score_chooses_nothing(tmp_path):
         '{"key": 3, "members": {}}',
     ],
 )
-def test_a_broken_index_is_told(shards, line):
+def test_a_broken_index_is_reported(shards, line):
     list(apply_rows(shards, captioned(shards), "captions"))
     place = f"{shards}/overlays/captions/0001/000000.index.jsonl"
     first = filesystem.read_file(place).split(b"\n")[0]
@@ -325,7 +325,7 @@ def test_scores_of_captions_follow_the_captions(shards):
     assert scores() == [None, None, 0.7, None, None]
 
 
-def test_new_pictures_get_all_scores_of_a_version(shards):
+def test_new_images_get_all_scores_of_a_version(shards):
     list(score_shards(shards, ["sharpness"]))
     list(score_shards(shards, ["entropy"]))
     write(shards, [*rows(4), *rows(1, first=50)], force=True)
@@ -333,7 +333,7 @@ def test_new_pictures_get_all_scores_of_a_version(shards):
     assert [set(row["scores"]) for row in read_shards(shards)] == [{"sharpness", "entropy"}] * 5
 
 
-def test_scoring_goes_on_after_a_kill_and_mends_what_changed(tmp_path, shards, monkeypatch):
+def test_scoring_resumes_after_a_kill_and_updates_changed_samples(tmp_path, shards, monkeypatch):
     def files(place: str) -> dict[str, bytes]:
         folder = newest_version(place, "scores").folder
         return {name: filesystem.read_file(f"{folder}/{name}") for name in filesystem.list_sizes(folder)}
@@ -344,7 +344,7 @@ def test_scoring_goes_on_after_a_kill_and_mends_what_changed(tmp_path, shards, m
     running = score_shards(killed, ["entropy"])
     next(running)
     running.close()
-    assert list(find_overlays(killed)) == []  # unfinished: nobody reads it
+    assert list(find_overlays(killed)) == []  # unfinished, so it is not read
     assert [row["measured"] for row in score_shards(killed, ["entropy"])] == [0, 2, 1]
     assert files(killed) == whole
     write(killed, [*rows(3), *rows(2, first=30)], force=True)
@@ -366,12 +366,12 @@ def test_workers_and_memory_give_the_same_scores(tmp_path, shards):
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory, tiny_folder):
-    """Shards encoded by the tiny model at two sizes, with text; the folder, and what was told."""
+    """Shards encoded by the tiny model at two sizes, with text; return the folder and the messages."""
     folder = write(tmp_path_factory.mktemp("encoded") / "s", rows(5))
     return folder, list(encode_shards(folder, tiny_folder, ["latents", "text"], [64, 128]))
 
 
-def test_training_takes_the_same_numbers_without_a_picture(encoded, tiny_folder, tmp_path):
+def test_training_uses_precomputed_latents_without_decoding(encoded, tiny_folder, tmp_path):
     from lumina_cli.core.encoders.vae import Autoencoder
 
     shards, told = encoded
@@ -382,7 +382,7 @@ def test_training_takes_the_same_numbers_without_a_picture(encoded, tiny_folder,
     list(build_stores(read_source(shards), plain, vae.encode))
 
     def never(pixels):
-        raise AssertionError("a picture was encoded again")
+        raise AssertionError("an image was encoded again")
 
     list(build_stores(read_source(shards), ready, never, find=PrecomputedLatents(tiny_folder, [64, 128])))
     for size in (64, 128):
@@ -392,7 +392,7 @@ def test_training_takes_the_same_numbers_without_a_picture(encoded, tiny_folder,
         assert want.captions == found.captions
 
 
-def test_training_takes_what_is_there_and_encodes_the_rest(encoded, tiny_folder, tmp_path):
+def test_training_encodes_only_missing_latents(encoded, tiny_folder, tmp_path):
     from lumina_cli.core.dataset.latent_cache import count_precomputed
     from lumina_cli.core.encoders.vae import Autoencoder
 
@@ -494,7 +494,7 @@ def test_another_encoder_makes_another_version(encoded, tiny_folder, tmp_path):
         list(encode_shards(shards, other, ["latent"], [64]))
 
 
-def test_the_cache_of_a_run_knows_overlays(shards, tmp_path, tiny_folder):
+def test_the_cache_of_a_run_depends_on_overlays(shards, tmp_path, tiny_folder):
     parts = tmp_path / "parts"
     parts.mkdir()
     before = fingerprint(shards, parts)
@@ -560,7 +560,7 @@ def test_a_selection_is_scored_and_encoded_alone(shards, tiny_folder, tmp_path):
     assert list(apply_rows(best, captioned(best), "captions"))[-1]["matched"] == 2
 
 
-def test_pictures_that_cannot_be_read_are_counted_once(tmp_path, tiny_folder):
+def test_unreadable_images_are_counted_once(tmp_path, tiny_folder):
     from lumina_cli.core.shards.tar import tar_header
 
     (tmp_path / "s").mkdir()

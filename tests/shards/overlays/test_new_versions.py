@@ -1,4 +1,4 @@
-"""Overlays laid again: over shards that grew, over earlier versions, of rows that an earlier verb gave up."""
+"""New versions of overlays: over shards that grew, over earlier versions, and of rows with errors."""
 
 import json
 import os
@@ -95,10 +95,10 @@ def test_the_same_rows_over_a_folder_that_grew(shards, add):
     assert [row.get("note") for row in read_source(shards)] == [None] * 4 + ["so", None, None]
 
 
-# Rows that were given up
+# Rows with errors
 
 
-def test_rows_with_an_error_are_counted_and_not_laid(shards, tmp_path, capsys):
+def test_rows_with_an_error_are_counted_and_skipped(shards, tmp_path, capsys):
     bad = {**told(1, "half a caption"), "error": "the engine broke off", "code": "engine"}
     fine = told(2, "whole") | {"error": None, "code": "fine"}
     file = tmp_path / "rows.jsonl"
@@ -114,7 +114,7 @@ def test_rows_with_an_error_are_counted_and_not_laid(shards, tmp_path, capsys):
         lay(shards, [bad], "other")
 
 
-def test_an_error_that_was_laid_once_goes(shards, monkeypatch):
+def test_a_stored_error_is_removed_by_the_next_version(shards, monkeypatch):
     monkeypatch.setattr(laying, "NOT_FIELDS", ("image", "key"))
     monkeypatch.setattr(match, "get_error", lambda row: None)
     lay(shards, [told(1, "x") | {"error": "once"}])
@@ -129,7 +129,7 @@ def test_an_error_that_was_laid_once_goes(shards, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["scores", "latents-128", "text-v2"])
-def test_names_of_other_verbs_are_refused(shards, name):
+def test_reserved_names_are_refused(shards, name):
     with pytest.raises(UsageError, match=f"the name {name} is reserved for"):
         lay(shards, [told(0, "x")], name)
     assert not filesystem.is_dir(f"{shards}/overlays")
@@ -145,7 +145,7 @@ def test_an_overlay_of_no_encoder_has_no_latents(shards, tiny_folder):
     assert PrecomputedLatents(tiny_folder, [64])(next(read_source(shards))) == {}
 
 
-def test_scores_that_were_laid_by_hand_are_no_measured_ones(shards):
+def test_applied_scores_are_not_measured_scores(shards):
     version = begin_version(shards, "scores", {"rows": "abc"})
     tars = open_shards(shards)
     for tar in tars:
@@ -160,7 +160,7 @@ def versions(shards: str) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["here", "memory"])
-def test_the_number_of_a_removed_version_is_not_used_again(tmp_path, shards, how):
+def test_version_numbers_are_not_reused(tmp_path, shards, how):
     if how == "memory":
         shards = f"memory://overlay-again/{tmp_path.name}"
         list(write_shards(samples(3), shards, per_shard=2))
@@ -177,7 +177,7 @@ def test_the_number_of_a_removed_version_is_not_used_again(tmp_path, shards, how
     assert versions(shards) == ["captions@0004", "others@0001"]
 
 
-def test_scores_of_captions_know_an_overlay_by_what_it_holds(shards):
+def test_caption_scores_identify_an_overlay_by_its_content(shards):
     def scores() -> list:
         list(score_shards(shards, ["caption"]))
         return [row["scores"].get("caption") if "scores" in row else None for row in read_source(shards)][:2]
@@ -196,7 +196,7 @@ def test_scores_of_captions_know_an_overlay_by_what_it_holds(shards):
     assert scores() == [None, 0.5]
 
 
-def test_scores_of_another_recipe_are_measured_anew(shards, monkeypatch):
+def test_scores_of_another_recipe_are_measured_again(shards, monkeypatch):
     monkeypatch.setattr(scoring, "RECIPES", {"sharpness": 1})
     monkeypatch.setattr(
         scoring,
@@ -219,8 +219,8 @@ def test_scores_of_another_recipe_are_measured_anew(shards, monkeypatch):
 # Writers
 
 
-def test_the_newest_version_is_chosen_under_the_lock(shards, monkeypatch):
-    """Nobody can write a version between the look at the newest one and the next one."""
+def test_the_newest_version_is_looked_up_under_the_lock(shards, monkeypatch):
+    """No version can be written between the lookup of the newest one and the begin of the next."""
     lay(shards, [told(0, "one")])
     asked, real = [], laying._version_to_extend
 
@@ -248,10 +248,10 @@ def test_nothing_is_written_through_a_link(shards, tmp_path, link):
     assert sorted(path.name for path in outside.rglob("*")) == before
 
 
-# What is read, and what is written
+# What is read and written
 
 
-def test_other_overlays_are_opened_where_rows_are(shards, monkeypatch):
+def test_other_overlays_are_opened_only_for_shards_with_rows(shards, monkeypatch):
     lay(shards, [{"key": f"k{i}", "note": "so"} for i in range(5)], "notes")
     opened: Counter[str] = Counter()
     real = laying.OverlayJoiner.open
@@ -266,7 +266,7 @@ def test_other_overlays_are_opened_where_rows_are(shards, monkeypatch):
     assert set(opened) == {"000002.tar"}
 
 
-def test_values_are_written_where_there_are_some(shards):
+def test_values_are_written_only_if_there_are_any(shards):
     lay(shards, [told(0, "x")])
     folder = newest_version(shards, "captions").folder
     assert not os.path.exists(f"{folder}/values.parquet")
@@ -295,7 +295,7 @@ def test_odd_numbers_are_refused_by_their_line(shards, tmp_path, text, words, ca
     assert not os.path.exists(f"{shards}/overlays")
 
 
-def test_large_whole_numbers_and_odd_names_are_laid(shards):
+def test_large_integers_and_odd_names_are_applied(shards):
     lay(shards, [{"key": "k0", "score": 2**60 + 1, "scores": {"a": -(2**60) - 1, "b": 3}, "x\ud800": "y"}])
     first = next(read_source(shards))
     assert first["score"] == 2.0**60
@@ -304,8 +304,8 @@ def test_large_whole_numbers_and_odd_names_are_laid(shards):
     assert all(row["ok"] for row in verify_shards(shards))
 
 
-def test_names_of_files_are_looked_up_once_a_depth(tmp_path, monkeypatch):
-    """Many files of one last name cost no more than others: the indexes are not gone through for each row."""
+def test_file_names_are_indexed_once_per_depth(tmp_path, monkeypatch):
+    """Many files of the same name cost no more than others: the indexes are not scanned per row."""
     photos = tmp_path / "photos"
     for i in range(40):
         (photos / f"c{i}").mkdir(parents=True)

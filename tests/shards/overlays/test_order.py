@@ -1,4 +1,4 @@
-"""Overlays laid one after another: the newest wins, each is right alone, and what gets hidden is told."""
+"""Order of overlays: the newest wins, each is correct alone, and hidden samples are reported."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def lay(shards: str, rows: list[dict], name: str, add: bool = False) -> list[str
     return said
 
 
-def test_the_newest_wins_whatever_it_is_called(shards):
+def test_the_newest_overlay_wins_regardless_of_its_name(shards):
     lay(shards, [told(0, "first"), told(1, "first")], "zzz")
     lay(shards, [told(0, "second")], "aaa")
     assert shorts(shards)[:2] == ["second", "first"]
@@ -69,7 +69,7 @@ def test_versions_without_an_order_are_the_oldest(shards):
     assert shorts(shards)[0] == "old"  # of equal ones the last name
 
 
-def test_an_overlay_that_goes_on_keeps_its_place(shards):
+def test_a_resumed_overlay_keeps_its_order(shards):
     running = apply_rows(shards, [told(i, "early") for i in range(5)], "early")
     next(running)
     running.close()
@@ -78,7 +78,7 @@ def test_an_overlay_that_goes_on_keeps_its_place(shards):
     assert shorts(shards)[:2] == ["late", "early"]
 
 
-def test_an_overlay_is_right_alone_and_joined(shards):
+def test_an_overlay_is_correct_alone_and_joined(shards):
     same = [told(i, f"a blue car {i}") for i in range(5)]
     lay(shards, same, "one")
     lay(shards, same, "two")
@@ -89,7 +89,7 @@ def test_an_overlay_is_right_alone_and_joined(shards):
     assert shorts(f"{shards}?overlay=") == [f"a red car {i}" for i in range(5)]
 
 
-def test_measured_scores_are_not_taken_over(shards):
+def test_measured_scores_are_not_copied_into_an_overlay(shards):
     list(score_shards(shards, ["entropy"]))
     rows = [
         json.loads(json.dumps(row, default=str)) | told(i, "new") for i, row in enumerate(read_source(shards))
@@ -100,7 +100,7 @@ def test_measured_scores_are_not_taken_over(shards):
     assert "scores" not in next(read_source(f"{shards}?overlay=captions"))
 
 
-def test_what_a_partial_overlay_hides_is_told(shards):
+def test_samples_hidden_by_a_partial_overlay_are_reported(shards):
     assert lay(shards, [told(i, f"full {i}") for i in range(5)], "captions") == []
     part = [told(1, "part")]
     [line] = lay(shards, part, "captions")
@@ -126,7 +126,7 @@ def test_rows_of_other_shards_find_the_samples_made_of_them(tmp_path, shards, ca
     assert run(["shard", str(tmp_path / "rows.jsonl"), data, "--per-shard", "3"]) == 0
     for row in rows:
         row["captions"]["en"]["short"] = f"of {row['image']}"
-        row["key"] = "k0"  # says nothing: the picture does
+        row["key"] = "k0"  # ignored: the image decides
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     capsys.readouterr()
     assert run(["shard", "overlay", data, str(tmp_path / "rows.jsonl")]) == 0
@@ -136,7 +136,7 @@ def test_rows_of_other_shards_find_the_samples_made_of_them(tmp_path, shards, ca
     }
 
 
-def test_shards_of_shards_and_strangers_of_the_same_keys(tmp_path, shards):
+def test_keys_of_unrelated_shards_do_not_match(tmp_path, shards):
     photos, first, second = tmp_path / "photos", tmp_path / "first", tmp_path / "second"
     photos.mkdir()
     for i in range(3):
@@ -150,4 +150,4 @@ def test_shards_of_shards_and_strangers_of_the_same_keys(tmp_path, shards):
     lay(str(second), rows, "captions")
     assert shorts(str(second)) == ["new"] * 3
     with pytest.raises(LuminaError, match="none of 3 rows matches a sample"):
-        lay(shards, rows, "captions")  # the keys are the same, the pictures are not
+        lay(shards, rows, "captions")  # the same keys, but other images

@@ -1,4 +1,4 @@
-"""Rows that people and other tools lay over shards: what they replace, what is refused, what they match."""
+"""Rows of users and other tools applied to shards: replacements, refusals, and matching."""
 
 import io
 import json
@@ -31,7 +31,7 @@ def picture(number: int) -> Image.Image:
 
 @pytest.fixture
 def shards(tmp_path) -> str:
-    """Three samples in two shards; an engine wrote both captions of each."""
+    """Three samples in two shards; an engine generated both captions of each."""
     by = {"en": {"short": "nano", "tags": "nano"}}
     marks = {"captioned_by": by, "caption_scores": {"en": {"short": 0.5, "tags": 0.25}}}
     rows = [
@@ -54,10 +54,10 @@ def file_of(path, *lines: dict | str) -> str:
     return str(path)
 
 
-# What is known of a caption
+# Records of a caption
 
 
-def test_what_is_known_of_a_replaced_caption_holds_no_more(shards):
+def test_records_of_a_replaced_caption_are_removed(shards):
     told = [
         {"key": "alpha", "captions": {"en": {"short": "my own words"}}},
         {
@@ -71,7 +71,7 @@ def test_what_is_known_of_a_replaced_caption_holds_no_more(shards):
     assert found["alpha"]["captions"]["en"] == {"short": "my own words", "tags": "alpha"}
     assert found["alpha"]["captioned_by"] == {"en": {"tags": "nano"}}
     assert found["alpha"]["caption_scores"] == {"en": {"tags": 0.25}}
-    assert found["beta"]["captioned_by"] == {"en": {"short": "nano", "tags": "me"}}  # short says what it did
+    assert found["beta"]["captioned_by"] == {"en": {"short": "nano", "tags": "me"}}  # "short" is unchanged
     assert found["beta"]["caption_scores"] == {"en": {"short": 0.5}}
     assert found["gamma"]["captioned_by"] == {"en": {"short": "nano", "tags": "nano"}}
     own = {row["key"]: row for row in caption_provenance(found.values())}
@@ -90,7 +90,7 @@ def test_a_file_of_which_every_caption_was_replaced_names_no_engine(shards):
     assert all(row["captions"] == {} and row[BROUGHT]["en"] == {"short": "x", "tags": "y"} for row in rows)
 
 
-def test_marks_over_versions_that_are_kept(shards):
+def test_removals_survive_a_merge_with_the_kept_version(shards):
     first = {"key": "alpha", "captions": {"en": {"short": "one"}}, "captioned_by": {"en": {"short": "other"}}}
     list(apply_rows(shards, [first, {"key": "beta", "captions": {"en": {"tags": "mine"}}}], "captions"))
     assert rows_of(shards)["alpha"]["captioned_by"]["en"]["short"] == "other"
@@ -135,7 +135,7 @@ def test_a_malformed_row_is_refused_by_its_line(shards, tmp_path, row, message, 
         list(apply_rows(shards, [{"key": "alpha"} | row], "captions"))
 
 
-def test_one_caption_of_other_tools_and_levels_of_ones_own(shards, tmp_path, capsys):
+def test_single_captions_and_unknown_levels_are_accepted(shards, tmp_path, capsys):
     odd = {"key": "gamma", "captions": {"en": {"poem": "oh", "short": "s"}, "de": {"poem": "ach"}}}
     file = file_of(
         tmp_path / "mine.jsonl", {"key": "alpha", "caption": "by hand"}, {"key": "beta", "text": "so"}, odd
@@ -165,7 +165,7 @@ def test_readers_name_the_sample_and_the_overlay(shards, tmp_path):
         left[0]["image"].read()
 
 
-# Versions that are taken away
+# Removed versions
 
 
 def versions(shards: str) -> list[str]:
@@ -193,7 +193,7 @@ def test_overlays_are_removed(shards, tmp_path, capsys, how):
     assert run(["shard", "overlay", shards, "rows.jsonl", "--remove", "other"]) == 2
 
 
-def test_what_is_no_overlay_is_not_removed(shards, tmp_path):
+def test_folders_that_are_not_overlays_are_not_removed(shards, tmp_path):
     list(apply_rows(shards, [{"key": "alpha", "score": 3}], "other"))
     folder = f"{shards}/overlays/other/0001"
     os.mkdir(f"{folder}/inner")
@@ -207,12 +207,12 @@ def test_what_is_no_overlay_is_not_removed(shards, tmp_path):
     assert os.path.exists(outside / "0001" / "overlay.json")
 
 
-# What rows match
+# Matching
 
 
 @pytest.fixture
 def named(tmp_path) -> str:
-    """Shards of files with names of several kinds."""
+    """Shards of files with various names."""
     for number, name in enumerate(
         ("猫.png", "a b.png", "cats/tom.png", "dogs/tom.png", "v1.2.png", "u\u0308.png")
     ):
