@@ -263,7 +263,7 @@ def test_a_prompt_too_long_for_a_jpeg_is_refused(tmp_path):
     assert read_metadata(path) == long
     assert exif_comment(path) is None
     longer = {**ORIGIN, "prompt": "red cup " * 9000}
-    with pytest.raises(LuminaError, match=r"y\.jpg: a JPEG has no room for so long a prompt; write PNG"):
+    with pytest.raises(LuminaError, match=r"y\.jpg: the prompt is too long for a JPEG; write PNG"):
         save_image(NOISE, tmp_path / "y.jpg", longer)
     assert read_metadata(save_image(NOISE, tmp_path / "z.avif", longer)) == longer
     assert sorted(file.name for file in tmp_path.iterdir()) == ["x.jpg", "z.avif"]

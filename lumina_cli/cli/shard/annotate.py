@@ -38,7 +38,7 @@ def overlay(
     """
     from lumina_cli.core.shards.overlays.apply import apply_rows
     from lumina_cli.core.shards.overlays.match import read_input_rows
-    from lumina_cli.core.shards.overlays.reader import describe_overlays
+    from lumina_cli.core.shards.overlays.verify import describe_overlays
     from lumina_cli.core.shards.overlays.versions import remove_overlay
     from lumina_cli.core.shards.selection import resolve_shards
 

@@ -73,10 +73,8 @@ def ingest_image(data: bytes, name: str, full: bool = False, encode: str | None 
         notes |= {classify_profile(head.profile, head.space)} - {"srgb"}
     suffix = SUFFIX_OF[head.format]
     if encode and (encode != suffix or notes - {"icc_broken"}):
-        picture = open_image(data, name, whole=seen is None)
-        return IngestedImage(
-            encode_image(picture, encode), encode, *picture.size, _sorted(notes | {"encoded"})
-        )
+        image = open_image(data, name, whole=seen is None)
+        return IngestedImage(encode_image(image, encode), encode, *image.size, _sorted(notes | {"encoded"}))
     return IngestedImage(data, suffix, width, height, _sorted(notes | _misnamed(name, suffix)))
 
 

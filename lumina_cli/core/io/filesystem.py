@@ -47,6 +47,7 @@ __all__ = [
     "is_regular_file",
     "is_url",
     "join",
+    "list_folders",
     "list_names",
     "list_sizes",
     "make_dir",
@@ -104,6 +105,17 @@ def list_names(folder: Location) -> list[str]:
     if is_url(folder):
         return [name for name, *_ in remote_entries(folder)]
     return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
+def list_folders(place: str) -> list[str]:
+    """Return the sorted names of the folders directly in a location; [] if it does not exist."""
+    place = to_text(place)
+    if is_url(place):
+        return [name for name, _, folder in remote_entries(place) if folder]
+    if not os.path.isdir(place):
+        return []
+    with os.scandir(place) as found:
+        return sorted(entry.name for entry in found if entry.is_dir() and not entry.name.startswith("."))
 
 
 def is_entry(entry: os.DirEntry, folder: bool = False) -> bool:

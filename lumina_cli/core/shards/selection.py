@@ -127,11 +127,11 @@ def selected_shards(folder: str) -> str:
     return _resolve_place(folder, read_selection_info(folder)["shards"])
 
 
-def _resolve_place(folder: str, where: str) -> str:
-    """Return the location that select.json of a folder refers to as `where`."""
-    if filesystem.is_url(where) or os.path.isabs(where) or filesystem.is_url(folder):
-        return where
-    return os.path.normpath(os.path.join(folder, where))
+def _resolve_place(folder: str, stored: str) -> str:
+    """Return the location for one that select.json in `folder` stores (see `_relative_place`)."""
+    if filesystem.is_url(stored) or os.path.isabs(stored) or filesystem.is_url(folder):
+        return stored
+    return os.path.normpath(os.path.join(folder, stored))
 
 
 def list_selections(source: str) -> list[tuple[str, dict]]:

@@ -23,7 +23,8 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import lock_folder
 from lumina_cli.core.shards.inspect import verify_shards
 from lumina_cli.core.shards.overlays.apply import apply_rows, diff_row
-from lumina_cli.core.shards.overlays.reader import describe_overlays, find_overlays, merge, newest_version
+from lumina_cli.core.shards.overlays.reader import find_overlays, merge, newest_version
+from lumina_cli.core.shards.overlays.verify import describe_overlays
 from lumina_cli.core.shards.overlays.versions import begin_version
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.shards.reader import open_shards, read_index, read_shards

@@ -19,7 +19,8 @@ from lumina_cli.core.shards.inspect import verify_shards
 from lumina_cli.core.shards.overlays import apply as laying
 from lumina_cli.core.shards.overlays import match
 from lumina_cli.core.shards.overlays.apply import apply_rows
-from lumina_cli.core.shards.overlays.reader import describe_overlays, newest_version
+from lumina_cli.core.shards.overlays.reader import newest_version
+from lumina_cli.core.shards.overlays.verify import describe_overlays
 from lumina_cli.core.shards.overlays.versions import begin_version
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.shards.reader import open_shards, read_index

@@ -11,7 +11,8 @@ from lumina_cli.cli.app import run
 from lumina_cli.core.curation.scores import score_shards
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.shards.overlays.apply import apply_rows
-from lumina_cli.core.shards.overlays.reader import describe_overlays, newest_version
+from lumina_cli.core.shards.overlays.reader import newest_version
+from lumina_cli.core.shards.overlays.verify import describe_overlays
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.sources.source import read_source
 

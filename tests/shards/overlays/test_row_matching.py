@@ -17,7 +17,7 @@ from lumina_cli.core.evals.captions.provenance import BROUGHT, caption_provenanc
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.inspect import verify_shards
 from lumina_cli.core.shards.overlays.apply import apply_rows
-from lumina_cli.core.shards.overlays.reader import describe_overlays
+from lumina_cli.core.shards.overlays.verify import describe_overlays
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.shards.reader import read_index, read_shards
 from lumina_cli.core.sources.source import read_source

@@ -23,7 +23,7 @@ are applied; "SHARDS?overlay=" selects none. shards/overlays/writer.py writes ov
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from lumina_cli.core.errors import LuminaError, UsageError
@@ -183,12 +183,12 @@ def find_overlays(shards: str, wanted: list[str] | None = None) -> list[Overlay]
 
 def list_overlays(shards: str) -> list[str]:
     """Return the names of the overlays of shards, complete or not."""
-    return list_folders(filesystem.join(shards, FOLDER))
+    return filesystem.list_folders(filesystem.join(shards, FOLDER))
 
 
 def list_versions(shards: str, name: str) -> list[str]:
     """Return the versions of an overlay, oldest first, complete or not."""
-    return list_folders("/".join([filesystem.to_text(shards), FOLDER, name]))
+    return filesystem.list_folders("/".join([filesystem.to_text(shards), FOLDER, name]))
 
 
 def newest_version(shards: str, name: str) -> Overlay | None:
@@ -216,18 +216,6 @@ def read_json(place: str) -> dict | None:
     except ValueError as error:
         raise LuminaError(f"{place} is not JSON; delete its folder") from error
     return found if isinstance(found, dict) else None
-
-
-def describe_overlays(shards: str) -> Iterator[dict]:
-    """Yield a row per version: overlay, version, whole, samples, bytes, members, settings..."""
-    for name in list_overlays(shards):
-        for version in list_versions(shards, name):
-            overlay = open_version(shards, name, version)
-            row = {"overlay": name, "version": version, "whole": overlay is not None}
-            seen = {*row, "name", "digests"}
-            yield row | (
-                {key: overlay.info[key] for key in overlay.info if key not in seen} if overlay else {}
-            )
 
 
 def merge(row: dict, part: dict, over_part: bool = False) -> dict:
@@ -305,14 +293,3 @@ def _is_span(value: object) -> bool:
     return (
         isinstance(value, list) and len(value) == 2 and all(type(part) is int and part >= 0 for part in value)
     )
-
-
-def list_folders(place: str) -> list[str]:
-    """Return the sorted names of the folders directly in a location; [] if it does not exist."""
-    place = filesystem.to_text(place)
-    if filesystem.is_url(place):
-        return [name for name, _, folder in filesystem.remote_entries(place) if folder]
-    if not os.path.isdir(place):
-        return []
-    with os.scandir(place) as found:
-        return sorted(entry.name for entry in found if entry.is_dir() and not entry.name.startswith("."))

@@ -1,4 +1,4 @@
-"""Verification of overlays: their bytes, and whether they still belong to the images in the shards."""
+"""Describe overlays, and verify their bytes and whether they still belong to the images in the shards."""
 
 from collections.abc import Iterator
 
@@ -20,6 +20,18 @@ from lumina_cli.core.shards.reader import read_index
 from lumina_cli.core.shards.tar import BLOCK, read_span, tar_header
 
 _ARRAY = b"\x93NUMPY"  # magic bytes of a .npy file
+
+
+def describe_overlays(shards: str) -> Iterator[dict]:
+    """Yield a row per version: overlay, version, whole, samples, bytes, members, settings..."""
+    for name in list_overlays(shards):
+        for version in list_versions(shards, name):
+            overlay = open_version(shards, name, version)
+            row = {"overlay": name, "version": version, "whole": overlay is not None}
+            seen = {*row, "name", "digests"}
+            yield row | (
+                {key: overlay.info[key] for key in overlay.info if key not in seen} if overlay else {}
+            )
 
 
 def verify_overlays(shards: str, tars: list[str]) -> Iterator[dict]:
