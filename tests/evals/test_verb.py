@@ -56,7 +56,7 @@ class FakePipeline:
     def weights_for(self, plan):
         return fingerprint(self.folder)
 
-    def draw(self, jobs, system):
+    def generate(self, jobs, system):
         self.jobs += [(job.prompt, job.seed, job.number) for job in jobs]
         return [Image.new("RGB", self.default_size) for _ in jobs]
 
