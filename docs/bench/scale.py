@@ -11,7 +11,7 @@ Each step is a process of its own, so that its peak memory is its own.
     best100, best10, best1
               `select_samples`, as `lumina shard select --best SHARE` runs it: 100/110 of the pool, a tenth of
               that, and a tenth of that
-    crops     which crop of the stage at 1024 pixels each picture of the pool is trained at
+    crops     the crop of the 1024 px stage of each image of the pool
     batches   the training planner: all batches of one epoch over best10
 
 The second half of each made-up sha256 repeats the first, so that a disk of 20 GB is enough: a real manifest

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lumina_cli.core.dataset.latent_cache import LatentStore, build_stores, check_captions, fingerprint
+from lumina_cli.core.dataset.latent_cache import LatentStore, build_stores, check_captions
 from lumina_cli.core.dataset.sampler import Sampler
+from lumina_cli.core.dataset.source_fingerprint import fingerprint
 from lumina_cli.core.dataset.training_data import TrainingData, caption_kinds, missing_captions, pad
 from lumina_cli.core.errors import LuminaError, TooManyRejects
 from lumina_cli.core.training.config import Recipe, Stage, Validation

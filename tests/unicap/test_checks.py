@@ -1,4 +1,4 @@
-"""The checks of captions on texts as models write them: good ones that look bad, and bad ones that look good."""
+"""Checks of captions on realistic texts: valid ones that look wrong, and wrong ones that look valid."""
 
 import pytest
 

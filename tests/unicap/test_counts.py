@@ -1,4 +1,4 @@
-"""What a run of `lumina caption` counts: pictures that came to nothing, the bar's total, the rows it holds."""
+"""Counts of a captioning run: rejected images, the total of the progress bar, rows in memory."""
 
 import io
 import json

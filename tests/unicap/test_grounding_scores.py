@@ -1,4 +1,4 @@
-"""`--score objects`: what captions mention, and detectors that are asked whether it is there."""
+"""`--score objects`: noun phrases of captions, and detectors that look for them."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Runs of `lumina caption --out` that are killed, repeated, shared out, and refused."""
+"""Runs of `lumina caption --out` that are killed, repeated, split and refused."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`lumina caption --reuse`, files begun by a run that wrote nothing, and lines that say what there was to do."""
+"""`lumina caption --reuse`, files of runs without rows, and summary messages."""
 
 import json
 import sys

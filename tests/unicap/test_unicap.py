@@ -1,4 +1,4 @@
-"""Instructions, checks and the stream of `core/unicap`, with a captioner made of a dictionary."""
+"""Prompts, checks and the caption stream, with a captioner that answers from a dictionary."""
 
 import json
 import threading

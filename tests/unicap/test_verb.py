@@ -1,4 +1,4 @@
-"""`lumina caption` end to end, with tiny models made on the spot: exact words, exit codes, and real captions."""
+"""`lumina caption` end to end with tiny models: messages, exit codes and captions."""
 
 import io
 import json

@@ -6,9 +6,7 @@ written after each chunk and records the sizes of the other files. What they con
 chunk that an interruption cut short: it is truncated, and the build continues from there.
 """
 
-import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import groupby, islice
@@ -21,11 +19,8 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError, TooManyRejects
 from lumina_cli.core.images.buckets import best_size, crop_image
-from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
 from lumina_cli.core.io.jsonl import dump_row, get_captions
-from lumina_cli.core.shards.overlays.reader import split_source
-from lumina_cli.core.shards.selection import is_selection, selected_shards
 from lumina_cli.core.shards.tar import TarImage
 from lumina_cli.core.sources.source import open_row_image
 
@@ -39,7 +34,6 @@ LatentsBySize = dict[int, Tensor]  # size in pixels -> latents (C, H, W)
 FindLatents = Callable[[dict], LatentsBySize]
 # An image and its precomputed latents; None instead of the image if latents of all sizes are precomputed.
 OpenedImage = tuple[Image.Image | None, LatentsBySize]
-_ENCODED = re.compile(r"/overlays/(latents|text)-[^/]*/\d+/[^/]*$")  # files of `lumina shard encode`
 
 
 class LatentStore:
@@ -266,39 +260,3 @@ def count_rejects(folder: Path) -> int:
 def count_precomputed(folder: Path) -> int:
     """Return how many latents of a complete cache folder were precomputed by `lumina shard encode`."""
     return json.loads((folder / "progress.json").read_text(encoding="utf-8")).get("ready", 0)
-
-
-def fingerprint(source: str, parts: Path) -> str:
-    """Return 16 hex digits that change if a source or the files of a model component (`parts`) change.
-
-    Files of sources are compared by name, size and time, including the overlays of shards and the shards of a
-    selection; the files of the component by content.
-    """
-    digest = hashlib.sha256(source.encode())
-    place = split_source(source)[0]
-    folders = [place, selected_shards(place)] if is_selection(place) else [place]
-    for folder in folders:
-        for name, version in sorted(_files(folder)):
-            if _ENCODED.search(name):
-                continue  # computed from the other files, so not a change of the data
-            digest.update(f"{filesystem.basename(name)} {version}".encode(errors="surrogateescape"))
-    for file in sorted(p for p in parts.rglob("*") if p.is_file()):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _files(place: str) -> Iterator[tuple[str, str]]:
-    """Yield (name, version) of a file, or of all files below a folder; remote files have sizes and ETags."""
-    if not filesystem.is_url(place):
-        path = Path(place)
-        files = [path] if path.is_file() else path.rglob("*") if path.is_dir() else []
-        for file in files:
-            if file.is_file():
-                yield str(file), filesystem.file_version(str(file))
-    elif filesystem.is_file(place):
-        yield place, filesystem.file_version(place)
-    else:
-        system, path = filesystem.open_filesystem(place)
-        with filesystem.remote_errors(place, "read"):
-            for name, info in system.find(path, detail=True).items():
-                yield name, " ".join(str(info.get(key)) for key in ("size", "ETag", "mtime", "created"))

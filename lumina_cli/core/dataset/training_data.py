@@ -21,10 +21,10 @@ from lumina_cli.core.dataset.latent_cache import (
     build_stores,
     count_precomputed,
     count_rejects,
-    fingerprint,
 )
 from lumina_cli.core.dataset.precomputed import PrecomputedFeatures, PrecomputedLatents
 from lumina_cli.core.dataset.sampler import Batch, Sampler, counted_random
+from lumina_cli.core.dataset.source_fingerprint import fingerprint
 from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError

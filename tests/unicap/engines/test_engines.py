@@ -1,4 +1,4 @@
-"""The engines of `lumina caption`: an endpoint that answers and one that fails, vLLM's interface, Florence-2, CLIP."""
+"""The captioning engines: working and failing endpoints, vLLM's interface, Florence-2, CLIP."""
 
 import sys
 import types

@@ -1,4 +1,4 @@
-"""How a model wants to be asked, as its folder says it; and what an endpoint says where it fails."""
+"""Model settings under "captioning" in config.json, and the error messages of endpoints."""
 
 import json
 

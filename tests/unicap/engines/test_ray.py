@@ -1,4 +1,4 @@
-"""Captions on a real Ray of this machine, with two workers: the same rows as without it, whatever is killed."""
+"""Captioning on a local Ray with two workers: the same rows as without Ray, also if workers are killed."""
 
 import json
 import os
