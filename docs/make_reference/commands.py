@@ -23,7 +23,7 @@ EXIT_CODES = (
     ("2", "Wrong usage: an unknown command, option or setting."),
     ("3", "Too many bad inputs; see `--max-bad-rate`."),
     ("5", "Missing hardware or optional dependency; the message names the extra to install."),
-    ("6", "A gate failed: a score or a measurement is below the required value."),
+    ("6", "A score is below a `--gate` threshold."),
     ("130", "Interrupted with Ctrl-C."),
     ("143", "Terminated with SIGTERM."),
 )

@@ -1,4 +1,4 @@
-"""The `lumina` command: verbs in pipeline order, exit codes, signals, and errors as one line on stderr."""
+"""The `lumina` command: commands in pipeline order, exit codes, signals, and errors as one line on stderr."""
 
 import errno
 import gc
@@ -32,7 +32,7 @@ _terminations: list[float] = []  # times of the SIGTERMs received
 
 
 class Verbs(HelpGroup):
-    """The top-level group: verbs in pipeline order; errors of the operating system as one line."""
+    """The top-level group: commands in pipeline order; errors of the operating system as one line."""
 
     def list_commands(self, ctx) -> list[str]:
         return [name for name in VERBS if name in self.commands]
@@ -40,7 +40,7 @@ class Verbs(HelpGroup):
     def resolve_command(self, ctx, args: list[str]):
         if args and args[0] not in self.commands:
             hint = did_you_mean(args[0], VERBS) or f"; choose from {', '.join(VERBS)}"
-            raise UsageError(f"unknown verb {args[0]!r}{hint}")
+            raise UsageError(f"unknown command {args[0]!r}{hint}")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx):
@@ -96,7 +96,7 @@ def accept_options(
         typer.Option("--debug", help="Show the traceback of an error; works anywhere on the line."),
     ] = False,
 ) -> None:
-    """Accept the options before the verb; `run` has removed --debug."""
+    """Accept the options before the command; `run` has removed --debug."""
 
 
 for _name in VERBS:

@@ -34,16 +34,16 @@ def convert(
     dest: Annotated[
         Path, typer.Argument(help="A .safetensors or .pth file to write; for diffusers also a folder.")
     ],
-    to: Annotated[Dialect, typer.Option(help="Layout to convert to.")],
+    to: Annotated[Dialect, typer.Option(help="Format to convert to.")],
     dtype: Annotated[
         Precision | None, typer.Option(help="Data type of the written weights. Default: unchanged.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DEST if it exists.")] = False,
     json: Json = False,
 ) -> None:
-    """Convert weights or a LoRA between tools. A file or folder in, a converted file or folder out.
+    """Convert weights or a LoRA between formats.
 
-    The layouts are those of lumina, the official code, diffusers, ComfyUI and kohya (LoRAs only).
+    The formats are those of lumina, the official code, diffusers, ComfyUI and kohya (LoRAs only).
 
     Examples:
 

@@ -5,7 +5,7 @@ from lumina_cli.cli.options import Json
 
 
 def doctor(json: Json = False) -> None:
-    """Check this machine by running each component. One row per component out.
+    """Check this machine by running each component. Writes one row per component.
 
     Failed checks have a suggested "fix"; optional components that are not installed have "ok": null.
 

@@ -1,4 +1,4 @@
-"""`lumina train`: a recipe in, rows of metrics and a model folder out."""
+"""`lumina train`: train a model from a recipe."""
 
 import os
 from importlib import import_module
@@ -32,10 +32,11 @@ def train(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Train a model from a recipe. Recipe and data in, rows of metrics and a model folder out.
+    """Train a model from a recipe. Writes rows of metrics to stdout.
 
-    Every setting of the recipe can be overridden with KEY=VALUE. The model, its checkpoints and the resolved
-    settings are written to out=FOLDER.
+    KEY=VALUE overrides a setting of the recipe. The model, its checkpoints and the resolved settings are
+    written to out=FOLDER. To start from trained weights, pass model=FOLDER; a name, such as model=nano, means
+    random weights of that size.
 
     Examples:
 

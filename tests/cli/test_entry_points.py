@@ -107,8 +107,7 @@ def test_a_name_of_two_packages_is_an_error(install):
 def test_a_benchmark_of_another_package_is_a_word_of_eval(install, lumina):
     install("extras", "[lumina.benchmarks]\nmine = extras_code:Mine\n", "Mine = None")
     assert (
-        lumina("eval mine")[2]
-        == "lumina eval: name what to score: --model NAME, --images DIR, or --ceiling\n"
+        lumina("eval mine")[2] == "lumina eval: pass exactly one of --model NAME, --images DIR or --ceiling\n"
     )
     with pytest.raises(UsageError, match="choose from geneval, mine"):
         registry.BENCHMARKS.load("xyz")

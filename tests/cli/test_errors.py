@@ -29,7 +29,7 @@ def doctor_raises(monkeypatch):
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("smaple", "lumina: unknown verb 'smaple'; did you mean 'sample'?"),
+        ("smaple", "lumina: unknown command 'smaple'; did you mean 'sample'?"),
         ("sample --sede 1 x", "lumina sample: no option --sede; did you mean '--seed'?"),
         ("sample --shar 1/2 x", "lumina sample: no option --shar"),
         ("shard only", "lumina shard: missing argument 'dest'"),

@@ -45,7 +45,7 @@ def test_a_group_runs_its_default_command(args, output):
         ("eval caption a.jsonl", "unknown benchmark 'caption'; did you mean `lumina eval captions`?"),
         ("eval geneva", "unknown benchmark 'geneva'; did you mean 'geneval'?"),
         ("eval xyz", "unknown benchmark 'xyz'; choose from geneval"),
-        ("eval geneval", "name what to score"),
+        ("eval geneval", "pass exactly one of --model"),
     ],
 )
 def test_a_misspelled_sub_command_is_wrong_usage(command, message, lumina, monkeypatch, tmp_path):

@@ -82,7 +82,7 @@ def test_tokens_are_counted_by_default(shards, tmp_path, capsys):
     assert short["most"] == nano(["a red car"])[0] + found["system_prompt_tokens"]
     assert found["over_256_tokens"] == compute_stats(shards, count=nano)["over_256_tokens"] > 0
     assert run(["shard", "stats", shards]) == 0
-    assert "embedded tokenizer; Gemma's counts differ" in capsys.readouterr().err
+    assert "bundled tokenizer; Gemma's counts differ" in capsys.readouterr().err
     own = str(tmp_path / "own")
     list(write_shards(rows()[:8], own, count=Words()))
     found = compute_stats(own)

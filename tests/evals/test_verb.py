@@ -171,11 +171,11 @@ def test_a_terminal_gets_a_table_and_no_rows(pipeline, lumina, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        ("geneval", 2, "name what to score: --model NAME, --images DIR, or --ceiling"),
+        ("geneval", 2, "pass exactly one of --model NAME, --images DIR or --ceiling"),
         (
             "geneval --model tiny --images x",
             2,
-            "name what to score: --model NAME, --images DIR, or --ceiling",
+            "pass exactly one of --model NAME, --images DIR or --ceiling",
         ),
         (
             "geneval --ceiling --plan steps=3",

@@ -103,7 +103,11 @@ def test_memory_budget_keeps_the_image(sample):
         (["x", "--mask", "m.png"], 2, "--mask and --strength need --init, the image to start from"),
         (["x", "--init", "m.png"], 1, "m.png"),
         (["x", "--grid", "gidance=1,2"], 2, "guidance"),
-        (["--from", "m.png", "--grid", "steps=1,2"], 2, "--from excludes PROMPTS, --grid and --preset"),
+        (
+            ["--from", "m.png", "--grid", "steps=1,2"],
+            2,
+            "--from cannot be combined with PROMPTS, --grid or --preset",
+        ),
         (["--from", "m.png"], 1, "m.png"),
         (["--from", "plain.png"], 1, "does not contain generation settings"),
         (["x", "--attention", "cup", *FEW], 2, "cup"),

@@ -47,7 +47,7 @@ def attention(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Compare attention implementations. A problem size in, one row per implementation out.
+    """Compare attention implementations. Writes one row per implementation.
 
     Each row has the error against float64, milliseconds, and the time relative to PyTorch's sdpa.
 

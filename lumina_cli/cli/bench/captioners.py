@@ -21,7 +21,7 @@ def caption(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Compare the speed of captioning engines. Rendered images in, one row per engine out.
+    """Compare the speed of captioning engines on rendered images. Writes one row per engine.
 
     Rows have images, captions and tokens per second. The engine noop has no model, so its row measures
     loading, checking and writing alone. Rendering, model loading and one warm-up batch are not timed.

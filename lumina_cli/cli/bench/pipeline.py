@@ -19,7 +19,9 @@ def sample(
     plan: Annotated[
         str, typer.Option(help="Further sampling settings, e.g. solver=euler,shift=3, or a JSON file.")
     ] = "",
-    calls: Annotated[int | None, typer.Option(help="Budget of network calls; excludes steps=.")] = None,
+    calls: Annotated[
+        int | None, typer.Option(help="Maximum number of network calls; cannot be combined with steps=.")
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="Image size: 1024x768, 16:9... Default: the model's own size.")
     ] = None,
@@ -27,9 +29,9 @@ def sample(
     repeats: Annotated[int, typer.Option(min=1, help="Timed rounds; both pipelines run in each.")] = 7,
     json: Json = False,
 ) -> None:
-    """Compare the speed of whole images with diffusers' pipeline. A model in, one row per pipeline out.
+    """Benchmark end-to-end image generation against diffusers. Writes one row per pipeline.
 
-    Both pipelines run from text to pixels on the same model folder; diffusers with its default settings.
+    Both pipelines run from text to pixels on the same model folder; diffusers uses its default settings.
 
     Examples:
 

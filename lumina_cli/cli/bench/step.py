@@ -44,10 +44,10 @@ def step(
     seed: Annotated[int, typer.Option(help="Random seed of weights and inputs.")] = 0,
     json: Json = False,
 ) -> None:
-    """Time one network call on the CPU. A model or its size in, one row per implementation out.
+    """Time one network call on the CPU. Writes one row per implementation.
 
-    Each row has seconds, the speed ratio, the error against float32, and the fraction of the time that the
-    matmuls alone would take.
+    Each row has seconds, the speed ratio, the error against float32, and the fraction of the call spent in
+    matmuls.
 
     Examples:
 

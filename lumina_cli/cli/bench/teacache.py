@@ -28,9 +28,9 @@ def teacache(
     seed: Annotated[int, typer.Option(help="Random seed of captions and noise.")] = 0,
     json: Json = False,
 ) -> None:
-    """Calibrate TeaCache for a model. A model in, rows of errors and a teacache.json out.
+    """Calibrate TeaCache for a model. Writes teacache.json and, to stdout, rows of errors.
 
-    The error is measured at several thresholds. `lumina sample --cache tea:THRESHOLD` uses the file.
+    The error is measured at several thresholds. `lumina sample --cache tea:THRESHOLD` uses teacache.json.
 
     Examples:
 

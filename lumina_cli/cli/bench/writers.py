@@ -17,10 +17,10 @@ def data(
     size: Annotated[int, typer.Option(min=64, help="Width of generated images, in pixels.")] = 512,
     per_shard: Annotated[int, typer.Option(min=1, help="Rows per shard.")] = 1000,
     check: Annotated[str, typer.Option(help="Image validation of `lumina shard`: quick or full.")] = "quick",
-    repeats: Annotated[int, typer.Option(min=1, help="Timed runs per writer, in alternation.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed runs per writer; the writers alternate.")] = 5,
     json: Json = False,
 ) -> None:
-    """Compare the speed of `lumina shard` with webdataset's ShardWriter. Images in, one row per writer out.
+    """Compare the speed of `lumina shard` with webdataset's ShardWriter. Writes one row per writer.
 
     Both write the same rows with one process; lumina also validates, hashes and indexes every image. "ratio"
     is the speed relative to webdataset.

@@ -1,4 +1,4 @@
-"""`lumina caption`: images in, captions out."""
+"""`lumina caption`: write captions of images."""
 
 from lumina_cli.cli.caption.command import caption
 

@@ -1,4 +1,4 @@
-"""`lumina caption`: images in, rows with captions out."""
+"""`lumina caption`: write rows with captions of images."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -33,14 +33,14 @@ def caption(
     shard: shared.DeprecatedShard = None,
     json: shared.Json = False,
 ) -> None:
-    """Caption images at several levels of detail, in any language. Images in, one row per image out.
+    """Caption images at several levels of detail, in any language. Writes one row per image.
 
-    With --out an interrupted run can be resumed, and stdout gets one row of statistics instead. Without it,
-    rows of unreadable images are passed on with an "error". Captions that fail their checks are requested
-    again with another seed. "captioned_by" lists the captions that this run wrote.
+    With --out, the rows are written to a file, an interrupted run can be resumed, and stdout gets one row of
+    statistics. Without --out, rows of unreadable images are passed on with an "error". Captions that fail
+    their checks are requested again with another seed. "captioned_by" lists the captions that this run wrote.
 
-    Rows of nano:N and hf:NAME have no "image", because their images are not files. To keep both, pack the
-    source with `lumina shard` and caption the shards.
+    Rows of nano:N and hf:NAME have no "image", because their images are not files. To keep images and
+    captions together, pack the source first: `lumina shard SOURCE DIR`, then `lumina caption DIR`.
 
     Examples:
 

@@ -39,8 +39,8 @@ Domain = Annotated[
 Derive = Annotated[
     str,
     typer.Option(
-        help="Source of each level: `picture` (the image), `text` (the detailed caption) or `once` (one "
-        "answer for all levels).",
+        help="How captions are obtained: `picture` (ask about the image for each caption), `text` (write the "
+        "detailed caption, derive the rest from it) or `once` (all captions in one JSON answer).",
         rich_help_panel=CAPTIONS,
     ),
 ]

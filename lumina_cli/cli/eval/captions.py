@@ -22,7 +22,7 @@ def captions(
     samples: Annotated[int, typer.Option(min=0, max=1000, help="Number of images on the page.")] = 40,
     json: Json = False,
 ) -> None:
-    """Compare captions of the same images. Captioned rows in, one row per file, language and level out.
+    """Compare captions of the same images. Writes one row per file, language and level.
 
     Each row reports the length of the captions, their information density and their agreement with the other
     files; for images with a "scene" (nano) also the fraction of correct statements. If rows have

@@ -7,13 +7,13 @@ import typer
 
 from lumina_cli.core.registry import BENCHMARKS, JUDGES
 
-SUBJECT, PROMPTS, SAMPLING, SCORING = "Subject", "Prompts", "Sampling", "Scoring and output"
+SUBJECT, PROMPTS, SAMPLING, SCORING = "What to score", "Prompts", "Sampling", "Scoring and output"
 
 Benchmark = Annotated[str, typer.Argument(help=f"Benchmark: {', '.join(BENCHMARKS)}.")]
 Prompts = Annotated[
     str,
     typer.Option(
-        help="Prompt set: nano (for models of nano's world) or official (GenEval's 553 prompts).",
+        help="Prompt set: nano (about nano's synthetic scenes) or official (GenEval's 553 prompts).",
         rich_help_panel=PROMPTS,
     ),
 ]
@@ -54,7 +54,7 @@ Ceiling = Annotated[
     bool,
     typer.Option(
         "--ceiling",
-        help="Score ground-truth renders: the upper bound that the judge allows.",
+        help="Score ground-truth renders, to measure the best score that this judge can give.",
         rich_help_panel=SUBJECT,
     ),
 ]

@@ -47,9 +47,9 @@ def run(
     out: options.Out = None,
     json: Json = False,
 ) -> None:
-    """Generate images for a benchmark's prompts and score them. A model or images in, one row per image out.
+    """Generate images for a benchmark's prompts and score them. Writes one row per image to stdout.
 
-    A table of the scores follows on stderr. Name one subject: --model, --images or --ceiling.
+    Pass exactly one of --model, --images or --ceiling. A table of the scores is printed to stderr at the end.
 
     Examples:
 
@@ -61,7 +61,7 @@ def run(
     from lumina_cli.core.evals.run import Evaluation
 
     if (images is not None) == (ceiling or model is not None):
-        raise UsageError("name what to score: --model NAME, --images DIR, or --ceiling")
+        raise UsageError("pass exactly one of --model NAME, --images DIR or --ceiling")
     if (plan or preset) and (images or ceiling):
         raise UsageError("--plan and --preset need --model: --images and --ceiling do not sample")
     scores = Evaluation(BENCHMARKS.load(benchmark)(), JUDGES.load(judge)(), seed, out, batch, gate or ())
@@ -88,7 +88,7 @@ def prompts(
     seed: options.Seed = 0,
     json: Json = False,
 ) -> None:
-    """Write the prompts of a benchmark. A benchmark in, one row per prompt out.
+    """Write the prompts of a benchmark, one row per prompt.
 
     The rows are in the order of the numbered folders that `lumina eval run --images` reads.
 
@@ -107,7 +107,7 @@ def compare(
     second: Annotated[Path, typer.Argument(help="Output folder to compare with it.")],
     json: Json = False,
 ) -> None:
-    """Compare two runs on the prompts they share. Two result folders in, rows of differences out.
+    """Compare two runs on the prompts they share. Writes one row per difference.
 
     Each difference is second - first, with a 95 % interval from a paired bootstrap.
 

@@ -1,4 +1,4 @@
-"""`lumina sample`: prompts in, images out."""
+"""`lumina sample`: generate images from prompts."""
 
 from lumina_cli.cli.sample.command import sample
 

@@ -1,4 +1,4 @@
-"""`lumina sample`: prompts in, images out."""
+"""`lumina sample`: generate images from prompts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +47,7 @@ def sample(
     explain: options.Explain = False,
     json: shared.Json = False,
 ) -> None:
-    """Generate images from prompts. Prompts or rows in, one row per image out.
+    """Generate images from prompts. Writes one row per image to stdout.
 
     Rows of a file may set their own "seed", "size" and "negative". Images that already exist with the same
     settings are not generated again, so an interrupted command can be rerun to resume.
@@ -60,9 +60,11 @@ def sample(
         lumina sample "a cat" --preset fast --grid "guidance=2,4 x seed=1,2"
     """
     if from_ and (prompts or grid or preset):
-        raise UsageError("--from excludes PROMPTS, --grid and --preset: images contain their prompt and plan")
+        raise UsageError(
+            "--from cannot be combined with PROMPTS, --grid or --preset: images contain their prompt and plan"
+        )
     if explain and (from_ or grid):
-        raise UsageError("--explain shows a single plan and excludes --from and --grid")
+        raise UsageError("--explain shows a single plan and cannot be combined with --from or --grid")
     split = shared.resolve_split(split, shard)
     rows = total = None
     if not from_:

@@ -60,7 +60,9 @@ Steps = Annotated[
 ]
 Calls = Annotated[
     int | None,
-    typer.Option(help="Budget of network calls; excludes --steps.", rich_help_panel=PLAN),
+    typer.Option(
+        help="Maximum number of network calls; cannot be combined with --steps.", rich_help_panel=PLAN
+    ),
 ]
 Guidance = Annotated[
     float | None,
@@ -90,7 +92,7 @@ Lora = Annotated[
 From = Annotated[
     list[Path] | None,
     typer.Option(
-        "--from", help="Regenerate an image from its embedded metadata. Repeatable.", rich_help_panel=EDITING
+        "--from", help="Regenerate an image from its metadata. Repeatable.", rich_help_panel=EDITING
     ),
 ]
 Init = Annotated[

@@ -25,9 +25,10 @@ def overlay(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Add or replace captions, scores or other fields. Rows in, an overlay and one row per shard out.
+    """Add or replace captions, scores or other fields. Writes one row per changed shard to stdout.
 
-    Shards are not rewritten. Every call writes a new version of the overlay; the newest version is used.
+    The new values are stored as an overlay; shards are not rewritten. Every call adds a version of the
+    overlay, and readers use the newest one.
 
     Examples:
 
@@ -44,7 +45,7 @@ def overlay(
 
     if remove is not None:
         if rows is not None or add:
-            raise UsageError("--remove excludes ROWS and --add; add rows in a separate command")
+            raise UsageError("--remove cannot be combined with ROWS or --add; add rows in a separate command")
         output.write_rows(remove_overlay(resolve_shards(shards), remove), json, label="versions")
     elif rows is None:
         output.write_rows(describe_overlays(resolve_shards(shards)), json, label="overlays")
@@ -71,7 +72,7 @@ def encode(
     max_bad_rate: MaxBadRate = 0.05,
     json: Json = False,
 ) -> None:
-    """Precompute latents and text features for training. Shards in, one row per shard out.
+    """Precompute latents and text features for training. Writes one row per shard to stdout.
 
     The results are stored as overlays, which `lumina train` uses automatically.
 

@@ -25,7 +25,7 @@ def score(
     max_bad_rate: MaxBadRate = 0.05,
     json: Json = False,
 ) -> None:
-    """Score every image once, for later selection. Shards in, one row per shard out.
+    """Score every image once, for later selection. Writes one row per shard to stdout.
 
     The values are stored in the overlay "scores".
 
@@ -51,11 +51,13 @@ def select(
     dest: Annotated[str, typer.Argument(help="Output folder; the selection can be used as a source.")],
     best: Annotated[
         str | None,
-        typer.Option(help="Keep the best ones: a fraction (0.1; 1.0 is all) or a count (1 is one sample)."),
+        typer.Option(
+            help="Keep the best samples: a fraction with a decimal point (0.1, 1.0) or a count (1000)."
+        ),
     ] = None,
     by: Annotated[
         str,
-        typer.Option(help='Score to rank by; without a score named "score", the only one is used.'),
+        typer.Option(help='Score to rank by. If no sample has "score", the only other score is used.'),
     ] = "score",
     where: Annotated[
         list[str] | None,
@@ -64,12 +66,12 @@ def select(
     no_duplicates: Annotated[
         str | None,
         typer.Option(
-            help="Remove duplicates: exact or near. Of near duplicates, the largest image is kept, then the "
-            "best one."
+            help="Remove duplicates: exact or near. Of near duplicates, the largest image is kept; of "
+            "equally large ones, the one with the best score."
         ),
     ] = None,
     distance: Annotated[
-        int, typer.Option(help="Largest Hamming distance of near duplicates, in bits of 64.")
+        int, typer.Option(help="Maximum Hamming distance (of 64 bits) between near duplicates.")
     ] = 4,
     per_source: Annotated[
         int | None, typer.Option(min=1, help="Maximum number of samples per source.")
@@ -77,9 +79,9 @@ def select(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing selection in DEST.")] = False,
     json: Json = False,
 ) -> None:
-    """Select samples for the next training stage. Shards in, a selection and one row per step out.
+    """Select samples for the next training stage. Writes one row per step to stdout.
 
-    A selection lists samples; no image is copied.
+    The selection in DEST is a list of samples; images are not copied.
 
     Examples:
 

@@ -57,7 +57,7 @@ def pack(
     force: Annotated[bool, typer.Option("--force", help="Replace existing shards in DEST.")] = False,
     json: Json = False,
 ) -> None:
-    """Pack images and captions into webdataset shards. A source in, one row per shard out.
+    """Pack images and captions into webdataset shards. Writes one row per shard to stdout.
 
     Image files are copied byte for byte; invalid ones are listed in DEST/rejects.jsonl. Rerun the same
     command to resume an interrupted run, or to append samples that were added to SOURCE.
@@ -92,7 +92,7 @@ def pack(
 
 @app.command()
 def info(shards: Shards, json: Json = False) -> None:
-    """List shards with their contents. Shards in, one row per shard out.
+    """List shards with their contents, one row per shard.
 
     Examples:
 
@@ -106,7 +106,7 @@ def info(shards: Shards, json: Json = False) -> None:
 
 @app.command()
 def cat(shards: Shards, json: Json = False) -> None:
-    """Write the samples of shards as rows. Shards in, one row per sample out.
+    """Write the samples of shards as rows, one row per sample.
 
     Every other command can read the "image" of these rows.
 
@@ -123,9 +123,9 @@ def cat(shards: Shards, json: Json = False) -> None:
 
 @app.command()
 def verify(shards: Shards, json: Json = False) -> None:
-    """Verify shards and overlays against their hashes. Shards in, one row per file out.
+    """Verify shards and overlays against their hashes. Writes one row per file.
 
-    Exits with code 1 if any file is damaged.
+    The exit code is 1 if any file is damaged.
 
     Examples:
 

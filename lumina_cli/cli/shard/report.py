@@ -27,11 +27,11 @@ def stats(
     mix: Annotated[str, typer.Option(help="Sampling weight of each source, e.g. web=3,photos=1.")] = "",
     distance: Annotated[
         int,
-        typer.Option(min=1, max=16, help="Largest Hamming distance of near duplicates, in bits of 64."),
+        typer.Option(min=1, max=16, help="Maximum Hamming distance (of 64 bits) between near duplicates."),
     ] = 4,
     json: Json = False,
 ) -> None:
-    """Report dataset statistics as JSON or HTML. Shards in, one summary row out.
+    """Report dataset statistics as JSON or HTML. Writes one summary row to stdout.
 
     The report covers yield, captions, tokens, duplicates, crops, epochs and scores.
 
@@ -51,7 +51,7 @@ def stats(
         output.write_note(f"page: {page}")
     if summary["tokenizer"] == "nano" and not tokenizer:
         output.write_note(
-            "tokens are counted with the embedded tokenizer; Gemma's counts differ (use --tokenizer FOLDER)"
+            "tokens are counted with the bundled tokenizer; Gemma's counts differ (use --tokenizer FOLDER)"
         )
     if json or not output.is_terminal():
         output.write_rows(iter([{name: value for name, value in summary.items() if name != "plots"}]), True)
@@ -77,7 +77,7 @@ def preview(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write an HTML page of samples with captions and scores. Shards in, one summary row out.
+    """Write an HTML page of samples with captions and scores. Writes one summary row to stdout.
 
     The page is self-contained.
 
