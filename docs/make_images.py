@@ -1,6 +1,6 @@
 """Generate the images of README and the guides: `python docs/make_images.py`.
 
-Every image is real output of the embedded model. The screenshots need Chromium and are skipped without it.
+Every image is real output of the bundled model. The screenshots need Chromium and are skipped without it.
 """
 
 import shlex

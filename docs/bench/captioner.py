@@ -28,7 +28,7 @@ def _cell(score: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--scenes", type=int, default=200)
-    parser.add_argument("--model", help="a folder; the embedded one unless given")
+    parser.add_argument("--model", help="a folder; the bundled one unless given")
     parser.add_argument("--held-out", action="store_true", help="combinations that training never showed")
     parser.add_argument("--derive", default="picture", help="source of the captions: `picture` or `text`")
     options = parser.parse_args()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuilds the embedded model from scratch; takes hours on two CPU cores. Rerun it to resume after an interruption.
+# Rebuilds the bundled model from scratch; takes hours on two CPU cores. Rerun it to resume after an interruption.
 #   recipes/pipelines/nano.sh [FOLDER]       writes FOLDER/nano, for `--model FOLDER/nano`
 set -euo pipefail
 home=${1:-runs/nano}

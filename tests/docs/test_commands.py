@@ -1,4 +1,4 @@
-"""Every command that the pages show parses: verbs, options, names of table entries, settings and recipes."""
+"""Every command that the pages show parses: commands, options, names of table entries, settings and recipes."""
 
 import os
 import re

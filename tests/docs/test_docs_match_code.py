@@ -73,7 +73,7 @@ def test_every_recipe_is_valid_and_starts_with_a_description():
 
 
 def commands(command, name="lumina"):
-    """Yield (name, options) of every command; a group also takes the options of its main sub-verb."""
+    """Yield (name, options) of every command; a group also takes the options of its default subcommand."""
     context = command.make_context(name, [], resilient_parsing=True)
     options = {word for one in command.get_params(context) for word in (*one.opts, *one.secondary_opts)}
     inner = [

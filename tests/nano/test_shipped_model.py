@@ -1,4 +1,4 @@
-"""The embedded model: size, components, the same image in diffusers, and images that follow the prompt."""
+"""The bundled model: size, components, the same image in diffusers, and images that follow the prompt."""
 
 import json
 import resource

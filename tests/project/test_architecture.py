@@ -1,4 +1,4 @@
-"""Rules of the code base: import layers, import cycles, folder and module sizes, safe calls, light verbs."""
+"""Rules of the code base: import layers, import cycles, folder and module sizes, safe calls, light commands."""
 
 import ast
 import re

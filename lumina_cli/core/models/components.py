@@ -13,7 +13,7 @@ FROZEN = ("vae", "text_encoder", "tokenizer")
 def find_components(name: str) -> Path:
     """Return the folder that contains the frozen components of a model.
 
-    `name` is a key of MODELS, a model folder, or a run folder. The folder needs no transformer: the embedded
+    `name` is a key of MODELS, a model folder, or a run folder. The folder needs no transformer: the bundled
     model provides its frozen components while its transformer is being trained.
 
     Raises:

@@ -67,7 +67,7 @@ def find_model(name: str | Path) -> Path:
 
 
 def find_nano() -> Path:
-    """Return the folder of the embedded model."""
+    """Return the folder of the bundled model."""
     return model_folder(ASSETS / "nano")
 
 

@@ -1,4 +1,4 @@
-"""Words of the nano world in five languages: nouns, tints and backdrops, inflected by format specs.
+"""Words for nano's synthetic scenes in five languages: nouns, tints and backdrops, inflected by format specs.
 
 A `Phrase` names one object, or several equal ones. Templates select its form after the colon: `{a}` is the
 plain one ("a red car"), `{a:def}` that for a thing already named ("the car"),

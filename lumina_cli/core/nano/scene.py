@@ -1,4 +1,4 @@
-"""Scenes of the nano world: objects with a kind, a tint and a position, sampled by seed.
+"""Synthetic scenes for nano: objects with a kind, a tint and a position, sampled by seed.
 
 A scene is plain data (and JSON): `rendering` draws it, `captions.py` describes it, the detector reads it
 back. World axes: x to the right, y up from the floor, z towards the viewer; an object of size 1 is about one

@@ -120,7 +120,7 @@ class CaptionItem:
         """Open the image and check the existing captions.
 
         Raises:
-            LuminaError: if the image or its captions are invalid, or an earlier verb recorded an error.
+            LuminaError: if the image or its captions are invalid, or an earlier command recorded an error.
         """
         if error := get_error(self.row):
             raise InvalidImage(error, get_error_code(self.row))
@@ -133,7 +133,7 @@ class CaptionItem:
         self.digest = hashlib.blake2b(size + self.image.tobytes(), digest_size=16).digest()
 
     def failed_row(self) -> Row:
-        """Return the row with "error" and "code"; an error from an earlier verb is kept."""
+        """Return the row with "error" and "code"; an error from an earlier command is kept."""
         row = {**without_reuse_note(self.row), "error": self.error}
         return row | {"code": self.code} if self.code and not get_error(self.row) else row
 

@@ -1,4 +1,4 @@
-"""The script that rebuilds the embedded model, run to its end with a stand-in for `lumina`."""
+"""The script that rebuilds the bundled model, run to its end with a stand-in for `lumina`."""
 
 import os
 import subprocess

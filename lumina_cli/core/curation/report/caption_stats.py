@@ -73,7 +73,7 @@ def caption_stats(table: Any, source: str, folder: str, count: Count | None) -> 
     """Return the summary of the captions of a sample table, and their plots by name.
 
     `count` counts the tokens of texts; None: the counts in the shards are used or, if there are none, the
-    embedded tokenizer. `folder` is that of the shards of `source`.
+    bundled tokenizer. `folder` is that of the shards of `source`.
     """
     found = _flatten(table)
     stored, by = _stored_tokens(found), _counted_by(folder)

@@ -37,7 +37,7 @@ def compute_stats(
     """Return the summary of a SOURCE of shards, with "plots" for the page.
 
     count     counts the tokens of texts; None: use the counts in the shards or, if there are none, those of
-              the embedded tokenizer, which differ from those of other tokenizers, such as Gemma's
+              the bundled tokenizer, which differ from those of other tokenizers, such as Gemma's
     trained   number of images of a training run, to compute epochs
     mix       source -> weight in that run; None: in proportion to its samples
     distance  maximum number of different bits between the hashes of near copies

@@ -27,7 +27,7 @@ class CaptionFile:
     """The rows of one file, by image.
 
     brought    kinds of captions that no engine wrote; they are excluded
-    failed     number of rows with an error from an earlier verb
+    failed     number of rows with an error from an earlier command
     """
 
     name: str

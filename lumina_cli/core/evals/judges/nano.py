@@ -1,4 +1,4 @@
-"""The judge of the nano world: a small detector, trained on other renders than the model."""
+"""The judge of nano's synthetic scenes: a small detector, trained on other renders than the model."""
 
 from pathlib import Path
 

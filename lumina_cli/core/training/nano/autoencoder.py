@@ -1,4 +1,4 @@
-"""Trains the embedded autoencoder: FLUX's architecture (8x, 16 channels, no quant convolutions), narrower.
+"""Trains nano's autoencoder: FLUX's architecture (8x, 16 channels, no quant convolutions), narrower.
 
 B batch, H W image size. Pixels are (B, 3, H, W) in [-1, 1], latents (B, 16, H/8, W/8).
 """

@@ -23,7 +23,7 @@ class Settings(BaseModel):
     seed: Seed = 0
     """Random seed of the weights and the batches."""
     tokenizer: Path | None = None
-    """Tokenizer folder; null: that of the embedded model."""
+    """Tokenizer folder; null: that of the bundled model."""
     vision_layers: Count = 4
     """Layers of the vision encoder."""
     text_layers: Count = 4

@@ -1,4 +1,4 @@
-"""Trains the embedded text encoder: a byte-pair tokenizer and a tiny Gemma-2, on captions of nano scenes.
+"""Trains nano's text encoder: a byte-pair tokenizer and a tiny Gemma-2, on captions of nano scenes.
 
 Two losses: next-token prediction on parallel captions of one scene in several languages, and the recognition
 of the scene from the features that the transformer will receive (the input of the last layer), by a small

@@ -1,4 +1,4 @@
-"""Engine of the embedded captioner, which supports the nano world and the plain instructions only.
+"""Engine of the bundled captioner, which supports nano's synthetic scenes and the plain instructions only.
 
 It computes in float32 on blocks of a fixed shape, eight prompts of one length, so captions do not depend on
 the batch, not even through rounding.
@@ -21,7 +21,7 @@ STEP = 16  # tokens; prompts without an image are padded to a multiple of it
 
 
 class Captioner(transformers.Captioner):
-    """The embedded captioner, or another one of its kind in the folder `model`."""
+    """The bundled captioner, or another one of its kind in the folder `model`."""
 
     structured = None
     heeds_hints = False

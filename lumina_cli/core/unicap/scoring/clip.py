@@ -1,4 +1,4 @@
-"""Scorers of captions: CLIP similarity, and the detector of the nano world."""
+"""Scorers of captions: CLIP similarity, and the detector of nano's synthetic scenes."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -143,11 +143,11 @@ class ClipScorer(CaptionScorer):
 
 
 class NanoScorer(CaptionScorer):
-    """Fraction of the nano kinds in a caption that the embedded detector finds in the image, 0 to 1.
+    """Fraction of the nano kinds in a caption that the bundled detector finds in the image, 0 to 1.
 
     Without `least`, a caption with any kind that is not detected is rejected. Captions without nano kinds, or
     in other languages than the five of nano, have no score. `model` is a folder with a detector; None is the
-    embedded one.
+    bundled one.
     """
 
     bounded = "nano"
