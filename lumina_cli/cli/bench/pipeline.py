@@ -1,4 +1,4 @@
-"""`lumina bench sample`: whole images against diffusers' pipeline."""
+"""`lumina bench sample`: end-to-end image generation against diffusers' pipeline."""
 
 from typing import Annotated
 
