@@ -20,6 +20,8 @@ Left out of values:
                  such a name ("step" of a training row, "error" of a benchmark row) are kept
     DIGESTS      hashes of index files in overlay.json: an index may contain prose ("unreadable"); the files
                  are artefacts themselves
+    digits       floats of `bench-` commands keep BENCH_DIGITS digits, because the last digits of a fitted cache
+                 vary; the hash of such a fit ("fit:...") is left out
     folders      the working folder and the repository are written as WORK and TREE
 
 `dpmpp_2m`, another name of the solver `dpm`, counts as `dpm`. TensorBoard event files are skipped, because
@@ -52,6 +54,8 @@ PROSE = frozenset(
     ("model_reason", "reason", "problem", "error", "why", "unavailable", "unreadable", "phase", "step")
 )
 DIGESTS = frozenset(("digests",))
+BENCH_DIGITS = 9
+FIT = re.compile(r"fit:[0-9a-f]+")
 RELEASE = re.compile(r"\d+\.\d+\.\d+\S*")
 EMBEDDED = re.compile(rb"data:image/\w+;base64,([A-Za-z0-9+/=]+)")
 SKIPPED = ("events.out.tfevents.",)
@@ -66,16 +70,18 @@ class Neutral:
 
     folders: dict[str, str]
     dropped: frozenset[str] = TIMES
+    digits: int | None = None  # significant digits of floats; None: all
 
     def of_bench(self) -> "Neutral":
-        """Return one that also leaves out the measured times of `lumina bench`."""
-        return replace(self, dropped=BENCH_TIMES)
+        """Return one for `lumina bench`: without its times, and with floats of BENCH_DIGITS digits."""
+        return replace(self, dropped=BENCH_TIMES, digits=BENCH_DIGITS)
 
     def text(self, text: str) -> str:
         """Return text without folders and the package's version."""
         for folder, name in self.folders.items():
             text = text.replace(folder, name)
-        return re.sub(r"lumina \d+\.\d+\.\d+", "lumina", text).replace("dpmpp_2m", "dpm")
+        text = re.sub(r"lumina \d+\.\d+\.\d+", "lumina", text)
+        return FIT.sub("fit", text).replace("dpmpp_2m", "dpm")
 
     def value(self, value: object, name: str = "") -> object:
         """Return a value of JSON, the one of the field `name`, without what may differ."""
@@ -87,6 +93,8 @@ class Neutral:
             return [self.value(each, name) for each in value]
         if isinstance(value, str):
             return bool(value) if name in PROSE else self.text(value)
+        if isinstance(value, float) and self.digits:
+            return float(f"{value:.{self.digits}g}")
         return value
 
     def _kept(self, name: str, value: object) -> bool:
