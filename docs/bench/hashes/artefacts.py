@@ -20,8 +20,8 @@ Left out of values:
                  such a name ("step" of a training row, "error" of a benchmark row) are kept
     DIGESTS      hashes of index files in overlay.json: an index may contain prose ("unreadable"); the files
                  are artefacts themselves
-    digits       floats of `bench-` commands keep BENCH_DIGITS digits, because the last digits of a fitted cache
-                 vary; the hash of such a fit ("fit:...") is left out
+    digits       floats of `bench-` commands keep BENCH_DIGITS digits, because the last digits of a fitted
+                 cache vary; the hash of such a fit ("fit:...") is left out
     folders      the working folder and the repository are written as WORK and TREE
 
 `dpmpp_2m`, another name of the solver `dpm`, counts as `dpm`. TensorBoard event files are skipped, because
