@@ -54,7 +54,7 @@ def test_a_prompt_may_end_like_a_file_of_rows(tmp_path, monkeypatch):
         (["-"], '{"img": 1}', "line 1 has no 'prompt', only img"),
         (["-"], "", "nothing to do: no prompt in stdin"),
         ([" "], "", "the prompt is empty"),
-        (["gone.jsonl"], "", "gone.jsonl: no such file of rows"),
+        (["gone.jsonl"], "", "gone.jsonl: no such file"),
     ],
 )
 def test_invalid_rows_are_named(arguments, stdin, message, monkeypatch):

@@ -34,7 +34,7 @@ def test_only_what_an_engine_wrote_is_scored_and_the_rest_told(files, capsys, tm
     (row,) = [json.loads(line) for line in out.splitlines()]
     assert (row["lang"], row["level"], row["captions"]) == ("en", "short", 3)
     assert row["truth"]["colours"]["f1"] < 0.5
-    assert "a.jsonl: excluded: 20 kinds of captions without an engine, 1 rows with an error" in err
+    assert "a.jsonl: excluded: 20 caption types without an engine, 1 rows with an error" in err
     assert (tmp_path / "a.html").read_text().count("data:image/jpeg") == 5  # scenes are rendered again
 
 

@@ -211,12 +211,12 @@ def test_a_terminal_gets_a_table_and_no_rows(pipeline, lumina, tmp_path, monkeyp
         (
             "compare nothing nothing",
             1,
-            "nothing/summary.json: missing; `lumina eval geneval --out nothing` writes it",
+            "nothing/summary.json: missing; create it with `lumina eval geneval --out nothing`",
         ),
         (
             "compare a/summary.json b",
             1,
-            "a/summary.json: missing; `lumina eval geneval --out a` writes it",
+            "a/summary.json: missing; create it with `lumina eval geneval --out a`",
         ),
     ],
 )

@@ -50,9 +50,9 @@ def test_plain_lines_need_a_key():
 
 def test_a_file_is_named_in_errors(tmp_path):
     (tmp_path / "r.jsonl").write_text("[1]\n")
-    with pytest.raises(LuminaError, match=r"r\.jsonl line 1 is not a JSON object but list"):
+    with pytest.raises(LuminaError, match=r"r\.jsonl line 1: expected a JSON object, got list"):
         list(read_rows(tmp_path / "r.jsonl"))
-    with pytest.raises(LuminaError, match="is not a file of rows"):
+    with pytest.raises(LuminaError, match="is not a regular file"):
         list(read_rows(tmp_path))
 
 

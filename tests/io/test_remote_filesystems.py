@@ -147,7 +147,7 @@ def test_a_client_that_is_missing_is_named(monkeypatch):
     ("word", "kind", "message"),
     [
         ("zip://a::memory://b.zip", UsageError, "use a single file system"),
-        ("nosuch://a", UsageError, "unknown kind of location"),
+        ("nosuch://a", UsageError, "unsupported URL scheme"),
         ("memory://not/there", LuminaError, "no such source"),
     ],
 )

@@ -70,7 +70,7 @@ def test_the_autoencoder_keeps_what_scenes_show(pipe):
 def test_the_judge_reads_true_renders():
     benchmark, judge = GenEval(), NanoJudge()
     rows = benchmark.prompts("nano", 4, ["en"], 0, "test")
-    pictures = ground_truth_generator(seed=5).draw(rows, list(range(len(rows))))
+    pictures = ground_truth_generator(seed=5).generate(rows, list(range(len(rows))))
     least = judge.thresholds["default"]
     seen = [group_detections(things, least, max_overlap=1.0) for things in judge.detect(pictures)]
     assert np.mean([check(things, row)[0] for things, row in zip(seen, rows, strict=True)]) >= 0.95

@@ -582,7 +582,7 @@ def test_incomplete_model_folder_lists_missing_files(tiny_folder, tmp_path):
 
 def test_run_folder_resolves_to_its_model(tiny_folder, tmp_path):
     (tmp_path / "recipe.yaml").write_text("model: nano\n")
-    with pytest.raises(LuminaError, match=r"has no checkpoint yet; `lumina train ... out=.*` writes one"):
+    with pytest.raises(LuminaError, match=r"has no checkpoint yet; train one with `lumina train ... out=.*`"):
         find_model(tmp_path)
     shutil.copytree(tiny_folder, tmp_path / "model")
     assert find_model(tmp_path) == tmp_path / "model"

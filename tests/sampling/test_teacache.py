@@ -266,7 +266,7 @@ def test_error_budget_uses_the_plan_nearest_in_calls():
 
 def test_cache_without_its_fit_is_rejected(network, inputs):
     with pytest.raises(
-        LuminaError, match=r"cache tea:0\.2 needs a teacache\.json; `lumina bench teacache` fits one"
+        LuminaError, match=r"cache tea:0\.2 needs a teacache\.json; fit one with `lumina bench teacache`"
     ):
         draw_latents(network, *inputs, Plan(steps=2, cache="tea:0.2"))
 
@@ -288,7 +288,7 @@ def test_fit_of_other_weights_is_rejected(tmp_path):
     write_cache_fit(FIT, tmp_path / "teacache.json")
     with pytest.raises(LuminaError) as caught:
         cache_for(Plan(cache="error:0.1"), tmp_path, "other")
-    again = f"`lumina bench teacache --model {tmp_path}` fits one"
+    again = f"fit one with `lumina bench teacache --model {tmp_path}`"
     assert (
         str(caught.value)
         == f"{tmp_path / 'teacache.json'} was fitted to other weights (w, not other); {again}"

@@ -178,15 +178,15 @@ def test_auto_prints_its_choice_and_the_reason(sample, monkeypatch, tiny_folder)
         (["a", "--preset", "offical"], 2, "unknown preset 'offical'; did you mean 'official'?"),
         (["a", "--split", "2/2"], 2, "split is '2/2', but must be I/N, such as 0/4, with I from 0 to N - 1"),
         (["a", "--size", "0:9"], 2, "size '0:9' is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of square, landscape, portrait, wide, tall"),
-        (["p.csv"], 1, "p.csv line 3 does not have as many cells as the first line"),
+        (["p.csv"], 1, "p.csv line 3: number of fields differs from the header"),
         (["a", "--size", "100x64"], 2, "size 100x64: width 100 is not a multiple of 16 up to 8192; nearest: 96 or 112"),
         (["a", "--system", "reel"], 2, "unknown system prompt 'reel'; did you mean 'real'?"),
         (["a", "--model", "nanoo"], 2, "unknown model 'nanoo'; did you mean 'nano'?"),
         (["a", "--model", "."], 1, ". is not a model folder; it must contain transformer/, vae/, text_encoder/, tokenizer/"),
         ([""], 1, "the prompt is empty"),
-        (["none.jsonl"], 1, "none.jsonl: no such file of rows"),
-        (["promts.txt"], 1, "promts.txt: no such file of rows"),
-        (["two cups", "sub/promts.csv"], 1, "sub/promts.csv: no such file of rows"),
+        (["none.jsonl"], 1, "none.jsonl: no such file"),
+        (["promts.txt"], 1, "promts.txt: no such file"),
+        (["two cups", "sub/promts.csv"], 1, "sub/promts.csv: no such file"),
     ],
 )  # fmt: skip
 def test_usage_errors_are_one_line(words, code, message, tiny_folder, tmp_path, monkeypatch, capfd):
@@ -234,7 +234,7 @@ def test_run_without_a_checkpoint_names_the_remedy(sample, tmp_path):
     code, _, talk = sample("a", model="first")
     assert (code, talk) == (
         1,
-        "lumina sample: first has no checkpoint yet; `lumina train ... out=first` writes one\n",
+        "lumina sample: first has no checkpoint yet; train one with `lumina train ... out=first`\n",
     )
 
 

@@ -108,15 +108,18 @@ def test_other_rows_are_refused_and_nothing_changes(rows, tmp_path):
     before = tree(tmp_path / "s")
     swapped = [*rows[:8], rows[9], rows[8], *rows[10:]]
     for other, words in [
-        (rows[:9], "of more rows"),
-        (rows[:8], "of more rows"),
-        (swapped, "of other rows"),
-        (rows[1:], "of other rows"),
-        ([{**rows[0], "score": 1}, *rows[1:]], "of other rows"),
+        (rows[:9], "of more rows than the input has"),
+        (rows[:8], "of more rows than the input has"),
+        (swapped, "of different rows"),
+        (rows[1:], "of different rows"),
+        ([{**rows[0], "score": 1}, *rows[1:]], "of different rows"),
     ]:
-        with pytest.raises(UsageError, match=f"s already holds shards {words}; --force replaces them"):
+        with pytest.raises(UsageError, match=f"s holds shards {words}; use --force to replace them"):
             write(other, tmp_path / "s")
-    with pytest.raises(UsageError, match="already holds shards; --force"):
+    with pytest.raises(
+        UsageError,
+        match=r"s holds shards written with different settings \(encode None, not png\); use --force",
+    ):
         write(rows, tmp_path / "s", encode="png")
     (tmp_path / "s" / "000000.tar").write_bytes(b"")
     with pytest.raises(LuminaError, match=r"000000.tar has 0 bytes"):
@@ -191,7 +194,7 @@ def test_a_pipe_that_ended_early_is_completed_by_the_next_run(rows, tmp_path, mo
     assert "grows: the input starts with its 10 rows; shards kept: 2, the last one is rewritten\n" in err
     assert [json.loads(line).get("kept", False) for line in out.splitlines()] == [True, True, *4 * [False]]
     assert feed(9) == 2
-    assert "already holds shards of more rows; --force" in capsys.readouterr().err
+    assert "holds shards of more rows than the input has; use --force" in capsys.readouterr().err
 
 
 # --- images that an earlier command rejected

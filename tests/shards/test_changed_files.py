@@ -54,7 +54,7 @@ def test_a_newer_image_is_named(photos, tmp_path, capsys, words):
     date(photos / "1.bmp", dest / "000000.tar")
     code, err = pack(photos, dest, capsys, *words)
     assert code == 2
-    assert f"{photos}/1.bmp has changed since {dest} was written; --force" in err
+    assert f"{photos}/1.bmp has changed since {dest} was written; use --force" in err
     assert pack(photos, dest, capsys, *words, "--force")[0] == 0
     assert pack(photos, dest, capsys, *words)[0] == 0
 
@@ -111,7 +111,7 @@ def test_growing_and_unfinished_folders_check_for_changed_files(photos, tmp_path
     assert "0.bmp has changed since" in pack(photos, dest, capsys)[1]
     date(photos / "0.bmp", left / "000000.tar", -LATER)  # replaced by an older file: the journal detects it
     for workers in (0, 2):
-        with pytest.raises(UsageError, match=r"0\.bmp has changed since .*left was written; --force"):
+        with pytest.raises(UsageError, match=r"0\.bmp has changed since .*left was written; use --force"):
             list(write_shards(rows, left, 2, 1.0, workers=workers))
 
 

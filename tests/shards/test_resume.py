@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -125,9 +126,9 @@ def test_a_damaged_shard_is_rewritten(photos, whole, tmp_path, lost, how):
 def test_a_finished_folder_stays_as_it_is(photos, whole, capsys):
     before = tree(whole)
     assert all(row["kept"] for row in write(photos, whole))
-    with pytest.raises(UsageError, match="already holds shards; --force replaces them"):
+    with pytest.raises(UsageError, match=r"settings \(per_shard 3, not 5\); use --force to replace them"):
         write(photos, whole, per_shard=5)
-    with pytest.raises(UsageError, match="already holds shards of more rows; --force replaces them"):
+    with pytest.raises(UsageError, match="of more rows than the input has; use --force to replace them"):
         write(list(read_source(photos))[:-1], whole)
     assert tree(whole) == before
 
@@ -146,23 +147,23 @@ def begun(photos, dest) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"per_shard": 4}, "with per_shard 3, not 4"),
-        ({"check": "full"}, "with check quick, not full"),
-        ({"encode": "png"}, "with encode None, not png"),
+        ({"per_shard": 4}, "holds an unfinished run with different settings (per_shard 3, not 4)"),
+        ({"check": "full"}, "different settings (check quick, not full)"),
+        ({"encode": "png"}, "different settings (encode None, not png)"),
     ],
 )
 def test_other_settings_are_refused(photos, tmp_path, settings, message):
     begun(photos, tmp_path)
-    with pytest.raises(UsageError, match=f"{message}; --force replaces them"):
+    with pytest.raises(UsageError, match=re.escape(f"{message}; use --force to replace them")):
         write(photos, tmp_path, **settings)
 
 
 def test_other_rows_are_refused(photos, tmp_path):
     begun(photos, tmp_path)
     rows = list(read_source(photos))
-    with pytest.raises(UsageError, match=r"over other rows \(shard 1\); --force"):
+    with pytest.raises(UsageError, match=r"over different rows \(shard 1\); use --force"):
         write([*rows[:5], rows[6], rows[5], *rows[7:]], tmp_path)
-    with pytest.raises(UsageError, match="over more rows; --force"):
+    with pytest.raises(UsageError, match="over more rows than the input has; use --force"):
         write(rows[:3], tmp_path)
     write(rows[:3], tmp_path, force=True)
     assert len(ShardReader(tmp_path)) == 3
@@ -177,7 +178,7 @@ def test_a_changed_image_is_named(tmp_path):
     size = (source / "1.png").stat().st_size
     Image.new("RGB", (8, 8), (99, 0, 0)).save(source / "1.png")
     assert (source / "1.png").stat().st_size == size  # only the date differs
-    with pytest.raises(UsageError, match=r"1.png has changed since .*; --force"):
+    with pytest.raises(UsageError, match=r"1.png has changed since .*; use --force"):
         write(source, dest)
 
 

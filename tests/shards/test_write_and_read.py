@@ -131,7 +131,9 @@ def test_bad_images_are_counted_and_named(tmp_path):
 def test_existing_shards_are_not_overwritten(tmp_path):
     write(rows(3), tmp_path / "s", per_shard=1)
     (tmp_path / "s" / "mine.txt").write_text("mine")
-    with pytest.raises(UsageError, match="already holds shards; --force replaces them"):
+    with pytest.raises(
+        UsageError, match=r"different settings \(per_shard 1, not 1000\); use --force to replace them"
+    ):
         write(rows(1), tmp_path / "s")
     write(rows(1), tmp_path / "s", force=True)
     names = sorted(path.name for path in (tmp_path / "s").iterdir())
@@ -148,10 +150,13 @@ def test_an_interrupted_run_looks_unfinished(tmp_path):
     names = sorted(p.name for p in (tmp_path / "s").iterdir())
     assert names == ["000000.index.jsonl", "000000.tar", "journal"]
     with pytest.raises(
-        UsageError, match="holds an unfinished run with per_shard 2, not 1000; --force replaces"
+        UsageError,
+        match=r"unfinished run with different settings \(per_shard 2, not 1000\); use --force to replace",
     ):
         write(rows(1), tmp_path / "s")
-    with pytest.raises(UsageError, match=r"an unfinished run over other rows \(shard 0\); --force replaces"):
+    with pytest.raises(
+        UsageError, match=r"an unfinished run over different rows \(shard 0\); use --force to replace"
+    ):
         write(rows(1), tmp_path / "s", per_shard=2)
 
 
@@ -170,7 +175,7 @@ def test_an_unfinished_folder_is_not_read(tmp_path, name):
     write(rows(3), tmp_path / "s", per_shard=1)
     (tmp_path / "s" / "shards.json").unlink()
     with pytest.raises(
-        LuminaError, match=r"s is unfinished: `lumina shard SOURCE .*s` with the same SOURCE resumes it"
+        LuminaError, match=r"s is unfinished; resume it with `lumina shard SOURCE .*s` and the same SOURCE"
     ):
         use_of(name, tmp_path / "s")()
     assert len(ShardReader(tmp_path / "s" / "000001.tar")) == 1  # a tar by its name is whole
@@ -345,7 +350,7 @@ def test_verify_finds_a_changed_byte(tmp_path):
     tar.write_bytes(data)
     found = list(verify_shards(tmp_path / "s"))
     assert [row["ok"] for row in found] == [True, False]
-    assert found[1]["problem"].endswith("000001.tar#k2.png: its bytes differ from those that were written")
+    assert found[1]["problem"].endswith("000001.tar#k2.png was modified after it was written")
 
 
 # Sources

@@ -132,7 +132,7 @@ def test_new_pictures_at_the_end_are_added(lumina, tmp_path):
     assert code == 1
     assert err[-1] == (
         f"lumina caption: row 0 of the source is {folder}/0.png, but in {out} it is {folder}/a.png: the source has "
-        f"changed since; --out ANOTHER --reuse {out} writes a new file and reuses these captions"
+        f"changed since; to keep these captions, rerun with --out NEW --reuse {out}"
     )
 
 
@@ -142,7 +142,7 @@ def test_other_settings_and_other_files_are_refused(lumina, photos, tmp_path):
     code, _, err = lumina(*words, "--langs", "de", "--seed", 3)
     assert code == 2
     assert err == [
-        f"lumina caption: {tmp_path}/a.jsonl was begun with langs en, not de; choose another file, or delete it and "
+        f"lumina caption: {tmp_path}/a.jsonl was started with langs=en, but this run has langs=de; choose another file, or delete it and "
         "a.jsonl.state.json"
     ]
     (tmp_path / "b.jsonl").write_text("{}\n")

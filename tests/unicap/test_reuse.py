@@ -44,7 +44,7 @@ def test_a_folder_that_grew_asks_only_about_what_is_new(lumina, photos, tmp_path
     words, old = grown(lumina, photos, tmp_path, "short")
     code, rows, err = lumina(*words, "--out", old)
     assert (code, rows) == (1, [])
-    assert err[-1].endswith(f"--out ANOTHER --reuse {old} writes a new file and reuses these captions")
+    assert err[-1].endswith(f"to keep these captions, rerun with --out NEW --reuse {old}")
     code, (stats,), err = lumina(*words, "--out", tmp_path / "new.jsonl", "--reuse", old)
     assert (code, stats["pictures"], stats["questions"], stats["reused"]) == (0, 23, 3, 20)
     assert lumina(*words, "--out", tmp_path / "fresh.jsonl")[0] == 0
@@ -158,7 +158,7 @@ def test_a_run_that_reuses_goes_on_where_it_stopped(lumina, photos, tmp_path):
     assert (tmp_path / "torn.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
     code, _, err = lumina(*words[:-3], "--out", tmp_path / "torn.jsonl")
     assert code == 2
-    assert f"was begun with reuse {old}, not none" in err[-1]
+    assert f"was started with reuse={old}, but this run has reuse=none" in err[-1]
 
 
 def test_a_file_cannot_reuse_itself_nor_one_that_is_not_there(lumina, photos, tmp_path):
@@ -168,7 +168,7 @@ def test_a_file_cannot_reuse_itself_nor_one_that_is_not_there(lumina, photos, tm
         f"lumina caption: --reuse {out} is the output file; choose another --out"
     ]
     gone = tmp_path / "gone.jsonl"
-    assert lumina(*words, gone)[2] == [f"lumina caption: --reuse {gone}: no such file of rows"]
+    assert lumina(*words, gone)[2] == [f"lumina caption: --reuse {gone}: no such file"]
 
 
 def test_pictures_in_memory_are_known_by_their_key(lumina, tmp_path):
@@ -205,7 +205,7 @@ def test_a_file_begun_by_a_run_that_wrote_nothing_takes_new_settings(lumina, pho
     assert lumina(*words)[0] == 0
     assert json.loads((tmp_path / "a.jsonl.state.json").read_text())["engine"] == "noop"
     code, _, err = lumina(*words, "--seed", 4)
-    assert (code, "was begun with seed 0, not 4" in err[-1]) == (2, True)
+    assert (code, "was started with seed=0, but this run has seed=4" in err[-1]) == (2, True)
 
 
 def test_rows_that_were_left_out_hold_the_settings_too(lumina, tmp_path):

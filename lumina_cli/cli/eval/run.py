@@ -66,10 +66,10 @@ def run(
         raise UsageError("--plan and --preset need --model: --images and --ceiling do not sample")
     scores = Evaluation(BENCHMARKS.load(benchmark)(), JUDGES.load(judge)(), seed, out, batch, gate or ())
     if images:
-        scores.find(images)
+        scores.use_images(images)
     else:
-        scores.ask(prompts, per_task, langs.split(","), split)
-        scores.draw(make_generator(model, ceiling, seed, plan, preset), pictures)
+        scores.choose_prompts(prompts, per_task, langs.split(","), split)
+        scores.generate(make_generator(model, ceiling, seed, plan, preset), pictures)
     if json or not sys.stdout.isatty():
         output.write_rows(scores, json=True, label="images", total=scores.total)
     else:

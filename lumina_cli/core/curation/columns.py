@@ -1,8 +1,8 @@
 """The columns of samples that a selection keeps in memory: few bytes each, for a hundred million samples.
 
-One byte per sample, and per sample that meets the conditions: its score (8 bytes); for exact copies, half of
-its sha256 (16); for near copies, its perceptual hash, whether it has one, and its number of pixels (13); for
---per-source, the number of its source (4).
+One byte per sample, and per sample that meets the conditions: its score (8 bytes); for exact duplicates, half
+of its sha256 (16); for near duplicates, its perceptual hash, whether it has one, and its number of pixels
+(13); for --per-source, the number of its source (4).
 
 N samples; S of them remain so far.
 """
@@ -50,9 +50,9 @@ class SelectionColumns:
             self.columns[name] = self.columns[name][kept]
 
     def groups(self, copies: str, distance: int) -> np.ndarray:
-        """Return the group of copies (S,) that each sample belongs to, as a number; removes the columns used.
+        """Return the number of each sample's group of duplicates (S,); removes the columns used.
 
-        `copies` is "exact" or "near", `distance` the maximum number of different bits of near copies.
+        `copies` is "exact" or "near", `distance` the maximum number of different bits of near duplicates.
         Samples without a perceptual hash are compared by their bytes.
         """
         digests = self.take("digest")
@@ -70,7 +70,7 @@ class ColumnBuilder:
     """Collects columns from the parts of a table.
 
     by       the column of the score, None for none
-    copies   None, "exact" or "near": which columns are needed to find copies
+    copies   None, "exact" or "near": which columns are needed to find duplicates
     sources  whether the source of each sample is needed
 
     The data is collected in bytearrays: they grow in place, while appending to an array copies it.

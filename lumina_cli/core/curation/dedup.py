@@ -1,7 +1,7 @@
-"""Copies among images: exact ones by their bytes, near ones by their perceptual hashes.
+"""Duplicates among images: exact ones by their bytes, near ones by their perceptual hashes.
 
-Near copies are found by banding (pigeonhole principle): if a hash of 64 bits is cut into k + j pieces, two
-hashes that differ in at most k bits are equal in at least j pieces. So for each choice of j pieces, only
+Near duplicates are found by banding (pigeonhole principle): if a hash of 64 bits is cut into k + j pieces,
+two hashes that differ in at most k bits are equal in at least j pieces. So for each choice of j pieces, only
 hashes that are equal in these pieces are compared. A larger j means more choices with fewer comparisons each;
 j is chosen for the least work, which grows almost linearly with N. If thousands of hashes are nearly equal,
 each is compared with a limited number of neighbors: the connected groups stay the same in practice, and the
@@ -22,7 +22,7 @@ from lumina_cli.core.errors import LuminaError
 
 BITS = 64
 SLICE = 1 << 22  # pairs compared at a time, which limits memory
-MAX_PAIRS = 1 << 23  # pairs of near copies collected before they are merged into groups
+MAX_PAIRS = 1 << 23  # pairs of near duplicates collected before they are merged into groups
 MAX_NEIGHBORS = 1024  # hashes that each hash is compared with at most, for one choice of pieces
 MAX_TABLES = 600  # choices of pieces at most
 
@@ -81,7 +81,7 @@ def hashes_of(texts: Any) -> np.ndarray:
         return np.frombuffer(bytes.fromhex(text.decode()), ">u8").astype(np.uint64)
     except (ValueError, UnicodeDecodeError) as error:  # pyarrow's own errors are ValueErrors
         raise LuminaError(
-            "a 'phash' is not 16 hex digits; `lumina shard score --scores phash` computes them"
+            "a 'phash' is not 16 hex digits; recompute it with `lumina shard score --scores phash`"
         ) from error
 
 

@@ -44,9 +44,8 @@ def parse_where(text: str) -> list[Comparison]:
             return found
         joined = _AND.match(text, at)
         if not joined:
-            raise UsageError(
-                f"--where {text!r}: comparisons are joined by 'and', not {text[at:].split()[0]!r}"
-            )
+            found_word = text[at:].split()[0]
+            raise UsageError(f"--where {text!r}: only 'and' is supported, found {found_word!r}")
         at = joined.end()
 
 
@@ -74,7 +73,7 @@ def evaluate(table: Any, comparison: Comparison) -> Any:
     if textual and isinstance(value, float):
         value = f"{value:g}"
     if not textual and isinstance(value, str):
-        raise UsageError(f"--where: {name} is a number, {value!r} is not")
+        raise UsageError(f"--where: cannot compare numeric field {name!r} with {value!r}")
     return getattr(pc, _OPERATORS.get(operator, "equal"))(values, pa.scalar(value))
 
 

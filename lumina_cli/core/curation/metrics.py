@@ -4,7 +4,7 @@
                 pixels, of the image resized to 512 pixels on its longer side: without resizing, a thumbnail
                 would be sharper than its original
     entropy     entropy of the histogram of the luma, in bits: 0 for a uniform grey, at most 8
-    phash       perceptual hash, 64 bits as 16 hex digits (imagehash): near copies differ in few bits
+    phash       perceptual hash, 64 bits as 16 hex digits (imagehash): near duplicates differ in few bits
     text_area   fraction of the image inside boxes in which RapidOCR recognizes at least two letters or digits
                 with a confidence of 0.8, 0 to 1; boxes alone do not suffice, because its detector also finds
                 round objects
@@ -136,7 +136,8 @@ def open_metrics(names: Iterable[str], models: dict[str, str] | None = None) -> 
     """
     models, names = models or {}, list(dict.fromkeys(names))
     if unused := sorted(set(models) - set(names)):
-        raise UsageError(f"a model for {unused[0]}, which is not among the scores {', '.join(names)}")
+        name, known = unused[0], ", ".join(names)
+        raise UsageError(f"--model {name}={models[name]}: {name!r} is not in --scores ({known})")
     return {name: SCORES.load(name)(models.get(name)) for name in names}
 
 
@@ -165,4 +166,4 @@ def _fit_size(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 def _needs_no_model(name: str, model: str | None) -> None:
     if model is not None:
-        raise UsageError(f"{name} is computed without a model; omit {model}")
+        raise UsageError(f"--model {name}={model}: score {name!r} takes no model; omit it")

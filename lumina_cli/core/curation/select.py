@@ -1,9 +1,9 @@
-"""Selecting samples for a training stage: filters, copies, sources, and a fraction of the best.
+"""Selecting samples for a training stage: filters, duplicates, sources, and a fraction of the best.
 
-The steps always have the same order: samples that meet the conditions; one of each group of copies (of near
-copies the one with the most pixels, then the best one); at most a number of samples per source (the best
-ones); the best of the remaining samples. Ties go to the first sample, so the same shards and settings select
-the same samples. A selection contains references; images are not copied.
+The steps always have the same order: samples that meet the conditions; one of each group of duplicates (of
+near duplicates the one with the most pixels, then the best one); at most a number of samples per source (the
+best ones); the best of the remaining samples. Ties go to the first sample, so the same shards and settings
+select the same samples. A selection contains references; images are not copied.
 
 The sample table is read in parts, twice: first the columns that the decision needs, keeping few
 bytes per sample (columns.py), then the columns that are written.
@@ -34,8 +34,8 @@ from lumina_cli.core.curation.scores import CAPTION, caption_score
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.shards.selection import check_dest, read_samples, write_selection
 
-COPIES = ("exact", "near")
-MAX_DISTANCE = 16  # bits; at larger distances half of all images would be near copies
+DUPLICATES = ("exact", "near")
+MAX_DISTANCE = 16  # bits; at larger distances half of all images would be near duplicates
 # Metrics whose higher values are better: they may replace a missing "score".
 BETTER = (CAPTION, "aesthetic", "sharpness")
 FIRST = 1000  # rows that are searched for scores of captions
@@ -49,7 +49,7 @@ class SelectionSettings:
     by          the column to rank by, higher is better
     where       conditions that all must be met (curation/filter_expr.py)
     copies      None; "exact": keep one of each image; "near": keep one of each group of similar images
-    distance    maximum number of different bits, of 64, between the perceptual hashes of near copies
+    distance    maximum number of different bits, of 64, between the perceptual hashes of near duplicates
     per_source  maximum number of samples per source
     """
 
@@ -112,8 +112,8 @@ def select_samples(source: str, dest: str, choice: SelectionSettings, force: boo
 
 
 def _check_settings(choice: SelectionSettings) -> None:
-    if choice.copies not in (None, *COPIES):
-        raise UsageError(f"--no-duplicates {choice.copies}: choose from {', '.join(COPIES)}")
+    if choice.copies not in (None, *DUPLICATES):
+        raise UsageError(f"--no-duplicates {choice.copies}: choose from {', '.join(DUPLICATES)}")
     if not 1 <= choice.distance <= MAX_DISTANCE:
         raise UsageError(f"--distance {choice.distance}: must be from 1 to {MAX_DISTANCE} bits")
     if choice.best is not None:
@@ -126,7 +126,7 @@ def _gather(
     """Read the table once; return the columns of the samples that meet the conditions, and the steps."""
     if choice.copies == "near" and "phash" not in samples.empty.column_names:
         raise LuminaError(
-            "near copies require 'phash'; `lumina shard score SHARDS --scores phash` computes it"
+            "near duplicates require 'phash'; compute it with `lumina shard score SHARDS --scores phash`"
         )
     names = [name for condition in conditions for name in inputs(condition[0])] + list(
         inputs(by) if by else ()
@@ -187,14 +187,15 @@ def _settle_scores(samples: Samples, held: SelectionColumns, choice: SelectionSe
     elif choice.by == SCORE:
         found = _alternatives(samples, held)
         if len(found) > 1:
-            raise LuminaError(f"no sample has a 'score', but {' and '.join(found)}; choose one with --by")
+            have = ", ".join(found)
+            raise LuminaError(f"no sample has 'score'; available: {have}; choose one with --by")
         if found:
             (name, held.columns[SCORE]) = found.popitem()
             return name
     if np.isnan(held.scores).all():
         have = [name for name in _measured(samples, held) if name != choice.by]
-        hint = f"; they have {', '.join(have)}" if have else "; `lumina shard score` computes scores"
-        raise LuminaError(f"no sample has a {choice.by!r} to rank by{hint}")
+        hint = f"available: {', '.join(have)}" if have else "compute scores with `lumina shard score`"
+        raise LuminaError(f"no sample has {choice.by!r} to rank by; {hint}")
     return choice.by
 
 
@@ -267,7 +268,7 @@ def _chosen(samples: Samples, held: SelectionColumns) -> Iterator[Any]:
         taken += len(chosen)
         yield chosen.append_column("value", pa.array(values, mask=np.isnan(values)))
     if at != len(held.mask):
-        raise LuminaError(f"{samples.source} changed while it was read; select again")
+        raise LuminaError(f"{samples.source} changed while it was read; rerun `lumina shard select`")
 
 
 def _report(step: dict) -> str:

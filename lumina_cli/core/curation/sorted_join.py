@@ -8,7 +8,7 @@ import numpy as np
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards import manifest
-from lumina_cli.core.shards.overlays.reader import Overlay
+from lumina_cli.core.shards.overlays.reader import Overlay, writing_command
 from lumina_cli.core.shards.overlays.writer import COLUMNS, VALUES
 
 
@@ -51,8 +51,8 @@ class OverlayValues:
         same = pc.or_kleene(pc.equal(taken["picture"], table["sha256"]), pc.is_null(table["sha256"]))
         if pc.any(pc.invert(same)).as_py():
             raise LuminaError(
-                f"overlay {self.overlay.name}@{self.overlay.version} is stale: the shards contain other "
-                "images than those it was written for; write it again"
+                f"overlay {self.overlay.name}@{self.overlay.version} does not match: {self.overlay.shards} "
+                f"contains different images; recreate the overlay with {writing_command(self.overlay.name)}"
             )
         for name, stored in self.names.items():
             if stored in taken.column_names:
@@ -129,7 +129,9 @@ def align_to_shards(parts: Iterable[Any]) -> Iterator[Any]:
 
 def missing_samples(selection: str) -> LuminaError:
     """Return the error for a selection of samples that its shards do not contain."""
-    return LuminaError(f"{selection} selected samples that its shards no longer contain; select again")
+    return LuminaError(
+        f"{selection} selected samples that its shards no longer contain; rerun `lumina shard select`"
+    )
 
 
 def find_rows(rows: Any, table: Any) -> np.ndarray:

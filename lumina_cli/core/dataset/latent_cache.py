@@ -227,7 +227,7 @@ def check_captions(rows: list[dict], before: int) -> None:
     for number, row in enumerate(rows, before + 1):
         where = f"row {number} of the data" + (f" ({row['key']})" if row.get("key") else "")
         if not get_captions(row, where):
-            raise LuminaError(f"{where} has no 'captions'; `lumina caption` adds them")
+            raise LuminaError(f"{where} has no 'captions'; add them with `lumina caption`")
 
 
 def encode_images(images: list[Image.Image], size: int, encode: Encode) -> list[Tensor]:

@@ -281,5 +281,5 @@ def decode_npy(data: bytes) -> np.ndarray:
         return np.load(BytesIO(data), allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise LuminaError(
-            f"an overlay contains an invalid array ({error}); encode the shards again"
+            f"an overlay contains an invalid array ({error}); recreate it with `lumina shard encode`"
         ) from error

@@ -120,7 +120,7 @@ def read_scores(place: Path) -> tuple[dict, list[dict]]:
         summary = json.loads(path.read_text(encoding="utf-8"))
         rows = list(read_rows(folder / "rows.jsonl", key="correct"))
     except FileNotFoundError:
-        raise LuminaError(f"{path}: missing; `lumina eval geneval --out {folder}` writes it") from None
+        raise LuminaError(f"{path}: missing; create it with `lumina eval geneval --out {folder}`") from None
     except ValueError as error:
         raise LuminaError(f"{path}: not JSON ({error})") from None
     if not isinstance(summary, dict) or not {"overall", "tasks"} <= summary.keys():

@@ -25,21 +25,21 @@ def pipeline_generator(pipeline: Any, job: Callable[[str, int, int], Any], seed:
     Images carry the metadata that `lumina sample` writes, so `lumina sample --from` can regenerate them.
     """
 
-    def draw(rows: list[dict], numbers: list[int]) -> list[Image]:
+    def generate(rows: list[dict], numbers: list[int]) -> list[Image]:
         jobs = [job(row["prompt"], seed, number) for row, number in zip(rows, numbers, strict=True)]
         return pipeline.generate(jobs, system=SYSTEM)
 
     settings = {"model": pipeline.name, "weights": pipeline.weights_for(pipeline.plan), "seed": seed}
     settings |= {"size": list(pipeline.default_size), "system": SYSTEM, "plan": pipeline.plan.to_json()}
-    return ImageGenerator(draw, settings)
+    return ImageGenerator(generate, settings)
 
 
 class Evaluation:
     """An evaluation; iterating it yields one scored row per image.
 
-    Call `find` for existing images, or `ask` and then `draw` to generate them. After the iteration, `summary`
-    is set and the files in `out` are written. `total` is the number of images; `settings` has everything that
-    the scores depend on.
+    Call `use_images` for existing images, or `choose_prompts` and then `generate` for new ones. After the
+    iteration, `summary` is set and the files in `out` are written. `total` is the number of images;
+    `settings` has everything that the scores depend on.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Evaluation:
             self.settings["judge_ceiling"] = ceiling
         self.summary: dict = {}
 
-    def ask(self, prompts: str, per_task: int, languages: list[str], split: str) -> None:
+    def choose_prompts(self, prompts: str, per_task: int, languages: list[str], split: str) -> None:
         """Choose the prompts.
 
         Raises:
@@ -68,7 +68,7 @@ class Evaluation:
         self.benchmark.check(((repr(row["prompt"]), row) for row in self.rows), self.judge)
         self.settings |= {"prompts": prompts, "per_task": per_task, "split": split}
 
-    def draw(self, generator: ImageGenerator, pictures: int) -> None:
+    def generate(self, generator: ImageGenerator, pictures: int) -> None:
         """Generate `pictures` images per prompt into the folder `out`."""
         name = Path(str(generator.settings["model"])).name
         self.out = self.out or Path("scores") / f"{self.benchmark.name}-{name}"
@@ -76,7 +76,7 @@ class Evaluation:
         self.total = len(self.rows) * pictures
         self.images = generate_images(self.rows, generator, self.out, pictures, self.batch)
 
-    def find(self, folder: Path) -> None:
+    def use_images(self, folder: Path) -> None:
         """Use the images of a folder in GenEval's layout.
 
         Raises:

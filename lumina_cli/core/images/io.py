@@ -183,9 +183,8 @@ def save_image(
     path = Path(path)
     settings = _WRITERS.get(path.suffix.lower())
     if settings is None:
-        raise UsageError(
-            f"{path}: images are written as {', '.join(_WRITERS)}, not {path.suffix or 'without suffix'}"
-        )
+        problem = f"unsupported file extension {path.suffix!r}" if path.suffix else "no file extension"
+        raise UsageError(f"{path}: {problem}; use {', '.join(_WRITERS)}")
     if settings["format"] in _OPTIONAL and not features.check(settings["format"].lower()):
         raise MissingDependency(
             f"{path}: this Pillow cannot write {settings['format']}; `pip install -U pillow`"
@@ -242,7 +241,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise InvalidImage(
-            "the range of floating-point pixels is unknown; save it as uint8 or uint16", "floating_point"
+            "floating-point images are not supported; convert to uint8 or uint16", "floating_point"
         )
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):

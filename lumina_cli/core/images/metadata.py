@@ -155,7 +155,7 @@ def metadata_settings(metadata: dict, format: str, path: Path) -> dict:
     exif = Image.Exif()
     exif[_EXIF_DESCRIPTION] = json.dumps(metadata)  # ASCII, the only encoding of this EXIF field
     if format == "JPEG" and len(exif.tobytes()) > _JPEG_EXIF:
-        raise LuminaError(f"{path}: the prompt is too long for a JPEG; write PNG, WebP or AVIF")
+        raise LuminaError(f"{path}: metadata exceeds JPEG's 64 KiB limit; use --format png, webp or avif")
     if parameters:
         comment = exif.get_ifd(_EXIF_IFD)
         comment[_EXIF_COMMENT] = b"UNICODE\0" + parameters.encode("utf-16-be", "replace")

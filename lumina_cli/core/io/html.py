@@ -36,7 +36,7 @@ def write_page(path: str | Path, template: str, **values) -> Path:
         with disk_errors(path):
             ours = path.is_file() and not path.is_symlink() and _is_ours(path)
         if not ours:
-            raise LuminaError(f"{path} exists and is not a page of lumina; choose another file")
+            raise LuminaError(f"refusing to overwrite {path}: lumina did not write it; choose another file")
     text = render_page(template, **values)
     with disk_errors(path), atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8", newline="\n", errors="replace")

@@ -42,7 +42,7 @@ def read_rows_with_lines(source: str | Path | IO, key: str | None = None) -> Ite
         path = Path(source)
         if not path.is_file():
             raise LuminaError(
-                f"{path}: no such file of rows" if not path.exists() else f"{path} is not a file of rows"
+                f"{path}: no such file" if not path.exists() else f"{path} is not a regular file"
             )
         if path.suffix == ".csv":
             yield from _csv_rows(path, key)
@@ -80,7 +80,7 @@ def _csv_rows(path: Path, key: str | None) -> Iterator[tuple[str, dict]]:
             for cells in reader:
                 where = f"{path} line {reader.line_num}"
                 if None in cells or None in cells.values():
-                    raise LuminaError(f"{where} does not have as many cells as the first line")
+                    raise LuminaError(f"{where}: number of fields differs from the header")
                 row = {name: value for name, value in cells.items() if value.strip()}
                 if row.get("seed", "").strip().removeprefix("-").isdecimal():
                     row["seed"] = int(row["seed"])
@@ -115,7 +115,7 @@ def parse_row(text: str, where: str, key: str | None = None, plain: bool = True)
         reason = getattr(error, "msg", "nested too deeply")
         raise LuminaError(f"{where} is not a JSON object: {reason}") from error
     if not isinstance(row, dict):
-        raise LuminaError(f"{where} is not a JSON object but {type(row).__name__}")
+        raise LuminaError(f"{where}: expected a JSON object, got {type(row).__name__}")
     return row
 
 

@@ -42,7 +42,7 @@ def open_filesystem(url: Location) -> tuple[Any, str]:
         hint = f"`pip install 'lumina-cli[{extra}]'`" if extra else _reason(error)
         raise MissingDependency(f"{url} needs a client that is not installed: {hint}") from error
     except ValueError as error:
-        raise UsageError(f"{url}: unknown kind of location ({_reason(error)})") from error
+        raise UsageError(f"{url}: unsupported URL scheme ({_reason(error)})") from error
 
 
 @contextmanager

@@ -90,7 +90,7 @@ def model_folder(folder: Path) -> Path:
     if (folder / "recipe.yaml").is_file() or (folder / "model" / "transformer").is_dir():
         run, folder = folder, newest_model(folder)
         if folder == run:
-            raise LuminaError(f"{run} has no checkpoint yet; `lumina train ... out={run}` writes one")
+            raise LuminaError(f"{run} has no checkpoint yet; train one with `lumina train ... out={run}`")
     missing = missing_files(folder)
     if len(missing) >= len(COMPONENTS):
         raise LuminaError(f"{folder} is not a model folder; it must contain {'/, '.join(COMPONENTS)}/")

@@ -124,7 +124,7 @@ def load_detector(folder: Path) -> Detector:
         config = json.loads((folder / "config.json").read_text())
     except FileNotFoundError as error:
         raise LuminaError(
-            f"{folder} contains no detector; `lumina train nano-detector` trains one"
+            f"{folder} contains no detector; train one with `lumina train nano-detector`"
         ) from error
     net = DetectorNet(config["width"])
     weights = read_weights(folder / "model.safetensors")

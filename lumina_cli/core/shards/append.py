@@ -33,10 +33,11 @@ _ROW_CODES = (
 
 @dataclass(frozen=True)
 class KnownRows:
-    """The part of the input that a finished folder already has.
+    """The input, split into rows whose shards are kept and rows that are still to be packed.
 
-    shards    two digests (`digest_rows`) of the rows of each shard that stays
-    rest      groups of rows for the shards from len(shards) on; None if there are none
+    shards    the kept shards, in order: for each the two digests (`digest_rows`) of its input rows
+    rest      the remaining input, a list of rows per shard, beginning with shard len(shards); None if all
+              rows are packed
     """
 
     shards: list[list[str]]
@@ -44,10 +45,10 @@ class KnownRows:
 
 
 def compare_inputs(groups: Iterator[list[dict]], totals: dict, journal: Journal) -> KnownRows:
-    """Read the rows that the folder was made from out of the input, and compare them.
+    """Compare the leading input rows with those already packed.
 
-    `groups` are lists of the rows of one shard each; `totals` is the content of shards.json. A last shard
-    that was not full is part of `rest`, because it is rewritten with more rows.
+    `groups` yields the input as one list of rows per shard; `totals` is the content of shards.json. If the
+    last shard was not full, its rows are part of `rest`, because it is rewritten with more rows.
 
     Raises:
         UsageError: if the input does not start with these rows in this order, or an image file has changed.
@@ -60,7 +61,7 @@ def compare_inputs(groups: Iterator[list[dict]], totals: dict, journal: Journal)
     while left > 0:
         group = encode_images(next(groups, []))
         if len(group) < min(left, per_shard):
-            raise journal.conflict("already holds shards of more rows")
+            raise journal.conflict("holds shards of more rows than the input has")
         if len(group) > left:  # the last shard was not full: it is rewritten with more rows
             longer = group
         else:
@@ -71,7 +72,7 @@ def compare_inputs(groups: Iterator[list[dict]], totals: dict, journal: Journal)
         content.update(digest_rows(group[:left])[0].encode())
         left -= per_shard
     if content.hexdigest() != totals["input"]:
-        raise journal.conflict("already holds shards of other rows")
+        raise journal.conflict("holds shards of different rows")
     if changed:
         raise changed
     longer = longer or next(groups, None)
@@ -115,7 +116,10 @@ def _rejects(journal: Journal, totals: dict) -> dict[int, list[dict]]:
     lines = filesystem.read_file(place).decode().split("\n") if totals["rejects"] else []
     rows = [parse_row(line, place) for line in lines if line]
     if len(rows) != totals["rejects"]:
-        raise LuminaError(f"{place} differs from the file that was written; --force rewrites all shards")
+        raise LuminaError(
+            f"{place} was modified after it was written: it has {len(rows)} lines, not {totals['rejects']}; "
+            "use --force to rewrite all shards"
+        )
     for row in rows:
         if row["row"] < count_rows(totals):
             found.setdefault(row["row"] // totals["settings"]["per_shard"], []).append(row)
@@ -172,7 +176,9 @@ def check_changed_files(
     written = -1 if every else _date(tar) or _date(filesystem.join(dest, TOTALS))
     for at, path in local:
         if _has_changed(path, entries.get(at), left_out.get(at), written, encode):
-            raise UsageError(f"{path} has changed since {dest} was written; --force rewrites all shards")
+            raise UsageError(
+                f"{path} has changed since {dest} was written; use --force to rewrite all shards"
+            )
 
 
 def _local_path(image: object) -> str | None:

@@ -108,13 +108,15 @@ def _verified(tar: str, digest: str | None) -> Iterator[dict]:
     if not filesystem.is_file(place):
         raise LuminaError(f"{tar} does not have an index to compare with")
     if digest and hashlib.sha256(filesystem.read_file(place)).hexdigest() != digest:
-        raise LuminaError(f"{place} differs from the file that was written")
+        raise LuminaError(f"checksum mismatch: {place} was modified after it was written")
     for entry in read_index(tar):
         row = read_entry(tar, entry)
         if hashlib.sha256(row["image"].read()).hexdigest() != entry["sha256"]:
-            raise LuminaError(f"{row['image']}: its bytes differ from those that were written")
+            raise LuminaError(f"checksum mismatch: {row['image']} was modified after it was written")
         if "row_sha256" in entry:
             data = read_span(tar, *entry["row"], f"{entry['key']}.json")
             if hashlib.sha256(data).hexdigest() != entry["row_sha256"]:
-                raise LuminaError(f"{tar}#{entry['key']}.json: its bytes differ from those that were written")
+                raise LuminaError(
+                    f"checksum mismatch: {tar}#{entry['key']}.json was modified after it was written"
+                )
         yield entry

@@ -52,18 +52,19 @@ class Journal:
         """
         totals = read_totals(self.dest)
         if totals is not None:
-            if "input" not in totals or totals.get("settings") != settings:
-                raise self.conflict("already holds shards")
+            if "input" not in totals:
+                raise self.conflict("holds shards without a record of their input")
+            if totals.get("settings") != settings:
+                difference = _difference(totals.get("settings") or {}, settings)
+                raise self.conflict(f"holds shards written with different settings ({difference})")
             return totals
         place = filesystem.join(self.folder, _SETTINGS)
         if filesystem.is_file(place):
             known = parse_row(filesystem.read_file(place).decode(errors="replace").strip(), place)
-            for name in sorted(known.keys() | settings.keys()):
-                if known.get(name) != settings.get(name):
-                    was, asked = known.get(name), settings.get(name)
-                    raise self.conflict(f"holds an unfinished run with {name} {was}, not {asked}")
+            if difference := _difference(known, settings):
+                raise self.conflict(f"holds an unfinished run with different settings ({difference})")
         elif any(is_own_file(name) for name in filesystem.list_sizes(self.dest)):
-            raise self.conflict("already holds shards of an unfinished run")
+            raise self.conflict("holds shards of an unfinished run without a journal")
         else:
             self._write_settings(settings)
         filesystem.remove_partial(self.dest)
@@ -81,7 +82,7 @@ class Journal:
 
     def conflict(self, why: str) -> UsageError:
         """Return the error for a folder that this run cannot resume."""
-        return UsageError(f"{self.dest} {why}; --force replaces them")
+        return UsageError(f"{self.dest} {why}; use --force to replace them")
 
     def finished_shards(self) -> list[int]:
         """Return the numbers of the complete shards, in order."""
@@ -123,6 +124,12 @@ class Journal:
         filesystem.remove(self.folder, [*names, _SETTINGS] if filesystem.list_sizes(self.folder) else [])
         filesystem.remove_dir(self.folder)
         filesystem.remove_partial(self.dest)
+
+
+def _difference(known: dict, settings: dict) -> str:
+    """Describe how stored settings differ from those of this run: "per_shard 1000, not 500"; "" if not."""
+    names = [name for name in sorted(known.keys() | settings.keys()) if known.get(name) != settings.get(name)]
+    return "; ".join(f"{name} {known.get(name)}, not {settings.get(name)}" for name in names)
 
 
 def check_number(number: int) -> None:

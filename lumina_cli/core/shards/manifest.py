@@ -164,7 +164,7 @@ def read_manifest(folder: str, columns: Sequence[str] | None = None) -> Iterator
     """
     place = filesystem.join(folder, NAME)
     if not filesystem.is_file(place):
-        raise LuminaError(f"{folder} does not have a {NAME}; `lumina shard SOURCE {folder}` writes one")
+        raise LuminaError(f"{folder} does not have a {NAME}; create it with `lumina shard SOURCE {folder}`")
     return read_batches(place, columns, "manifest")
 
 

@@ -121,7 +121,7 @@ def _report_growth(finished: dict, known: KnownRows, dest: str, notify: Callable
     kept, count = len(known.shards), count_rows(finished)
     line = f"{dest} grows: the input starts with its {count} rows; shards kept: {kept}"
     line += ", the last one is rewritten" if count > kept * finished["settings"]["per_shard"] else ""
-    notify(line + ("; make its overlays again" if list_overlays(dest) else ""))
+    notify(line + ("; recreate its overlays" if list_overlays(dest) else ""))
 
 
 def _check_settings(dest: str, per_shard: int, workers: int, check: str, encode: str | None) -> str:
@@ -131,9 +131,11 @@ def _check_settings(dest: str, per_shard: int, workers: int, check: str, encode:
         UsageError: if a setting is invalid, or shards cannot be written to `dest`.
     """
     if per_shard < 1:
-        raise UsageError(f"a shard holds at least 1 sample, not {per_shard}")
+        raise UsageError(f"--per-shard {per_shard}: must be at least 1")
     if workers > 1 and filesystem.is_process_local(dest):
-        raise UsageError(f"{dest} is in the memory of this process; worker processes cannot write there")
+        raise UsageError(
+            f"{dest} is in the memory of this process, where workers cannot write; use --workers 1"
+        )
     if filesystem.is_file(filesystem.join(dest, SELECTED)):
         raise UsageError(f"{dest} holds a selection; write the shards to another folder")
     for name, value, known in (("check", check, CHECKS), ("encode", encode, (None, *ENCODINGS))):
@@ -156,7 +158,7 @@ def _plan_jobs(
         yield ShardJob(journal.dest, number, first, group, making, number in done)
         first += len(group)
     if any(beyond > number for beyond in done):
-        raise journal.conflict("holds an unfinished run over more rows")
+        raise journal.conflict("holds an unfinished run over more rows than the input has")
 
 
 def _run_jobs(jobs: Iterator[ShardJob], workers: int) -> Iterator[dict]:
@@ -183,7 +185,7 @@ def run_job(job: ShardJob) -> dict:
         return note
     content, files = digest_rows(job.rows)
     if note["rows"] != content:
-        raise journal.conflict(f"holds an unfinished run over other rows (shard {job.number})")
+        raise journal.conflict(f"holds an unfinished run over different rows (shard {job.number})")
     if note["files"] != files:
         check_changed_files(
             job.dest, job.number, job.first, job.rows, note["rejects"], job.making.encode, every=True

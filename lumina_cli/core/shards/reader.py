@@ -51,13 +51,13 @@ def open_shards(path: str | Path) -> list[str]:
     if totals is None:
         if any(is_own_file(name) and name.endswith(".index.jsonl") for name in sizes):
             raise LuminaError(
-                f"{folder} is unfinished: `lumina shard SOURCE {folder}` with the same SOURCE resumes it"
+                f"{folder} is unfinished; resume it with `lumina shard SOURCE {folder}` and the same SOURCE"
             )
         if SELECTED in sizes:
             raise LuminaError(f"{folder} is a selection and does not hold shards; its {SELECTED} names them")
         return find_tars(folder)
     ours = [name for name in sizes if name.endswith(".tar") and is_own_file(name)]
-    rewrite = f"`lumina shard SOURCE {folder} --force` rewrites it"
+    rewrite = f"rewrite it with `lumina shard SOURCE {folder} --force`"
     if len(ours) != totals.get("shards"):
         found = f"{len(ours)} shards, but its {TOTALS} lists {totals.get('shards')}"
         raise LuminaError(f"{folder} holds {found}; {rewrite}")

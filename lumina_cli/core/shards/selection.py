@@ -54,7 +54,7 @@ def check_dest(dest: str, source: str, settings: dict, force: bool = False) -> N
     same = info.get("source") == _relative_place(dest, source)
     if not same or info.get("settings") != json.loads(json.dumps(settings)):
         raise UsageError(
-            f"{dest} already holds a selection with other settings or of another source; --force replaces it"
+            f"{dest} holds a selection with different settings or another source; use --force to replace it"
         )
 
 
@@ -94,7 +94,7 @@ def _write_table(dest: str, parts: Iterable[Any], columns: Any) -> int:
             filesystem.remove(dest, [DONE])
         return count
 
-    # an object store replaces the file only after the last part, so the old select.json goes just before
+    # The upload becomes visible only when it completes, so the old select.json is deleted just before that.
     def last() -> Iterator[Any]:
         yield from parts
         filesystem.remove(dest, [DONE])
@@ -117,7 +117,7 @@ def read_selection_info(folder: str) -> dict:
     info = read_json(filesystem.join(folder, DONE))
     if not info or not isinstance(info.get("shards"), str):
         raise LuminaError(
-            f"{folder} does not hold a selection; `lumina shard select SHARDS {folder}` writes one"
+            f"{folder} does not hold a selection; create it with `lumina shard select SHARDS {folder}`"
         )
     return info
 
@@ -176,7 +176,7 @@ def selected_entries(source: str) -> Iterator[tuple[str, list[dict], list[dict]]
     shards = selected_shards(folder)
     for name, group in groupby(_read_rows(folder), key=lambda row: row[0]):
         if not name or "/" in name or not name.endswith(".tar"):
-            raise LuminaError(f"{folder} names {name!r}, which is not a shard; select again")
+            raise LuminaError(f"{folder} names {name!r}, which is not a shard; rerun `lumina shard select`")
         tar = filesystem.join(shards, name)
         entries = list(iter_index(tar))
         known = {entry["key"]: entry for entry in entries}
@@ -184,7 +184,9 @@ def selected_entries(source: str) -> Iterator[tuple[str, list[dict], list[dict]]
         for _, key, digest in group:
             entry = known.get(key)
             if entry is None or (digest and entry.get("sha256") not in (None, digest)):
-                raise LuminaError(f"{tar} has changed: {key} is not what {folder} selected; select again")
+                raise LuminaError(
+                    f"{tar} has changed: {key} is not what {folder} selected; rerun `lumina shard select`"
+                )
             chosen.append(entry)
         yield tar, entries, chosen
 

@@ -86,10 +86,14 @@ def read_span(tar: str, offset: int, length: int, member: str) -> bytes:
     return data
 
 
-_MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"
-_DATE = b"00000000000\0"  # 1970
-_KIND = b"0" + bytes(100) + b"ustar\00000" + bytes(32 + 32 + 16 + 155 + 12)
-_PLAIN = sum(_MODE_AND_OWNER) + sum(_DATE) + sum(_KIND) + 8 * ord(" ")
+# Fields of a USTAR header that are the same for all members, in the order of the format. A header consists
+# of name (100 bytes), mode to owner, size (12), date, checksum (8), and all fields from the type on.
+_MODE_AND_OWNER = b"0000644\0" + 2 * b"0000000\0"  # octal mode rw-r--r--, user 0, group 0
+_DATE = b"00000000000\0"  # octal seconds since 1970: 0
+# "0" for a regular file; link name; magic and version; empty user, group, device numbers and prefix; padding
+_TYPE = b"0" + bytes(100) + b"ustar\00000" + bytes(32 + 32 + 16 + 155 + 12)
+# The checksum is the sum of all bytes, counting its own eight bytes as spaces; name and size are added later.
+_CONSTANT_SUM = sum(_MODE_AND_OWNER) + sum(_DATE) + sum(_TYPE) + 8 * ord(" ")
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -104,8 +108,8 @@ def tar_header(name: str, size: int) -> bytes:
     if len(coded) > 100 or size >= 8**11:
         raise LuminaError(f"{name}: name or size ({size} bytes) exceeds the USTAR limits (100 bytes, 8 GiB)")
     size_field = b"%011o\0" % size
-    check = b"%06o\0" % (_PLAIN + sum(coded) + sum(size_field))
-    return coded.ljust(100, b"\0") + _MODE_AND_OWNER + size_field + _DATE + check + b" " + _KIND
+    check = b"%06o\0" % (_CONSTANT_SUM + sum(coded) + sum(size_field))
+    return coded.ljust(100, b"\0") + _MODE_AND_OWNER + size_field + _DATE + check + b" " + _TYPE
 
 
 def add_member(file: IO[bytes], at: int, name: str, data: bytes) -> int:
@@ -166,9 +170,11 @@ def find_tars(path: str | Path) -> list[str]:
         )
         tars = [filesystem.join(path, name) for name in names]
     if not tars and not filesystem.is_dir(path):
-        raise LuminaError(f"{path}: no such folder of shards; `lumina shard SOURCE {path}` writes one")
+        raise LuminaError(f"{path}: no such folder of shards; create it with `lumina shard SOURCE {path}`")
     if not tars:
-        raise LuminaError(f"{path} does not contain shards (*.tar); `lumina shard SOURCE {path}` writes some")
+        raise LuminaError(
+            f"{path} does not contain shards (*.tar); create them with `lumina shard SOURCE {path}`"
+        )
     return tars
 
 

@@ -140,7 +140,10 @@ def _check_links(folder: str, linked: list[str], home: str) -> tuple[str, str] |
     for name in linked:
         target = os.path.realpath(os.path.join(folder, name))
         if target != home and not target.startswith(home.rstrip(os.sep) + os.sep):
-            return "outside", f"{name} is a link that points outside the folder; --links follows it"
+            return (
+                "outside",
+                f"{name} is a symbolic link that points outside the folder; use --links to follow it",
+            )
     return None
 
 

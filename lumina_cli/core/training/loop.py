@@ -148,7 +148,9 @@ def resume_point(
         )
     if pending and pending[0][0] != remaining[0]:
         name = remaining[0]
-        raise LuminaError(f"{run.path} has not finished stage {name}; `--stage {name} --resume` finishes it")
+        raise LuminaError(
+            f"{run.path} has not finished stage {name}; finish it with `--stage {name} --resume`"
+        )
     return state, pending
 
 

@@ -11,7 +11,7 @@ from lumina_cli.core.unicap.items import CaptionItem, CaptionRequest
 from lumina_cli.core.unicap.prompts import DOMAINS, MAX_TOKENS, hint, instruction
 from lumina_cli.core.unicap.protocol import Answer, Captioner, Question
 from lumina_cli.core.unicap.structured import (
-    CaptionKind,
+    CaptionType,
     joint_prompt,
     max_answer_tokens,
     parse_captions,
@@ -19,8 +19,8 @@ from lumina_cli.core.unicap.structured import (
     schema,
 )
 
-Pending = list[tuple[CaptionItem, list[CaptionKind]]]  # items with the captions that they need
-JointQuestion = tuple[CaptionItem, list[CaptionKind], str | None]  # and the source text, None: the image
+Pending = list[tuple[CaptionItem, list[CaptionType]]]  # items with the captions that they need
+JointQuestion = tuple[CaptionItem, list[CaptionType], str | None]  # and the source text, None: the image
 
 
 @dataclass
@@ -126,7 +126,7 @@ class _Batch:
         return bool(questions) + self.ask(tasks, answered=True)
 
     def joint_task(
-        self, item: CaptionItem, pair: CaptionKind, source: str | None, answer: Answer, found: str | None
+        self, item: CaptionItem, pair: CaptionType, source: str | None, answer: Answer, found: str | None
     ) -> CaptionTask:
         """Return the task of one caption of a joint answer, with the caption `found` there."""
         lang, level = pair

@@ -15,7 +15,7 @@ from lumina_cli.core.io.jsonl import get_captions, get_error, get_error_code, is
 from lumina_cli.core.unicap.prompts import DOMAINS, LEVELS, check_languages, check_names
 from lumina_cli.core.unicap.protocol import Captioner
 from lumina_cli.core.unicap.reuse import merge_captions, reused_captions, without_reuse_note
-from lumina_cli.core.unicap.structured import CaptionKind
+from lumina_cli.core.unicap.structured import CaptionType
 
 Row = dict[str, Any]
 DERIVES = ("picture", "text", "once")
@@ -57,11 +57,11 @@ class CaptionRequest:
         check_names("derive", [self.derive], DERIVES)
 
     @property
-    def pairs(self) -> list[CaptionKind]:
+    def pairs(self) -> list[CaptionType]:
         """All requested (language, level) pairs."""
         return list(itertools.product(self.langs, self.levels))
 
-    def missing_captions(self, row: Row) -> list[CaptionKind]:
+    def missing_captions(self, row: Row) -> list[CaptionType]:
         """Return the (language, level) pairs that a row still needs."""
         if not self.keep:
             reused = reused_captions(row)

@@ -42,7 +42,7 @@ class ResumableFile:
                          of the file until the first new row
 
     Raises:
-        UsageError: if the file was begun with other settings, or by another program, or is not local.
+        UsageError: if the file was started with other settings, or by another program, or is not local.
         LuminaError: if another process writes the file.
     """
 
@@ -88,9 +88,9 @@ class ResumableFile:
             for name in {**old, **settings}:
                 if old.get(name) != settings.get(name) and self._has_rows():
                     raise UsageError(
-                        f"{self.path} was begun with {name} {_format_setting(old.get(name))}, not "
-                        f"{_format_setting(settings.get(name))}; choose another file, or delete it and "
-                        f"{self.state.name}"
+                        f"{self.path} was started with {name}={_format_setting(old.get(name))}, but this run "
+                        f"has {name}={_format_setting(settings.get(name))}; choose another file, or delete "
+                        f"it and {self.state.name}"
                     )
         elif self.path.exists() and (not self.path.is_file() or self.path.stat().st_size):
             raise UsageError(
@@ -126,7 +126,7 @@ class ResumableFile:
         """Compare the source with the rows of the file, then yield the remaining rows.
 
         Raises:
-            LuminaError: if the source is not the one that the file was begun with.
+            LuminaError: if the source is not the one that the file was started with.
         """
         count, rejected, repeated_rejected, repeated = 0, 0, 0, []
         with self.path.open("rb") as file:
@@ -163,7 +163,7 @@ class ResumableFile:
 
     @property
     def _remedy(self) -> str:
-        return f"--out ANOTHER --reuse {self.path} writes a new file and reuses these captions"
+        return f"to keep these captions, rerun with --out NEW --reuse {self.path}"
 
     def write(self, row: Row) -> bool:
         """Append a row; return False if the file has it already."""

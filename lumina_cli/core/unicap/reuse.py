@@ -33,7 +33,7 @@ class EarlierCaptions:
     def __init__(self, path: str | Path, keep: bool = False):
         self.path, self.keep = Path(path), keep
         if not self.path.is_file():
-            raise LuminaError(f"--reuse {self.path}: no such file of rows")
+            raise LuminaError(f"--reuse {self.path}: no such file")
         names, offsets = array("Q"), array("Q")
         offset = 0
         with self.path.open("rb") as file:

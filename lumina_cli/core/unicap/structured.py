@@ -8,7 +8,7 @@ from typing import Any
 from lumina_cli.core.unicap.checks.languages import NAMES
 from lumina_cli.core.unicap.prompts import MAX_TOKENS, instruction
 
-CaptionKind = tuple[str, str]  # language and level
+CaptionType = tuple[str, str]  # language and level
 
 _KINDS = {
     "detailed": "a detailed caption, one flowing paragraph that keeps every detail",
@@ -27,7 +27,7 @@ def rewriting(text: str, level: str, lang: str) -> str:
     )
 
 
-def joint_prompt(pairs: Sequence[CaptionKind], domain: str, text: str | None = None) -> str:
+def joint_prompt(pairs: Sequence[CaptionType], domain: str, text: str | None = None) -> str:
     """Return the question for several captions as one JSON object, from the image or from `text`."""
     wanted = "\n".join(
         f"- {json.dumps([lang, level])}: {_KINDS[level]}, in {NAMES[lang]}" for lang, level in pairs
@@ -39,7 +39,7 @@ def joint_prompt(pairs: Sequence[CaptionKind], domain: str, text: str | None = N
     return f"{source}\n{wanted}\nAnswer with one JSON object of this shape and nothing else: {shape}"
 
 
-def schema(pairs: Sequence[CaptionKind]) -> dict[str, Any]:
+def schema(pairs: Sequence[CaptionType]) -> dict[str, Any]:
     """Return the JSON schema of an answer to `joint_prompt`."""
     langs = {lang: [level for one, level in pairs if one == lang] for lang, _ in pairs}
     return _object(
@@ -56,12 +56,12 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def max_answer_tokens(pairs: Sequence[CaptionKind]) -> int:
+def max_answer_tokens(pairs: Sequence[CaptionType]) -> int:
     """Return the token limit of an answer to `joint_prompt`."""
     return 32 + sum(MAX_TOKENS[level] + 16 for _, level in pairs)
 
 
-def parse_captions(text: str, pairs: Sequence[CaptionKind]) -> dict[CaptionKind, str]:
+def parse_captions(text: str, pairs: Sequence[CaptionType]) -> dict[CaptionType, str]:
     """Return the captions in an answer to `joint_prompt`, without missing or invalid ones."""
     fenced = _FENCED.search(text)
     text = fenced[1] if fenced else text[text.find("{") : text.rfind("}") + 1]

@@ -55,7 +55,7 @@ def _chosen(table: Any, samples: int, by: str | None) -> tuple[np.ndarray, dict[
     values = column(table, by)
     known = values.is_valid().to_numpy(zero_copy_only=False)
     if not known.any():
-        raise LuminaError(f"no sample has a {by!r}; `lumina shard score` computes scores")
+        raise LuminaError(f"no sample has {by!r}; compute scores with `lumina shard score`")
     numbers = np.flatnonzero(known)
     numbers = numbers[np.argsort(-values.filter(known).to_numpy(), kind="stable")]
     chosen = pick_evenly(numbers.tolist(), samples)

@@ -40,7 +40,7 @@ def compute_stats(
               the bundled tokenizer, which differ from those of other tokenizers, such as Gemma's
     trained   number of images of a training run, to compute epochs
     mix       source -> weight in that run; None: in proportion to its samples
-    distance  maximum number of different bits between the hashes of near copies
+    distance  maximum number of different bits between the hashes of near duplicates
 
     Raises:
         LuminaError: if the shards contain no samples or cannot be read.
@@ -135,16 +135,16 @@ def _selection(source: str, samples: int, lost: dict | None) -> dict | None:
 
 
 def _duplicates(table: Any, distance: int) -> dict:
-    """Return the numbers of exact and near copies; near ones are None without perceptual hashes."""
-    found: dict[str, Any] = {"exact": _copies(exact_groups(table["sha256"])), "near": None}
+    """Return the numbers of exact and near duplicates; near ones are None without perceptual hashes."""
+    found: dict[str, Any] = {"exact": _count_duplicates(exact_groups(table["sha256"])), "near": None}
     if "phash" in table.column_names and table["phash"].null_count < len(table):
         near = near_groups(hashes_of(table["phash"].drop_null()), distance)
-        found["near"] = {"distance": distance} | _copies(near)
+        found["near"] = {"distance": distance} | _count_duplicates(near)
     return found
 
 
-def _copies(groups: np.ndarray) -> dict:
-    """Return how many images are copies of an earlier one, and the size of the largest group."""
+def _count_duplicates(groups: np.ndarray) -> dict:
+    """Return how many images are duplicates of an earlier one, and the size of the largest group."""
     _, sizes = np.unique(groups, return_counts=True)
     copies = int((sizes - 1).sum())
     return {"copies": copies, "share": round(copies / len(groups), 5), "largest_group": int(sizes.max())}

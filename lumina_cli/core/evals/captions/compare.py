@@ -1,9 +1,9 @@
 """Comparison of captioners: files of rows about the same images.
 
-A kind is a language and a level. Rows match if they have the same "image", or the same "key" if no image is
-common to all files. If rows name the engine of their captions, captions from other sources are excluded.
-Agreement of two captions is the Dice coefficient of their character trigrams (bigrams in Chinese and
-Japanese), 0 to 1: about 0.2 to 0.4 for two independent descriptions, 1 for equal texts.
+A caption type is a language and a level. Rows match if they have the same "image", or the same "key" if no
+image is common to all files. If rows name the engine of their captions, captions from other sources are
+excluded. Agreement of two captions is the Dice coefficient of their character trigrams (bigrams in Chinese
+and Japanese), 0 to 1: about 0.2 to 0.4 for two independent descriptions, 1 for equal texts.
 """
 
 import os
@@ -16,28 +16,28 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.evals.captions.density import FACT_KINDS, UNSPACED, count_facts, length_of
-from lumina_cli.core.evals.captions.provenance import caption_provenance, existing_kinds
+from lumina_cli.core.evals.captions.provenance import caption_provenance, preexisting_types
 from lumina_cli.core.io.jsonl import LEVELS, get_captions, get_error, is_in_memory
 
-Kind = tuple[str, str]
+CaptionType = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class CaptionFile:
     """The rows of one file, by image.
 
-    brought    kinds of captions that no engine wrote; they are excluded
-    failed     number of rows with an error from an earlier command
+    preexisting    types of captions that no engine wrote; they are excluded
+    failed         number of rows with an error from an earlier command
     """
 
     name: str
     rows: dict[str, dict]
-    brought: frozenset[Kind] = frozenset()
+    preexisting: frozenset[CaptionType] = frozenset()
     failed: int = 0
 
     def exclusions(self) -> str | None:
         """Return a message about the excluded part of the file; None if the whole file is compared."""
-        some = [f"{len(self.brought)} kinds of captions without an engine"] if self.brought else []
+        some = [f"{len(self.preexisting)} caption types without an engine"] if self.preexisting else []
         some += [f"{self.failed} rows with an error"] if self.failed else []
         return f"{self.name}: excluded: {', '.join(some)}" if some else None
 
@@ -46,9 +46,9 @@ class CaptionFile:
         lost = sum(map(_is_missing, self.rows.values()))
         return f"{self.name}: {lost} of {len(self.rows)} images are missing" if lost else None
 
-    def texts(self, kind: Kind) -> dict[str, str]:
-        """Return the captions of a kind, by image."""
-        lang, level = kind
+    def texts(self, caption_type: CaptionType) -> dict[str, str]:
+        """Return the captions of a type, by image."""
+        lang, level = caption_type
         found = ((image, row["captions"].get(lang, {}).get(level)) for image, row in self.rows.items())
         return {image: text for image, text in found if text}
 
@@ -73,7 +73,7 @@ def open_files(sources: Sequence[str], read: Callable[[str], Iterable[dict]]) ->
             CaptionFile(
                 short,
                 {_image_of(row, name): row for row in some if _image_of(row, name)},
-                frozenset(existing_kinds(some)),
+                frozenset(preexisting_types(some)),
                 bad,
             )
             for short, some, bad in zip(names, rows, failed, strict=True)
@@ -97,7 +97,7 @@ def _captioned(rows: Iterable[dict], source: str) -> Iterator[dict]:
             found = True
             yield row | {"captions": captions}
     if not found:
-        raise LuminaError(f"{source} has no captions to compare; `lumina caption` writes them")
+        raise LuminaError(f"{source} has no captions to compare; write them with `lumina caption`")
 
 
 def _image_of(row: dict, name: str) -> str | None:
@@ -125,7 +125,7 @@ def _short_names(sources: Sequence[str]) -> list[str]:
     return [f"{number}: {source}" for number, source in enumerate(sources, start=1)]
 
 
-def kinds_of(files: Sequence[CaptionFile]) -> list[Kind]:
+def caption_types(files: Sequence[CaptionFile]) -> list[CaptionType]:
     """Return all (language, level) pairs, by language, from the longest level to the shortest."""
     found = {
         (lang, level)
@@ -139,8 +139,8 @@ def kinds_of(files: Sequence[CaptionFile]) -> list[Kind]:
 
 
 def summarize(files: Sequence[CaptionFile]) -> Iterator[dict]:
-    """Yield one row per file and kind: number of captions, lengths, density, agreement with other files."""
-    for kind in kinds_of(files):
+    """Yield one row per file and caption type: number of captions, lengths, density, agreement."""
+    for kind in caption_types(files):
         texts = [file.texts(kind) for file in files]
         for number, (file, own) in enumerate(zip(files, texts, strict=True)):
             if not own:

@@ -10,7 +10,7 @@ from statistics import mean
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.evals.captions.compare import LEVELS, CaptionFile, Kind, dice, kinds_of
+from lumina_cli.core.evals.captions.compare import LEVELS, CaptionFile, CaptionType, caption_types, dice
 from lumina_cli.core.evals.captions.density import FACT_KINDS, UNSPACED, length_of
 from lumina_cli.core.evals.captions.truth import scene_of
 from lumina_cli.core.io.html import pick_evenly, thumbnail, write_page
@@ -55,7 +55,7 @@ def write_captions_page(
 
     open_image    row -> its image
     """
-    kinds = kinds_of(files)
+    kinds = caption_types(files)
     cards = [_card(files, kinds, image, open_image) for image in choose_images(files, count)]
     langs = list(dict.fromkeys(lang for lang, _ in kinds))
     levels = sorted({level for _, level in kinds}, key=lambda level: (*LEVELS, level).index(level))
@@ -69,12 +69,12 @@ def write_captions_page(
 
 
 def verdicts(files: Sequence[CaptionFile], rows: Sequence[dict]) -> Iterator[dict]:
-    """Yield {lang, level, text} for each kind: how the first two files compare."""
+    """Yield {lang, level, text} for each caption type: how the first two files compare."""
     if len(files) < 2:
         return
     first, second = (file.name for file in files[:2])
     by = {(row["file"], row["lang"], row["level"]): row for row in rows}
-    for lang, level in kinds_of(files):
+    for lang, level in caption_types(files):
         a, b = by.get((first, lang, level)), by.get((second, lang, level))
         if not a or not b:
             continue
@@ -144,7 +144,9 @@ def _scene_of(row: dict) -> Image.Image | None:
     return render([scene])[0].image
 
 
-def _card(files: Sequence[CaptionFile], kinds: Sequence[Kind], image: str, open_image: Callable) -> dict:
+def _card(
+    files: Sequence[CaptionFile], kinds: Sequence[CaptionType], image: str, open_image: Callable
+) -> dict:
     """Return an image with the captions of all files; agreement and marks refer to the first file.
 
     If there are two files, the first one is marked against the second.
@@ -166,7 +168,7 @@ def _card(files: Sequence[CaptionFile], kinds: Sequence[Kind], image: str, open_
 
 
 def _side(name: str, texts: Sequence[str | None], number: int, lang: str) -> dict:
-    """Return the caption of one file, of one kind, for an image."""
+    """Return the caption of one file, of one type, for an image."""
     text, first = texts[number], texts[0]
     other = first if number else (texts[1] if len(texts) == 2 else None)
     return {

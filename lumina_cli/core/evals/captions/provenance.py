@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from lumina_cli.core.io.jsonl import get_captions
 
-Kind = tuple[str, str]  # language and level
+CaptionType = tuple[str, str]  # language and level
 BROUGHT = "brought"  # key of the captions that no engine wrote
 
 
@@ -22,8 +22,8 @@ def caption_provenance(rows: Iterable[dict]) -> list[dict]:
     return [_split(row) if known and BROUGHT not in row else row for row in rows]
 
 
-def existing_kinds(rows: Iterable[dict]) -> set[Kind]:
-    """Return the kinds of captions under "brought", in rows from `caption_provenance`."""
+def preexisting_types(rows: Iterable[dict]) -> set[CaptionType]:
+    """Return the types of captions under "brought", in rows from `caption_provenance`."""
     return {(lang, level) for row in rows for lang, texts in row.get(BROUGHT, {}).items() for level in texts}
 
 

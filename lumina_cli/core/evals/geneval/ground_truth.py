@@ -22,11 +22,11 @@ def ground_truth_generator(model: str = "nano", seed: int = 0, size: int = 128) 
     if model != "nano":
         raise UsageError(f"--ceiling renders nano scenes and does not apply to --model {model}")
 
-    def draw(rows: list[dict], numbers: list[int]) -> list[Image]:
+    def generate(rows: list[dict], numbers: list[int]) -> list[Image]:
         scenes = [ground_truth_scene(row, seed, number) for row, number in zip(rows, numbers, strict=True)]
         return [image.image for image in render(scenes, size=size)]
 
-    return ImageGenerator(draw, {"model": "true-scenes", "seed": seed, "size": [size, size]})
+    return ImageGenerator(generate, {"model": "true-scenes", "seed": seed, "size": [size, size]})
 
 
 def ground_truth_scene(row: dict, seed: int, index: int) -> Scene:

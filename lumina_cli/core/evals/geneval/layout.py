@@ -23,11 +23,11 @@ NOISE_STRIDE = 1000  # image k of prompt i has noise 1000 i + k: a larger count 
 class ImageGenerator:
     """A source of images for prompts.
 
-    draw        (prompt rows, noise numbers) -> images
+    generate    (prompt rows, noise numbers) -> images
     settings    everything else that an image depends on
     """
 
-    draw: Callable[[list[dict], list[int]], list[Image]]
+    generate: Callable[[list[dict], list[int]], list[Image]]
     settings: dict
 
 
@@ -56,7 +56,7 @@ def generate_images(
         ]
         if missing:
             paths, prompts, records = zip(*missing, strict=True)
-            images = generator.draw(list(prompts), [record["number"] for record in records])
+            images = generator.generate(list(prompts), [record["number"] for record in records])
             for path, record, image in zip(paths, records, images, strict=True):
                 with disk_errors(path):
                     save_image(image, path, record)
@@ -73,7 +73,8 @@ def _write_prompts(rows: Sequence[dict], out: Path) -> None:
         if path.exists():
             if path.read_text(encoding="utf-8") != line:
                 raise LuminaError(
-                    f"{path}: has the prompt of another run, not {row['prompt']!r}; choose another --out"
+                    f"{out} contains results of a different run ({path} does not have the prompt "
+                    f"{row['prompt']!r}); choose another --out"
                 )
             continue
         with disk_errors(path):
@@ -81,8 +82,10 @@ def _write_prompts(rows: Sequence[dict], out: Path) -> None:
             with atomic_write(path) as aside:
                 aside.write_text(line, encoding="utf-8")
     if held:
-        name = min(held)
-        raise LuminaError(f"{held[name]}: this run does not have such a prompt; choose another --out")
+        raise LuminaError(
+            f"{out} contains results of a different run (this run does not have the prompt of "
+            f"{held[min(held)]}); choose another --out"
+        )
 
 
 def _is_current(path: Path, wanted: dict) -> bool:
@@ -112,12 +115,12 @@ def scan_images(folder: Path) -> Iterator[tuple[Path, dict]]:
         raise LuminaError(f"{folder}: no such folder")
     folders = prompt_folders(folder)
     if not folders:
-        raise LuminaError(f"{folder}: has no numbered folder; GenEval's layout is 00000/samples/00000.png")
+        raise LuminaError(f"{folder}: no numbered folder; GenEval's layout is 00000/samples/00000.png")
     for place in folders:
         row = read_prompt(place / "metadata.jsonl")
         images = sorted(path for path in (place / "samples").glob("*.png") if path.stem.isdigit())
         if not images:
-            raise LuminaError(f"{place / 'samples'}: has no image such as 00000.png")
+            raise LuminaError(f"{place / 'samples'}: no image such as 00000.png")
         yield from ((path, row) for path in images)
 
 
@@ -125,7 +128,7 @@ def read_prompt(path: Path) -> dict:
     """Return the prompt row of a metadata.jsonl.
 
     Raises:
-        LuminaError: if the file is missing or is not one JSON object.
+        LuminaError: if the file is missing or is not a single JSON object.
     """
     try:
         row = json.loads(path.read_text(encoding="utf-8"))
@@ -134,7 +137,7 @@ def read_prompt(path: Path) -> dict:
             f"{path}: missing; GenEval's layout stores the metadata of the prompt in it"
         ) from None
     except ValueError as error:
-        raise LuminaError(f"{path}: not one JSON object ({error})") from None
+        raise LuminaError(f"{path}: not a single JSON object ({error})") from None
     if not isinstance(row, dict):
-        raise LuminaError(f"{path}: contains {type(row).__name__}, not one JSON object")
+        raise LuminaError(f"{path}: expected a JSON object, got {type(row).__name__}")
     return row

@@ -56,7 +56,7 @@ class CacheFit:
         """
         if not self.measures:
             raise LuminaError(
-                f"{FIT_FILE} contains no measured errors; `lumina bench teacache` measures them"
+                f"{FIT_FILE} contains no measured errors; measure them with `lumina bench teacache`"
             )
         calls = len(plan.calls())
         nearest = min(
@@ -91,7 +91,7 @@ def read_cache_fit(folder: Path, weights: str) -> CacheFit:
     Raises:
         LuminaError: if it is missing, damaged or was made for other weights.
     """
-    path, remedy = Path(folder) / FIT_FILE, f"`lumina bench teacache --model {folder}` fits one"
+    path, remedy = Path(folder) / FIT_FILE, f"fit one with `lumina bench teacache --model {folder}`"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         curve = Curve(tuple(map(float, found["curve"]["heights"])), float(found["curve"]["until"]))

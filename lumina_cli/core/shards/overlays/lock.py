@@ -38,8 +38,7 @@ def acquire(shards: str, name: str) -> None:
     folder = reader.version_folder(shards, name, "")
     if (shards, name) in _held or filesystem.is_url(folder):
         return
-    if links := find_links(folder + "none"):
-        raise LuminaError(f"{links[0]} is a link, so nothing is written there; replace it by a folder")
+    refuse_links(folder + "none")
     filesystem.make_dir(folder)
     number = lock_folder(folder.rstrip("/"))
     if number is not None:
@@ -51,6 +50,18 @@ def release(shards: str, name: str) -> None:
     number = _held.pop((shards, name), None)
     if number is not None:
         os.close(number)
+
+
+def refuse_links(folder: str) -> None:
+    """Check that nothing would be written through a symbolic link.
+
+    Raises:
+        LuminaError: if `find_links` finds one.
+    """
+    if links := find_links(folder):
+        raise LuminaError(
+            f"refusing to write to {links[0]}: it is a symbolic link; replace it with a directory"
+        )
 
 
 def find_links(folder: str) -> list[str]:

@@ -4,9 +4,8 @@ A row matches the sample that its "image" names: "SHARDS/000000.tar#key.png", or
 packed from. Otherwise it matches the sample with its "key", or the only one whose file is called like the key
 ("cats/tom", "tom.png" or "tom").
 
-Memory: rows that name tars are held a few thousand at a time, and one shard's when they are read back. For
-other rows the keys and files of all samples are held as well, and, once a key is not found, the last
-components of the file names.
+Memory: rows that name tars need memory for a few thousand rows while they are set aside, and for the rows of
+one shard while they are read back. Other rows also need the keys and file names of all samples.
 """
 
 import hashlib

@@ -71,13 +71,13 @@ class Overlay:
         Without `strict`, samples whose image has been replaced are left out instead of raising an error.
 
         Raises:
-            LuminaError: if the tar holds other samples than those that the overlay was made for.
+            LuminaError: if the tar contains other samples than those that the overlay was written for.
         """
         lines = read_shard_index(self.folder, tar)
         if strict and (not lines or lines[0].get("base") != base_digest(entries)):
             raise LuminaError(
-                f"overlay {self.name}@{self.version} is stale: {tar} holds other images than those it was "
-                f"made for; make it again, or read {self.shards}{WORD} without overlays"
+                f"overlay {self.name}@{self.version} does not match: {tar} contains different images; "
+                f"recreate it with {writing_command(self.name)}, or read {self.shards}{WORD} without overlays"
             )
         known = {line["key"]: line for line in (lines or [])[1:]}
         pairs = ((entry, known.get(entry["key"])) for entry in entries)
@@ -214,8 +214,15 @@ def read_json(place: str) -> dict | None:
     try:
         found = json.loads(filesystem.read_file(place))
     except ValueError as error:
-        raise LuminaError(f"{place} is not JSON; delete its folder") from error
+        damaged = filesystem.parent(place) if place.endswith(".json") else place
+        raise LuminaError(f"{place} is corrupt (not JSON); delete {damaged} and rerun") from error
     return found if isinstance(found, dict) else None
+
+
+def writing_command(name: str) -> str:
+    """Return the command that writes the overlay `name`, for messages."""
+    verb = "score" if name == MEASURED else "encode" if name.startswith(("latents-", "text-")) else "overlay"
+    return f"`lumina shard {verb}`"
 
 
 def merge(row: dict, part: dict, over_part: bool = False) -> dict:
@@ -278,18 +285,15 @@ def read_shard_index(folder: str, tar: str) -> list[dict] | None:
     rows = [parse_row(line, f"{place} line {number}") for number, line in enumerate(lines, 1) if line]
     for number, row in enumerate(rows[1:], 2):
         texts = isinstance(row.get("key"), str) and isinstance(row.get("picture"), str)
-        if (
-            not texts
-            or not isinstance(row.get("members"), dict)
-            or not all(map(_is_span, row["members"].values()))
-        ):
+        members = row.get("members")
+        if not texts or not isinstance(members, dict) or not all(map(_is_span, members.values())):
+            name = filesystem.basename(filesystem.parent(folder))
             raise LuminaError(
-                f"{place} line {number} is not a line of an overlay's index; write the overlay again"
+                f"{place} line {number} is not a line of an overlay's index; recreate the overlay with "
+                f"{writing_command(name)}"
             )
     return rows
 
 
 def _is_span(value: object) -> bool:
-    return (
-        isinstance(value, list) and len(value) == 2 and all(type(part) is int and part >= 0 for part in value)
-    )
+    return isinstance(value, list) and len(value) == 2 and all(type(n) is int and n >= 0 for n in value)

@@ -14,11 +14,13 @@ from lumina_cli.core.shards.overlays.reader import (
     open_version,
     overlay_index_path,
     read_shard_index,
+    writing_command,
 )
 from lumina_cli.core.shards.overlays.writer import VALUES, hash_file, indexes_digest
 from lumina_cli.core.shards.reader import read_index
 from lumina_cli.core.shards.tar import BLOCK, read_span, tar_header
 
+_MODIFIED = "was modified after it was written"
 _ARRAY = b"\x93NUMPY"  # magic bytes of a .npy file
 
 
@@ -65,20 +67,17 @@ def _verify(overlay: Overlay, tars: list[str], newest: bool) -> None:
     digests = overlay.info.get("digests", {})
     written = [tar for tar in tars if filesystem.is_file(overlay_index_path(overlay.folder, tar))]
     if digests and len(written) == overlay.info["shards"]:
-        _compare(
-            filesystem.join(overlay.folder, DONE),
-            "the indexes",
-            digests["indexes"],
-            indexes_digest(overlay.folder, written),
-        )
+        place = filesystem.join(overlay.folder, DONE)
+        what = f"the indexes listed in {place} were modified after they were written"
+        _compare(place, what, digests["indexes"], indexes_digest(overlay.folder, written))
     if digests.get("values"):
         place = filesystem.join(overlay.folder, VALUES)
-        _compare(place, "its bytes", digests["values"], hash_file(place))
+        _compare(place, f"{place} {_MODIFIED}", digests["values"], hash_file(place))
 
 
 def _verify_tar(tar: str, lines: list[dict]) -> None:
     if lines[0].get("sha256"):
-        _compare(tar, "its bytes", lines[0]["sha256"], hash_file(tar))
+        _compare(tar, f"{tar} {_MODIFIED}", lines[0]["sha256"], hash_file(tar))
     size = filesystem.file_size(tar) if filesystem.is_file(tar) else 0
     for line in lines[1:]:
         for member, (offset, length) in line["members"].items():
@@ -101,8 +100,10 @@ def _verify_member(tar: str, name: str, offset: int, length: int) -> None:
 
 def _compare(place: str, what: str, wanted: str, found: str) -> None:
     if wanted != found:
-        raise LuminaError(f"{place}: {what} differ from those that were written; {_rewrite_hint(place)}")
+        raise LuminaError(f"checksum mismatch: {what}; {_rewrite_hint(place)}")
 
 
 def _rewrite_hint(place: str) -> str:
-    return f"delete {filesystem.parent(place)} and make the overlay again"
+    folder = filesystem.parent(place)
+    name = filesystem.basename(filesystem.parent(folder))
+    return f"delete {folder} and recreate the overlay with {writing_command(name)}"

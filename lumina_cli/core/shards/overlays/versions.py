@@ -12,7 +12,7 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import dump_row
 from lumina_cli.core.shards.overlays import reader
-from lumina_cli.core.shards.overlays.lock import NAME, acquire, find_links, release
+from lumina_cli.core.shards.overlays.lock import NAME, acquire, find_links, refuse_links, release
 from lumina_cli.core.shards.overlays.reader import DONE
 from lumina_cli.core.shards.overlays.writer import BUILDING, Version
 
@@ -36,8 +36,7 @@ def begin_version(shards: str, name: str, settings: dict) -> Version:
     found = reader.list_versions(shards, name)
     if found:
         folder = reader.version_folder(shards, name, found[-1])
-        if links := find_links(folder):
-            raise LuminaError(f"{links[0]} is a link, so nothing is written there; replace it by a folder")
+        refuse_links(folder)
         done = reader.read_json(filesystem.join(folder, DONE))
         known = done or reader.read_json(filesystem.join(folder, BUILDING)) or {}
         if known.get("settings") == settings:
@@ -121,5 +120,8 @@ def _files_of_version(folder: str) -> list[str]:
     names = list(filesystem.list_sizes(folder))
     strange = find_links(folder) + [each for each in filesystem.list_names(folder) if each not in names]
     if strange:
-        raise LuminaError(f"{folder} is kept: {strange[0]} is not a file of an overlay; delete it manually")
+        raise LuminaError(
+            f"not deleting {folder}: it contains {strange[0]}, which is not an overlay file; delete {folder} "
+            "yourself"
+        )
     return names

@@ -185,6 +185,8 @@ def _cut(text: str, level: str, lang: str) -> Reason | None:
     quote = UNQUOTED.search(text)
     if quote and not (quote[1] == '"' and text.count('"') % 2 == 0):
         found = found or quote
+    # An English sentence may end with a preposition that belongs to an earlier word. Accepted: "A girl and
+    # the toys she plays with". Rejected: "A small table made of".
     if lang == "en" and not found and (found := OPEN_END.search(text)):
         last = re.split(r"[.!?]\s", text)[-1].strip().partition(" ")[2]
         found = None if BELONGS.search(last[: -len(found[0].strip()) or None]) else found
