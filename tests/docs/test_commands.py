@@ -112,7 +112,7 @@ def test_every_command_parses(page):
                 check_training(values.get("words") or [])
 
 
-def test_a_wrong_option_is_found():
+def test_an_invalid_option_is_detected():
     for words in (["sample", "x", "--sise", "16:9"], ["shard", "pack"], ["sample", "x", "--count", "no"]):
         with pytest.raises(Exception, match=r"(?i)option|parameter|integer"):
             parsed(words)

@@ -10,12 +10,12 @@ def stratum(*cells):
     return np.array(cells)
 
 
-def test_scores_are_means_over_pictures():
+def test_scores_are_means_over_images():
     strata = [stratum((4, 4), (0, 4)), stratum((1, 1), (0, 3))]
     assert bootstrap.task_scores(strata) == pytest.approx([0.5, 0.25])
 
 
-def test_the_same_seed_gives_the_same_interval_and_another_seed_another():
+def test_interval_depends_on_the_seed():
     strata = [stratum(*((k % 5, 4) for k in range(30)))]
     first, again, other = (bootstrap.resample(strata, seed) for seed in (3, 3, 4))
     assert (first == again).all()
@@ -34,7 +34,7 @@ def test_interval_covers_the_mean_and_narrows_with_more_prompts():
     assert widths[2] / widths[1] == pytest.approx(0.5, abs=0.2)
 
 
-def test_interval_of_95_percent_covers_the_truth_about_that_often():
+def test_interval_has_its_nominal_coverage():
     rng = np.random.default_rng(1)
     covered = 0
     for run in range(200):
@@ -44,18 +44,18 @@ def test_interval_of_95_percent_covers_the_truth_about_that_often():
     assert 0.88 <= covered / 200 <= 0.99
 
 
-def test_prompts_are_resampled_and_not_pictures():
+def test_prompts_are_resampled_instead_of_images():
     """Four pictures that always agree are one observation: the interval is that of 25 prompts, not of 100 pictures."""
     clustered = stratum(*((4 * (k % 2), 4) for k in range(25)))
     single = stratum(*((k % 2, 1) for k in range(25)))
     assert (bootstrap.resample([clustered]) == bootstrap.resample([single])).all()
 
 
-def test_a_perfect_run_has_an_interval_of_no_width():
+def test_a_perfect_run_has_an_interval_of_zero_width():
     assert bootstrap.interval(bootstrap.resample([stratum((4, 4), (4, 4))])[:, 0]) == [1.0, 1.0]
 
 
-def test_paired_difference_of_equal_runs_is_zero_and_pairing_narrows_it():
+def test_paired_difference_is_zero_for_equal_runs_and_narrower():
     cells = stratum(*((k % 5, 4) for k in range(40)))
     assert not bootstrap.paired_difference([cells], [cells]).any()
     better = np.stack([np.minimum(cells[:, 0] + 1, 4), cells[:, 1]], axis=1)

@@ -28,7 +28,7 @@ def files(tmp_path):
     return str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")
 
 
-def test_only_what_an_engine_wrote_is_scored_and_the_rest_told(files, capsys, tmp_path):
+def test_only_captions_of_engines_are_scored_and_others_reported(files, capsys, tmp_path):
     assert run(["eval", "captions", files[0], "--page", str(tmp_path / "a.html")]) == 0
     out, err = capsys.readouterr()
     (row,) = [json.loads(line) for line in out.splitlines()]
@@ -38,7 +38,7 @@ def test_only_what_an_engine_wrote_is_scored_and_the_rest_told(files, capsys, tm
     assert (tmp_path / "a.html").read_text().count("data:image/jpeg") == 5  # scenes are rendered again
 
 
-def test_rows_without_pictures_are_joined_by_key(files, capsys):
+def test_rows_without_images_are_joined_by_key(files, capsys):
     assert run(["eval", "captions", *files]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     short = [row for row in rows if (row["lang"], row["level"]) == ("en", "short")]
@@ -62,7 +62,7 @@ NOT_OURS = [
 
 
 @pytest.mark.parametrize("scene", NOT_OURS)
-def test_what_others_call_a_scene_is_passed_over(scene, files, capsys, tmp_path):
+def test_foreign_scene_values_are_ignored(scene, files, capsys, tmp_path):
     rows = [json.loads(line) for line in Path(files[1]).read_text().splitlines()]
     foreign = {**rows[0], "scene": scene}
     path, page = tmp_path / "c.jsonl", tmp_path / "c.html"
@@ -80,7 +80,7 @@ def test_what_others_call_a_scene_is_passed_over(scene, files, capsys, tmp_path)
     assert not [row for row in map(json.loads, capsys.readouterr().out.splitlines()) if "truth" in row]
 
 
-def test_scenes_that_cannot_be_drawn_are_none_of_ours():
+def test_scenes_that_cannot_be_rendered_are_not_nano_scenes():
     row = next(read_source("nano:1?size=64"))
     assert scene_of(row)
     for name, value in (("kind", "cat"), ("tint", 3), ("x", "1"), ("size", 1e300), ("turn", float("nan"))):

@@ -50,13 +50,13 @@ def picture(red=0):
 # --- prompts
 
 
-def test_official_prompts_are_the_official_file_byte_for_byte():
+def test_official_prompts_equal_the_official_file():
     text = "".join(json.dumps(row) + "\n" for row in official_prompts())
     digest = "5c48e0813e812e3c373fa5c8ed07a8f0a483be30272b4427b0559c8048e67c13"
     assert (len(text), hashlib.sha256(text.encode()).hexdigest()) == (85209, digest)
 
 
-def test_official_prompts_come_task_by_task():
+def test_official_prompts_are_sorted_by_task():
     tags = [row["tag"] for row in official_prompts()]
     starts = {tag: (tags.index(tag), tags.count(tag)) for tag in TAGS}
     assert starts == {
@@ -88,17 +88,17 @@ def test_official_positions_and_counts_have_the_published_statistics():
         (453, "a photo of a purple wine glass and a black apple"),
     ],
 )
-def test_official_prompts_that_papers_quote(index, prompt):
+def test_official_prompts_quoted_in_papers(index, prompt):
     assert official_prompts()[index]["prompt"] == prompt
 
 
-def test_official_prompts_keep_the_odd_plurals_and_drop_repeats():
+def test_official_prompts_keep_wrong_plurals_and_have_no_duplicates():
     rows = official_prompts()
     assert "a photo of four benchs" in {row["prompt"] for row in rows}
     assert len({json.dumps(row) for row in rows}) == len(rows) == 553
 
 
-def test_only_counting_excludes_one_more():
+def test_only_counting_prompts_exclude_a_larger_count():
     for row in official_prompts() + nano_prompts(10):
         if row["tag"] == "counting":
             (include,), (exclude,) = row["include"], row["exclude"]
@@ -107,7 +107,7 @@ def test_only_counting_excludes_one_more():
             assert "exclude" not in row
 
 
-def test_nano_prompts_ask_every_language_for_the_same_things():
+def test_nano_prompts_are_the_same_scenes_in_every_language():
     rows = {language: nano_prompts(12, language, seed=4) for language in ("en", "zh", "ja", "ru", "de")}
     assert [len(part) for part in rows.values()] == [72] * 5
     for part in rows.values():
@@ -116,7 +116,7 @@ def test_nano_prompts_ask_every_language_for_the_same_things():
     assert all(row["prompt"] for part in rows.values() for row in part)
 
 
-def test_nano_prompts_follow_the_seed_and_have_the_asked_number():
+def test_nano_prompts_depend_on_the_seed_and_have_the_requested_number():
     assert nano_prompts(5, seed=1) == nano_prompts(5, seed=1) != nano_prompts(5, seed=2)
     assert Counter(row["tag"] for row in nano_prompts(40)) == dict.fromkeys(TAGS, 40)
     assert len({row["prompt"] for row in nano_prompts(40) if row["tag"] == "single_object"}) == len(KINDS)
@@ -140,7 +140,7 @@ def test_nano_test_split_has_no_held_out_combination():
         assert row["held_out"] is False
 
 
-def test_nano_held_out_split_has_nothing_else():
+def test_nano_held_out_split_has_only_held_out_combinations():
     rows = nano_prompts(60, split="held-out")
     assert {row["tag"] for row in rows} == {"colors", "position", "color_attr"}
     for row in rows:
@@ -152,7 +152,7 @@ def test_nano_held_out_split_has_nothing_else():
         assert all(triple[1] in POSITIONS for triple in triples)
 
 
-def test_prompts_refuse_what_they_do_not_know():
+def test_unknown_prompt_settings_are_rejected():
     with pytest.raises(UsageError, match="unknown split 'train'"):
         nano_prompts(split="train")
     with pytest.raises(UsageError, match="unknown language 'fr'"):
@@ -165,7 +165,7 @@ def test_prompts_refuse_what_they_do_not_know():
         GenEval().prompts("official", languages=("de",))
 
 
-def test_true_scenes_show_what_their_prompts_ask_for():
+def test_ground_truth_scenes_contain_the_objects_of_their_prompts():
     for index, row in enumerate(nano_prompts(10)):
         scene = ground_truth_scene(row, 0, index)
         assert not {(thing.tint, thing.kind) for thing in scene.things} & set(held_out_pairs())
@@ -177,7 +177,7 @@ def test_true_scenes_show_what_their_prompts_ask_for():
             assert "color" not in item or tints == {item["color"]}
 
 
-def test_true_scenes_stand_as_asked():
+def test_ground_truth_scenes_have_the_requested_positions():
     for index, row in enumerate(row for row in nano_prompts(20) if row["tag"] == "position"):
         first, second = ground_truth_scene(row, 0, index).things
         relation = row["include"][1]["position"][0]
@@ -187,7 +187,7 @@ def test_true_scenes_stand_as_asked():
         assert apart[relation] > 0.5
 
 
-def test_true_pictures_follow_seed_and_index():
+def test_ground_truth_images_depend_on_seed_and_index():
     rows = nano_prompts(1)[:2]
     first, again = (ground_truth_generator(seed=3, size=32).generate(rows, [0, 1000]) for _ in range(2))
     assert [picture.tobytes() for picture in first] == [picture.tobytes() for picture in again]
@@ -201,7 +201,7 @@ def boxes_of(picture, scene):
         yield Seen(thing.kind, thing.tint, 0.99, (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
 
-def test_a_judge_without_faults_finds_every_true_picture_right():
+def test_a_perfect_judge_accepts_every_ground_truth_image():
     rows = nano_prompts(4) + nano_prompts(4, split="held-out")
     scenes = [ground_truth_scene(row, 1, index) for index, row in enumerate(rows)]
     for row, scene, picture in zip(rows, scenes, render(scenes, size=64), strict=True):
@@ -234,21 +234,21 @@ def test_overlap_agrees_with_the_official_function(shift, expected):
     assert overlap((0, 0, 100, 100), (shift, 0, shift + 100, 100)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_overlap_of_boxes_apart_is_nothing():
+def test_overlap_of_disjoint_boxes_is_zero():
     assert overlap((0, 0, 10, 10), (50, 50, 60, 60)) == 0
 
 
-def test_things_must_pass_the_threshold_strictly_and_come_most_confident_first():
+def test_detections_exceed_the_threshold_and_are_sorted_by_confidence():
     found = [Seen("car", score=0.3), Seen("car", score=0.31), Seen("car", score=0.8), Seen("cup", score=0.2)]
     seen = group_detections(found, 0.3)
     assert {kind: [thing.score for thing in things] for kind, things in seen.items()} == {"car": [0.8, 0.31]}
 
 
-def test_at_most_sixteen_things_of_a_class_are_kept():
+def test_at_most_sixteen_detections_of_a_class_are_kept():
     assert len(group_detections([Seen("car")] * 20 + [Seen("cup")], 0.3)["car"]) == 16
 
 
-def test_overlapping_things_stay_unless_asked():
+def test_overlapping_detections_are_kept_by_default():
     found = [
         Seen("car", score=0.9),
         Seen("car", score=0.8, box=(1, 0, 11, 10)),
@@ -338,7 +338,7 @@ def test_rules(tag, row, found, reason):
     assert check(group_detections(found, 0.3), {"tag": tag, **row}) == (not reason, reason)
 
 
-def test_a_wrongly_tinted_target_counts_as_missing():
+def test_a_target_of_the_wrong_color_counts_as_missing():
     """A clause that failed, for whatever reason, leaves nothing to stand beside."""
     include = [{"class": "cup", "count": 1, "color": "blue"}, PLACED[1]]
     found = group_detections([Seen("cup", "red", box=RIGHT), Seen("car", box=LEFT)], 0.3)
@@ -348,7 +348,7 @@ def test_a_wrongly_tinted_target_counts_as_missing():
 # --- the nano judge
 
 
-def test_the_nano_judge_takes_the_thresholds_of_its_detector(monkeypatch, tmp_path):
+def test_the_nano_judge_uses_the_thresholds_of_its_detector(monkeypatch, tmp_path):
     detector = SimpleNamespace(
         thresholds={"counting": 0.6}, ceiling={"all": 0.99}, detect=lambda pictures: "seen"
     )
@@ -359,7 +359,7 @@ def test_the_nano_judge_takes_the_thresholds_of_its_detector(monkeypatch, tmp_pa
     assert judge.detect([picture()]) == "seen"
 
 
-def test_a_missing_detector_is_named(tmp_path):
+def test_a_missing_detector_is_reported(tmp_path):
     with pytest.raises(LuminaError, match="nothing contains no detector"):
         JUDGES.load("nano")(tmp_path / "nothing")
 
@@ -395,7 +395,7 @@ def test_counting_has_the_stricter_threshold(tmp_path):
     assert [row["correct"] for row in rows] == [False, True]
 
 
-def test_a_judge_may_bring_thresholds_of_its_own(tmp_path):
+def test_a_judge_may_define_its_own_thresholds(tmp_path):
     judge = FakeJudge({0: [Seen("car", score=0.5)] * 3})
     judge.thresholds = {"default": 0.6, "counting": 0.4}
     picture().save(tmp_path / "0.png")
@@ -403,7 +403,7 @@ def test_a_judge_may_bring_thresholds_of_its_own(tmp_path):
     assert [row["correct"] for row in rows] == [False, True]
 
 
-def test_summary_is_the_mean_of_the_tasks_and_not_of_the_pictures(tmp_path):
+def test_summary_is_the_mean_over_tasks_and_not_over_images(tmp_path):
     script = {1: [Seen("car")], 2: []}
     cup = CAR | {"include": [{"class": "cup", "count": 1}], "prompt": "a cup"}
     rows = scored(tmp_path, [(CAR, 1), (CAR, 1), (CAR, 2), (cup, 2), (TWO, 1), (TWO, 2)], script)
@@ -419,7 +419,7 @@ def test_summary_is_the_mean_of_the_tasks_and_not_of_the_pictures(tmp_path):
     assert summary["ci95"][0] <= 0.25 <= summary["ci95"][1]
 
 
-def test_summary_tells_languages_apart(tmp_path):
+def test_summary_has_scores_per_language(tmp_path):
     rows = scored(
         tmp_path, [(CAR, 1), (CAR | {"prompt": "ein Auto", "language": "de"}, 2)], {1: [Seen("car")]}
     )
@@ -444,17 +444,17 @@ def test_summary_tells_languages_apart(tmp_path):
         ({"include": [PLACED[0], PLACED[1] | {"position": ["behind", 0]}]}, "one of left of, right of"),
     ],
 )
-def test_prompts_that_cannot_be_scored_are_named(change, message):
+def test_prompts_that_cannot_be_scored_are_reported(change, message):
     with pytest.raises(LuminaError, match=f"^here: .*{message}"):
         GenEval().check([("there", CAR), ("here", CAR | change)], FakeJudge())
 
 
-def test_official_prompts_are_not_for_the_nano_judge():
+def test_the_nano_judge_rejects_official_prompts():
     with pytest.raises(LuminaError, match="the nano judge detects only the nano kinds"):
         GenEval().check([("x", row) for row in official_prompts()], FakeJudge())
 
 
-def test_no_picture_is_an_error():
+def test_scoring_zero_images_is_an_error():
     with pytest.raises(LuminaError, match="no image was scored"):
         GenEval().summarise([])
 
@@ -497,7 +497,7 @@ def draw_all(rows, out, per_prompt=1, batch=2, **settings):
     return list(generate_images(rows, drawer, out, per_prompt, batch)), drawn
 
 
-def test_drawn_folders_are_in_the_official_layout_and_read_back(tmp_path):
+def test_generated_folders_have_the_official_layout(tmp_path):
     pictures, drawn = draw_all([CAR, TWO], tmp_path / "out", per_prompt=2, batch=3)
     assert drawn == [0, 1, 1000, 1001]
     assert pictures == list(scan_images(tmp_path / "out"))
@@ -505,7 +505,7 @@ def test_drawn_folders_are_in_the_official_layout_and_read_back(tmp_path):
     assert (tmp_path / "out" / "00000" / "metadata.jsonl").read_text() == json.dumps(CAR) + "\n"
 
 
-def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
+def test_an_interrupted_run_resumes(tmp_path):
     drawer, _ = fake_drawer(plan={"steps": 4})
     next(generate_images([CAR, TWO], drawer, tmp_path, per_prompt=2, batch=2))
     pictures, drawn = draw_all([CAR, TWO], tmp_path, per_prompt=3, plan={"steps": 4})
@@ -513,18 +513,18 @@ def test_a_stopped_run_goes_on_where_it_stopped(tmp_path):
     assert drawn == [2, 1000, 1001, 1002]
 
 
-def test_other_settings_draw_again(tmp_path):
+def test_changed_settings_generate_again(tmp_path):
     drawn = [draw_all([CAR], tmp_path, seed=seed)[1] for seed in (1, 1, 2)]
     assert drawn == [[0], [], [0]]
 
 
-def test_a_damaged_picture_is_drawn_again(tmp_path):
+def test_a_damaged_image_is_generated_again(tmp_path):
     (((path, _),), _) = draw_all([CAR], tmp_path)
     path.write_bytes(path.read_bytes()[:20])
     assert draw_all([CAR], tmp_path)[1] == [0]
 
 
-def test_a_folder_of_other_prompts_is_refused(tmp_path):
+def test_a_folder_with_different_prompts_is_rejected(tmp_path):
     draw_all([CAR, TWO], tmp_path)
     with pytest.raises(
         LuminaError, match=r"different run \(.*00000/metadata\.jsonl does not have the prompt 'three cars'\)"
@@ -534,7 +534,7 @@ def test_a_folder_of_other_prompts_is_refused(tmp_path):
         draw_all([CAR], tmp_path)
 
 
-def test_bad_folders_say_what_is_wrong(tmp_path):
+def test_invalid_folders_are_reported(tmp_path):
     with pytest.raises(LuminaError, match="no such folder"):
         list(scan_images(tmp_path / "nothing"))
     with pytest.raises(LuminaError, match="no numbered folder"):
@@ -554,14 +554,14 @@ def test_bad_folders_say_what_is_wrong(tmp_path):
         list(scan_images(tmp_path))
 
 
-def test_an_unreadable_picture_is_named(tmp_path):
+def test_an_unreadable_image_is_reported(tmp_path):
     (((path, row),), _) = draw_all([CAR], tmp_path)
     path.write_bytes(b"not a picture")
     with pytest.raises(LuminaError, match=r"00000\.png"):
         list(GenEval().score([(path, row)], FakeJudge()))
 
 
-def test_fingerprint_changes_with_the_weights(tmp_path):
+def test_fingerprint_depends_on_the_weights(tmp_path):
     weights = tmp_path / "transformer" / "w.safetensors"
     weights.parent.mkdir()
     weights.write_bytes(b"a" * 100)
@@ -570,7 +570,7 @@ def test_fingerprint_changes_with_the_weights(tmp_path):
     assert fingerprint(tmp_path) != first
 
 
-def test_compare_pairs_the_common_prompts(tmp_path):
+def test_compare_pairs_common_prompts(tmp_path):
     cup = CAR | {"include": [{"class": "cup", "count": 1}], "prompt": "a cup"}
     runs = {"a": [(CAR, 1), (TWO, 2)], "b": [(CAR, 2), (TWO, 2), (cup, 1)]}
     script = {1: [], 2: [Seen("car")] * 3}
@@ -588,7 +588,7 @@ def test_compare_pairs_the_common_prompts(tmp_path):
     assert result[-1]["differs"] == ["judge"]
 
 
-def test_compare_says_what_is_missing(tmp_path):
+def test_compare_reports_missing_files(tmp_path):
     with pytest.raises(LuminaError, match=r"summary\.json: missing"):
         compare(tmp_path, tmp_path)
     (tmp_path / "summary.json").write_text("{")
@@ -596,7 +596,7 @@ def test_compare_says_what_is_missing(tmp_path):
         compare(tmp_path, tmp_path)
 
 
-def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_with_the_file(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -94,7 +94,7 @@ def folder(place, row, red=0):
 CAR = {"tag": "single_object", "include": [{"class": "car", "count": 1}], "prompt": "a photo of a car"}
 
 
-def test_a_model_is_drawn_judged_and_scored(pipeline, lumina):
+def test_images_are_generated_judged_and_scored(pipeline, lumina):
     code, rows, err = lumina("geneval", "--model", "tiny", *SMALL, "--out", "run", "--seed", 5)
     assert (code, len(rows), len(pipeline.jobs)) == (0, 24, 24)
     assert "overall" in err
@@ -118,14 +118,14 @@ def test_a_model_is_drawn_judged_and_scored(pipeline, lumina):
     }
 
 
-def test_pictures_are_drawn_with_the_seed_and_noise_of_their_own(pipeline, lumina):
+def test_each_image_has_its_own_seed_and_noise(pipeline, lumina):
     lumina("geneval", "--model", "tiny", *SMALL, "--seed", 5, "--batch", 3)
     prompts = [row["prompt"] for row in nano_prompts(2, seed=5)]
     assert pipeline.jobs == [(prompts[i], 5, 1000 * i + k) for i in range(12) for k in range(2)]
     assert Path("scores/geneval-tiny/00011/samples/00001.png").is_file()
 
 
-def test_a_second_run_draws_only_what_is_new(pipeline, lumina):
+def test_a_second_run_generates_only_missing_images(pipeline, lumina):
     words = ("geneval", "--model", "tiny", "--per-task", 2, "--out", "run")
     lumina(*words, "--pictures", 1)
     code, rows, _ = lumina(*words, "--pictures", 2)
@@ -143,7 +143,7 @@ def test_languages_and_the_held_out_split(pipeline, lumina):
     assert "de" in err
 
 
-def test_a_gate_that_holds_and_one_that_fails(pipeline, lumina, tmp_path):
+def test_gates_that_pass_and_fail(pipeline, lumina, tmp_path):
     folder(tmp_path / "good", CAR)
     folder(tmp_path / "bad", CAR, red=255)
     assert lumina("geneval", "--images", "good", "--gate", "geneval>=0.8")[0] == 0
@@ -153,7 +153,7 @@ def test_a_gate_that_holds_and_one_that_fails(pipeline, lumina, tmp_path):
     assert Path("scores/summary.json").is_file()
 
 
-def test_a_folder_is_scored_without_touching_it(pipeline, lumina, tmp_path):
+def test_a_folder_is_scored_without_changing_it(pipeline, lumina, tmp_path):
     place = folder(tmp_path / "theirs", CAR)
     before = sorted(place.rglob("*"))
     code, (row,), _ = lumina("geneval", "--images", place)
@@ -161,7 +161,7 @@ def test_a_folder_is_scored_without_touching_it(pipeline, lumina, tmp_path):
     assert sorted(place.rglob("*")) == before
 
 
-def test_a_terminal_gets_a_table_and_no_rows(pipeline, lumina, tmp_path, monkeypatch):
+def test_a_terminal_shows_a_table_instead_of_rows(pipeline, lumina, tmp_path, monkeypatch):
     folder(tmp_path / "good", CAR)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     assert lumina("geneval", "--images", "good")[1] == []
@@ -220,12 +220,12 @@ def test_a_terminal_gets_a_table_and_no_rows(pipeline, lumina, tmp_path, monkeyp
         ),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(pipeline, lumina, words, code, message):
+def test_errors_are_reported_in_one_line(pipeline, lumina, words, code, message):
     assert lumina(*words.split()) == (code, [], f"lumina eval: {message}\n")
     assert pipeline.jobs == []
 
 
-def test_bad_folders_are_said_in_one_line(pipeline, lumina, tmp_path):
+def test_invalid_folders_are_reported_in_one_line(pipeline, lumina, tmp_path):
     place = folder(tmp_path / "theirs", CAR)
     picture = place / "00000" / "samples" / "0000.png"
     picture.write_bytes(b"no picture")
@@ -239,7 +239,7 @@ def test_bad_folders_are_said_in_one_line(pipeline, lumina, tmp_path):
     )
 
 
-def test_another_runs_folder_is_refused(pipeline, lumina):
+def test_the_folder_of_another_run_is_rejected(pipeline, lumina):
     lumina("geneval", "--model", "tiny", *SMALL, "--out", "run")
     code, _, err = lumina("geneval", "--model", "tiny", *SMALL, "--out", "run", "--seed", 9)
     assert (code, err.count("\n")) == (1, 1)
@@ -261,13 +261,13 @@ def test_compare_two_runs(pipeline, lumina):
     assert {row["difference"] for row in rows} == {0.0}
 
 
-def test_the_ceiling_scores_true_renders(pipeline, lumina):
+def test_the_ceiling_scores_ground_truth_images(pipeline, lumina):
     code, rows, _ = lumina("geneval", "--ceiling", "--model", "nano", "--per-task", 1, "--pictures", 1)
     assert (code, len(rows), pipeline.jobs) == (0, 6, [])
     assert Path("scores/geneval-true-scenes/summary.json").is_file()
 
 
-def test_pictures_say_how_they_were_drawn(pipeline, lumina):
+def test_images_contain_their_generation_settings(pipeline, lumina):
     from lumina_cli.core.images.io import read_metadata
 
     lumina("geneval", "--model", "tiny", *SMALL, "--out", "run", "--seed", 5)
@@ -276,7 +276,7 @@ def test_pictures_say_how_they_were_drawn(pipeline, lumina):
     assert (origin["seed"], origin["number"]) == (5, 1001)
 
 
-def test_a_real_pipeline_draws_for_the_benchmark(monkeypatch, lumina, tiny_folder, tmp_path):
+def test_a_real_pipeline_generates_for_the_benchmark(monkeypatch, lumina, tiny_folder, tmp_path):
     from lumina_cli.core.images.io import read_metadata
     from lumina_cli.core.sampling.output.metadata import from_metadata
 

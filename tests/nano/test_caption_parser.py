@@ -21,7 +21,7 @@ def told(scene: Scene, lang: str, level: str, seed: int = 0) -> str:
 
 
 @pytest.mark.parametrize(("lang", "level"), KINDS)
-def test_a_caption_reads_as_its_scene(lang, level):
+def test_a_caption_parses_to_the_facts_of_its_scene(lang, level):
     for number, scene in enumerate(SCENES):
         caption = told(scene, lang, level, number)
         found, true = parse_caption(caption, lang), facts_of(scene)
@@ -31,7 +31,7 @@ def test_a_caption_reads_as_its_scene(lang, level):
         assert found.light in ((scene.light,) if level == "detailed" else (scene.light, None)), caption
 
 
-def test_what_is_not_said_is_not_read():
+def test_facts_not_stated_are_not_parsed():
     quiet = dict.fromkeys(STYLES, replace(WHOLE, tintless=1, tintless_photo=1, stated=0))
     for scene in SCENES:
         found = parse_caption(describe_scene(scene, "en", "short", 0, quiet), "en")
@@ -61,7 +61,7 @@ PAIR = Scene(
         ("", "", "", ""),
     ],
 )
-def test_wordings_that_no_scene_has(caption, kinds, tints, relations):
+def test_wordings_outside_nano_scenes(caption, kinds, tints, relations):
     found = parse_caption(caption, "en")
     assert found.kinds == set(kinds.split())
     assert found.tints == {tuple(pair.split("-")) for pair in tints.split()}
@@ -69,7 +69,7 @@ def test_wordings_that_no_scene_has(caption, kinds, tints, relations):
     assert found.relations == {(a, "left of", b) for a, b in wanted}
 
 
-def test_numbers_are_read_in_words_and_digits():
+def test_numbers_are_parsed_as_words_and_digits():
     assert parse_caption("three green trees", "en").counts == {("tree", 3)}
     assert parse_caption("3 grüne Bäume", "de").counts == {("tree", 3)}
     assert parse_caption("红色的球，共三个", "zh").counts == {("ball", 3)}
@@ -85,7 +85,7 @@ def rows_of(scenes, lang="en", level="medium", lie=lambda scene: scene):
 
 
 @pytest.mark.parametrize(("lang", "level"), [("en", "detailed"), ("ja", "short"), ("ru", "tags")])
-def test_true_captions_score_one_and_the_prior_little(lang, level):
+def test_true_captions_score_one_and_the_prior_scores_low(lang, level):
     one, everything = score_captions(rows_of(SCENES, lang, level))
     assert (one["lang"], one["level"], one["captions"]) == (lang, level, len(SCENES))
     for aspect in ASPECTS:
@@ -107,14 +107,14 @@ def other_side(scene):
 @pytest.mark.parametrize(
     ("lie", "falls"), [(other_tint, {"colours"}), (other_side, {"relations"})], ids=["tint", "side"]
 )
-def test_a_lie_lowers_its_own_score_only(lie, falls):
+def test_a_false_fact_lowers_only_its_own_score(lie, falls):
     related = [scene for scene in SCENES if scene.relation]
     row, _ = score_captions(rows_of(related, lie=lie))
     assert {aspect for aspect in ASPECTS if row[aspect]["f1"] < 1} == falls
     assert all(row[aspect]["precision"] == 0 for aspect in falls)
 
 
-def test_a_missing_caption_says_nothing():
+def test_a_missing_caption_states_no_facts():
     rows = rows_of([PAIR] * 4)
     del rows[0]["captions"]["en"]
     row, _ = score_captions([*rows, {"captions": {"en": {"medium": "no scene"}}}])

@@ -56,7 +56,7 @@ def tellings(scene, language, level, number=400):
     return {describe_scene(scene, language, level, seed) for seed in range(number)}
 
 
-def test_every_caption_is_there_and_well_formed():
+def test_all_captions_exist_and_are_well_formed():
     for scene in SCENES:
         captions = all_captions(scene)
         assert tuple(captions) == LANGUAGES
@@ -69,7 +69,7 @@ def test_every_caption_is_there_and_well_formed():
             assert levels["detailed"].endswith("." if language in ("en", "ru", "de") else "。")
 
 
-def test_captions_depend_on_the_arguments_alone():
+def test_captions_depend_only_on_their_arguments():
     state = random.getstate()
     for scene in SCENES[:50]:
         again = Scene.from_json(scene.to_json())
@@ -100,7 +100,7 @@ def test_every_word_exists_in_every_language():
         assert set(TEMPLATES[language]) == set(TEMPLATES["en"])
 
 
-def test_no_backdrop_is_named_like_a_tint():
+def test_backdrop_names_differ_from_color_names():
     for language in LANGUAGES:
         phrase = PHRASES[language]
         tints = {phrase.TINTS[tint] for tint in TINTS} if language != "en" else set(TINTS)
@@ -108,13 +108,13 @@ def test_no_backdrop_is_named_like_a_tint():
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_photo_share_of_short_captions(language):
+def test_fraction_of_short_captions_with_the_word_photo(language):
     texts = [describe_scene(scene, language, "short") for scene in MANY]
     assert 0.35 < share(PHOTO[language] in text.replace("Фото", "фото") for text in texts) < 0.46
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_short_captions_often_name_no_tint(language):
+def test_short_captions_often_omit_the_color(language):
     """Both tints or none: only one of the two is rare."""
     named = []
     for layout in ("single", "relation", "pair", "count", "group"):
@@ -142,7 +142,7 @@ def test_half_the_short_captions_of_a_relation_state_it(language):
     assert 0.44 < share(stated(scene, text) for scene, text in shorts(language, "relation")) < 0.58
 
 
-def test_relations_are_true_and_a_third_is_inverse():
+def test_relations_are_true_and_a_third_are_inverse():
     straight = inverse = 0
     for scene, text in shorts("en", "relation"):
         match = re.fullmatch(
@@ -161,7 +161,7 @@ def test_relations_are_true_and_a_third_is_inverse():
     assert 0.27 < inverse / (straight + inverse) < 0.40
 
 
-def test_sides_are_the_viewers_sides():
+def test_left_and_right_are_those_of_the_viewer():
     for seed in range(300):
         text = describe_scene(RELATED, "en", "detailed", seed)
         assert "car is on the right" not in text
@@ -176,7 +176,7 @@ def test_sides_are_the_viewers_sides():
         assert "左に青いボール" not in text
 
 
-def test_nearer_things_are_in_front():
+def test_nearer_objects_are_in_front():
     front = next(s for s in SCENES if s.relation == "in front of" and s.things[0].x < s.things[1].x)
     name = front.things[0].kind
     texts = " ".join(tellings(front, "en", "detailed"))
@@ -185,7 +185,7 @@ def test_nearer_things_are_in_front():
     assert f"The {front.things[1].kind} is closer" not in texts
 
 
-def test_sizes_are_told_only_where_they_show():
+def test_sizes_are_stated_only_if_visible():
     single = Scene("single", (Thing("cup", "red", 0.0, 0.0, 0.0, 1.6, 0.0),), None, "sky", "left")
     assert all("large" in text for text in tellings(single, "en", "medium", 50))
     assert all("großen" in t or "große" in t for t in tellings(single, "de", "medium", 50))
@@ -196,7 +196,7 @@ def test_sizes_are_told_only_where_they_show():
     )
 
 
-def test_arrangements_of_counted_things():
+def test_arrangements_of_counted_objects():
     triangle = next(s for s in SCENES if s.layout == "count" and len(s.things) == 3 and s.things[2].z < -0.5)
     square = next(s for s in SCENES if s.layout == "count" and len(s.things) == 4)
     pair = next(s for s in SCENES if s.layout == "count" and len(s.things) == 2)
@@ -206,7 +206,7 @@ def test_arrangements_of_counted_things():
     assert "They stand side by side" in " ".join(tellings(pair, "en", "detailed"))
 
 
-def test_groups_are_told_from_left_to_right():
+def test_groups_are_described_from_left_to_right():
     for scene, text in shorts("en", "group"):
         if "left to right" in text or "between" in text:
             spots = [text.index(f" {thing.kind}") for thing in scene.things]
@@ -255,7 +255,7 @@ def test_captions_are_short(level, most):
         assert max(len(describe_scene(scene, language, level)) for scene in SCENES) <= 2.5 * most + 20
 
 
-def test_short_captions_of_one_or_two_things_are_very_short():
+def test_short_captions_of_one_or_two_objects_are_very_short():
     scenes = [scene for scene in SCENES if scene.layout != "group"]
     for language in ("en", "ru", "de"):
         assert max(len(words(describe_scene(scene, language, "short"))) for scene in scenes) <= 14
@@ -362,6 +362,6 @@ def test_prompts_use_the_words_of_captions():
         (lambda: prompt_for("single_object", [("cat", None)]), "unknown kind 'cat'"),
     ],
 )
-def test_wrong_arguments_are_named(call, message):
+def test_invalid_arguments_are_reported(call, message):
     with pytest.raises(UsageError, match=message):
         call()

@@ -41,7 +41,7 @@ def many() -> list[Scene]:
     return list(draw_scenes(7, 600))
 
 
-def test_scenes_depend_on_seed_and_index_alone(many):
+def test_scenes_depend_only_on_seed_and_index(many):
     assert many[5] == draw_scene(7, 5)
     assert draw_scene(7, 5) != draw_scene(8, 5)
     assert Scene.from_json(many[5].to_json()) == many[5]
@@ -59,7 +59,7 @@ def test_scenes_use_every_word(many):
     )
 
 
-def test_no_training_scene_is_held_out_and_the_others_all_are(many):
+def test_training_and_held_out_scenes_are_disjoint(many):
     assert not any(map(is_held_out, many))
     assert all(is_held_out(draw_scene(7, i, held_out=True)) for i in range(40))
     assert len(held_out_pairs()) == 15
@@ -67,7 +67,7 @@ def test_no_training_scene_is_held_out_and_the_others_all_are(many):
     assert all((b, INVERSE[r], a) in held_out_triples() for a, r, b in held_out_triples())
 
 
-def test_relations_hold_in_the_world(many):
+def test_relations_are_true_in_world_coordinates(many):
     for scene in (s for s in many if s.relation):
         a, b = scene.things
         true = {"left of": a.x < b.x, "right of": a.x > b.x, "above": a.y > b.y, "below": a.y < b.y}
@@ -89,7 +89,7 @@ def test_pixels_are_the_same_on_every_machine():
     assert (apart > 1).mean() <= 0.001
 
 
-def test_a_picture_does_not_depend_on_its_batch_and_is_the_same_again(many):
+def test_an_image_is_deterministic_and_independent_of_its_batch(many):
     together, again = render(many[:6]), render(many[:6][::-1])[::-1]
     for scene, picture, other in zip(many[:6], together, again, strict=True):
         (alone,) = render([scene])
@@ -114,7 +114,7 @@ def test_distances_never_overshoot(kind):
 
 
 @pytest.mark.parametrize("tint", TINTS)
-def test_tints_show_on_every_backdrop(tint):
+def test_colors_are_visible_on_every_backdrop(tint):
     for picture in render([single(tint=tint, backdrop=backdrop) for backdrop in BACKDROPS]):
         pixels, mask = np.asarray(picture.image, float), picture.masks[0]
         inside, outside = pixels[mask].mean(0), pixels[~mask].mean(0)
@@ -122,7 +122,7 @@ def test_tints_show_on_every_backdrop(tint):
         assert np.abs(inside / 255 - np.array(TINT_COLOURS[tint])).max() < 0.4
 
 
-def test_masks_and_depth_are_where_the_things_are():
+def test_masks_and_depth_match_the_objects():
     back, front = Thing("cube", "blue", -0.2, 0, -1.0, 1.0, 0), Thing("ball", "red", 0.2, 0, 1.0, 0.9, 0)
     picture = render([Scene("relation", (front, back), "in front of", "mist", "right")])[0]
     for thing, mask in zip((front, back), picture.masks, strict=True):
@@ -139,7 +139,7 @@ def test_masks_and_depth_are_where_the_things_are():
     )
 
 
-def test_things_stay_inside_the_picture(many):
+def test_objects_stay_inside_the_image(many):
     for scene, picture in zip(many[:120], render(many[:120]), strict=True):
         for thing, mask in zip(scene.things, picture.masks, strict=True):
             x0, y0, x1, y1 = bounding_boxes(mask[None])[0]
@@ -148,14 +148,14 @@ def test_things_stay_inside_the_picture(many):
             assert y0 > 0 or y1 < 128
 
 
-def test_size_changes_the_picture_alone():
+def test_size_changes_only_the_image():
     small, large = (render([single("car", size=1.2)], size)[0] for size in (64, 128))
     assert small.image.size == (64, 64)
     shrunk = np.asarray(large.image.resize((64, 64)), float)
     assert np.abs(np.asarray(small.image, float) - shrunk).mean() < 4
 
 
-def test_bulk_pictures_are_kept_and_boxed(tmp_path):
+def test_cached_images_have_bounding_boxes(tmp_path):
     pictures, boxes = render_images(3, 6, tmp_path, size=64, workers=1)
     again, _ = render_images(3, 6, tmp_path, size=64, workers=1)
     assert np.array_equal(pictures, again)

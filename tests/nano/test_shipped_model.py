@@ -31,7 +31,7 @@ def pipe():
     return load("nano")
 
 
-def test_it_is_small_and_brings_nothing_that_could_run():
+def test_the_model_is_small_and_contains_no_code():
     files = [path for path in FOLDER.rglob("*") if path.is_file() and path.parent.name != "captioner"]
     assert sum(path.stat().st_size for path in files) <= 30e6
     assert {path.suffix for path in files} <= {".json", ".safetensors"}
@@ -40,7 +40,7 @@ def test_it_is_small_and_brings_nothing_that_could_run():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of diffusers' and transformers' own making
-def test_diffusers_draws_the_same_picture(pipe):
+def test_diffusers_generates_the_same_image(pipe):
     from diffusers import Lumina2Pipeline
 
     theirs = Lumina2Pipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
@@ -61,13 +61,13 @@ def test_diffusers_draws_the_same_picture(pipe):
 
 
 @pytest.mark.slow
-def test_the_autoencoder_keeps_what_scenes_show(pipe):
+def test_the_autoencoder_preserves_scenes(pipe):
     pictures = np.stack([np.asarray(p.image) for p in render([draw_scene(UNSEEN, i) for i in range(24)])])
     pixels = to_pixels(pictures)
     assert psnr(pipe.vae.decode(pipe.vae.encode(pixels)), pixels).mean() >= 33
 
 
-def test_the_judge_reads_true_renders():
+def test_the_judge_detects_rendered_objects():
     benchmark, judge = GenEval(), NanoJudge()
     rows = benchmark.prompts("nano", 4, ["en"], 0, "test")
     pictures = ground_truth_generator(seed=5).generate(rows, list(range(len(rows))))
@@ -77,7 +77,7 @@ def test_the_judge_reads_true_renders():
 
 
 @pytest.mark.slow
-def test_it_draws_what_it_is_asked_for(pipe):
+def test_generated_images_match_their_prompts(pipe):
     """A small sample of the benchmark, far below the measured score: a network that draws nothing gets 0."""
     judge = NanoJudge()
     rows = GenEval().prompts("nano", 8, ["en", "ru"], 0, "test")
@@ -95,7 +95,7 @@ import transformers.models.gemma.tokenization_gemma, transformers.models.gemma2.
 
 
 @pytest.mark.slow
-def test_a_cold_start_draws_within_its_budget(tmp_path):
+def test_a_cold_start_generates_within_its_budget(tmp_path):
     """8 seconds on an idle machine, of which imports take most; processor time, in units of these, is bounded."""
 
     def seconds(*words):

@@ -157,7 +157,7 @@ def test_no_code_from_files_runs(path):
 
 
 @pytest.mark.parametrize("path", CLI, ids=name_of)
-def test_verbs_import_nothing_heavy(path):
+def test_commands_import_no_heavy_packages(path):
     roots = {name.split(".")[0] for name in imports(path, top_level=True)}
     assert not roots & HEAVY
     packages = set(filter(None, map(package_of, imports(path, top_level=True))))
@@ -165,12 +165,12 @@ def test_verbs_import_nothing_heavy(path):
 
 
 @pytest.mark.parametrize("path", [PACKAGE / "core" / f"{name}.py" for name in LIGHT], ids=name_of)
-def test_modules_used_by_the_command_line_stay_light(path):
+def test_modules_used_by_the_command_line_import_no_heavy_packages(path):
     assert not {name.split(".")[0] for name in imports(path, top_level=True)} & HEAVY
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_modules_are_readable(path):
+def test_modules_and_functions_are_short(path):
     assert path.stem not in BANNED_NAMES
     text = path.read_text(encoding="utf-8")
     assert len(text.splitlines()) <= MOST_LINES
@@ -189,11 +189,11 @@ def module_counts(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("folder", ["lumina_cli", "tests"])
-def test_folders_hold_at_most_ten_modules(folder):
+def test_folders_contain_at_most_ten_modules(folder):
     assert {name: n for name, n in module_counts(ROOT / folder).items() if n > MOST_MODULES} == {}
 
 
-def test_the_plan_lists_every_folder_of_the_library():
+def test_the_architecture_page_lists_every_folder():
     plan = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     tree = plan.split("## Tree")[1].split("```")[1]
     folders = {path.parent.relative_to(PACKAGE).as_posix() for path in FILES} - {"."}
@@ -220,7 +220,7 @@ def processor_time() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def test_help_is_quick_and_light():
+def test_help_is_fast_and_imports_no_heavy_packages():
     names = sorted(HEAVY | {"rich", "pydantic"})
     code = f"""
 import sys

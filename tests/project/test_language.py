@@ -95,7 +95,7 @@ def idioms_in(text: str) -> list[str]:
     ]
 
 
-def test_the_check_finds_idioms_and_passes_plain_text():
+def test_the_check_finds_idioms_and_accepts_plain_text():
     assert idioms_in("Draw it anew; this is no file")
     assert idioms_in("The cache is no longer valid and has not changed since; see `tells`.") == []
 

@@ -33,14 +33,14 @@ def files(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("inside", "source"), [("lumina_cli/assets", "lumina_cli/assets"), ("lumina_cli/recipes", "recipes")]
 )
-def test_the_wheel_holds_the_recipes_and_the_embedded_model(unpacked, inside, source):
+def test_the_wheel_contains_the_recipes_and_the_embedded_model(unpacked, inside, source):
     wanted = files(ROOT / source)
     assert len(wanted) > 4
     assert files(unpacked / inside) == wanted
 
 
 @pytest.mark.slow
-def test_the_wheel_holds_every_module_and_nothing_else(unpacked):
+def test_the_wheel_contains_exactly_the_modules(unpacked):
     wanted = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lumina_cli").rglob("*.py")}
     assert {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*.py")} == wanted
     assert {path.name.split("-")[0] for path in unpacked.iterdir()} == {"lumina_cli"}

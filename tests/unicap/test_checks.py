@@ -254,22 +254,22 @@ MISSED = [
 
 
 @pytest.mark.parametrize(("lang", "level", "text"), GOOD, ids=range(len(GOOD)))
-def test_a_good_caption_is_left_alone(lang, level, text):
+def test_a_valid_caption_is_accepted(lang, level, text):
     assert check_caption(text, level, lang) is None
 
 
 @pytest.mark.parametrize(("lang", "level", "code", "text"), BAD, ids=range(len(BAD)))
-def test_a_bad_caption_is_caught(lang, level, code, text):
+def test_an_invalid_caption_is_rejected(lang, level, code, text):
     found = check_caption(text, level, lang)
     assert (found and found.code) == code, (text, found)
 
 
-def test_an_engine_that_says_it_was_stopped_is_believed():
+def test_a_caption_stopped_at_the_token_limit_is_rejected():
     assert check_caption("A red car left of a blue ball.", "short", "en", finished=False).code == "cut off"
     assert check_caption("A red car left of a blue ball", "short", "en", finished=True) is None
 
 
 @pytest.mark.parametrize(("lang", "level", "code", "text"), MISSED, ids=range(len(MISSED)))
-def test_what_the_rules_are_known_to_miss(lang, level, code, text):
+def test_known_misses_of_the_rules(lang, level, code, text):
     """Not wanted, but known: a rule that comes to see one of these moves it up into BAD."""
     assert check_caption(text, level, lang) is None, code

@@ -34,7 +34,7 @@ def photos(tmp_path):
     return folder
 
 
-def test_pictures_that_got_nothing_count_as_bad_ones(lumina, photos, tmp_path):
+def test_images_without_a_valid_caption_count_as_bad(lumina, photos, tmp_path):
     out, told = tmp_path / "a.jsonl", "20 of 20 images got none of the requested captions (100%)"
     for _ in range(2):  # the second run finds them in the file
         code, rows, err = lumina(photos, *NEVER, "--out", out)
@@ -50,7 +50,7 @@ def test_pictures_that_got_nothing_count_as_bad_ones(lumina, photos, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [7, 8, 13])
-def test_a_run_that_goes_on_counts_those_in_vain_once(lumina, photos, tmp_path, kept):
+def test_a_resumed_run_counts_fully_rejected_images_once(lumina, photos, tmp_path, kept):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
     lumina(photos, *NEVER, "--out", whole)
     out.write_bytes(b"".join(whole.read_bytes().splitlines(keepends=True)[:kept]))
@@ -61,7 +61,7 @@ def test_a_run_that_goes_on_counts_those_in_vain_once(lumina, photos, tmp_path, 
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_a_picture_with_one_caption_that_passed_is_not_in_vain(lumina, photos, tmp_path, monkeypatch):
+def test_an_image_with_one_valid_caption_is_not_fully_rejected(lumina, photos, tmp_path, monkeypatch):
     monkeypatch.setitem(noop.TEXTS, "de", "")
     words = ("--engine", "noop", "--levels", "short", "--langs", "en,de", "--retries", 0)
     path, out = tmp_path / "both.jsonl", tmp_path / "kept.jsonl"
@@ -76,7 +76,7 @@ def test_a_picture_with_one_caption_that_passed_is_not_in_vain(lumina, photos, t
         assert (code, "20 of 20 images got none" in err[-1]) == (3, True)
 
 
-def test_reasons_have_a_code_where_it_is_known(lumina, photos, tmp_path):
+def test_reasons_have_a_code_if_it_is_known(lumina, photos, tmp_path):
     (photos / "00.json").write_text('{"captions": "a car"}')
     (photos / "01.png").write_text("no picture")
     words = (photos, "--engine", "noop", "--levels", "short", "--max-bad-rate", 1)
@@ -97,7 +97,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_has_the_total_of_this_run(photos, tmp_path, monkeypatch):
+def test_the_progress_bar_has_the_total_of_this_run(photos, tmp_path, monkeypatch):
     moves = []
     monkeypatch.setattr(output, "_open_bar", lambda: Bar(moves))
     monkeypatch.setattr(sys, "stderr", Terminal())
@@ -146,7 +146,7 @@ class Row(dict):
     """A dict that can be watched."""
 
 
-def test_rows_that_go_to_a_file_are_not_held(photos, tmp_path, monkeypatch):
+def test_rows_written_to_a_file_are_not_kept_in_memory(photos, tmp_path, monkeypatch):
     alive, most = weakref.WeakSet(), []
 
     def rows(*_, **__):

@@ -109,7 +109,7 @@ def directly(folder, image):
 
 
 @pytest.mark.parametrize("name", SAVE)
-def test_a_caption_scores_as_its_phrases_do_in_the_model_itself(folders, name, tmp_path, capsys):
+def test_a_caption_score_matches_the_phrase_scores_of_the_model(folders, name, tmp_path, capsys):
     image = plain_picture("red")
     image.paste((20, 200, 40), (0, 0, 20, 16))
     image.save(tmp_path / "picture.png")
@@ -138,7 +138,7 @@ def test_a_caption_scores_as_its_phrases_do_in_the_model_itself(folders, name, t
     assert repr(NAMED[wanted.index(low)]) in bad["reason"]
 
 
-def test_what_is_not_read_is_told_once(folders, tmp_path, capsys):
+def test_unscored_text_is_reported_once(folders, tmp_path, capsys):
     from lumina_cli.cli.app import run
 
     for colour in ("red", "blue"):
@@ -157,7 +157,7 @@ def judged(scorer, text, level="short"):
     return task.reason, task.item.scores.get("en", {}).get(level)
 
 
-def test_the_thing_that_is_not_there_is_named(folders, monkeypatch):
+def test_a_missing_object_is_named(folders, monkeypatch):
     scorer = open_scorer(f"objects:{folders['owlv2']}@0.3", "cpu")
     there = {"car": 0.9, "ball": 0.6, "cat": 0.1, "floor": 0.3}
     monkeypatch.setattr(
@@ -171,7 +171,7 @@ def test_the_thing_that_is_not_there_is_named(folders, monkeypatch):
     assert judged(scorer, "soft light from the left") == (None, None)
 
 
-def test_texts_that_are_too_long_are_parted_or_told(folders):
+def test_long_texts_are_split_or_reported(folders):
     item = CaptionItem(0, {}, plain_picture("red"))
     phrases = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in ("car", "ball", "cup")]
     dino = open_scorer(f"objects:{folders['dino']}", "cpu")
@@ -186,7 +186,7 @@ def test_texts_that_are_too_long_are_parted_or_told(folders):
         assert scorer.stats.counts["cut_scores"] == 1, name
 
 
-def test_a_detector_that_is_none_or_not_whole_is_refused(folders, tmp_path):
+def test_invalid_and_incomplete_detectors_are_rejected(folders, tmp_path):
     from safetensors.torch import load_file, save_file
 
     save_clip(tmp_path / "clip")
@@ -217,11 +217,11 @@ def test_a_detector_that_is_none_or_not_whole_is_refused(folders, tmp_path):
         ("Soft light from the left.", []),
     ],
 )  # fmt: skip
-def test_the_things_that_a_caption_names(caption, things):
+def test_noun_phrases_of_a_caption(caption, things):
     assert find_noun_phrases(caption) == things
 
 
-def test_tags_are_things_as_they_stand():
+def test_tags_are_used_unchanged_as_phrases():
     assert find_noun_phrases("red car, 2 blue balls, outdoor, soft light, car", tags=True) == [
         "red car",
         "blue balls",

@@ -67,7 +67,7 @@ def files(out):
     return out.read_bytes(), out.with_name(f"{out.name}.rejects.jsonl").read_bytes()
 
 
-def test_twenty_kills_end_with_the_very_file(lumina, photos, tmp_path):
+def test_twenty_kills_produce_the_same_file(lumina, photos, tmp_path):
     words = (photos, "--engine", "noop", "--levels", "short", "--langs", "en,de", "--batch", 4, "--out")
     assert lumina(*words, tmp_path / "whole.jsonl")[0] == 0
     out = tmp_path / "killed.jsonl"
@@ -80,7 +80,7 @@ def test_twenty_kills_end_with_the_very_file(lumina, photos, tmp_path):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 239])
-def test_a_torn_line_is_written_again_and_nothing_else(lumina, photos, tmp_path, kept):
+def test_only_a_torn_line_is_written_again(lumina, photos, tmp_path, kept):
     words = (photos, "--engine", "noop", "--levels", "short", "--out")
     whole, out = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
     assert lumina(*words, whole)[0] == 0
@@ -96,7 +96,7 @@ def test_a_torn_line_is_written_again_and_nothing_else(lumina, photos, tmp_path,
     assert told["pictures"] <= 240 - kept + 8
 
 
-def test_rejects_that_outlived_their_rows_in_a_power_cut_are_dropped(lumina, photos, tmp_path):
+def test_rejects_without_rows_after_a_power_failure_are_dropped(lumina, photos, tmp_path):
     words = (photos, "--engine", "noop", "--levels", "short", "--out")
     whole, out = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
     lumina(*words, whole)
@@ -107,7 +107,7 @@ def test_rejects_that_outlived_their_rows_in_a_power_cut_are_dropped(lumina, pho
     assert files(out) == files(whole)
 
 
-def test_a_finished_file_is_left_alone_and_no_model_is_loaded(lumina, photos, tmp_path, monkeypatch):
+def test_a_finished_file_is_unchanged_and_no_model_is_loaded(lumina, photos, tmp_path, monkeypatch):
     words = (photos, "--engine", "noop", "--levels", "short", "--out", tmp_path / "a.jsonl")
     lumina(*words)
     before = files(tmp_path / "a.jsonl")
@@ -118,7 +118,7 @@ def test_a_finished_file_is_left_alone_and_no_model_is_loaded(lumina, photos, tm
     assert lumina(*words, "--max-bad-rate", 0)[0] == 3  # those of the earlier run count
 
 
-def test_new_pictures_at_the_end_are_added(lumina, tmp_path):
+def test_new_images_at_the_end_are_added(lumina, tmp_path):
     folder, out = tmp_path / "photos", tmp_path / "a.jsonl"
     folder.mkdir()
     words = (folder, "--engine", "noop", "--levels", "short", "--out", out)
@@ -136,7 +136,7 @@ def test_new_pictures_at_the_end_are_added(lumina, tmp_path):
     )
 
 
-def test_other_settings_and_other_files_are_refused(lumina, photos, tmp_path):
+def test_different_settings_and_files_are_rejected(lumina, photos, tmp_path):
     words = (photos, "--engine", "noop", "--levels", "short", "--out", tmp_path / "a.jsonl")
     lumina(*words)
     code, _, err = lumina(*words, "--langs", "de", "--seed", 3)
@@ -153,7 +153,7 @@ def test_other_settings_and_other_files_are_refused(lumina, photos, tmp_path):
     ]
 
 
-def test_two_processes_do_not_write_one_file(tmp_path):
+def test_two_processes_cannot_write_the_same_file(tmp_path):
     with (
         ResumableFile(tmp_path / "a.jsonl", {}),
         pytest.raises(LuminaError, match="is being written by another process"),
@@ -161,7 +161,7 @@ def test_two_processes_do_not_write_one_file(tmp_path):
         ResumableFile(tmp_path / "a.jsonl", {})
 
 
-def test_shares_are_disjoint_complete_and_the_same_as_the_whole(lumina, photos):
+def test_splits_are_disjoint_and_equal_the_whole_run(lumina, photos):
     words = (photos, "--engine", "noop", "--levels", "short", "--max-bad-rate", 1)
     whole = {row["key"]: row for row in lumina(*words)[1]}
     for count in (2, 5):
@@ -171,7 +171,7 @@ def test_shares_are_disjoint_complete_and_the_same_as_the_whole(lumina, photos):
         assert all(row == whole[row["key"]] for share in shares for row in share)
 
 
-def test_a_full_disk_is_one_line_and_what_was_written_is_whole(photos, tmp_path):
+def test_a_full_disk_is_reported_and_written_rows_are_complete(photos, tmp_path):
     out = tmp_path / "a.jsonl"
     code = (
         "import resource, signal, sys; from lumina_cli.cli.app import main\n"
@@ -190,7 +190,7 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_whole(photos, tmp_path)
     assert len(out.read_text().splitlines()) == 240
 
 
-def test_a_reader_that_leaves_and_ctrl_c_are_no_faults(photos, tmp_path):
+def test_a_closed_pipe_and_ctrl_c_are_not_errors(photos, tmp_path):
     words = f"{sys.executable} -m lumina_cli caption {photos} --engine noop --levels short"
     shell = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {words} | head -1"], capture_output=True, text=True
@@ -214,7 +214,7 @@ def test_a_reader_that_leaves_and_ctrl_c_are_no_faults(photos, tmp_path):
     assert os.path.exists(f"{out}.state.json")
 
 
-def test_rows_of_shards_come_back_to_be_sharded_or_joined(lumina, photos, tmp_path, monkeypatch, capsys):
+def test_captioned_rows_of_shards_can_be_packed_or_applied(lumina, photos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["shard", str(photos), "first", "--per-shard", "100"]) == 0
     capsys.readouterr()

@@ -40,7 +40,7 @@ def grown(lumina, photos, tmp_path, *levels):
     return words, old
 
 
-def test_a_folder_that_grew_asks_only_about_what_is_new(lumina, photos, tmp_path):
+def test_a_grown_folder_captions_only_new_images(lumina, photos, tmp_path):
     words, old = grown(lumina, photos, tmp_path, "short")
     code, rows, err = lumina(*words, "--out", old)
     assert (code, rows) == (1, [])
@@ -54,7 +54,7 @@ def test_a_folder_that_grew_asks_only_about_what_is_new(lumina, photos, tmp_path
     assert len(rows_in(tmp_path / "new.jsonl")) == 23
 
 
-def test_what_is_missing_is_asked_for_and_the_rest_keeps_its_writer_and_scores(lumina, photos, tmp_path):
+def test_only_missing_captions_are_requested(lumina, photos, tmp_path):
     words, old = grown(lumina, photos, tmp_path, "short")
     edited = rows_in(old)
     for row in edited:
@@ -74,7 +74,7 @@ def test_what_is_missing_is_asked_for_and_the_rest_keeps_its_writer_and_scores(l
     assert not [name for row in rows for name in row if name.startswith("_")]
 
 
-def test_captions_that_came_with_the_earlier_rows_are_not_its_own(lumina, photos, tmp_path):
+def test_preexisting_captions_of_earlier_rows_are_not_reused(lumina, photos, tmp_path):
     words, old = grown(lumina, photos, tmp_path, "tags")
     assert rows_in(old)[7]["captions"]["en"]["short"] == "a caption that lay beside the picture"
     _, rows, _ = lumina(photos, *words[1:3], "--levels", "short", *words[-2:], "--reuse", old)
@@ -98,7 +98,7 @@ def scored(photos, tmp_path):
     return path, both
 
 
-def test_scores_and_writers_go_with_the_captions_that_are_replaced(lumina, photos, tmp_path):
+def test_replaced_captions_lose_their_scores_and_engines(lumina, photos, tmp_path):
     path, both = scored(photos, tmp_path)
     code, rows, _ = lumina(path, "--engine", "noop", "--levels", "short")
     assert (code, len(rows)) == (0, 3)
@@ -112,7 +112,7 @@ def test_scores_and_writers_go_with_the_captions_that_are_replaced(lumina, photo
     assert [row["caption_scores"]["en"] for row in rows] == [dict.fromkeys(both, 0.9)] * 3
 
 
-def test_captions_taken_over_bring_no_score_of_the_ones_before(lumina, photos, tmp_path):
+def test_reused_captions_drop_scores_of_replaced_ones(lumina, photos, tmp_path):
     path, both = scored(photos, tmp_path)
     old = tmp_path / "old.jsonl"
     assert lumina(path, "--engine", "noop", "--levels", "short", "--out", old)[0] == 0
@@ -133,7 +133,7 @@ def test_captions_taken_over_bring_no_score_of_the_ones_before(lumina, photos, t
         assert row["captioned_by"]["en"] == {"short": "old", "medium": "old", "tags": "noop"}
 
 
-def test_a_run_that_reuses_goes_on_where_it_stopped(lumina, photos, tmp_path):
+def test_a_run_with_reuse_resumes(lumina, photos, tmp_path):
     words, old = grown(lumina, photos, tmp_path, "short")
     words = (
         photos,
@@ -161,7 +161,7 @@ def test_a_run_that_reuses_goes_on_where_it_stopped(lumina, photos, tmp_path):
     assert f"was started with reuse={old}, but this run has reuse=none" in err[-1]
 
 
-def test_a_file_cannot_reuse_itself_nor_one_that_is_not_there(lumina, photos, tmp_path):
+def test_reuse_of_the_output_or_a_missing_file_is_rejected(lumina, photos, tmp_path):
     out = tmp_path / "a.jsonl"
     words = (photos, "--engine", "noop", "--out", out, "--reuse")
     assert lumina(*words, out)[2] == [
@@ -171,7 +171,7 @@ def test_a_file_cannot_reuse_itself_nor_one_that_is_not_there(lumina, photos, tm
     assert lumina(*words, gone)[2] == [f"lumina caption: --reuse {gone}: no such file"]
 
 
-def test_pictures_in_memory_are_known_by_their_key(lumina, tmp_path):
+def test_images_in_memory_are_matched_by_key(lumina, tmp_path):
     words = ("nano:5", "--engine", "noop", "--levels", "short")
     assert lumina(*words, "--out", tmp_path / "a.jsonl")[0] == 0
     grew = ("nano:7", *words[1:], "--reuse", tmp_path / "a.jsonl", "--out", tmp_path / "b.jsonl")
@@ -179,7 +179,7 @@ def test_pictures_in_memory_are_known_by_their_key(lumina, tmp_path):
     assert (code, stats["pictures"], stats["questions"]) == (0, 7, 2)
 
 
-def test_only_places_of_earlier_rows_are_held(tmp_path):
+def test_only_offsets_of_earlier_rows_are_kept_in_memory(tmp_path):
     path, text = tmp_path / "many.jsonl", "a red car left of a blue ball " * 30
     with path.open("w") as file:
         for number in range(20_000):
@@ -197,7 +197,7 @@ def test_only_places_of_earlier_rows_are_held(tmp_path):
     earlier.close()
 
 
-def test_a_file_begun_by_a_run_that_wrote_nothing_takes_new_settings(lumina, photos, tmp_path):
+def test_an_empty_output_file_accepts_new_settings(lumina, photos, tmp_path):
     out = tmp_path / "a.jsonl"
     code, _, err = lumina(photos, "--engine", "transformers", "--model", photos, "--out", out)
     assert (code, out.stat().st_size) == (1, 0), err
@@ -208,14 +208,14 @@ def test_a_file_begun_by_a_run_that_wrote_nothing_takes_new_settings(lumina, pho
     assert (code, "was started with seed=0, but this run has seed=4" in err[-1]) == (2, True)
 
 
-def test_rows_that_were_left_out_hold_the_settings_too(lumina, tmp_path):
+def test_skipped_rows_also_fix_the_settings(lumina, tmp_path):
     (tmp_path / "bad.png").write_text("no picture")
     words = (tmp_path / "bad.png", "--engine", "noop", "--max-bad-rate", 1, "--out", tmp_path / "a.jsonl")
     assert lumina(*words)[0] == 0
     assert lumina(*words, "--seed", 4)[0] == 2
 
 
-def test_a_run_with_nothing_left_to_do_says_so(photos, tmp_path, capsys):
+def test_a_finished_run_is_reported(photos, tmp_path, capsys):
     words = (photos, "--engine", "noop", "--levels", "short", "--out", tmp_path / "a.jsonl")
     assert run_caption(capsys, *words, "--max-bad-rate", 0.5)[0] == 0
     code, _, err = run_caption(capsys, *words, "--max-bad-rate", 0.01)
@@ -226,7 +226,7 @@ def test_a_run_with_nothing_left_to_do_says_so(photos, tmp_path, capsys):
     ]
 
 
-def test_a_run_that_could_not_go_on_does_not_say_that_it_is_done(lumina, photos, tmp_path, monkeypatch):
+def test_a_failed_run_is_not_reported_as_finished(lumina, photos, tmp_path, monkeypatch):
     out = tmp_path / "a.jsonl"
     words = (photos, "--engine", "noop", "--levels", "short", "--max-bad-rate", 1, "--out", out)
     assert lumina(*words)[0] == 0
@@ -241,7 +241,7 @@ def test_a_run_that_could_not_go_on_does_not_say_that_it_is_done(lumina, photos,
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray warns of its own settings
-def test_workers_of_a_cluster_leave_what_was_taken_over_alone(lumina, photos, tmp_path):
+def test_ray_workers_keep_reused_captions(lumina, photos, tmp_path):
     pytest.importorskip("ray")
     words, old = grown(lumina, photos, tmp_path, "short")
     row = rows_in(old)[3]
@@ -266,13 +266,13 @@ def test_workers_of_a_cluster_leave_what_was_taken_over_alone(lumina, photos, tm
         (("--model", "qwen"), 1, "qwen: no such folder, and not a hub id (owner/name)"),
     ],
 )
-def test_a_model_that_can_be_none_is_told_at_once(lumina, photos, words, code, line):
+def test_an_impossible_model_is_reported_before_loading(lumina, photos, words, code, line):
     start = time.monotonic()
     assert lumina(photos, *words) == (code, [], [f"lumina caption: {line}"])
     assert time.monotonic() - start < 5
 
 
-def test_a_hub_that_does_not_answer_is_one_line(photos, tmp_path):
+def test_an_unreachable_hub_is_reported_in_one_line(photos, tmp_path):
     import subprocess
 
     code = (
@@ -293,7 +293,7 @@ def test_a_hub_that_does_not_answer_is_one_line(photos, tmp_path):
     ]
 
 
-def test_a_comparison_tells_of_pictures_that_are_not_there(photos, tmp_path, capsys):
+def test_a_comparison_reports_missing_images(photos, tmp_path, capsys):
     names = ("00.png", "gone.png", "01.png", "x.tar#1.png")
     rows = [{"image": str(photos / name), "captions": {"en": {"short": "a red car"}}} for name in names]
     rows.append({"key": "scene", "captions": {"en": {"short": "a red car"}}})

@@ -80,7 +80,7 @@ def test_every_level_has_an_instruction_in_every_language_and_limits():
 
 
 @pytest.mark.parametrize("lang", LANGS)
-def test_an_instruction_is_written_in_its_own_language(lang):
+def test_an_instruction_is_written_in_the_caption_language(lang):
     assert check_caption(instruction("detailed", lang), "detailed", lang) is None
 
 
@@ -89,7 +89,7 @@ def test_the_detailed_level_asks_for_the_five_perspectives(word):
     assert word in instruction("detailed", "en")
 
 
-def test_unknown_names_are_refused_with_the_known_ones():
+def test_unknown_names_are_rejected_with_the_known_ones():
     with pytest.raises(UsageError, match="unknown level 'shrot'; choose from detailed, medium, short, tags"):
         check_names("level", ["short", "shrot"], LEVELS)
     with pytest.raises(UsageError, match="unknown language 'xx'; give codes such as en, zh, ja, ru, de"):
@@ -102,7 +102,7 @@ def test_unknown_names_are_refused_with_the_known_ones():
 
 
 @pytest.mark.parametrize("lang", LANGS)
-def test_a_good_caption_passes_in_its_language_and_in_no_other(lang):
+def test_a_valid_caption_is_accepted_only_in_its_language(lang):
     text = DETAILED[lang]
     assert check_caption(text, "detailed", lang) is None
     for other in set(LANGS) - {lang}:
@@ -129,7 +129,7 @@ def test_a_good_caption_passes_in_its_language_and_in_no_other(lang):
         ("a car \ufffd here", "short", "en", "a broken character: '\\ufffd'"),
     ],
 )  # fmt: skip
-def test_a_bad_caption_is_rejected_with_the_reason(text, level, lang, reason):
+def test_an_invalid_caption_is_rejected_with_the_reason(text, level, lang, reason):
     assert check_caption(text, level, lang) == reason
 
 
@@ -143,16 +143,16 @@ def test_a_bad_caption_is_rejected_with_the_reason(text, level, lang, reason):
         ("An old man in a no-image T-shirt.", "short", "en"),
     ],
 )
-def test_an_unusual_caption_passes(text, level, lang):
+def test_an_unusual_caption_is_accepted(text, level, lang):
     assert check_caption(text, level, lang) is None
 
 
-def test_rows_come_out_in_order_with_their_own_keys():
+def test_rows_keep_their_order_and_keys():
     rows = run(rows_of(5), lambda _: f"  {GOOD}\n", batch=2)
     assert rows == [{"image": f"{i}.png", "n": i, "captions": {"en": {"short": GOOD}}} for i in range(5)]
 
 
-def test_captions_join_those_that_a_row_has_and_leave_the_input_alone():
+def test_captions_are_merged_without_changing_the_input():
     row = {
         "image": "0.png",
         "captions": {"en": {"short": "an old one here", "tags": "old"}, "zh": {"tags": "旧"}},
@@ -162,7 +162,7 @@ def test_captions_join_those_that_a_row_has_and_leave_the_input_alone():
     assert row["captions"]["en"]["short"] == "an old one here"
 
 
-def test_a_failed_caption_is_asked_for_again_alone_and_with_another_seed():
+def test_only_a_failed_caption_is_retried_with_another_seed():
     captioner = Echo(lambda question: "" if question.image.getpixel((0, 0))[0] == 2 else GOOD)
     (*_, last) = run(rows_of(3), captioner, retries=2)
     assert [len(call) for call in captioner.calls] == [3, 1, 1]
@@ -173,7 +173,7 @@ def test_a_failed_caption_is_asked_for_again_alone_and_with_another_seed():
     assert last["rejected_captions"] == [reject]
 
 
-def test_a_retry_says_what_was_wrong_unless_the_model_knows_no_other_words():
+def test_a_retry_names_the_fault_if_the_model_takes_instructions():
     for heeds in (True, False):
         captioner = Echo(lambda _: "ein rotes Auto steht links von dem Ball und der Ball ist blau")
         captioner.heeds_hints = heeds
@@ -189,7 +189,7 @@ def test_a_caption_that_was_cut_off_is_rejected():
     assert row["rejected_captions"][0]["reason"] == f"cut off at {MAX_TOKENS['short']} tokens"
 
 
-def test_a_retry_that_succeeds_leaves_no_trace():
+def test_a_successful_retry_is_not_recorded():
     tries = []
     (row,) = run(rows_of(1), lambda _: tries.append(1) or (GOOD if len(tries) > 1 else ""))
     assert row["captions"] == {"en": {"short": GOOD}}
@@ -197,7 +197,7 @@ def test_a_retry_that_succeeds_leaves_no_trace():
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_seeds_depend_on_the_picture_not_on_its_place_or_the_batch(batch):
+def test_seeds_depend_on_the_image_and_not_on_path_or_batch(batch):
     def seeds(rows, batch):
         captioner = Echo(lambda _: GOOD)
         run(rows, captioner, ("short", "tags"), batch=batch, seed=3)
@@ -208,7 +208,7 @@ def test_seeds_depend_on_the_picture_not_on_its_place_or_the_batch(batch):
     assert len(set(seeds(rows_of(5), 5).values())) == 10
 
 
-def test_bad_pictures_are_left_out_counted_and_told():
+def test_bad_images_are_skipped_counted_and_reported():
     told = []
     rows = [{"image": name} for name in ("0.png", "bad.png", "1.png", "bad.png")]
     stream = caption_rows(
@@ -224,7 +224,7 @@ def test_bad_pictures_are_left_out_counted_and_told():
     assert len(run(rows, lambda _: GOOD, max_bad_rate=0.5)) == 2
 
 
-def test_captions_of_another_shape_are_a_bad_row():
+def test_malformed_captions_make_a_bad_row():
     told = []
     rows = [{"image": "0.png", "captions": "a car"}]
     assert run(rows, lambda _: GOOD, observer=Rejects(told)) == []
@@ -235,7 +235,7 @@ def test_no_rows_give_no_rows():
     assert run([], lambda _: GOOD) == []
 
 
-def test_it_reads_one_batch_ahead_and_opens_pictures_in_another_thread():
+def test_images_are_opened_one_batch_ahead_in_another_thread():
     taken, threads = [], set()
 
     def rows():
@@ -263,7 +263,7 @@ def test_all_levels_and_languages_of_a_batch_are_one_call():
     assert rows[3]["captions"]["de"] == {"medium": DETAILED["de"], "short": "ein rotes Auto"}
 
 
-def test_a_row_may_say_its_domain_and_the_command_line_overrules_it():
+def test_the_command_line_overrides_the_domain_of_a_row():
     rows = [{"image": "0.png", "domain": "document"}, {"image": "1.png", "domain": "example.org"}]
     for wanted, said in (("auto", ("document", "auto")), ("panels", ("panels", "panels"))):
         captioner = Echo(lambda _: GOOD)
@@ -272,13 +272,13 @@ def test_a_row_may_say_its_domain_and_the_command_line_overrules_it():
         assert texts == [instruction("short", "en", domain) for domain in said]
 
 
-def test_every_domain_has_instructions_of_its_own_in_every_language():
+def test_every_domain_has_instructions_in_every_language():
     for level in ("detailed", "medium"):
         texts = [instruction(level, lang, domain) for lang in (*LANGS, "fr") for domain in DOMAINS]
         assert len(set(texts)) == len(texts)
 
 
-def test_another_language_is_asked_for_in_english_by_its_name():
+def test_other_languages_are_requested_in_english_by_name():
     assert instruction("short", "fr") == "Describe this picture in French in one short sentence."
     french = "une voiture rouge est à gauche d'une balle bleue"
     (row,) = run(rows_of(1), lambda _: french, langs=("fr",))
@@ -304,14 +304,14 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("lang", OTHERS)
-def test_other_languages_are_told_apart(lang):
+def test_other_languages_are_distinguished(lang):
     asked = tuple(OTHERS)
     assert check_caption(OTHERS[lang], "short", lang, asked) is None
     for other in set(OTHERS) - {lang}:
         assert check_caption(OTHERS[lang], "short", other, asked).code == "language"
 
 
-def test_true_captions_pass_and_those_of_another_language_do_not():
+def test_true_captions_of_another_language_are_rejected():
     """Measured on 20,000 captions: 99.975 % pass, and 99.89 % of those asked for in another language are caught."""
     from lumina_cli.core.nano.captions import LANGUAGES, describe_scene
     from lumina_cli.core.nano.scene import draw_scene
@@ -344,14 +344,14 @@ def test_true_captions_pass_and_those_of_another_language_do_not():
         ("Auf diesem Bild sieht man ein rotes Auto", "de"),
     ],
 )
-def test_an_opening_that_says_nothing_is_a_fault(text, lang):
+def test_an_empty_opening_is_rejected(text, lang):
     assert check_caption(text, "short", lang).code == "boilerplate"
 
 
 @pytest.mark.parametrize(
     "text", ["a photo of a red car", "An oil painting of a harbour at dusk", "The image of a saint on a flag"]
 )
-def test_an_opening_that_says_what_kind_of_picture_it_is_passes(text):
+def test_an_opening_that_names_the_image_type_is_accepted(text):
     assert check_caption(text, "short", "en") is None
 
 
@@ -362,7 +362,7 @@ def test_a_text_that_ends_in_mid_sentence_is_cut_off():
     assert check_caption("Ein rotes Auto steht links von einem Ball,", "medium", "de").code == "cut off"
 
 
-def test_what_a_picture_says_may_be_in_another_language():
+def test_text_in_the_image_may_be_in_another_language():
     text = 'A shop sign on a street in the snow reads "营业时间上午九点到下午六点，星期日休息，欢迎光临" in red letters.'
     assert check_caption(text, "medium", "en") is None
 
@@ -386,7 +386,7 @@ class Writer(Echo):
         return json.dumps(found, ensure_ascii=False)
 
 
-def test_captions_derived_from_text_take_two_calls_and_show_the_picture_once():
+def test_deriving_from_text_takes_two_calls_and_one_image():
     captioner = Writer()
     rows = run(rows_of(3), captioner, ("detailed", "medium", "short"), ("en", "de"), derive="text", batch=3)
     first, second = captioner.calls
@@ -395,14 +395,14 @@ def test_captions_derived_from_text_take_two_calls_and_show_the_picture_once():
     assert rows[0]["captions"]["de"] == dict.fromkeys(("detailed", "medium", "short"), DETAILED["de"])
 
 
-def test_without_guided_answers_the_others_are_still_one_call():
+def test_derived_captions_take_one_call_without_guided_decoding():
     captioner = Writer()
     captioner.structured = "asked"
     run(rows_of(2), captioner, ("detailed", "short", "tags"), ("en", "zh"), derive="text")
     assert [len(call) for call in captioner.calls] == [2, 10]
 
 
-def test_a_detailed_caption_that_a_row_has_is_the_source_if_none_is_asked_for():
+def test_an_existing_detailed_caption_is_the_source():
     captioner = Writer()
     rows = [{"image": "0.png", "captions": {"de": {"detailed": DETAILED["de"]}}}, {"image": "1.png"}]
     out = run(rows, captioner, ("short",), ("en", "zh"), derive="text")
@@ -411,13 +411,13 @@ def test_a_detailed_caption_that_a_row_has_is_the_source_if_none_is_asked_for():
     assert out[1]["captions"] == {lang: {"short": DETAILED[lang]} for lang in ("en", "zh")}
 
 
-def test_without_a_source_the_others_say_so():
+def test_derived_captions_without_a_source_are_rejected():
     captioner = Echo(lambda _: "")
     (row,) = run(rows_of(1), captioner, ("detailed", "short"), derive="text", retries=0)
     assert [bad["code"] for bad in row["rejected_captions"]] == ["empty", "no source"]
 
 
-def test_all_at_once_is_one_call_a_picture_and_what_fails_is_asked_for_alone():
+def test_joint_captions_take_one_call_and_failed_ones_are_retried_alone():
     captioner = Writer(bad=[("de", "short")])
     (row,) = run(rows_of(1), captioner, LEVELS, ("en", "de"), derive="once", retries=1)
     assert [len(call) for call in captioner.calls] == [1, 1]
@@ -429,7 +429,7 @@ def test_all_at_once_is_one_call_a_picture_and_what_fails_is_asked_for_alone():
     ("wrap", "kept"),
     [("```json\n{}\n```", 2), ("Here it is: {}.", 2), ("{}", 2), ("[1, 2]", 0), ("{{broken", 0)],
 )
-def test_an_answer_of_json_is_read_with_what_models_put_around_it(wrap, kept):
+def test_json_answers_are_parsed_with_surrounding_text(wrap, kept):
     from lumina_cli.core.unicap.structured import parse_captions
 
     pairs = [("en", "short"), ("en", "tags")]
@@ -439,7 +439,7 @@ def test_an_answer_of_json_is_read_with_what_models_put_around_it(wrap, kept):
     assert not kept or found["en", "tags"] == "red, car"
 
 
-def test_engines_that_cannot_do_a_job_say_so_at_once():
+def test_unsupported_requests_are_rejected_before_captioning():
     captioner = Echo(lambda _: GOOD)
     with pytest.raises(UsageError, match="cannot write all captions in one answer"):
         run(rows_of(1), captioner, derive="once")
@@ -451,7 +451,7 @@ def test_engines_that_cannot_do_a_job_say_so_at_once():
 
 
 @pytest.mark.parametrize(("derive", "calls"), [("once", [1]), ("text", [2])])
-def test_of_several_at_once_only_those_are_asked_for_that_a_row_lacks(derive, calls):
+def test_joint_requests_contain_only_missing_captions(derive, calls):
     captioner = Writer()
     whole = {"de": dict.fromkeys(("detailed", "short"), DETAILED["de"])}
     full = whole | {"en": dict.fromkeys(("detailed", "short"), DETAILED["en"])}
@@ -469,7 +469,7 @@ def test_of_several_at_once_only_those_are_asked_for_that_a_row_lacks(derive, ca
     assert out[1] == rows[1]
 
 
-def test_batches_in_lanes_come_out_in_order():
+def test_concurrent_batches_keep_their_order():
     class Slow(Echo):
         lanes = 3
 
@@ -481,7 +481,7 @@ def test_batches_in_lanes_come_out_in_order():
     assert [row["n"] for row in rows] == list(range(20))
 
 
-def test_a_tally_counts_and_tells_the_time_left():
+def test_statistics_include_counts_and_remaining_time():
     stats = CaptionStats(total=10)
     run(
         [*rows_of(4), {"image": "bad.png"}],

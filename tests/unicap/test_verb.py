@@ -50,7 +50,7 @@ def pipe(monkeypatch, text):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
-def test_a_folder_becomes_rows_with_captions_of_what_is_seen(lumina, llava, photos):
+def test_a_folder_becomes_rows_with_captions(lumina, llava, photos):
     code, rows, err = lumina(photos, "--model", llava, "--levels", "short,tags", "--batch", 2)
     assert (code, err) == (0, [])
     assert [row["image"] for row in rows] == [str(photos / name) for name in ("a.png", "b.jpg", "c.webp")]
@@ -58,7 +58,7 @@ def test_a_folder_becomes_rows_with_captions_of_what_is_seen(lumina, llava, phot
         assert row["captions"] == {"en": {level: LEARNT["en", level][colour] for level in ("short", "tags")}}
 
 
-def test_languages_and_levels_multiply_and_what_fails_is_kept_apart(lumina, llava, photos):
+def test_all_languages_and_levels_are_captioned_and_rejects_listed(lumina, llava, photos):
     code, rows, err = lumina(photos / "b.jpg", "--model", llava, "--levels", "short,tags", "--langs", "en,de")
     assert (code, err) == (0, [])
     captions, failed = rows[0]["captions"], rows[0].get("rejected_captions", [])
@@ -78,13 +78,13 @@ def test_rows_from_stdin_keep_their_keys_and_captions(lumina, llava, photos, mon
     assert rows == [row | {"captions": row["captions"] | {"en": {"short": "a plain red picture"}}} | by]
 
 
-def test_several_sources_follow_one_another(lumina, llava, photos):
+def test_several_sources_are_captioned_in_order(lumina, llava, photos):
     code, rows, _ = lumina(photos / "b.jpg", photos / "a.png", "--model", llava, "--levels", "short")
     assert code == 0
     assert [row["captions"]["en"]["short"] for row in rows] == ["a plain blue picture", "a plain red picture"]
 
 
-def test_rendered_scenes_can_be_described_and_the_lost_picture_is_told(lumina, llava):
+def test_rendered_scenes_are_captioned_and_omitted_images_reported(lumina, llava):
     code, rows, err = lumina("nano:2", "--model", llava, "--levels", "short", "--retries", 0)
     assert code == 0
     assert err == [
@@ -96,7 +96,7 @@ def test_rendered_scenes_can_be_described_and_the_lost_picture_is_told(lumina, l
     assert "picture" in rows[0]["captions"]["en"]["short"]
 
 
-def test_scenes_in_shards_are_described_and_sharded_again(lumina, llava, tmp_path, monkeypatch, capsys):
+def test_scenes_in_shards_are_captioned_and_packed_again(lumina, llava, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert run(["shard", "nano:2", "first"]) == 0
     capsys.readouterr()
@@ -107,7 +107,7 @@ def test_scenes_in_shards_are_described_and_sharded_again(lumina, llava, tmp_pat
     assert json.loads(capsys.readouterr().out)["samples"] == 2
 
 
-def test_bad_pictures_are_left_out_with_a_reason_and_too_many_end_with_3(lumina, llava, photos):
+def test_bad_images_are_skipped_and_too_many_exit_with_3(lumina, llava, photos):
     whole = (photos / "b.jpg").read_bytes()
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (photos / "text.png").write_text("no picture")
@@ -124,7 +124,7 @@ def test_bad_pictures_are_left_out_with_a_reason_and_too_many_end_with_3(lumina,
     assert lumina(*words, "--max-bad-rate", 0.4)[0] == 0
 
 
-def test_a_row_whose_picture_is_missing_is_left_out(lumina, llava, photos, monkeypatch):
+def test_a_row_whose_image_file_is_missing_is_skipped(lumina, llava, photos, monkeypatch):
     pipe(monkeypatch, json.dumps({"image": "gone.png"}) + "\n")
     code, rows, err = lumina("-", "--model", llava, "--levels", "short", "--max-bad-rate", 1)
     assert (code, rows) == (
@@ -134,14 +134,14 @@ def test_a_row_whose_picture_is_missing_is_left_out(lumina, llava, photos, monke
     assert err == ["lumina caption: skipped gone.png: no such image"]
 
 
-def test_a_row_without_a_picture_is_left_out_with_its_line(lumina, llava, photos, monkeypatch):
+def test_a_row_without_an_image_is_skipped_with_its_line(lumina, llava, photos, monkeypatch):
     pipe(monkeypatch, json.dumps({"image": str(photos / "a.png")}) + '\n{"img": "b.png"}\n')
     code, rows, err = lumina("-", "--model", llava, "--levels", "short", "--max-bad-rate", 0.5)
     assert (code, len(rows), err) == (0, 2, ["lumina caption: skipped line 2 has no 'image', only img"])
     assert rows[1]["error"] == "line 2 has no 'image', only img"
 
 
-def test_a_row_that_failed_before_fails_for_its_own_reason(lumina, photos, monkeypatch):
+def test_an_earlier_error_of_a_row_is_kept(lumina, photos, monkeypatch):
     row = {"image": str(photos / "a.png"), "error": "too dark", "captions": {"en": {"short": "an old one"}}}
     pipe(monkeypatch, json.dumps(row) + "\n")
     code, rows, err = lumina("-", "--engine", "noop", "--max-bad-rate", 1)
@@ -149,7 +149,7 @@ def test_a_row_that_failed_before_fails_for_its_own_reason(lumina, photos, monke
 
 
 @pytest.mark.parametrize("derive", ["picture", "text"])
-def test_what_rows_bring_is_kept_or_counted_and_the_writer_named(lumina, photos, tmp_path, derive):
+def test_preexisting_captions_are_kept_or_counted_and_the_engine_named(lumina, photos, tmp_path, derive):
     (photos / "a.txt").write_text("an old caption")
     words = (photos, "--engine", "noop", "--levels", "detailed,short", "--langs", "en,de", "--derive", derive)
     code, (stats,), _ = lumina(*words, "--out", tmp_path / "new.jsonl")
@@ -199,17 +199,17 @@ def test_what_rows_bring_is_kept_or_counted_and_the_writer_named(lumina, photos,
         (["--model", "no/such/folder"], 1, "no/such/folder: no such folder, and not a hub id (owner/name)"),
     ],
 )
-def test_wrong_words_end_with_one_line(lumina, photos, words, code, message):
+def test_invalid_arguments_are_reported_in_one_line(lumina, photos, words, code, message):
     assert lumina(photos, *words) == (code, [], [f"lumina caption: {message}"])
 
 
-def test_a_missing_source_is_told_before_the_model_is_loaded(lumina, tmp_path):
+def test_a_missing_source_is_reported_before_the_model_is_loaded(lumina, tmp_path):
     code, rows, err = lumina(tmp_path / "gone", "--model", "no/such/folder")
     assert (code, rows, len(err)) == (1, [], 1)
     assert err[0].startswith(f"lumina caption: {tmp_path}/gone: no such source")
 
 
-def test_a_hub_that_cannot_be_reached_says_to_pass_a_folder(lumina, photos, monkeypatch):
+def test_an_unreachable_hub_suggests_a_folder(lumina, photos, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, _, err = lumina(photos, "--model", "nobody/no-such-model")
     assert code == 1
@@ -226,7 +226,7 @@ def test_help_and_names_need_no_torch():
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False\n"
 
 
-def test_an_answer_depends_on_its_seed_not_on_the_batch(qwen):
+def test_an_answer_depends_on_its_seed_and_not_on_the_batch(qwen):
     captioner = Captioner(qwen)
     images = [plain_picture("red"), plain_picture("blue", (90, 30)), Image.new("RGB", (30, 90))]
     asked = questions(images, [1, 2, 3], 12)
@@ -236,7 +236,7 @@ def test_an_answer_depends_on_its_seed_not_on_the_batch(qwen):
     assert captioner.answer(questions(images, [1, 2, 3], 12, attempt=2)) != together
 
 
-def test_questions_of_several_lengths_and_without_pictures_go_together(qwen):
+def test_batches_mix_lengths_and_questions_without_images(qwen):
     captioner = Captioner(qwen)
     shorter, longer = questions([plain_picture("red")] * 2, [1, 1], 4)[0], questions([None], [2], 9)[0]
     for groups in (captioner._groups, lambda asked: [[0, 1], [2]]):
@@ -247,19 +247,19 @@ def test_questions_of_several_lengths_and_without_pictures_go_together(qwen):
         assert answers[1].text.startswith(answers[0].text[:-2])
 
 
-def test_a_chat_model_that_also_reads_videos_loads_without_torchvision(qwen):
+def test_a_model_with_video_input_loads_without_torchvision(qwen):
     captioner = Captioner(qwen)
     assert captioner.processor.video_processor is None
     (answer,) = captioner.answer(questions([plain_picture("red")], [0], 5))
     assert not answer.finished
 
 
-def test_another_kind_of_model_is_refused(tiny_folder):
+def test_an_unsupported_model_is_rejected(tiny_folder):
     with pytest.raises(LuminaError, match=r"is a gemma2\w* model, which does not take images"):
         Captioner(str(tiny_folder / "text_encoder"))
 
 
-def test_a_model_with_missing_or_cut_weights_is_refused(llava, tmp_path):
+def test_missing_or_truncated_weights_are_rejected(llava, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = shutil.copytree(llava, tmp_path / "model")
@@ -275,6 +275,6 @@ def test_a_model_with_missing_or_cut_weights_is_refused(llava, tmp_path):
         Captioner(str(folder))
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path):
+def test_a_folder_without_a_model_is_rejected(tmp_path):
     with pytest.raises(LuminaError, match="is not a model folder that transformers can load"):
         Captioner(str(tmp_path))

@@ -24,7 +24,7 @@ def photos(tmp_path):
     return [tmp_path / "red.png", tmp_path / "blue.png"]
 
 
-def test_an_endpoint_is_asked_as_many_questions_at_a_time_as_wanted(serve, lumina, tmp_path):
+def test_endpoint_requests_are_limited_to_the_batch_size(serve, lumina, tmp_path):
     for number in range(12):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
     endpoint = serve(lambda number, request: (200, said("a red car left of a ball")))
@@ -43,13 +43,13 @@ def test_an_endpoint_is_asked_as_many_questions_at_a_time_as_wanted(serve, lumin
     assert (request["temperature"], request["top_p"]) == (0.2, 0.8)
 
 
-def test_a_busy_or_failing_endpoint_is_asked_again(serve):
+def test_a_busy_or_failing_endpoint_is_retried(serve):
     endpoint = serve(lambda number, _: ((429, 503, 200)[min(number, 3) - 1], said("a red car")))
     assert asked(endpoint, [question()])[0].text == "a red car"
     assert len(endpoint.seen) == 3
 
 
-def test_what_does_not_get_better_ends_the_run_with_one_line(serve, lumina, photos):
+def test_permanent_endpoint_errors_end_the_run_with_one_line(serve, lumina, photos):
     for status, expected in (
         (500, "failed: Error code: 500"),
         (401, "refuses the key in OPENAI_API_KEY"),
@@ -79,7 +79,7 @@ def test_what_does_not_get_better_ends_the_run_with_one_line(serve, lumina, phot
         (200, b"[]", "no text in the endpoint's answer"),
     ],
 )
-def test_a_bad_answer_is_a_fault_of_one_caption(serve, status, body, error):
+def test_a_bad_answer_rejects_one_caption(serve, status, body, error):
     endpoint = serve(lambda number, _: (200, said("a red car")) if number == 1 else (status, body))
     (good,) = asked(endpoint, [question()])
     assert (good.text, good.tokens, good.finished, good.error) == ("a red car", 5, True, None)
@@ -92,7 +92,7 @@ def test_a_bad_answer_is_a_fault_of_one_caption(serve, status, body, error):
     assert bad.error.startswith(error)
 
 
-def test_an_endpoint_may_not_know_every_setting_and_holds_to_a_form(serve):
+def test_unsupported_endpoint_settings_are_dropped(serve):
     def reply(number, request):
         for name in ("max_tokens", "temperature"):
             if name in request:
@@ -123,7 +123,7 @@ def test_an_endpoint_must_be_named(monkeypatch):
         open_engine("openai", endpoint="localhost:8000")
 
 
-def test_large_pictures_travel_reduced():
+def test_large_images_are_sent_downscaled():
     import base64
     from io import BytesIO
 
@@ -136,7 +136,7 @@ def test_large_pictures_travel_reduced():
 
 
 @pytest.mark.slow
-def test_a_real_server_says_what_the_scenes_hold(server, lumina):
+def test_a_real_server_captions_scenes(server, lumina):
     words = ("--levels", "short,tags", "--langs", "en,de", "--domain", "synthetic", "--model", CAPTIONER)
     code, rows, _ = lumina("nano:6?seed=800001", *words, "--engine", "openai", "--endpoint", server)
     assert (code, len(rows), [row for row in rows if "rejected_captions" in row]) == (0, 6, [])
@@ -145,7 +145,7 @@ def test_a_real_server_says_what_the_scenes_hold(server, lumina):
     assert min(total[aspect]["f1"] for aspect in ("objects", "colours", "counts")) > 0.9
 
 
-def test_vllm_is_called_as_its_documentation_says(monkeypatch, lumina, photos):
+def test_vllm_is_called_as_documented(monkeypatch, lumina, photos):
     calls = []
     written = {"captions": "a red car left of a ball"}
 
@@ -188,7 +188,7 @@ def test_vllm_is_called_as_its_documentation_says(monkeypatch, lumina, photos):
     ("engine", "module", "extra"),
     [("vllm", "vllm", "vllm"), ("ray", "ray", "ray"), ("openai", "openai", "openai")],
 )
-def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, engine, module, extra):
+def test_missing_packages_are_reported_with_their_extra(monkeypatch, engine, module, extra):
     from lumina_cli.core.unicap.engines import openai
 
     openai._library.cache_clear()
@@ -197,7 +197,7 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch, engine, modu
         open_engine(engine, endpoint="http://x/v1" if engine == "openai" else None)
 
 
-def test_florence_is_asked_for_tasks_in_english(tmp_path, lumina, photos):
+def test_florence_receives_english_task_prompts(tmp_path, lumina, photos):
     save_florence(tmp_path / "model")
     engine = open_engine("transformers", str(tmp_path / "model"), "cpu")
     assert (engine.languages, engine.structured, engine.reads_text) == (("en",), None, False)
@@ -210,7 +210,7 @@ def test_florence_is_asked_for_tasks_in_english(tmp_path, lumina, photos):
     assert (code, err[-1]) == (2, "lumina caption: this model supports en, not de")
 
 
-def test_what_florence_writes_becomes_captions_and_tags():
+def test_answers_of_florence_become_captions_and_tags():
     assert (
         florence.read("</s><s>The image shows a red car on a road.</s>", "medium") == "A red car on a road."
     )
@@ -219,7 +219,7 @@ def test_what_florence_writes_becomes_captions_and_tags():
     )
 
 
-def test_clip_scores_every_caption_and_tells_of_cut_ones(tmp_path, lumina, photos, capsys):
+def test_clip_scores_every_caption_and_reports_truncated_ones(tmp_path, lumina, photos, capsys):
     from transformers import CLIPModel, CLIPProcessor
 
     save_clip(tmp_path / "clip")
@@ -248,7 +248,7 @@ def test_clip_scores_every_caption_and_tells_of_cut_ones(tmp_path, lumina, photo
     assert [bad["code"] for bad in row["rejected_captions"]] == ["not there"] * 2
 
 
-def test_a_caption_of_several_sentences_is_scored_by_each(tmp_path, monkeypatch):
+def test_each_sentence_of_a_caption_is_scored(tmp_path, monkeypatch):
     from lumina_cli.core.unicap.batch import CaptionTask
     from lumina_cli.core.unicap.items import CaptionItem
     from lumina_cli.core.unicap.scoring.clip import open_scorer
@@ -272,7 +272,7 @@ def test_a_caption_of_several_sentences_is_scored_by_each(tmp_path, monkeypatch)
     assert tasks[2].reason.endswith(f"({worst!r})")
 
 
-def test_the_nano_scorer_names_what_the_detector_does_not_see():
+def test_the_nano_scorer_names_undetected_objects():
     from lumina_cli.core.nano.captions import LANGUAGES, describe_scene
     from lumina_cli.core.nano.rendering.renderer import render
     from lumina_cli.core.nano.scene import KINDS, draw_scene

@@ -21,14 +21,14 @@ def words_of(rows, *levels):
     ]
 
 
-def test_the_embedded_captioner_says_how_it_is_asked():
+def test_the_embedded_captioner_contains_its_instructions():
     assert json.loads((CAPTIONER / "config.json").read_text())["captioning"] == CAPTIONING
     engine = open_engine("transformers", str(CAPTIONER), "cpu")
     found = (engine.domain, engine.languages, engine.heeds_hints, engine.structured)
     assert found == ("synthetic", ("en", "zh", "ja", "ru", "de"), False, None)
 
 
-def test_a_captioner_that_is_trained_says_so_too_and_is_counted_with_in_full(tmp_path):
+def test_a_trained_captioner_contains_its_instructions(tmp_path):
     from safetensors import safe_open
     from transformers import AutoTokenizer
 
@@ -45,7 +45,7 @@ def test_a_captioner_that_is_trained_says_so_too_and_is_counted_with_in_full(tmp
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"captioning": 3}', '{"captioning": {"domain": 1}}', "{}"])
-def test_a_folder_that_says_nothing_is_asked_as_any_other(tmp_path, text):
+def test_a_folder_without_instructions_uses_the_defaults(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     engine = Engine()
     engine.apply_model_settings(str(tmp_path))
@@ -53,7 +53,7 @@ def test_a_folder_that_says_nothing_is_asked_as_any_other(tmp_path, text):
     assert (engine.domain, engine.languages, engine.heeds_hints) == (None, None, True)
 
 
-def test_the_folder_opened_by_transformers_writes_what_the_nano_engine_writes(lumina):
+def test_the_transformers_engine_matches_the_nano_engine(lumina):
     words = ("nano:8?seed=800001", "--levels", "short,tags,medium", "--langs", "en,de,zh", "--device", "cpu")
     code, own, _ = lumina(*words, "--engine", "nano")
     assert code == 0
@@ -63,7 +63,7 @@ def test_the_folder_opened_by_transformers_writes_what_the_nano_engine_writes(lu
 
 
 @pytest.mark.slow
-def test_the_folder_served_writes_what_the_nano_engine_writes(server, lumina):
+def test_a_served_folder_matches_the_nano_engine(server, lumina):
     words = ("nano:4?seed=800001", "--levels", "short", "--langs", "en,de")
     _, own, _ = lumina(*words, "--engine", "nano", "--device", "cpu")
     code, other, _ = lumina(*words, "--engine", "openai", "--endpoint", server, "--model", CAPTIONER)
@@ -80,7 +80,7 @@ def test_the_folder_served_writes_what_the_nano_engine_writes(server, lumina):
         (422, {"detail": [{"loc": ["model"]}]}, "Error code: 422, [{'loc': ['model']}]"),
     ],
 )
-def test_what_the_server_says_is_passed_on_and_the_model_that_nobody_named(serve, status, body, told):
+def test_server_errors_are_reported_with_the_automatic_model(serve, status, body, told):
     endpoint = serve(lambda *_: (status, body))
     hint = "; without --model, the requested one was 'only'"
     with pytest.raises(LuminaError) as caught:

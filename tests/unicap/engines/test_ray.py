@@ -107,7 +107,7 @@ def plain(photos, tmp_path_factory):
     return out
 
 
-def test_a_killed_worker_is_started_anew_and_changes_no_row(cluster, photos, plain, tmp_path):
+def test_a_killed_worker_is_restarted_without_changing_rows(cluster, photos, plain, tmp_path):
     out = tmp_path / "rows.jsonl"
     process = start(photos, out, RAY_ADDRESS=cluster)
     wait_for(lambda: lines(out) >= 4)
@@ -127,7 +127,7 @@ def test_a_killed_worker_is_started_anew_and_changes_no_row(cluster, photos, pla
     assert [line for line in err.splitlines() if not line.startswith("lumina caption: ")] == []
 
 
-def test_a_killed_run_leaves_no_process_and_goes_on_to_the_same_file(photos, plain, tmp_path):
+def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_file(photos, plain, tmp_path):
     out = tmp_path / "rows.jsonl"
     for killed in (True, False):
         process = start(photos, out)  # a cluster of its own
@@ -166,7 +166,7 @@ def test_scores_retries_and_kept_captions_are_the_same(cluster, photos, tmp_path
     assert any(bad["code"] == "not there" for row in found for bad in row.get("rejected_captions", ()))
 
 
-def test_what_a_worker_counts_is_told_also_where_the_first_picture_is_bad():
+def test_counts_of_workers_are_reported_if_the_first_image_is_bad():
     from lumina_cli.core.unicap.engines.ray import _unpack
     from lumina_cli.core.unicap.items import CaptionItem
     from lumina_cli.core.unicap.stats import CaptionStats
@@ -181,7 +181,7 @@ def test_what_a_worker_counts_is_told_also_where_the_first_picture_is_bad():
     assert (row["not_scored"], row["scored_cut"], row["questions"], row["bad_pictures"]) == (3, 1, 2, 1)
 
 
-def test_only_the_noise_is_kept_from_stderr(capfd):
+def test_only_ray_noise_is_removed_from_stderr(capfd):
     from lumina_cli.core.unicap.engines.ray_logging import NOISE, without_noise
 
     with without_noise(), without_noise():
