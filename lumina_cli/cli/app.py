@@ -3,6 +3,7 @@
 import errno
 import gc
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,12 +37,6 @@ class Verbs(HelpGroup):
 
     def list_commands(self, ctx) -> list[str]:
         return [name for name in VERBS if name in self.commands]
-
-    def resolve_command(self, ctx, args: list[str]):
-        if args and args[0] not in self.commands:
-            hint = did_you_mean(args[0], VERBS) or f"; choose from {', '.join(VERBS)}"
-            raise UsageError(f"unknown command {args[0]!r}{hint}")
-        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx):
         try:
@@ -160,12 +155,31 @@ def _describe_error(error: Exception) -> tuple[str, int]:
         visible = (each for each in error.ctx.command.params if not each.hidden)
         known = [name for parameter in visible for name in parameter.opts if name.startswith("--")]
         return f"no option {error.option_name}{did_you_mean(error.option_name, known)}", UsageError.exit_code
+    if getattr(error, "param", None) and hasattr(error.__cause__, "errors"):  # pydantic's ValidationError
+        name = error.param.get_error_hint().replace("'", "")
+        return _describe_invalid_value(name, error.__cause__.errors()[0]), UsageError.exit_code
     if isinstance(error, TyperException):
         message = error.format_message().rstrip(".")
         return message[:1].lower() + message[1:], error.exit_code
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "out of memory; reduce the size or the batch", LuminaError.exit_code
     return f"{type(error).__name__}: {error} (a bug; --debug shows the traceback)", LuminaError.exit_code
+
+
+def _describe_invalid_value(name: str, mistake: dict) -> str:
+    """Return the message for an invalid value of an option or argument, given pydantic's first error."""
+    kind, limits = mistake["type"], mistake.get("ctx", {})
+    start = f"invalid value {mistake['input']!r} for {name}"
+    if " is not one of " in mistake["msg"]:
+        choices = re.findall("'([^']*)'", mistake["msg"].partition(" is not one of ")[2])
+        return f"{start}; choose from {', '.join(choices)}"
+    for type_name, noun in (("int", "an integer"), ("float", "a number")):
+        if kind.startswith(f"{type_name}_"):
+            return f"{start}: not {noun}"
+    for limit, words in (("ge", "at least"), ("le", "at most"), ("gt", "more than"), ("lt", "less than")):
+        if limit in limits:
+            return f"{start}: must be {words} {limits[limit]:g}"
+    return f"{start}: {mistake['msg'][:1].lower()}{mistake['msg'][1:].rstrip('.')}"
 
 
 def _open_closed_streams() -> None:

@@ -8,6 +8,9 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.registry import did_you_mean
+
 ARGUMENTS, OPTIONS, GENERAL = "Arguments", "Options", "General options"
 TYPES = {"str": "TEXT", "path": "PATH", "Path": "PATH", "int": "INT", "float": "FLOAT"}
 NARROW = 70  # columns; below this, each description starts on a line of its own
@@ -100,6 +103,13 @@ class HelpCommand(_HelpPage, TyperCommand):
 
 class HelpGroup(_HelpPage, TyperGroup):
     """A group of commands whose help lists the commands first and ends with examples."""
+
+    def resolve_command(self, ctx, args: list[str]):
+        if args and args[0] not in self.commands:
+            names = self.list_commands(ctx)
+            hint = did_you_mean(args[0], names) or f"; choose from {', '.join(names)}"
+            raise UsageError(f"unknown command {args[0]!r}{hint}")
+        return super().resolve_command(ctx, args)
 
 
 class VerbApp(typer.Typer):

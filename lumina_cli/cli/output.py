@@ -62,8 +62,8 @@ def _read_arguments(arguments: list[str], key: str) -> Iterator[dict]:
             count += 1
             yield row
     if not count:
-        places = ("stdin" if word == "-" else word for word in arguments)
-        raise LuminaError(f"nothing to do: no {key} in {' '.join(places)}")
+        places = ", ".join("stdin" if word == "-" else word for word in arguments)
+        raise LuminaError(f"no {key}s {'on' if places == 'stdin' else 'in'} {places}")
 
 
 def _read_argument(word: str, key: str) -> Iterator[dict]:

@@ -28,7 +28,9 @@ def find_saved_recipe(out: str | None, resume: bool) -> Path:
     from lumina_cli.core.registry import PARTS
     from lumina_cli.core.training.resume import settings_file
 
-    if not (out and resume):
+    if resume and not out:
+        raise UsageError("--resume needs out=FOLDER, the run to resume")
+    if not resume:
         known = ", ".join(name for name in packaged_recipes() if not name.startswith("sample/"))
         raise UsageError(f"no recipe given; try `lumina train nano`. Packaged recipes: {known}")
     saved = [path for path in (settings_file(Path(out), part) for part in PARTS) if path.is_file()]

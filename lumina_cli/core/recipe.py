@@ -64,8 +64,12 @@ def find_recipe(name: str | Path) -> Path:
     known = packaged_recipes()
     if str(name) in known:
         return known[str(name)]
-    hint = did_you_mean(str(name).removesuffix(".yaml"), known)
-    raise UsageError(f"no recipe {str(name)!r}{hint or ''}; packaged recipes: {', '.join(known) or 'none'}")
+    hint = did_you_mean(str(name).removesuffix(".yaml"), known) or ""
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise UsageError(f"{name}: no such file{'' if Path(name).parent.name else hint}")
+    trainings = [recipe for recipe in known if not recipe.startswith("sample/")]  # the others are presets
+    hint = hint or f"; choose from {', '.join(trainings) or 'none'}, or give a .yaml file"
+    raise UsageError(f"unknown recipe {str(name)!r}{hint}")
 
 
 def _read(path: Path, places: Places) -> dict:
@@ -81,7 +85,8 @@ def _read(path: Path, places: Places) -> dict:
         return {}
     if not isinstance(node, yaml.MappingNode):
         raise UsageError(
-            f"{path.name} line {node.start_mark.line + 1}: a recipe is a list of `name: value` lines"
+            f"{path.name} line {node.start_mark.line + 1}: a recipe must be a YAML mapping, "
+            "with lines such as `name: value`"
         )
     return _Reader(f"{path.name} line {{}}", places).read_value(node, ())
 
@@ -118,7 +123,7 @@ class _Reader:
         for key, item in node.value:
             where = self.place.format(key.start_mark.line + 1)
             if not isinstance(key, yaml.ScalarNode):
-                raise UsageError(f"{where}: the name of a setting must be a word")
+                raise UsageError(f"{where}: setting names must be strings")
             inner = (*path, key.value)
             if key.value in found:
                 raise UsageError(f"{where}: {join_path(inner)} is set twice; first at {self.places[inner]}")
@@ -206,7 +211,7 @@ def _describe_value_error(kind: str, found: Any, mistake: dict) -> str:
     if kind in ("value_error", "assertion_error"):
         return str(mistake["ctx"]["error"])
     shown = "nothing" if found is None else repr(found)
-    wanted = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
+    wanted = {"int": "an integer", "float": "a number", "bool": "true or false", "string": "text"}
     wanted |= {
         "list": "a list",
         "tuple": "a list",

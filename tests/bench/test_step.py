@@ -118,10 +118,10 @@ def test_diffusers_network_shares_our_weights():
     ("words", "message"),
     [
         (["--quantize", "int4"], "unknown quantization 'int4'; did you mean 'int8'?"),
-        (["--against", "comfy"], "unknown side 'comfy'; choose from diffusers"),
+        (["--against", "comfy"], "unknown implementation 'comfy' for --against; choose from diffusers"),
         (["--random-weights", "--size", "100"], "size 100 is not a multiple of 16 up to 8192"),
         (["--random-weights", "--model", "nan0"], "unknown model size 'nan0'; did you mean 'nano'?"),
-        (["--random-weights", "--tokens", "300"], "tokens is 300, but must be from 1 to 299"),
+        (["--random-weights", "--tokens", "300"], "tokens must be from 1 to 299, not 300"),
         (["--dtype", "int8"], "unknown dtype 'int8'"),
     ],
 )

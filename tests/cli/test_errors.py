@@ -33,7 +33,10 @@ def doctor_raises(monkeypatch):
         ("sample --sede 1 x", "lumina sample: no option --sede; did you mean '--seed'?"),
         ("sample --shar 1/2 x", "lumina sample: no option --shar"),
         ("shard only", "lumina shard: missing argument 'dest'"),
-        ("convert a b --to flux", "lumina convert: invalid value for '--to'"),
+        (
+            "convert a b --to flux",
+            "lumina convert: invalid value 'flux' for --to; choose from lumina, official",
+        ),
         ("shard verify", "lumina shard: missing argument 'shards'"),
     ],
 )

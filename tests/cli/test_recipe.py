@@ -1,5 +1,6 @@
 """Recipes: how values are converted, which ones are rejected, and the line that an error names."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,9 +78,9 @@ def test_no_recipe_at_all():
         ),
         (
             "stages:\n  low:\n    steps: many\n",
-            "nano.yaml line 3: stages.low.steps: 'many' is not a whole number",
+            "nano.yaml line 3: stages.low.steps: 'many' is not an integer",
         ),
-        ("stages: {low: {steps: 2.5}}\n", "nano.yaml line 1: stages.low.steps: '2.5' is not a whole number"),
+        ("stages: {low: {steps: 2.5}}\n", "nano.yaml line 1: stages.low.steps: '2.5' is not an integer"),
         ("stages: {low: {steps: 1, lr: x}}\n", "nano.yaml line 1: stages.low.lr: 'x' is not a number"),
         (
             "stages: {low: {steps: 1, lr: .nan}}\n",
@@ -105,13 +106,13 @@ def test_no_recipe_at_all():
             "seed: 1\nmodel: a\nseed: 2\n",
             "nano.yaml line 3: seed is set twice; first at nano.yaml line 1",
         ),
-        ("- a\n", "nano.yaml line 1: a recipe is a list of `name: value` lines"),
+        ("- a\n", "nano.yaml line 1: a recipe must be a YAML mapping, with lines such as `name: value`"),
         ("model: [a\nseed: 1\n", "nano.yaml line 2: not valid YAML: expected ',' or ']', but got ':'"),
         (
             "model: !!python/name:os.system\n",
             "nano.yaml line 1: model: !!python/name:os.system is not allowed in a recipe",
         ),
-        ("? [a]\n: 1\n", "nano.yaml line 1: the name of a setting must be a word"),
+        ("? [a]\n: 1\n", "nano.yaml line 1: setting names must be strings"),
         (
             "a: &a [x]\nb: &b [*a, *a]\nmodel: &m [*m]\n",
             "nano.yaml line 3: nested or repeated too deeply for a recipe",
@@ -148,7 +149,7 @@ def test_overrides(load):
     ("word", "message"),
     [
         ("stages.low.stpes=3", "on the command line: stages.low: no setting 'stpes'; did you mean 'steps'?"),
-        ("stages.low.steps=x", "on the command line: stages.low.steps: 'x' is not a whole number"),
+        ("stages.low.steps=x", "on the command line: stages.low.steps: 'x' is not an integer"),
         ("stages.hq.lr=1", "on the command line: stages.hq: missing setting 'steps'"),
         ("seed.x=1", "on the command line: seed.x: seed is one value, not a group of settings"),
         ("seed", "on the command line: 'seed' is not a setting; write name=value or group.name=value"),
@@ -176,11 +177,13 @@ def test_packaged_recipes_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "PACKAGE", tmp_path / "lumina_cli")
     assert list(packaged_recipes()) == ["lora", "nano", "sample/fast"]
     assert load_recipe("nano", Recipe).seed == 5
-    with pytest.raises(
-        UsageError,
-        match=r"no recipe 'nanno'; did you mean 'nano'\?; packaged recipes: lora, nano",
-    ):
-        find_recipe("nanno")
+    for name, message in {
+        "nanno": "unknown recipe 'nanno'; did you mean 'nano'?",
+        "zzzzz": "unknown recipe 'zzzzz'; choose from lora, nano, or give a .yaml file",
+        f"{folder}/none.yaml": f"{folder}/none.yaml: no such file",
+    }.items():
+        with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+            find_recipe(name)
 
 
 def test_a_recipe_must_be_utf_8(tmp_path):

@@ -52,7 +52,7 @@ def test_a_prompt_may_end_like_a_file_of_rows(tmp_path, monkeypatch):
     ("arguments", "stdin", "message"),
     [
         (["-"], '{"img": 1}', "line 1 has no 'prompt', only img"),
-        (["-"], "", "nothing to do: no prompt in stdin"),
+        (["-"], "", "no prompts on stdin"),
         ([" "], "", "the prompt is empty"),
         (["gone.jsonl"], "", "gone.jsonl: no such file"),
     ],

@@ -50,9 +50,12 @@ def test_a_preset_from_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"steps": 3, "calls": 3}, "steps and calls are mutually exclusive"),
-        ({"calls": 1}, "calls is 1, but midpoint needs 2 per step"),
-        ({"steps": 1}, "steps is 1, but this preset counts points in time: a single step has 2"),
+        ({"steps": 3, "calls": 3}, "--steps and --calls are mutually exclusive"),
+        ({"calls": 1}, "calls must be at least 2, the calls per step of midpoint, not 1"),
+        (
+            {"steps": 1},
+            "steps must be at least 2 with this preset, which counts time points (solver steps + 1), not 1",
+        ),
     ],
 )
 def test_invalid_budgets_are_usage_errors(given, words):

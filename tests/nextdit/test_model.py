@@ -179,7 +179,7 @@ def test_an_unknown_name_is_a_usage_error():
         ({"dim": 50}, "dim 50 is not a multiple of num_heads 3"),
         ({"num_kv_heads": 2}, "num_heads 3 is not a multiple of num_kv_heads 2"),
         ({"axes_dim": (8, 4, 8)}, "must add up to head_dim 16"),
-        ({"axes_dim": (8, 5, 3)}, "three even whole numbers"),
+        ({"axes_dim": (8, 5, 3)}, "three even integers"),
         ({"ffn_dim": 100}, "ffn_dim 100 is not a multiple of multiple_of 16"),
     ],
 )

@@ -158,8 +158,12 @@ def test_explain_writes_rows_to_a_pipe_and_no_image(hollow, tmp_path, monkeypatc
     ("words", "code", "line"),
     [
         (["--init", "gone.png"], 1, "gone.png: no such image"),
-        (["--init", "wide.png", "--strength", "2"], 2, "strength is 2.0, but must be from 0"),
-        (["--init", "wide.png", "--mask", "small.png"], 2, "both must have one size"),
+        (
+            ["--init", "wide.png", "--strength", "2"],
+            2,
+            "strength must be between 0 (unchanged) and 1 (pure noise), not 2.0",
+        ),
+        (["--init", "wide.png", "--mask", "small.png"], 2, "they must have the same size"),
         (["--strength", "0.5"], 2, "--mask and --strength need --init"),
         (["--quantize", "int9"], 2, "unknown quantization 'int9'"),
         (["--lora", "gone.safetensors"], 1, "gone.safetensors"),

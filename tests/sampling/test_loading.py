@@ -213,5 +213,5 @@ def test_cache_fit_of_another_model_is_rejected_with_loras_too(fitted, lora, mon
     monkeypatch.chdir(tmp_path)
     write_cache_fit(CacheFit("other", Curve((0.0, 1.0), 1.0), 1.0, 9), fitted / "teacache.json")
     pipe = open_pipeline(ModelOptions(loras=(lora,)), fitted, print)
-    with pytest.raises(LuminaError, match="was fitted to other weights"):
+    with pytest.raises(LuminaError, match="was calibrated for different weights"):
         pipe.generate([Job("two cups")], Plan("euler", 2, cache="tea:0.1"))

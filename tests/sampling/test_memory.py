@@ -108,10 +108,10 @@ def test_smaller_budgets_take_more_measures(large_folder):
 
 def test_error_of_a_small_budget_names_the_smallest_that_fits(large_folder):
     with pytest.raises(
-        UsageError, match=r"^memory 20M is too small: with all measures the transformer takes (\d+)M"
+        UsageError, match=r"^--memory 20M is too small: .* tiling, the transformer needs (\d+)M"
     ) as caught:
         plan_memory(large_folder, 20 * MIB, (512, 512))
-    least = int(str(caught.value).split(" takes ")[1].split("M")[0])
+    least = int(str(caught.value).split(" needs ")[1].split("M")[0])
     assert plan_memory(large_folder, least * MIB, (512, 512)).peak <= least * MIB
     with pytest.raises(UsageError):
         plan_memory(large_folder, (least - 2) * MIB, (512, 512))
@@ -314,7 +314,7 @@ def share(line):
 
 def test_error_of_a_row_beyond_the_budget_names_its_size(tight, tmp_path):
     with pytest.raises(
-        UsageError, match=r"^memory 150M is too small: .* takes \d+M for 1 of 1024x1024 at once; "
+        UsageError, match=r"^--memory 150M is too small: .* needs \d+M for a batch of 1 at 1024x1024; "
     ):
         tight([{"prompt": "a"}, {"prompt": "b", "size": "1024"}])
     assert len(list((tmp_path / "out").iterdir())) == 1  # the first image is saved
@@ -326,11 +326,11 @@ def test_default_size_may_exceed_the_budget_if_rows_are_smaller(large_folder):
         plan_memory(large_folder, budget, (512, 512))
     pipeline = open_pipeline(ModelOptions(memory=str(budget)), large_folder, notes.append)
     assert notes == []
-    with pytest.raises(UsageError, match="for 1 of 512x512 at once"):
+    with pytest.raises(UsageError, match="for a batch of 1 at 512x512"):
         pipeline.generate_batch([Job("a")], ResolvedRequest(PLAN))
     (picture,) = pipeline.generate_batch([Job("a")], ResolvedRequest(PLAN), (64, 64))
     assert picture.size == (64, 64)
-    with pytest.raises(UsageError, match=r"memory 9M is too small: .* for 1 of 512x512 at once"):
+    with pytest.raises(UsageError, match=r"--memory 9M is too small: .* for a batch of 1 at 512x512"):
         open_pipeline(ModelOptions(memory="9M"), large_folder, notes.append)
 
 

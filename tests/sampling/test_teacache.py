@@ -266,7 +266,7 @@ def test_error_budget_uses_the_plan_nearest_in_calls():
 
 def test_cache_without_its_fit_is_rejected(network, inputs):
     with pytest.raises(
-        LuminaError, match=r"cache tea:0\.2 needs a teacache\.json; fit one with `lumina bench teacache`"
+        LuminaError, match=r"cache tea:0\.2 needs teacache\.json; create it with `lumina bench teacache`"
     ):
         draw_latents(network, *inputs, Plan(steps=2, cache="tea:0.2"))
 
@@ -288,10 +288,10 @@ def test_fit_of_other_weights_is_rejected(tmp_path):
     write_cache_fit(FIT, tmp_path / "teacache.json")
     with pytest.raises(LuminaError) as caught:
         cache_for(Plan(cache="error:0.1"), tmp_path, "other")
-    again = f"fit one with `lumina bench teacache --model {tmp_path}`"
+    again = f"create one with `lumina bench teacache --model {tmp_path}`"
     assert (
         str(caught.value)
-        == f"{tmp_path / 'teacache.json'} was fitted to other weights (w, not other); {again}"
+        == f"{tmp_path / 'teacache.json'} was calibrated for different weights (w, not other); {again}"
     )
 
 
@@ -308,8 +308,17 @@ def test_damaged_or_missing_fit_is_a_one_line_error(tmp_path, text):
 
 @pytest.mark.parametrize("text", ["tee:0.1", "tea", "tea:", "tea:-1", "tea:nan", "first:inf", "0.3", 3])
 def test_invalid_cache_settings_are_rejected(text):
-    with pytest.raises(UsageError, match="cache is"):
+    with pytest.raises(UsageError, match=rf"^(unknown cache|cache \w+ needs a number.*, not) {text!r}"):
         Plan(cache=text)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [([1.0] * 4, r"too few data points .* \(4, need at least 5\)"), ([0.0] * 6, "the inputs of all 6 data")],
+)
+def test_a_curve_needs_enough_data_points_above_0(x, message):
+    with pytest.raises(UsageError, match=message):
+        fit_curve(x, x)
 
 
 def test_released_cache_keeps_its_counts(network, inputs):
@@ -366,7 +375,7 @@ def test_command_fits_to_prompts_of_a_file(tiny_folder, tmp_path, capfd, name, t
 @pytest.mark.parametrize(
     ("prompts", "code", "message"),
     [
-        ("0", 2, "--prompts is 0, but must be 1 or more, or a file of prompts"),
+        ("0", 2, "--prompts must be a number of at least 1, or a file of prompts, not 0"),
         ("none.txt", 1, "none.txt: no such file of prompts"),
     ],
 )

@@ -171,10 +171,10 @@ def test_auto_prints_its_choice_and_the_reason(sample, monkeypatch, tiny_folder)
     ("words", "code", "message"),
     [
         (["a", "--plan", "solver=eular"], 2, "unknown solver 'eular'; did you mean 'euler'?"),
-        (["a", "--steps", "0"], 2, "steps is 0, but must be a whole number from 1"),
-        (["a", "--plan", "renorm=of"], 2, "renorm is 'of', but must be a number above 0, row, or off"),
-        (["a", "--calls", "0"], 2, "calls is 0, but must be 1 or more"),
-        (["a", "--calls", "4", "--steps", "4", "--preset", "diffusers"], 2, "steps and calls are mutually exclusive"),
+        (["a", "--steps", "0"], 2, "steps must be an integer of at least 1, not 0"),
+        (["a", "--plan", "renorm=of"], 2, "renorm must be a positive number, row, or off, not 'of'"),
+        (["a", "--calls", "0"], 2, "calls must be an integer of at least 1, not 0"),
+        (["a", "--calls", "4", "--steps", "4", "--preset", "diffusers"], 2, "--steps and --calls are mutually exclusive"),
         (["a", "--preset", "offical"], 2, "unknown preset 'offical'; did you mean 'official'?"),
         (["a", "--split", "2/2"], 2, "split is '2/2', but must be I/N, such as 0/4, with I from 0 to N - 1"),
         (["a", "--size", "0:9"], 2, "size '0:9' is not WIDTHxHEIGHT, such as 1024x768, a ratio such as 16:9, or one of square, landscape, portrait, wide, tall"),
@@ -218,7 +218,7 @@ def test_error_without_rows_names_each_source(sample, tmp_path, monkeypatch):
     (tmp_path / "a-b.jsonl").write_text("")
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert sample("a-b.jsonl", "-") == (
-        1, [], "lumina sample: nothing to do: no prompt in a-b.jsonl stdin\n"
+        1, [], "lumina sample: no prompts in a-b.jsonl, stdin\n"
     )  # fmt: skip
 
 

@@ -224,7 +224,8 @@ def test_stages_can_be_run_one_at_a_time(recipe, tmp_path):
     train(settings, tmp_path / "together")
     assert losses(tmp_path / "apart") == losses(tmp_path / "together")
     with pytest.raises(
-        LuminaError, match="contains checkpoints up to step 8; resume it with --resume, or set another out="
+        LuminaError,
+        match="contains checkpoints up to step 8; resume it with --resume, or choose a different out=",
     ):
         train(settings, tmp_path / "apart")
 
@@ -268,7 +269,7 @@ def test_resuming_without_a_run_and_unknown_stages_are_errors(recipe, tmp_path):
 
 def test_resuming_with_another_optimizer_is_an_error(recipe, tmp_path):
     train(recipe(), tmp_path, stage="low")
-    with pytest.raises(LuminaError, match="trained with another optimizer than adamw"):
+    with pytest.raises(LuminaError, match="was written by a different optimizer; the recipe uses adamw"):
         train(recipe(optimizer={"name": "adamw"}), tmp_path, resume=True)
 
 

@@ -88,9 +88,7 @@ def test_every_shipped_recipe_has_a_dry_run(name, tmp_path, capsys, monkeypatch)
     assert {row["out"] for row in rows_of(capsys)} == {os.path.join("runs", name)}
 
 
-@pytest.mark.parametrize(
-    "words", [[], ["out=runs/x"], ["--resume"], ["--dry-run"], ["stages.low.steps=3", "model=nano"]]
-)
+@pytest.mark.parametrize("words", [[], ["out=runs/x"], ["--dry-run"], ["stages.low.steps=3", "model=nano"]])
 def test_a_recipe_is_required(words, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["train", *words]) == 2
@@ -98,6 +96,11 @@ def test_a_recipe_is_required(words, tmp_path, capsys, monkeypatch):
     assert error.startswith("lumina train: no recipe given; try `lumina train nano`. Packaged recipes: nano")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_resume_needs_a_recipe_or_out(capsys):
+    assert run(["train", "--resume"]) == 2
+    assert capsys.readouterr().err == "lumina train: --resume needs out=FOLDER, the run to resume\n"
 
 
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
@@ -191,7 +194,7 @@ def test_a_closed_pipe_writes_a_checkpoint(recipe, tmp_path, monkeypatch):
         (["stages.low.stpes=3"], 2, "stages.low: no setting 'stpes'; did you mean 'steps'?"),
         (["stages.lwo.steps=3"], 2, "stages: no stage 'lwo'; did you mean 'low'?"),
         (["stages.low.size=100"], 2, "stages.low.size: '100': input should be a multiple of 64"),
-        (["stages.low.steps=0.5"], 2, "stages.low.steps: '0.5' is not a whole number"),
+        (["stages.low.steps=0.5"], 2, "stages.low.steps: '0.5' is not an integer"),
         (["part=detectr"], 2, "unknown part 'detectr'; did you mean 'detector'?"),
         (["--stage", "hg"], 2, "no stage 'hg'; did you mean 'hq'?"),
         (["--resume"], 1, "has no run to resume; start one without --resume"),
@@ -209,7 +212,7 @@ def test_invalid_arguments_are_one_line_errors(recipe, tmp_path, capsys, words, 
 
 def test_an_unknown_recipe_suggests_a_known_one(capsys):
     assert run(["train", "nanoo"]) == 2
-    assert "no recipe 'nanoo'; did you mean 'nano'?" in capsys.readouterr().err
+    assert "unknown recipe 'nanoo'; did you mean 'nano'?" in capsys.readouterr().err
 
 
 @pytest.mark.slow

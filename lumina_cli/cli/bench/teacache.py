@@ -60,7 +60,7 @@ def _read_prompts(prompts: str, seed: int) -> list[str]:
 
     if prompts.lstrip("-").isdecimal():
         if int(prompts) < 1:
-            raise UsageError(f"--prompts is {prompts}, but must be 1 or more, or a file of prompts")
+            raise UsageError(f"--prompts must be a number of at least 1, or a file of prompts, not {prompts}")
         return scene_prompts(int(prompts), seed)
     if not Path(prompts).is_file():
         raise LuminaError(f"{prompts}: no such file of prompts")

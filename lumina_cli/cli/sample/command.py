@@ -65,6 +65,8 @@ def sample(
         )
     if explain and (from_ or grid):
         raise UsageError("--explain shows a single plan and cannot be combined with --from or --grid")
+    if steps is not None and calls is not None:  # `apply` checks this too, but after the note on the model
+        raise UsageError("--steps and --calls are mutually exclusive")
     split = shared.resolve_split(split, shard)
     rows = total = None
     if not from_:

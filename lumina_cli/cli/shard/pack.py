@@ -144,4 +144,4 @@ def verify(shards: Shards, json: Json = False) -> None:
 
     output.write_rows(collect_problems(), json, label="shards")
     if problems:
-        raise LuminaError(f"{len(problems)} damaged: {problems[0]}")
+        raise LuminaError(f"{len(problems)} damaged file{'s' if len(problems) > 1 else ''}: {problems[0]}")

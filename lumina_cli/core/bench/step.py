@@ -123,16 +123,16 @@ def _check(
         check_quantizer(kind)
     for name in against:
         if name not in SIDES:
-            raise UsageError(f"unknown side {name!r}; choose from {', '.join(SIDES)}")
+            raise UsageError(f"unknown implementation {name!r} for --against; choose from {', '.join(SIDES)}")
     if random:
         config = NextDiTConfig.named(model)
         step, most = PIXELS * config.patch_size, config.axes_len[1] * PIXELS * config.patch_size
         if size % step or not 0 < size <= most:
             raise UsageError(f"size {size} is not a multiple of {step} up to {most}")
         if not 0 < tokens <= config.max_text_tokens:
-            raise UsageError(f"tokens is {tokens}, but must be from 1 to {config.max_text_tokens}")
+            raise UsageError(f"tokens must be from 1 to {config.max_text_tokens}, not {tokens}")
     if repeats < 1:
-        raise UsageError(f"repeats is {repeats}, but must be 1 or more")
+        raise UsageError(f"repeats must be at least 1, not {repeats}")
     return list(dict.fromkeys(against))
 
 

@@ -80,21 +80,21 @@ class Plan:
         _check(isinstance(self.solver, str), "solver", self.solver, SOLVERS)
         SOLVERS.load(self.solver)
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
-        _check(whole and self.steps >= 1, "steps", self.steps, "a whole number from 1")
-        _check(_is_number(self.shift) and self.shift > 0, "shift", self.shift, "a number above 0")
+        _check(whole and self.steps >= 1, "steps", self.steps, "an integer of at least 1")
+        _check(_is_number(self.shift) and self.shift > 0, "shift", self.shift, "a positive number")
         fits = isinstance(self.guide, str) and self.guide in GUIDANCE
         _check(fits, "guide", self.guide, GUIDANCE)
         _check(self.guide_unit in UNITS, "guide_unit", self.guide_unit, f"one of {', '.join(UNITS)}")
         _check(
-            _is_number(self.guide_until), "guide_until", self.guide_until, "a number; 1 is always, 0 never"
+            _is_number(self.guide_until), "guide_until", self.guide_until, "a number (1: always, 0: never)"
         )
         for name in ("guidance", "guide_from", "parallel", "momentum"):
             _check(_is_number(getattr(self, name)), name, getattr(self, name), "a number")
         fits = self.renorm in (None, "row") or (_is_number(self.renorm) and self.renorm > 0)
-        _check(fits, "renorm", self.renorm, "a number above 0, row, or off")
+        _check(fits, "renorm", self.renorm, "a positive number, row, or off")
         _check(self.renorm_of in NORMS, "renorm_of", self.renorm_of, f"one of {', '.join(NORMS)}")
         fits = self.push_limit is None or (_is_number(self.push_limit) and self.push_limit > 0)
-        _check(fits, "push_limit", self.push_limit, "a number above 0, or off")
+        _check(fits, "push_limit", self.push_limit, "a positive number, or off")
         if self.cache is not None:
             parse_cache_spec(self.cache)
 
@@ -215,7 +215,9 @@ def read_settings(text: str) -> dict:
         else:
             settings = json.loads(Path(text).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{text!r} is not a plan; use steps=20,shift=3 or a JSON file ({error})") from error
+        raise UsageError(
+            f"--plan {text!r}: expected settings such as steps=20,shift=3, or a JSON file ({error})"
+        ) from error
     Plan.from_json(settings)
     return settings
 
@@ -238,4 +240,4 @@ def _check(fits: bool, name: str, value, wanted: str | Registry) -> None:
     if not fits:
         if isinstance(wanted, Registry):  # only now: listing its names reads the metadata of all packages
             wanted = f"one of {', '.join(wanted.names())}"
-        raise UsageError(f"{name} is {value!r}, but must be {wanted}")
+        raise UsageError(f"{name} must be {wanted}, not {value!r}")

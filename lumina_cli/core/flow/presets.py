@@ -63,16 +63,21 @@ def apply(plan: Plan, given: dict[str, Any], steps_are: str = "steps") -> Plan:
     given = dict(given)
     calls, steps = given.pop("calls", None), given.get("steps")
     if calls is not None and steps is not None:
-        raise UsageError("steps and calls are mutually exclusive")
+        raise UsageError("--steps and --calls are mutually exclusive")
     if type(steps) is int and steps_are == "points":
         if steps < 2:
-            raise UsageError(f"steps is {steps}, but this preset counts points in time: a single step has 2")
+            raise UsageError(
+                "steps must be at least 2 with this preset, which counts time points (solver steps + 1), "
+                f"not {steps}"
+            )
         given["steps"] = steps - 1
     plan = Plan.from_json({**plan.to_json(), **given})
     if calls is None:
         return plan
     if calls < plan.calls_per_step:
-        raise UsageError(f"calls is {calls}, but {plan.solver} needs {plan.calls_per_step} per step")
+        raise UsageError(
+            f"calls must be at least {plan.calls_per_step}, the calls per step of {plan.solver}, not {calls}"
+        )
     return replace(plan, steps=calls // plan.calls_per_step)
 
 

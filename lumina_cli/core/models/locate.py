@@ -154,7 +154,7 @@ def download(repo: str) -> Path:
         folder = Path(snapshot_download(repo, allow_patterns=HUB_FILES))
     except Exception as error:  # the hub, the network and the disk raise different types
         message = f"{repo!r} is not a local folder and could not be downloaded from the hub"
-        raise LuminaError(f"{message} ({first_line(error)}); `--model nano` needs no network") from error
+        raise LuminaError(f"{message} ({first_line(error)}); `--model nano` works offline") from error
     return model_folder(folder)
 
 

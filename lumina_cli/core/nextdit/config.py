@@ -99,31 +99,31 @@ class NextDiTConfig:
 
 
 def is_whole(value: Any, least: int = 1) -> bool:
-    """Whether `value` is a whole number of at least `least`."""
+    """Whether `value` is an integer of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_three(value: Any) -> bool:
-    """Whether `value` is three whole numbers from 1."""
+    """Whether `value` is three integers of at least 1."""
     return isinstance(value, list | tuple) and len(value) == 3 and all(map(is_whole, value))
 
 
 def is_positive(value: Any) -> bool:
-    """Whether `value` is a finite number above 0."""
+    """Whether `value` is a positive finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def is_even_three(value: Any) -> bool:
-    """Whether `value` is three even whole numbers from 2."""
+    """Whether `value` is three even integers of at least 2."""
     return is_three(value) and not any(size % 2 for size in value)
 
 
 WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "axes_dim": (is_even_three, "three even whole numbers from 2"),
-    "axes_len": (is_three, "three whole numbers from 1"),
-    "norm_eps": (is_positive, "a number above 0"),
-    "ffn_dim": (lambda value: value is None or is_whole(value), "a whole number from 1, or None"),
-    "num_refiner_layers": (lambda value: is_whole(value, 0), "a whole number from 0"),
+    "axes_dim": (is_even_three, "three even integers of at least 2"),
+    "axes_len": (is_three, "three integers of at least 1"),
+    "norm_eps": (is_positive, "a positive number"),
+    "ffn_dim": (lambda value: value is None or is_whole(value), "an integer of at least 1, or None"),
+    "num_refiner_layers": (lambda value: is_whole(value, 0), "an integer of at least 0"),
 }
 
 
@@ -135,9 +135,9 @@ def check_field(field: str, name: str, value: Any) -> None:
     Raises:
         ValueError: if the value is invalid.
     """
-    fits, wanted = WANTED.get(field, (is_whole, "a whole number from 1"))
+    fits, wanted = WANTED.get(field, (is_whole, "an integer of at least 1"))
     if not fits(value):
-        raise ValueError(f"{name} is {value!r}, but must be {wanted}")
+        raise ValueError(f"{name} must be {wanted}, not {value!r}")
 
 
 LARGE = {"num_kv_heads": 8, "text_dim": 2304}
@@ -208,13 +208,14 @@ def config_from_diffusers(fields: dict[str, Any]) -> NextDiTConfig:
     """
     kind = fields.get("_class_name", "Lumina2Transformer2DModel")
     if kind != "Lumina2Transformer2DModel":
-        raise LuminaError(f"the config describes a {kind}; a Lumina2Transformer2DModel is needed")
+        raise LuminaError(f"expected the config of a Lumina2Transformer2DModel, not of a {kind}")
     missing = [name for name in ("hidden_size", "num_layers", "num_attention_heads") if name not in fields]
     if missing:
-        raise LuminaError(f"the config has no {', '.join(missing)}")
+        raise LuminaError(f"the config lacks {', '.join(missing)}")
     if fields.get("out_channels") not in (None, fields.get("in_channels", 16)):
         raise LuminaError(
-            f"out_channels {fields['out_channels']} differs from in_channels; they must be equal"
+            f"out_channels must be equal to in_channels ({fields.get('in_channels', 16)}), "
+            f"not {fields['out_channels']}"
         )
     # diffusers' defaults of missing fields
     ours: dict[str, Any] = {"num_kv_heads": 8, "text_dim": 1024, "axes_dim": (32, 32, 32)}
@@ -227,9 +228,7 @@ def config_from_diffusers(fields: dict[str, Any]) -> NextDiTConfig:
         multiplier, multiple_of = fields.get("ffn_dim_multiplier"), ours.get("multiple_of", 256)
         if multiplier is not None:
             if not is_positive(multiplier):
-                raise ValueError(
-                    f"ffn_dim_multiplier is {multiplier!r}, but must be a number above 0, or null"
-                )
+                raise ValueError(f"ffn_dim_multiplier must be a positive number or null, not {multiplier!r}")
             ours["ffn_dim"] = round_up(int(multiplier * 4 * ours["dim"]), multiple_of)
         return NextDiTConfig(**ours)
     except (ValueError, OverflowError) as error:
@@ -254,10 +253,15 @@ def infer_config(
         kv_width = (shapes["layers.0.attention.qkv.weight"][0] - dim) // 2
         hidden_dim = shapes["layers.0.feed_forward.w1.weight"][0]
         text_dim = shapes["cap_embedder.0.weight"][0]
-    except (KeyError, ValueError) as error:
-        raise LuminaError(f"these are not complete Next-DiT weights: no usable {error}") from error
+    except KeyError as error:
+        raise LuminaError(f"these weights are not a complete Next-DiT: {error} is missing") from error
+    except ValueError as error:
+        raise LuminaError("these weights are not a Next-DiT: x_embedder.weight is not a matrix") from error
     if axes_dim is None and head_dim % 6:
-        raise LuminaError(f"head width {head_dim} has no three equal even parts; axes_dim is needed")
+        raise LuminaError(
+            f"head width {head_dim} cannot be split evenly over three position axes, since it is not a "
+            "multiple of 6; pass axes_dim"
+        )
     multiple_of = next((size for size in (256, 16) if hidden_dim % size == 0), 1)
     try:
         return NextDiTConfig(
@@ -273,7 +277,7 @@ def infer_config(
             in_channels=patch_width // 4,
         )
     except (ValueError, ZeroDivisionError) as error:
-        raise LuminaError(f"these weights have shapes that no Next-DiT has: {error}") from error
+        raise LuminaError(f"the shapes of these weights do not form a Next-DiT: {error}") from error
 
 
 def count_blocks(names: dict[str, Any], stack: str) -> int:

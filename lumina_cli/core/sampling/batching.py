@@ -55,9 +55,7 @@ def torchrun_rank() -> tuple[int, int]:
     """
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not rank.isdecimal() or not world.isdecimal() or int(rank) >= int(world):
-        raise UsageError(
-            f"RANK {rank!r} of WORLD_SIZE {world!r} in the environment are not valid torchrun values"
-        )
+        raise UsageError(f"invalid torchrun environment: RANK={rank!r}, WORLD_SIZE={world!r}")
     return int(rank), int(world)
 
 

@@ -129,4 +129,4 @@ def check_at_least(least: int, **numbers: int | None) -> None:
     """
     for name, number in numbers.items():
         if number is not None and (type(number) is not int or number < least):
-            raise UsageError(f"{name} is {number!r}, but must be {least} or more")
+            raise UsageError(f"{name} must be an integer of at least {least}, not {number!r}")

@@ -144,7 +144,7 @@ def resume_point(
     if not resume and not (finished and stage != "all" and pending):
         raise LuminaError(
             f"{run.path} contains checkpoints up to step {state['step']}; "
-            "resume it with --resume, or set another out="
+            "resume it with --resume, or choose a different out="
         )
     if pending and pending[0][0] != remaining[0]:
         name = remaining[0]

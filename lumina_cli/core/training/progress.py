@@ -101,8 +101,8 @@ class TrainingProgress:
         """Restore the last saved state and return its step.
 
         Raises:
-            LuminaError: if the file is missing or damaged, or contains another network than the settings
-                describe.
+            LuminaError: if the file is missing or damaged, or holds a different network than the recipe
+                describes.
         """
         check_state(self.path)
         try:
@@ -110,14 +110,14 @@ class TrainingProgress:
             step, weights, optimizer = state["step"], state["model"], state["optimizer"]
         except Exception as error:  # zip, pickle and torch raise exceptions of their own
             raise LuminaError(
-                f"{self.path} cannot be read ({first_line(error)}); delete it to start again"
+                f"{self.path} cannot be read ({first_line(error)}); delete it to start over"
             ) from error
         try:
             self.model.load_state_dict(weights)
             self.optimizer.load_state_dict(optimizer)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise LuminaError(
-                f"{self.path} contains another network than these settings describe; delete it to start again"
+                f"{self.path} holds a different network than the recipe describes; delete it to start over"
             ) from error
         return step
 

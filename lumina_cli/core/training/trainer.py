@@ -147,7 +147,7 @@ class Trainer:
             self.optimizer.load_state_dict(optimizer)
         except (KeyError, ValueError) as error:
             raise LuminaError(
-                f"{name} was trained with another optimizer than {self.recipe.optimizer.name}"
+                f"{name} was written by a different optimizer; the recipe uses {self.recipe.optimizer.name}"
             ) from error
         self.step = step
 

@@ -72,10 +72,10 @@ def read_shards(index: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
     tensors = {}
     for part in sorted(set(places.values())):
         if not (index.parent / part).exists():
-            raise LuminaError(f"{index.parent} lacks {part}, which its index names; download it again")
+            raise LuminaError(f"{index.parent}: {part} is listed in the index but missing; download it again")
         tensors |= read_safetensors(index.parent / part, apart)
     if lost := places.keys() - tensors.keys():
-        raise LuminaError(f"{index.parent} lacks {format_names(sorted(lost))}, which its index names")
+        raise LuminaError(f"{index.parent}: {format_names(sorted(lost))} listed in the index but missing")
     return tensors
 
 
@@ -100,10 +100,10 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a broken or hostile file makes the restricted unpickler fail in any way
         raise LuminaError(
-            f"{path} is not a readable file that holds only weights: {summarize_error(error)}"
+            f"{path} cannot be loaded with weights_only=True: {summarize_error(error)}"
         ) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise LuminaError(f"{path} holds more than weights; expected a flat dict of tensors by name")
+        raise LuminaError(f"{path} must contain only a flat dict of tensors")
     return dict(tensors)
 
 

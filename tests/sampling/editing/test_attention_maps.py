@@ -72,7 +72,7 @@ def test_words_of_the_system_prompt_do_not_match(nano):
         ("bicycle", "'bicycle' is not in the prompt"),
         ("ca", "'ca' is not in the prompt"),
         (" ", "the word of --attention is empty"),
-        ("end", "'end' is truncated: it comes after the first 256 tokens"),
+        ("end", "'end' is beyond the encoder's limit of 256 tokens"),
     ],
 )
 def test_missing_or_truncated_words_are_rejected(word, message, nano):
@@ -185,7 +185,9 @@ def test_attention_maps_of_an_edit_have_its_size(pipe, tmp_path):
 
 def test_attention_maps_need_a_network_call(pipe):
     edited = pipe.with_hooks(EditHook(Edit(Image.new("RGB", (64, 64)), 0.0)), AttentionHook(["cups"]))
-    with pytest.raises(UsageError, match="at strength 0 the network is not called, so attention maps do not"):
+    with pytest.raises(
+        UsageError, match="--attention needs --strength above 0: at 0 the network is never called"
+    ):
         edited.generate_batch([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
 
 
@@ -194,7 +196,7 @@ def test_attention_maps_reject_caches_and_missing_words(pipe):
     with pytest.raises(UsageError, match="'horse' is not in the prompt 'two cups'"):
         attentive.generate_batch([Job("two cups")], ResolvedRequest(pipe.plan_for(FAST)))
     with pytest.raises(
-        UsageError, match="attention maps need every call of the network: generate without a cache"
+        UsageError, match="--attention cannot be used with a cache, which skips layers; pass --cache off"
     ):
         attentive.generate_batch([Job("two cups")], ResolvedRequest(Plan(cache="first:0.1")))
 

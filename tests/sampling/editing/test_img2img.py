@@ -207,7 +207,7 @@ def test_mask_of_another_size_is_rejected(tmp_path):
     noise_picture().save(tmp_path / "p.png")
     box_mask((32, 64)).save(tmp_path / "m.png")
     with pytest.raises(
-        UsageError, match=r"the mask .*m.png is 32x64, but .*p.png is 64x64; both must have one size"
+        UsageError, match=r"the mask .*m.png is 32x64, but .*p.png is 64x64; they must have the same size"
     ):
         read_edit(tmp_path / "p.png", tmp_path / "m.png")
 
@@ -221,7 +221,9 @@ def test_black_mask_is_rejected(tmp_path):
 
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), "much", True])
 def test_invalid_strength_is_rejected(strength, tmp_path):
-    with pytest.raises(UsageError, match=r"strength is .*, but must be from 0, the image, to 1"):
+    with pytest.raises(
+        UsageError, match=r"strength must be between 0 \(unchanged\) and 1 \(pure noise\), not "
+    ):
         read_edit(tmp_path / "p.png", strength=strength)
 
 

@@ -56,10 +56,13 @@ def test_every_setting_can_be_an_axis(name):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("guidence=3,4", "a grid does not have a setting 'guidence'; did you mean 'guidance'?"),
-        ("qqqqq=3", "a grid does not have a setting 'qqqqq'; choose from solver, steps,"),
-        ("guidance", "'guidance' is not an axis of a grid; write one like \"guidance=3,4 x calls=10,20\""),
-        ("", "'' is not an axis of a grid"),
+        ("guidence=3,4", "cannot vary 'guidence' in a grid; did you mean 'guidance'?"),
+        ("qqqqq=3", "cannot vary 'qqqqq' in a grid; choose from solver, steps,"),
+        (
+            "guidance",
+            "invalid grid axis 'guidance'; expected NAME=VALUES, such as \"guidance=3,4 x calls=10,20\"",
+        ),
+        ("", "invalid grid axis ''"),
         ("guidance=3,,4", "the grid has an empty value in 'guidance=3,,4'"),
         ("guidance=", "the grid has an empty value in 'guidance='"),
         ("guidance=3,3", "the grid has guidance=3 twice"),
@@ -68,9 +71,9 @@ def test_every_setting_can_be_an_axis(name):
             "the grid has 'guidance' twice; write all its values after one guidance=",
         ),
         ("steps=3 x calls=4", "the grid has steps and calls, which are mutually exclusive"),
-        ("guidance=much", "guidance is 'much', but must be a number"),
+        ("guidance=much", "guidance must be a number, not 'much'"),
         ("solver=eular", "unknown solver 'eular'; did you mean 'euler'?"),
-        ("calls=ten", "calls is 'ten', but must be a whole number"),
+        ("calls=ten", "calls must be an integer, not 'ten'"),
         ("size=100x64", "size 100x64: width 100 is not a multiple of 16"),
         ("preset=offical", "unknown preset 'offical'; did you mean 'official'?"),
         ("system=reel", "unknown system prompt 'reel'; did you mean 'real'?"),
@@ -229,7 +232,7 @@ def test_notes_name_their_row(pipe, tmp_path):
 
 
 def test_invalid_plan_is_rejected_before_generating(pipe, tmp_path):
-    with pytest.raises(UsageError, match="steps is 0"):
+    with pytest.raises(UsageError, match="steps must be an integer of at least 1, not 0"):
         next(generate_grid([{"prompt": "a"}], read_grid("guidance=1,2"), pipe, tmp_path, plan={"steps": 0}))
     assert list(tmp_path.iterdir()) == []
 

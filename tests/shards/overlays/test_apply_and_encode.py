@@ -232,7 +232,7 @@ def test_verify_checks_overlays(shards, capsys, how):
     found = [json.loads(line) for line in out.splitlines()]
     assert [row["ok"] for row in found] == [True, True, True, False]
     assert words in found[-1]["problem"]
-    assert err.startswith("lumina shard: 1 damaged: ")
+    assert err.startswith("lumina shard: 1 damaged file: ")
 
 
 def test_verify_accepts_overlays_without_hashes_and_names_a_stale_one(shards):

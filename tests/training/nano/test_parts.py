@@ -166,7 +166,7 @@ def test_a_state_of_another_network_is_a_one_line_error(progress):
     progress.save(3)
     assert progress.load() == 3
     progress.model = torch.nn.Linear(3, 3)
-    with pytest.raises(LuminaError, match="contains another network than these settings describe"):
+    with pytest.raises(LuminaError, match="holds a different network than the recipe describes"):
         progress.load()
 
 

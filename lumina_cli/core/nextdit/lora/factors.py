@@ -87,11 +87,13 @@ def _widths(groups: dict[str, dict[str, LoraFactors]]) -> dict[str, int]:
 def _fuse(name: str, group: dict[str, LoraFactors], widths: dict[str, int]) -> LoraFactors:
     if len(widths) < 3:
         raise LuminaError(
-            f"{name}: the LoRA changes only queries, so the width of keys and values is unknown"
+            f"{name}: cannot fuse q, k and v: the LoRA contains only q, so the width of k and v is unknown"
         )
     magnitudes = [pair.magnitude for pair in group.values() if pair.magnitude is not None]
     if magnitudes and (len(magnitudes) < 3 or any(size.shape[1] != 1 for size in magnitudes)):
-        raise LuminaError(f"{name} is a DoRA of some of q, k and v, or of columns; it cannot be fused")
+        raise LuminaError(
+            f"{name}: cannot fuse q, k and v: a DoRA needs a magnitude per output row of all three"
+        )
     first = next(iter(group.values()))
     same_scale = all(pair.scale == first.scale for pair in group.values())
     shared = all(torch.equal(pair.down, first.down) for pair in group.values()) and same_scale
@@ -135,9 +137,9 @@ def split(pairs: Pairs) -> Pairs:
 def _split(name: str, pair: LoraFactors) -> dict[str, LoraFactors]:
     rows, width = len(pair.up), pair.down.shape[1]
     if rows <= width or (rows - width) % 2:
-        raise LuminaError(f"{name} maps {width} to {rows}, which does not fit fused queries, keys and values")
+        raise LuminaError(f"{name}: {width} inputs and {rows} outputs do not fit a fused q, k and v layer")
     if pair.magnitude is not None and pair.magnitude.shape[1] != 1:
-        raise LuminaError(f"{name} is a DoRA of columns, which diffusers does not support")
+        raise LuminaError(f"{name}: diffusers does not support DoRA magnitudes per input column")
     sizes = [width, (rows - width) // 2, (rows - width) // 2]
     ups = dict(zip(PARTS, pair.up.split(sizes), strict=True))
     used = {part: up.ne(0).any(0) for part, up in ups.items()}  # the columns that a part uses

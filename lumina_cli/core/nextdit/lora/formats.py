@@ -125,7 +125,8 @@ def _pair(parts: dict[str, Tensor], module: str, file: AdapterFile) -> LoraFacto
             magnitude = magnitude.reshape(-1, 1)
         if tuple(magnitude.shape) not in ((len(up), 1), (1, down.shape[1])):
             raise LuminaError(
-                f"{file.path}: the magnitudes of {module} have shape {tuple(magnitude.shape)}, not 1 per row"
+                f"{file.path}: the DoRA magnitude of {module} has shape {tuple(magnitude.shape)}; "
+                "expected one value per output row or per input column"
             )
     alpha = (
         float(parts["alpha"].reshape(-1)[0]) if "alpha" in parts else _alpha(module, len(down), file.config)
@@ -139,7 +140,7 @@ def _matrix(tensor: Tensor, kind: str, module: str, file: AdapterFile) -> Tensor
         tensor = tensor.flatten(1)
     if tensor.ndim != 2 or 0 in tensor.shape:
         raise LuminaError(
-            f"{file.path}: the {kind} of {module} has shape {tuple(tensor.shape)}, but must be a matrix"
+            f"{file.path}: the {kind} of {module} must be a matrix, not of shape {tuple(tensor.shape)}"
         )
     return tensor
 
@@ -170,9 +171,9 @@ def to_diffusers(pairs: Pairs) -> tuple[dict[str, Tensor], dict]:
     pairs = split(pairs)
     doras = [pair.magnitude is not None for pair in pairs.values()]
     if any(doras) and not all(doras):
-        raise LuminaError("some layers are DoRA and some are not, which diffusers does not support")
+        raise LuminaError("diffusers does not support a LoRA in which only some layers are DoRA")
     if any(doras) and any(pair.magnitude.shape[1] != 1 for pair in pairs.values()):
-        raise LuminaError("the DoRA has column magnitudes, which diffusers does not support")
+        raise LuminaError("diffusers does not support DoRA magnitudes per input column")
     tensors, names = {}, {}
     for site, pair in pairs.items():
         names[site] = name = _diffusers_name(site)

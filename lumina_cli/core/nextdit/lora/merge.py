@@ -208,7 +208,7 @@ def parse_spec(spec: str | Path) -> tuple[Path, float]:
     except ValueError:
         return Path(spec), 1.0
     if not math.isfinite(scale):
-        raise UsageError(f"the scale of {head} is {tail}, but must be a finite number such as 0.8")
+        raise UsageError(f"the scale of {head} must be a finite number such as 0.8, not {tail}")
     return Path(head), scale
 
 

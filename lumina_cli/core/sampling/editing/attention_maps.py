@@ -54,9 +54,7 @@ def word_tokens(tokens: PromptTokenizer, text: str, word: str, start: int = 0) -
     ]
     read = [place for place in found if place < tokens.max_tokens]
     if not read:
-        raise UsageError(
-            f"{word!r} is truncated: it comes after the first {tokens.max_tokens} tokens, which are encoded"
-        )
+        raise UsageError(f"{word!r} is beyond the encoder's limit of {tokens.max_tokens} tokens")
     return read
 
 
@@ -163,7 +161,7 @@ class AttentionHook(BatchHook):
             UsageError: if a word is not in a prompt, or the plan has a cache, which skips layers.
         """
         if batch.resolved.plan.cache is not None:
-            raise UsageError("attention maps need every call of the network: generate without a cache")
+            raise UsageError("--attention cannot be used with a cache, which skips layers; pass --cache off")
         words = []
         for job in batch.jobs:
             text = batch.resolved.prompt(job)
@@ -179,7 +177,7 @@ class AttentionHook(BatchHook):
         """
         recorder = batch.network
         if not recorder.recorded:
-            raise UsageError("at strength 0 the network is not called, so attention maps do not exist")
+            raise UsageError("--attention needs --strength above 0: at 0 the network is never called")
         width, height = batch.size
         grid = height // pipeline.token_side, width // pipeline.token_side
         for entry, job in enumerate(batch.jobs):

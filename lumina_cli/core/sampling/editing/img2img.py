@@ -131,14 +131,16 @@ def read_edit(init: str | Path, mask: str | Path | None = None, strength: float 
     if strength is None:
         strength = STRENGTH if mask is None else 1.0
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
-        raise UsageError(f"strength is {strength!r}, but must be from 0, the image, to 1, pure noise")
+        raise UsageError(f"strength must be between 0 (unchanged) and 1 (pure noise), not {strength!r}")
     image = open_image(init)
     if mask is None:
         return Edit(image, float(strength), name=str(init))
     area = open_image(mask).convert("L").point(lambda level: 255 if level > 127 else 0)
     if area.size != image.size:
         sizes = ["{}x{}".format(*one.size) for one in (area, image)]
-        raise UsageError(f"the mask {mask} is {sizes[0]}, but {init} is {sizes[1]}; both must have one size")
+        raise UsageError(
+            f"the mask {mask} is {sizes[0]}, but {init} is {sizes[1]}; they must have the same size"
+        )
     if area.getextrema()[1] == 0:
         raise LuminaError(f"the mask {mask} is entirely black; white areas are regenerated")
     return Edit(image, float(strength), area, str(init), str(mask))

@@ -84,7 +84,7 @@ def read_replay(path: str | Path) -> ReplayRecord:
         raise LuminaError(f"{path}: {error}") from error
     for name, kind in KINDS.items():
         if type(getattr(record, name)) is not kind:
-            raise LuminaError(f"{path}: its metadata has {getattr(record, name)!r} as {name}")
+            raise LuminaError(f"{path}: invalid metadata: {name} is {getattr(record, name)!r}")
     return ReplayRecord(
         job=Job(record.prompt, record.seed, record.number, record.negative),
         settings=record.plan.to_json(),
@@ -243,9 +243,7 @@ def _read_edit(path: str | Path, replay: ReplayRecord) -> Edit | None:
         edit = read_edit(replay.edit["init"], replay.edit.get("mask"), replay.edit["strength"])
         known = {name: replay.edit.get(name) for name in ("pixels", "mask_pixels")}
     except (KeyError, AttributeError, TypeError) as error:
-        raise LuminaError(
-            f"{path}: its metadata does not name the edited image: {error} is missing"
-        ) from error
+        raise LuminaError(f"{path}: cannot replay the edit: metadata field {error} is missing") from error
     except LuminaError as error:
         raise LuminaError(f"{path} was edited from another image: {error}") from error
     for name, image in (("init", edit.image), ("mask", edit.mask)):

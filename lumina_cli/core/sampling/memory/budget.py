@@ -122,10 +122,11 @@ def _check_fits(peaks: dict[str, int], budget: int, size: tuple[int, int], batch
     """
     worst = max(peaks, key=peaks.get)
     if peaks[worst] > budget:
+        needed = format_bytes(peaks[worst])
         raise UsageError(
-            f"memory {format_bytes(budget)} is too small: with all measures {worst} takes "
-            f"{format_bytes(peaks[worst])} for {batch} of {size[0]}x{size[1]} at once; "
-            f"raise it to that, or generate {'fewer at once or ' if batch > 1 else ''}a smaller size"
+            f"--memory {format_bytes(budget)} is too small: even with offloading, streaming and tiling, "
+            f"{worst} needs {needed} for a batch of {batch} at {size[0]}x{size[1]}; "
+            f"raise --memory to {needed} or reduce {'--batch or ' if batch > 1 else ''}--size"
         )
     return peaks[worst]
 

@@ -62,10 +62,10 @@ def _axis(text: str) -> Axis:
     name, equals, values = text.partition("=")
     name = name.strip().replace("-", "_")
     if not equals or not name:
-        raise UsageError(f"{text!r} is not an axis of a grid; write one like {EXAMPLE}")
+        raise UsageError(f"invalid grid axis {text!r}; expected NAME=VALUES, such as {EXAMPLE}")
     if name not in AXES:
         hint = did_you_mean(name, AXES) or f"; choose from {', '.join(AXES)}"
-        raise UsageError(f"a grid does not have a setting {name!r}{hint}")
+        raise UsageError(f"cannot vary {name!r} in a grid{hint}")
     words = tuple(word.strip() for word in values.split(","))
     if not all(words):
         raise UsageError(f"the grid has an empty value in {text.strip()!r}")
@@ -81,7 +81,7 @@ def _value(name: str, word: str) -> Any:
         return read_settings(f"{name}={word}")[name]
     if name in ("seed", "calls"):
         if not re.fullmatch(r"-?\d+", word):
-            raise UsageError(f"{name} is {word!r}, but must be a whole number")
+            raise UsageError(f"{name} must be an integer, not {word!r}")
         return int(word)
     if name == "size":
         check_size(word)

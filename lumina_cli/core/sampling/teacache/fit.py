@@ -91,7 +91,7 @@ def read_cache_fit(folder: Path, weights: str) -> CacheFit:
     Raises:
         LuminaError: if it is missing, damaged or was made for other weights.
     """
-    path, remedy = Path(folder) / FIT_FILE, f"fit one with `lumina bench teacache --model {folder}`"
+    path, remedy = Path(folder) / FIT_FILE, f"create one with `lumina bench teacache --model {folder}`"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         curve = Curve(tuple(map(float, found["curve"]["heights"])), float(found["curve"]["until"]))
@@ -100,9 +100,11 @@ def read_cache_fit(folder: Path, weights: str) -> CacheFit:
     except FileNotFoundError:
         raise LuminaError(f"{folder} does not contain {FIT_FILE}, which this cache needs; {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LuminaError(f"{path} is not a file of `lumina bench teacache` ({error}); {remedy}") from error
+        raise LuminaError(f"{path} is not a valid TeaCache calibration file ({error}); {remedy}") from error
     if not curve.until > 0 or not curve.heights or sorted((0.0, *curve.heights)) != [0.0, *curve.heights]:
         raise LuminaError(f"{path}: the curve decreases or is empty; {remedy}")
     if fit.weights != weights:
-        raise LuminaError(f"{path} was fitted to other weights ({fit.weights}, not {weights}); {remedy}")
+        raise LuminaError(
+            f"{path} was calibrated for different weights ({fit.weights}, not {weights}); {remedy}"
+        )
     return fit

@@ -34,7 +34,7 @@ class CacheKind:
             LuminaError: if it needs a fit and `fit` is None.
         """
         if self.needs_fit and fit is None:
-            raise LuminaError(f"cache {plan.cache} needs a {FIT_FILE}; fit one with `lumina bench teacache`")
+            raise LuminaError(f"cache {plan.cache} needs {FIT_FILE}; create it with `lumina bench teacache`")
         return self.policy(value, plan, fit)
 
 

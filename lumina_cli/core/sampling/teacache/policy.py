@@ -68,8 +68,12 @@ def fit_curve(x: Sequence[float], y: Sequence[float], degree: int = DEGREE) -> t
     from scipy.optimize import nnls  # here: importing scipy takes long, and only a fit needs it
 
     until = max(x)
-    if len(x) <= degree or not until > 0:
-        raise UsageError(f"{len(x)} changes up to {until:g} are too few to fit a curve to")
+    if len(x) <= degree:
+        raise UsageError(
+            f"too few data points to fit the curve ({len(x)}, need at least {degree + 1}); use more prompts"
+        )
+    if not until > 0:
+        raise UsageError(f"cannot fit the curve: the inputs of all {len(x)} data points are 0")
     bernstein = torch.tensor([_bernstein(value / until, degree) for value in x], dtype=torch.float64)
     steps = bernstein.flip(1).cumsum(1).flip(1)  # column k: the effect of an increment of 1 at height k
     target = torch.tensor(list(y), dtype=torch.float64)
