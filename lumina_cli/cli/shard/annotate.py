@@ -25,7 +25,7 @@ def overlay(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Add or replace captions, scores or other fields. Writes one row per changed shard to stdout.
+    """Add or replace captions, scores or other fields. Writes one row per shard and a summary row.
 
     The new values are stored as an overlay; shards are not rewritten. Every call adds a version of the
     overlay, and readers use the newest one.
