@@ -149,7 +149,7 @@ def test_running_all_layers_by_hand_changes_nothing():
     model, words = randomised(), inputs(1)
     with torch.no_grad():
         assert torch.equal(
-            model.velocity_packed(*words, run_layers=lambda stage: stage.run(range(stage.rows))),
+            model.velocity_packed(*words, run_layers=lambda stage: stage.run(range(stage.entries))),
             model(*words),
         )
 
@@ -158,7 +158,7 @@ def test_rows_may_run_in_any_order_and_continue_from_their_first_layer():
     model, words = randomised(), inputs(1)
 
     def bit_by_bit(stage):
-        assert stage.rows == 4
+        assert stage.entries == 4
         done = dict(zip([2, 0], stage.run([2, 0]), strict=True))
         started = stage.first([3])[0].clone()
         done |= dict(zip([1, 3], stage.run([1, 3]), strict=True))

@@ -47,7 +47,7 @@ def test_teacache_accumulates_distances_until_the_threshold():
     progress = GenerationState(total_calls=7)
     runs = run_through(TeaCache(0.25, LINE), progress, *([value] for value in signals))
     assert runs == [True, False, False, True, False, True]
-    assert (progress.rows, progress.skipped) == (6, 3)
+    assert (progress.entries, progress.skipped) == (6, 3)
 
 
 def test_teacache_rescales_distances_by_its_curve():
@@ -80,7 +80,7 @@ def test_branches_are_computed_together_and_new_ones_at_once():
         False,
         False,
     ]
-    assert (progress.rows, progress.skipped) == (10, 5)
+    assert (progress.entries, progress.skipped) == (10, 5)
 
 
 @pytest.mark.parametrize("rule", [TeaCache(0.0, LINE), FirstBlockCache(0.0)])
@@ -221,18 +221,18 @@ def test_skipped_rows_run_no_main_layer(network, inputs):
 
 def test_recorder_pairs_distances_of_signal_and_residual():
     class Stage:
-        rows = 1
+        entries = 1
 
         def __init__(self, value):
             self.value = value
 
-        def signal(self, row):
+        def signal(self, entry):
             return torch.tensor([[self.value]])
 
-        def image(self, row):
+        def image(self, entry):
             return torch.tensor([[1.0]])
 
-        def run(self, rows):
+        def run(self, entries):
             return [torch.tensor([[1.0 + self.value**2]])]
 
     recorder = DistanceRecorder()

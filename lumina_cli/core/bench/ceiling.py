@@ -1,6 +1,6 @@
 """Lower bound for the time of a network call: its matmuls alone.
 
-D width, F feed-forward width, d head width, T tokens.
+D width, d head width, T tokens.
 """
 
 import math
@@ -46,7 +46,7 @@ def list_matmuls(config: NextDiTConfig, call: NetworkInputs) -> Counter:
     The image is refined once for all captions, and these share the matmuls of their linear layers; diffusers
     computes everything once per caption. With several captions, texts are encoded before the call.
     """
-    D, F, d = config.dim, config.hidden_dim, config.head_dim
+    D, inner, d = config.dim, config.hidden_dim, config.head_dim
     qkv = D + 2 * config.num_kv_heads * d
     image = call.latents.shape[2] * call.latents.shape[3] // config.patch_size**2
     found: Counter = Counter()
@@ -57,10 +57,11 @@ def list_matmuls(config: NextDiTConfig, call: NetworkInputs) -> Counter:
     for T, count in blocks.items():
         found[1, T, D, qkv] += count
         found[1, T, D, D] += count
-        found[1, T, D, F] += 2 * count
-        found[1, T, F, D] += count
+        found[1, T, D, inner] += 2 * count
+        found[1, T, inner, D] += count
     rows = [*((text + image, config.num_layers) for text in texts), (image, config.num_refiner_layers)]
-    for T, count in [*rows, *((text, config.num_refiner_layers) for text in texts[: len(texts) == 1])]:
+    encoded = texts if len(texts) == 1 else []  # several captions are encoded before the call
+    for T, count in [*rows, *((text, config.num_refiner_layers) for text in encoded)]:
         found[1, T, d, T] += count * config.num_heads
         found[1, T, T, d] += count * config.num_heads
     return found

@@ -12,8 +12,8 @@ from lumina_cli.core.shards.selection import is_selection, selected_shards
 _ENCODED = re.compile(r"/overlays/(latents|text)-[^/]*/\d+/[^/]*$")  # written by `lumina shard encode`
 
 
-def fingerprint(source: str, parts: Path) -> str:
-    """Return 16 hex digits that change if a source or the files of a model component (`parts`) change.
+def fingerprint(source: str, component: Path) -> str:
+    """Return 16 hex digits that change if a source or the files of a model component (`component`) change.
 
     Files of sources are compared by name, size and time, including the overlays of shards and the shards of a
     selection; the files of the component by content.
@@ -26,7 +26,7 @@ def fingerprint(source: str, parts: Path) -> str:
             if _ENCODED.search(name):
                 continue  # computed from the other files, so not a change of the data
             digest.update(f"{filesystem.basename(name)} {version}".encode(errors="surrogateescape"))
-    for file in sorted(p for p in parts.rglob("*") if p.is_file()):
+    for file in sorted(p for p in component.rglob("*") if p.is_file()):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]
 

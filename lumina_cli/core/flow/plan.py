@@ -48,9 +48,9 @@ class Plan:
         guide_from    guidance starts here
         guide_unit    unit of guide_from and guide_until: "time", from noise to data; "steps", a fraction of
                       the steps, each with all its calls; "sigma", 1 - time: guide_from <= sigma < guide_until
-        parallel      for apg: fraction kept of the guidance update parallel to the predicted data
-        momentum      for apg: fraction of the previous update that is added
-        push_limit    for apg: largest norm of the update; None: no limit
+        parallel      for apg: eta, the fraction kept of the update parallel to the predicted data
+        momentum      for apg: momentum (beta), the fraction of the previous update that is added
+        push_limit    for apg: norm threshold (r), the largest norm of the update; None: no limit
         cache         layer cache: "tea:0.2" and "first:0.1" skip main layers below a threshold, "error:0.05"
                       up to a measured error of the latents; None: off
         renorm_of     what renorm compares: the "velocity", or the "data" it predicts

@@ -178,7 +178,7 @@ def save_image(
         MissingDependency: if Pillow was built without the format.
         LuminaError: if the JSON does not fit into a JPEG.
         FileExistsError: if the file exists, and not `replace`.
-        OSError: if the disk refuses.
+        OSError: if writing fails.
     """
     path = Path(path)
     settings = _WRITERS.get(path.suffix.lower())

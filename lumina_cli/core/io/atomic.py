@@ -70,7 +70,7 @@ def disk_errors(path: str | Path) -> Iterator[None]:
     a RuntimeError in torch.save.
 
     Raises:
-        LuminaError: if the disk refuses the write.
+        LuminaError: if writing fails.
     """
     try:
         yield

@@ -249,7 +249,7 @@ def make_dir(folder: Location) -> None:
     """Create a folder and its parents.
 
     Raises:
-        LuminaError: if the disk refuses.
+        LuminaError: if writing fails.
         UsageError: if a file has this name.
     """
     folder = to_text(folder)

@@ -1,4 +1,9 @@
-"""Performance-critical operations: a reference, several implementations, and inputs to compare them on."""
+"""Performance-critical operations: a reference, several implementations, and inputs to compare them on.
+
+A new kernel belongs here if it has a float64 reference and alternative implementations: it is an `Op`,
+registered in KERNELS. Elementwise formulas that `torch.compile` fuses for the transformer blocks are in
+`core/nextdit/packed/fused.py`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

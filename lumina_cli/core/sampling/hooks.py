@@ -14,7 +14,9 @@ StepCallback = Callable[[int, Tensor], None]
 
 
 class Components(Protocol):
-    """What a hook uses of a pipeline, which imports this module.
+    """The attributes of a pipeline that hooks use.
+
+    A protocol, because `pipeline.py` imports this module.
 
     text, vae    the text encoder and the autoencoder
     token_side   width and height in pixels of an image token
@@ -44,25 +46,24 @@ class Batch:
 
 
 class BatchHook:
-    """A step before and a step after each batch of a pipeline; this one changes nothing.
+    """Base class of hooks, which run code before and after each batch of a pipeline; it changes nothing.
 
-    Image editing and attention maps are hooks, so the pipeline itself contains neither. Add hooks with
-    `Pipeline.with_hooks`.
+    Image editing and attention maps are hooks. Add a hook with `Pipeline.with_hooks`.
     """
 
     @property
     def edit_settings(self) -> dict | None:
-        """What the metadata of an image contains as "edit"; None if the hook does not edit images."""
+        """The "edit" field of an image's metadata; None if the hook does not edit images."""
         return None
 
     def default_size(self, size: tuple[int, int], token_side: int) -> tuple[int, int]:
-        """Return the size to use if a request has none, given that of the model; both (width, height)."""
+        """Return the size (width, height) for requests without one; `size` is the model's default."""
         return size
 
     def prepare(self, pipeline: Components, batch: Batch) -> Batch:
-        """Return the batch to generate instead of `batch`."""
+        """Run before a batch is generated: return `batch`, or a changed copy to generate instead."""
         return batch
 
     def finish(self, pipeline: Components, batch: Batch, images: list[Image.Image]) -> list[Image.Image]:
-        """Return the images to hand out, given those of the batch that `prepare` returned."""
+        """Run after a batch was generated: return its `images`, or changed ones."""
         return images

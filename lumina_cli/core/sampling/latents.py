@@ -20,12 +20,12 @@ class NonFiniteLatents(LuminaError):
 
     call   number of the call, from 1
     t      its time
-    row    index of the image in the batch
+    entry  index of the image in the batch
     """
 
-    def __init__(self, call: int, t: float, row: int):
-        super().__init__(f"NaN or infinity in call {call}, t {t:.4f}, image {row + 1}")
-        self.call, self.t, self.row = call, t, row
+    def __init__(self, call: int, t: float, entry: int):
+        super().__init__(f"NaN or infinity in call {call}, t {t:.4f}, image {entry + 1}")
+        self.call, self.t, self.entry = call, t, entry
 
 
 @torch.no_grad()
@@ -40,25 +40,26 @@ def draw_latents(
     on_step: Callable[[int, Tensor], None] | None = None,
     cache: LayerCache | None = None,
 ) -> Tensor:
-    """Integrate the flow from noise to latents, float32.
+    """Sample latents: integrate the flow from noise, at time 0, to data, at time 1.
 
-    B images, M text tokens, C channels, H W latent size, T text width.
+    B images, C channels, H W latent size, T text width, M tokens of the captions, N tokens of the negative or
+    empty prompts.
 
-        model      a `NextDiT`, or any callable (latents, t, text, text_mask) -> velocity; if it has an
+        model      a `NextDiT`, or any callable (latents, t, text, text_mask) -> velocity; if it has a method
                    `encode_text`, captions are encoded once, not once per step
-        noise      (B, C, H, W)   standard normal noise: the state at time 0
-        text       (B, M, T)      features of the captions; the network gets latents of the same dtype
-        text_mask  (B, M)         True where a token is real; real tokens come first; None: all are real
-        null_text  (B or 1, N, T)   features of the negative or empty prompt, for guidance; N may differ from
-        M
-        null_mask  (B or 1, N)   mask of null_text
-        on_step    called as on_step(steps done, latents) after each step
+        noise      (B, C, H, W)     standard normal noise: the state at time 0
+        text       (B, M, T)        features of the captions; latents are passed to the network in this dtype
+        text_mask  (B, M)           True for real tokens, which precede padding; None: all are real
+        null_text  (B or 1, N, T)   features of the negative or empty prompts, for guidance
+        null_mask  (B or 1, N)      mask of null_text
         plan       solver, times, guidance and cache
-        cache      the layer cache of `plan`, required if it needs a fit; `cache.report` describes the batch
-        returns    (B, C, H, W)   the state at time 1
+        on_step    called as on_step(steps done, latents) after each step
+        cache      the layer cache of `plan`, required if it needs a calibration; `cache.report` describes the
+                   batch
+        returns    (B, C, H, W)     the state at time 1, float32
 
-    The state stays float32, in any dtype of the network. While guidance runs, both guidance
-    branches share one call of 2B batch entries.
+    The state is float32 regardless of the dtype of the network. With guidance, both guidance branches share
+    one call of 2B batch entries.
 
     Raises:
         NonFiniteLatents: at the first call that produces NaN or infinity.

@@ -225,7 +225,7 @@ class Pipeline(ModelFolder):
                 batch.network, noise.to(text.device), text, mask, *null, plan, batch.on_step, self.cache
             )  # fmt: skip
         except NonFiniteLatents as error:
-            raise LuminaError(describe_overflow(error, plan, jobs[error.row])) from error
+            raise LuminaError(describe_overflow(error, plan, jobs[error.entry])) from error
         if self.cache is not None:
             self.cache.release()  # decoding is where memory peaks
         return latents

@@ -97,7 +97,7 @@ def generate_rows(
 
     Raises:
         UsageError: if a setting is invalid.
-        LuminaError: if a row is invalid, the model is damaged or the disk refuses to write.
+        LuminaError: if a row is invalid, the model is damaged or writing fails.
     """
     request, note = SamplingRequest(**settings), note or (lambda line: None)
     request.check()

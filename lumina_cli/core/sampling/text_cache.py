@@ -15,7 +15,8 @@ Encode = Callable[[Sequence[str]], tuple[Tensor, Tensor]]
 class TextCache:
     """The output of `encode` for the CAPACITY most recently used strings.
 
-    Each string is encoded in a batch of its own, so its features are bit-identical in any company.
+    Each string is encoded in a batch of its own, so its features are bit-identical regardless of the rest of
+    the batch.
     """
 
     def __init__(self, encode: Encode):

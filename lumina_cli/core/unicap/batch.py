@@ -1,4 +1,7 @@
-"""Captioning of one batch: the questions, the checks of the answers, and the retries."""
+"""Captioning of one batch: the questions, the checks of the answers, and the retries.
+
+The retry loop is `ask`; `run.py` contains the run around the batches.
+"""
 
 import hashlib
 from collections.abc import Sequence

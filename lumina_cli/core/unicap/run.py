@@ -1,4 +1,7 @@
-"""A captioning run: the split of the rows, resuming, reuse of earlier captions, and progress messages."""
+"""A captioning run: the split of the rows, resuming, reuse of earlier captions, and progress messages.
+
+The retries of rejected captions are in `batch.py`.
+"""
 
 import contextlib
 import time

@@ -111,13 +111,13 @@ def write_weights(tensors: dict[str, Tensor], path: str | Path) -> None:
     """Write a .safetensors or pickled file, by suffix, whole or not at all.
 
     Raises:
-        LuminaError: if the disk refuses.
+        LuminaError: if writing fails.
     """
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with disk_errors(path), atomic_write(path) as aside:
         if path.suffix in PICKLED:
-            # into an open file, because torch's own writer does not report why the disk refused
+            # into an open file, because torch's own writer does not report why writing failed
             with aside.open("wb") as file:
                 torch.save({name: tensor.clone() for name, tensor in tensors.items()}, file)
         else:

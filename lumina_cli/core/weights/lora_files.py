@@ -82,7 +82,7 @@ def write_adapter(adapter: AdapterFile) -> None:
     """Write a LoRA as a .safetensors file, whole or not at all.
 
     Raises:
-        LuminaError: if the disk refuses.
+        LuminaError: if writing fails.
     """
     header = {"format": "pt", **adapter.header}
     if adapter.config:

@@ -33,7 +33,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
     restores the old folder.
 
     Raises:
-        LuminaError: if the disk refuses.
+        LuminaError: if writing fails.
     """
     final = Path(final)
     aside, old = final.with_name(f".{final.name}.partial"), final.with_name(f".{final.name}.old")
@@ -107,7 +107,7 @@ class RunFolder:
             state          JSON object; "step" names the checkpoint
 
         Raises:
-            LuminaError: if the disk refuses.
+            LuminaError: if writing fails.
         """
         final = self.checkpoints / f"{state['step']:07d}"
         with staged_folder(final) as aside:

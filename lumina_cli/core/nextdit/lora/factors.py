@@ -17,7 +17,7 @@ from torch import Tensor
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.nextdit.dialects import QKV
 
-PARTS = ("q", "k", "v")
+QKV_PARTS = ("q", "k", "v")
 Site = tuple[str, str | None]  # (layer, "q", "k" or "v" within a fused layer)
 
 
@@ -103,17 +103,17 @@ def _fuse(name: str, group: dict[str, LoraFactors], widths: dict[str, int]) -> L
     rank = first.rank if shared else sum(ranks.values())
     up = next(iter(ups.values())).new_zeros(sum(widths.values()), rank)
     row = column = 0
-    for part in PARTS:
+    for part in QKV_PARTS:
         if part in ups:
             start = 0 if shared else column
             up[row : row + widths[part], start : start + ranks[part]] = ups[part]
             column += ranks[part]
         row += widths[part]
-    down = first.down if shared else torch.cat([group[part].down for part in PARTS if part in group])
+    down = first.down if shared else torch.cat([group[part].down for part in QKV_PARTS if part in group])
     # the sum of the alphas over the sum of the ranks is the common scale again
     alphas = [first.own_alpha] if shared else [pair.own_alpha for pair in group.values()]
     alpha = sum(alphas) if same_scale else rank
-    ordered = [group[part].magnitude for part in PARTS] if magnitudes else None
+    ordered = [group[part].magnitude for part in QKV_PARTS] if magnitudes else None
     return LoraFactors(down, up, None if alpha == rank else alpha, torch.cat(ordered) if ordered else None)
 
 
@@ -141,7 +141,7 @@ def _split(name: str, pair: LoraFactors) -> dict[str, LoraFactors]:
     if pair.magnitude is not None and pair.magnitude.shape[1] != 1:
         raise LuminaError(f"{name}: diffusers does not support DoRA magnitudes per input column")
     sizes = [width, (rows - width) // 2, (rows - width) // 2]
-    ups = dict(zip(PARTS, pair.up.split(sizes), strict=True))
+    ups = dict(zip(QKV_PARTS, pair.up.split(sizes), strict=True))
     used = {part: up.ne(0).any(0) for part, up in ups.items()}  # the columns that a part uses
     blocks = _blocks(used)
     pieces = {}
@@ -152,7 +152,7 @@ def _split(name: str, pair: LoraFactors) -> dict[str, LoraFactors]:
     if pair.magnitude is not None:
         if len(pieces) < 3:
             pieces = {part: LoraFactors(pair.down, up.clone(), pair.alpha) for part, up in ups.items()}
-        magnitudes = zip(PARTS, pair.magnitude.split(sizes), strict=True)
+        magnitudes = zip(QKV_PARTS, pair.magnitude.split(sizes), strict=True)
         pieces = {part: replace(pieces[part], magnitude=rows.clone()) for part, rows in magnitudes}
     return pieces
 
@@ -166,7 +166,7 @@ def _blocks(used: dict[str, Tensor]) -> dict[str, slice]:
     """
     table = torch.stack(list(used.values()))  # (3, r)
     if not table.any():
-        return dict.fromkeys(PARTS, slice(None))
+        return dict.fromkeys(QKV_PARTS, slice(None))
     served = {part: columns.nonzero().flatten() for part, columns in used.items() if columns.any()}
     owner = table.int().argmax(0)
     if len(served) > 1 and bool((table.sum(0) == 1).all()) and bool((owner.diff() >= 0).all()):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.nextdit.dialects import BLOCK_LINEAR, LINEAR, QKV, QKV_IN_DIFFUSERS, STACKS
-from lumina_cli.core.nextdit.lora.factors import PARTS, LoraFactors, Pairs, Site, fuse, split
+from lumina_cli.core.nextdit.lora.factors import QKV_PARTS, LoraFactors, Pairs, Site, fuse, split
 from lumina_cli.core.weights.files import format_names
 from lumina_cli.core.weights.lora_files import AdapterFile
 
@@ -23,7 +23,7 @@ SITES: dict[str, Site] = {name: (pair[0], None) for pair in LINEAR.items() for n
 BLOCK_SITES: dict[str, Site] = {
     QKV: (QKV, None),
     **{name: (QKV, part) for part, name in QKV_IN_DIFFUSERS.items()},
-    **{f"attention.to_{part}": (QKV, part) for part in PARTS},
+    **{f"attention.to_{part}": (QKV, part) for part in QKV_PARTS},
     **{name: (pair[0], None) for pair in BLOCK_LINEAR.items() for name in pair},
 }
 # the same tables for names with dots, and for names in which kohya replaced the dots by underscores

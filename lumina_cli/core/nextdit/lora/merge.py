@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.nextdit.config import NextDiTConfig
 from lumina_cli.core.nextdit.convert import empty_model
-from lumina_cli.core.nextdit.lora.factors import PARTS, LoraFactors, Pairs
+from lumina_cli.core.nextdit.lora.factors import QKV_PARTS, LoraFactors, Pairs
 from lumina_cli.core.nextdit.lora.formats import (
     TEXT_ENCODER,
     WRITERS,
@@ -91,7 +91,7 @@ class LoraStack:
         self.shapes = {name: tuple(tensor.shape) for name, tensor in empty_model(config).state_dict().items()}
         keys = config.num_kv_heads * config.head_dim
         ends = (0, config.dim, config.dim + keys, config.dim + 2 * keys)
-        self.rows = {part: slice(*ends[i : i + 2]) for i, part in enumerate(PARTS)}
+        self.rows = {part: slice(*ends[i : i + 2]) for i, part in enumerate(QKV_PARTS)}
         self.changes: dict[str, list[_Change]] = {}
         self.applied = [self._add(*parse_spec(spec)) for spec in specs]
 

@@ -21,9 +21,11 @@ from lumina_cli.core.nextdit.blocks import Attention, Block, FinalLayer, RMSNorm
 from lumina_cli.core.nextdit.packed import fused
 from lumina_cli.core.nextdit.packed.layout import PackedLayout
 
-CHUNK_BYTES = 2**20  # of float32 per elementwise operation: fits the cache of a core
-# of the output of a linear layer: tokens enough to read the weight once, few enough to stay in the cache
-SPAN_BYTES = 18 * 2**20
+# On a CPU, operations run on chunks of tokens of at most this size:
+ELEMENTWISE_CHUNK_BYTES = 2**20  # float32 input of an elementwise operation; fits into the cache of a core
+# Output of a linear layer. With more tokens per chunk, its weight is read from memory less often; with fewer,
+# the output stays in the cache for the elementwise operations that follow.
+LINEAR_CHUNK_BYTES = 18 * 2**20
 
 
 class Scratch:
@@ -97,7 +99,7 @@ def normed(
     if fuse:
         return fused.compiled(fused.norm)(x[tokens], gain.of(tokens), eps, dtype)
     out = x.new_empty((tokens.stop - tokens.start, x.shape[1]), dtype=dtype)
-    for chunk in chunks(out, 4 * x.shape[1], CHUNK_BYTES, tokens.start):
+    for chunk in chunks(out, 4 * x.shape[1], ELEMENTWISE_CHUNK_BYTES, tokens.start):
         wide = x[chunk]
         y = (wide * inverse_rms(wide, eps)).mul_(gain.of(chunk))
         out[chunk.start - tokens.start : chunk.stop - tokens.start] = y
@@ -109,7 +111,7 @@ def add_normed(x: Tensor, y: Tensor, eps: float, gain: NormGain, tokens: slice, 
     if fuse:
         fused.compiled(fused.add)(x[tokens], y, gain.of(tokens), eps)
         return
-    for chunk in chunks(y, 4 * x.shape[1], CHUNK_BYTES, tokens.start):
+    for chunk in chunks(y, 4 * x.shape[1], ELEMENTWISE_CHUNK_BYTES, tokens.start):
         wide = y[chunk.start - tokens.start : chunk.stop - tokens.start].float()
         x[chunk].addcmul_(wide * inverse_rms(wide, eps), gain.of(chunk))
 
@@ -127,7 +129,7 @@ def norm_and_rotate(
         weight = norm.weight.float() * factor
         fused.compiled(fused.rotate)(x, weight, torch.view_as_real(rotations), norm.eps, out)
         return
-    for chunk in chunks(x, 4 * x.shape[1] * x.shape[2], CHUNK_BYTES):
+    for chunk in chunks(x, 4 * x.shape[1] * x.shape[2], ELEMENTWISE_CHUNK_BYTES):
         wide = x[chunk].float()
         wide = (wide * inverse_rms(wide, norm.eps)).mul_(norm.weight.float() * factor)
         pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2))).mul_(rotations[chunk])
@@ -146,7 +148,7 @@ def qkv_of(
     q, k, v = (
         scratch.take(name, (heads, len(x), d), weight) for name, heads in (("q", h), ("k", g), ("v", g))
     )
-    for span in chunks(x, sum(attention.widths) * weight.element_size(), SPAN_BYTES):
+    for span in chunks(x, sum(attention.widths) * weight.element_size(), LINEAR_CHUNK_BYTES):
         z = normed(x, eps, gain, span, weight.dtype, scratch.fused)
         qkv = attention.qkv(z).unflatten(-1, (-1, d))
         rotations = layout.rotations[span]
@@ -199,7 +201,7 @@ def run_block(
     """
     attention, feed_forward, eps = block.attention, block.feed_forward, block.attention_norm1.eps
     scale_a, gate_a, scale_f, gate_f = modulation(block, c)
-    lengths = [entry.stop - entry.start for entry in layout.rows]
+    lengths = [entry.stop - entry.start for entry in layout.entries]
     gain = NormGain(block.attention_norm1.weight, scale_a, lengths)
     y = attention_output(attention, x, gain, eps, layout, scratch, last)
     if last:
@@ -208,7 +210,7 @@ def run_block(
     after_a = NormGain(block.attention_norm2.weight, gate_a, lengths)
     before_f = NormGain(block.ffn_norm1.weight, scale_f, lengths)
     after_f = NormGain(block.ffn_norm2.weight, gate_f, lengths)
-    for span in chunks(x, feed_forward.width * y.element_size(), SPAN_BYTES):
+    for span in chunks(x, feed_forward.width * y.element_size(), LINEAR_CHUNK_BYTES):
         add_normed(x, attention.out(y[span]), eps, after_a, span, scratch.fused)
         z = normed(x, eps, before_f, span, y.dtype, scratch.fused)
         z = feed_forward.w2(gated(feed_forward.w1(z), feed_forward.w3(z), scratch.fused))
@@ -232,8 +234,8 @@ def modulation(block: Block, c: Tensor | None) -> tuple[Tensor | None, ...]:
 def packed_final_layer(layer: FinalLayer, x: Tensor, layout: PackedLayout, c: Tensor) -> Tensor:
     """Run the final layer on image tokens: (T, D) -> (T, p*p*C)."""
     scale = 1 + layer.adaLN_modulation(c).float()
-    gain = NormGain(torch.ones_like(scale[0]), scale, [entry.stop - entry.start for entry in layout.rows])
+    gain = NormGain(torch.ones_like(scale[0]), scale, [entry.stop - entry.start for entry in layout.entries])
     out = torch.empty(x.shape, dtype=layer.linear.weight.dtype, device=x.device)
-    for chunk in chunks(x, 4 * x.shape[1], CHUNK_BYTES):
+    for chunk in chunks(x, 4 * x.shape[1], ELEMENTWISE_CHUNK_BYTES):
         out[chunk] = F.layer_norm(x[chunk].float(), x.shape[-1:], eps=1e-6) * gain.of(chunk)
     return layer.linear(out)

@@ -58,9 +58,9 @@ def packed_velocity(
         x = run_block(block, x, refined, c, scratch)
     if len(c) > 1:
         c = c.repeat(len(sizes) // len(c), 1)
-    entries = zip(text.features, text.lengths, cycle(refined.rows), strict=False)
-    x = torch.cat([part for own, length, row in entries for part in (own[:length].float(), x[row])])
+    entries = zip(text.features, text.lengths, cycle(refined.entries), strict=False)
+    x = torch.cat([part for own, length, tokens in entries for part in (own[:length].float(), x[tokens])])
     stack = LayerStack(model.layers, x, c, joint, lambda entries: layouts(entries)[0], scratch)
-    outs = run_layers(stack) if run_layers else stack.run(range(stack.rows))
+    outs = run_layers(stack) if run_layers else stack.run(range(stack.entries))
     x = torch.cat(outs) if len(outs) > 1 else outs[0]
     return list(packed_final_layer(model.final_layer, x, images, c).split([len(out) for out in outs]))

@@ -1,5 +1,8 @@
 """Elementwise operations of `block.py` as plain formulas, for `torch.compile` to fuse each into one kernel.
 
+A new formula belongs here if `torch.compile` fuses it and `block.py` uses it. An operation with a float64
+reference and alternative implementations is an `Op` in KERNELS; see `core/kernels/`.
+
 n tokens, D width, h heads, d head width. Without compilation, `block.py` computes the same in chunks.
 """
 

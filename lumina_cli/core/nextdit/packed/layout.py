@@ -29,23 +29,28 @@ class PackedLayout:
     rotations: Tensor
 
     @property
-    def rows(self) -> list[slice]:
+    def entries(self) -> list[slice]:
         """The tokens of each entry."""
         return [slice(*ends) for ends in pairwise(self.ends)]
 
     @property
     def images(self) -> list[slice]:
         """The image tokens of each entry."""
-        return [slice(row.start + text, row.stop) for row, text in zip(self.rows, self.texts, strict=True)]
+        return [
+            slice(entry.start + text, entry.stop)
+            for entry, text in zip(self.entries, self.texts, strict=True)
+        ]
 
     def equal_shapes(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield runs of entries of one shape: (first token, entries, tokens and text tokens per entry)."""
-        shapes = [(row.stop - row.start, text) for row, text in zip(self.rows, self.texts, strict=True)]
+        shapes = [
+            (entry.stop - entry.start, text) for entry, text in zip(self.entries, self.texts, strict=True)
+        ]
         start = 0
         for (length, text), group in groupby(shapes):
-            rows = len(list(group))
-            yield start, rows, length, text
-            start += rows * length
+            entries = len(list(group))
+            yield start, entries, length, text
+            start += entries * length
 
 
 @lru_cache(maxsize=64)

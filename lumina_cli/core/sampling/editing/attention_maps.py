@@ -92,7 +92,7 @@ class AttentionRecorder:
             for layer in self.layers
         ]
         try:
-            return stack.run(range(stack.rows))
+            return stack.run(range(stack.entries))
         finally:
             for hook in hooks:
                 hook.remove()
@@ -112,7 +112,7 @@ class AttentionRecorder:
         chunks.clear()
         self.recorded += 1
         for entry, words in enumerate(self.words):
-            tokens, image = layout.rows[entry], layout.images[entry]
+            tokens, image = layout.entries[entry], layout.images[entry]
             queries = rotated(q[image], attention.q_norm, layout.rotations[image])
             keys = rotated(k[tokens], attention.k_norm, layout.rotations[tokens])
             for number, fraction in enumerate(word_attention(queries, keys, words)):
@@ -192,7 +192,7 @@ def with_overlays(rows: Iterable[dict], hook: AttentionHook) -> Iterator[dict]:
     The rows must come from a pipeline with this hook, with `force` so that every image was generated.
 
     Raises:
-        LuminaError: if the disk refuses to write.
+        LuminaError: if writing fails.
     """
     for row in rows:
         size = tuple(int(side) for side in row["size"].split("x"))

@@ -61,7 +61,7 @@ class FileNames:
         another's images.
 
         Raises:
-            LuminaError: if the disk refuses to write.
+            LuminaError: if writing fails.
         """
         while True:
             exists = path.exists()

@@ -65,7 +65,7 @@ def write_gallery(folder: str | Path, title: str | None = None, note: Note | Non
         note    called with one line for each file that is not a readable image
 
     Raises:
-        LuminaError: if the folder does not exist or contains no images, or the disk refuses to write.
+        LuminaError: if the folder does not exist or contains no images, or writing fails.
     """
     folder = Path(folder)
     if not folder.is_dir():

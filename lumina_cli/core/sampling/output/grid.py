@@ -54,7 +54,7 @@ def generate_grid(
 
     Raises:
         UsageError: if a setting is invalid for the model; before anything is generated.
-        LuminaError: if a row is invalid or the disk refuses to write.
+        LuminaError: if a row is invalid or writing fails.
     """
     note, cells = _once(note), list_cells(axes)
     requests = [SamplingRequest(**cell.request_settings(settings)) for cell in cells]

@@ -41,10 +41,10 @@ class DistanceRecorder:
 
     def __call__(self, stack: LayerStackLike) -> list[Tensor]:
         """Return the image tokens of each batch entry after the main layers."""
-        outputs = stack.run(list(range(stack.rows)))
-        for row, output in enumerate(outputs):
-            signal, residual = stack.signal(row), output - stack.image(row)
-            past = self.past.setdefault(row, deque(maxlen=max(LAGS)))
+        outputs = stack.run(list(range(stack.entries)))
+        for entry, output in enumerate(outputs):
+            signal, residual = stack.signal(entry), output - stack.image(entry)
+            past = self.past.setdefault(entry, deque(maxlen=max(LAGS)))
             for lag in LAGS:
                 if lag <= len(past):
                     signal_then, residual_then = past[-lag]
@@ -86,7 +86,7 @@ def fit_teacache(
 
     Raises:
         UsageError: if `prompts` is empty, or there are too few calls to fit a curve.
-        LuminaError: if the disk refuses to write.
+        LuminaError: if writing fails.
     """
     if not prompts:
         raise UsageError("fitting a cache needs at least one prompt")

@@ -79,7 +79,7 @@ def write_cache_fit(fit: CacheFit, path: Path) -> None:
     """Write a fit as JSON.
 
     Raises:
-        LuminaError: if the disk refuses to write.
+        LuminaError: if writing fails.
     """
     with disk_errors(path), atomic_write(path) as aside:
         aside.write_text(json.dumps(asdict(fit), indent=1) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ from lumina_cli.core.sampling.teacache.policy import (
 class LayerStackLike(Protocol):
     """The main layers of one call, which the network passes instead of running them; see `LayerStack`."""
 
-    rows: int
+    entries: int
     image: Callable[[int], Tensor]
     signal: Callable[[int], Tensor]
     first: Callable[[list[int]], list[Tensor]]
@@ -67,29 +67,29 @@ class LayerCache:
     def __call__(self, stack: LayerStackLike) -> list[Tensor]:
         """Return the image tokens (N, D) of each batch entry after the main layers, computed or cached."""
         count = len(self.states)
-        inputs = [stack.image(row) for row in range(stack.rows)]
+        inputs = [stack.image(entry) for entry in range(stack.entries)]
         signals = self._signals(stack, inputs)
         running = [
             number
             for number, state in enumerate(self.states)
             if should_run(self.policy, state, signals[number::count])  # the entries of all its branches
         ]
-        rows = [row for row in range(stack.rows) if row % count in running]
-        outputs = dict(zip(rows, stack.run(rows), strict=True))
-        branches = [self.states[row % count].branches[row // count] for row in range(stack.rows)]
-        for row, output in outputs.items():
-            branches[row].residual = output - inputs[row]
+        entries = [entry for entry in range(stack.entries) if entry % count in running]
+        outputs = dict(zip(entries, stack.run(entries), strict=True))
+        branches = [self.states[entry % count].branches[entry // count] for entry in range(stack.entries)]
+        for entry, output in outputs.items():
+            branches[entry].residual = output - inputs[entry]
         return [
-            outputs[row] if row in outputs else tokens + branches[row].residual
-            for row, tokens in enumerate(inputs)
+            outputs[entry] if entry in outputs else tokens + branches[entry].residual
+            for entry, tokens in enumerate(inputs)
         ]
 
     def _signals(self, stack: LayerStackLike, inputs: list[Tensor]) -> list[Tensor]:
         """The tensor of each batch entry that the policy compares between calls."""
-        rows = list(range(stack.rows))
+        entries = list(range(stack.entries))
         if isinstance(self.policy, FirstBlockCache):
-            return [output - tokens for output, tokens in zip(stack.first(rows), inputs, strict=True)]
-        return [stack.signal(row) for row in rows]
+            return [output - tokens for output, tokens in zip(stack.first(entries), inputs, strict=True)]
+        return [stack.signal(entry) for entry in entries]
 
     def release(self) -> None:
         """Free all tensors; the counts for `report` stay."""
@@ -104,7 +104,7 @@ class LayerCache:
         """
         chosen = self.states if image is None else [self.states[image]]
         counts = {"cache": self.plan.cache, "threshold": self.policy.threshold}
-        counts |= {"rows": sum(one.rows for one in chosen), "skipped": sum(one.skipped for one in chosen)}
+        counts |= {"rows": sum(one.entries for one in chosen), "skipped": sum(one.skipped for one in chosen)}
         if self.measurement:
             counts["measured"] = f"{self.measurement.solver}, {self.measurement.calls} calls"
         return counts

@@ -1,11 +1,12 @@
 """Cache policies: which calls of the network reuse the residual of its main layers.
 
-Successive calls are similar, and so is the residual of the main layers, what they add to the image tokens. If
-the inputs have changed little since the last full computation, the cached residual is added instead. This is
-decided per image: each guidance branch of an image has its own `BranchState`, so other images of the batch,
-the interval of guidance and the number of calls per step of a solver do not matter. The branches of one call
-are computed together or not at all: guidance multiplies their difference, and so would multiply the
-difference between a new velocity and a cached one.
+The main layers are the transformer blocks that process text and image tokens jointly, after the refiners;
+they take most of the time of a call. Their residual is their output minus their input, for the image tokens.
+It is similar in successive calls. If the inputs have changed little since the last full computation, the
+cached residual is added instead. This is decided per image: each guidance branch of an image has its own
+`BranchState`, so other images of the batch, the interval of guidance and the number of calls per step of a
+solver do not matter. The branches of one call are computed together or not at all: guidance multiplies their
+difference, and so would multiply the difference between a new velocity and a cached one.
 
 Source: TeaCache, arXiv 2411.19108, whose terms are used here: relative L1 distance, accumulated distance,
 threshold, residual.
@@ -35,9 +36,9 @@ def relative_l1_distance(now: Tensor, before: Tensor) -> float:
 class Curve:
     """A nonnegative, nondecreasing polynomial in Bernstein form.
 
-    heights   n + 1 nonnegative, nondecreasing coefficients of degree n
-    until     end of the fitted range, which starts at 0; beyond it, the line through 0 and the last height
-              continues
+    heights   Bernstein coefficients, n + 1 for degree n, nonnegative and nondecreasing
+    until     upper end of the fitted range, which starts at 0; beyond it, the line through 0 and the last
+              height continues
     """
 
     heights: tuple[float, ...]
@@ -103,14 +104,14 @@ class GenerationState:
 
     total_calls   of the whole plan
     calls         made so far
-    rows          batch entries of these calls: one per call without guidance, two with it
+    entries       batch entries of these calls: one per call without guidance, two with it
     skipped       batch entries that reused a residual
     branches      with the caption, without it
     """
 
     total_calls: int
     calls: int = 0
-    rows: int = 0
+    entries: int = 0
     skipped: int = 0
     branches: tuple[BranchState, BranchState] = field(default_factory=lambda: (BranchState(), BranchState()))
 
@@ -177,6 +178,6 @@ def should_run(policy: CachePolicy, state: GenerationState, signals: Sequence[Te
         for branch in branches:
             policy.reset(*branch)
     state.calls += 1
-    state.rows += len(branches)
+    state.entries += len(branches)
     state.skipped += 0 if runs else len(branches)
     return runs
