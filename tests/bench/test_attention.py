@@ -73,7 +73,10 @@ def test_unavailable_backend_exits_with_5(bench):
     [
         (["--backend", "blokwise"], "unknown attention backend 'blokwise'; did you mean 'blockwise'?"),
         (["--dtype", "int8"], "unknown dtype 'int8'"),
-        (["--shape", "nanoo"], "unknown shape 'nanoo'; choose from nano, lumina-image-2, or give B,h,kv,L,d"),
+        (
+            ["--shape", "nanoo"],
+            "unknown shape 'nanoo'; choose from nano, lumina-image-2, or B,H,KV,L,D such as 2,24,8,512,96",
+        ),
         (["--shape", "1,2,0,4,5"], "unknown shape '1,2,0,4,5'"),
         (["--shape", "1,5,2,4,8"], "shape 1,5,2,4,8: 5 heads cannot share 2 kv heads evenly"),
         (["--shape", "1,4,2,4,8", "--padding", "4"], "--padding 4 leaves no key of 4"),
