@@ -78,8 +78,8 @@ def test_unavailable_backend_exits_with_5(bench):
             "unknown shape 'nanoo'; choose from nano, lumina-image-2, or B,H,KV,L,D such as 2,24,8,512,96",
         ),
         (["--shape", "1,2,0,4,5"], "unknown shape '1,2,0,4,5'"),
-        (["--shape", "1,5,2,4,8"], "shape 1,5,2,4,8: 5 heads cannot share 2 kv heads evenly"),
-        (["--shape", "1,4,2,4,8", "--padding", "4"], "--padding 4 leaves no key of 4"),
+        (["--shape", "1,5,2,4,8"], "shape 1,5,2,4,8: 5 heads are not a multiple of 2 KV heads"),
+        (["--shape", "1,4,2,4,8", "--padding", "4"], "--padding 4 masks all 4 keys"),
         (["--device", "tpu"], "unknown device 'tpu'"),
     ],
 )

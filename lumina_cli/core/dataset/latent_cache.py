@@ -104,7 +104,7 @@ class _Writer:
 
     def add(self, rows: list[dict], images: list[OpenedImage], rejects: list[dict], encode: Encode) -> None:
         """Write the latents of the images of `rows` at this size; encode those that are not precomputed."""
-        latents = [ready.get(self.size) for _, ready in images]
+        latents = [precomputed.get(self.size) for _, precomputed in images]
         missing = [i for i, latent in enumerate(latents) if latent is None]
         encoded = encode_images([images[i][0] for i in missing], self.size, encode)
         for i, latent in zip(missing, encoded, strict=True):
@@ -118,8 +118,8 @@ class _Writer:
         for reject in rejects:
             self.files[2].write(dump_row(reject).encode() + b"\n")
         rejected = self.progress["rejects"] + len(rejects)
-        ready = self.progress["ready"] + len(rows) - len(missing)
-        self.record(rows=self.progress["rows"] + len(rows), rejects=rejected, ready=ready)
+        precomputed = self.progress["ready"] + len(rows) - len(missing)
+        self.record(rows=self.progress["rows"] + len(rows), rejects=rejected, ready=precomputed)
 
     def record(self, **changes) -> None:
         """Record in progress.json that what was written so far is complete."""
@@ -207,9 +207,9 @@ def open_images(
     good, images, rejects = [], [], []
     for number, row in enumerate(rows, before + 1):
         try:
-            ready = find(row) if find else {}
-            whole = bool(ready) and all(size in ready for size in sizes)
-            images.append((None if whole else open_row_image(row), ready))
+            precomputed = find(row) if find else {}
+            whole = bool(precomputed) and all(size in precomputed for size in sizes)
+            images.append((None if whole else open_row_image(row), precomputed))
         except LuminaError as error:
             named = {"row": number, "key": row.get("key"), "image": row.get("image"), "reason": str(error)}
             rejects.append(named)

@@ -83,7 +83,7 @@ class TrainingData:
         folder = next(iter(self.folders.values()))
         return count_rejects(folder), folder / "rejects.jsonl"
 
-    def ready(self) -> dict[int, int]:
+    def precomputed(self) -> dict[int, int]:
         """Return size in pixels -> number of precomputed latents, without sizes that have none."""
         counts = {size: count_precomputed(folder) for size, folder in self.folders.items()}
         return {size: count for size, count in counts.items() if count}
@@ -107,17 +107,18 @@ class TrainingData:
 class StageData:
     """Batches of one stage; each is a pure function of its step.
 
-    kinds    K pairs (language, level) to train on
-    missing  languages and levels that the stage requests and the data does not contain
-    ready    precomputed text features, if any
-    null     (M,) token ids of the empty caption
+    kinds      K pairs (language, level) to train on
+    missing    languages and levels that the stage requests and the data does not contain
+    features   precomputed text features, if any
+    null       (M,) token ids of the empty caption
     """
 
     def __init__(self, store: LatentStore, recipe, name: str, tokenizer, frozen: Path | None = None):
         self.store, self.recipe, self.settings = store, recipe, recipe.stages[name]
         self.seed = recipe.seed * 16 + list(recipe.stages).index(name)
         kinds, weights = caption_kinds(store.captions, self.settings)
-        self.kinds, self.ready = kinds, PrecomputedFeatures(frozen, self.settings.system) if frozen else None
+        self.kinds = kinds
+        self.features = PrecomputedFeatures(frozen, self.settings.system) if frozen else None
         self.missing = missing_captions(kinds, self.settings)
         self.null = np.array(tokenizer([""])[0], np.int32)
         self.tokens = CaptionTokens(store, kinds, self.settings.system, tokenizer)
@@ -154,7 +155,7 @@ class StageData:
         found = []
         for i, (row, kind) in enumerate(zip(chosen.rows, chosen.captions, strict=True)):
             lang, level = self.kinds[kind]
-            known = self.ready and self.ready.read(
+            known = self.features and self.features.read(
                 self.store.images[row], self.store.captions[row][lang][level]
             )
             if known is None or len(known) != (ids.shape[1] if mask is None else int(mask[i].sum())):

@@ -86,7 +86,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, out: Tensor, kernel: s
     k, v     (B, g, keys, d)   all keys are real
     scale    of the scores
     out      (B, L, h, d)
-    kernel   "sdpa" excludes `direct`, which is used for bfloat16 on a CPU
+    kernel   "sdpa" cannot be combined with `direct`, which is used for bfloat16 on a CPU
     """
     if v.device.type == "cpu" and v.dtype == torch.bfloat16 and kernel != "sdpa":
         direct_into(out, q if scale == 1 else q * scale, k, v)

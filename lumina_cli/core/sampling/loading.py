@@ -177,7 +177,9 @@ def replay(
     from lumina_cli.core.sampling.editing.replay import replay_images
 
     def load(name: str, loras: tuple[str, ...], quantize: str | None) -> Pipeline:
-        own = options.quantize or (None if options.memory else quantize)  # a budget excludes quantization
+        own = options.quantize or (
+            None if options.memory else quantize
+        )  # a budget cannot be combined with quantization
         return open_pipeline(replace(options, loras=options.loras or loras, quantize=own), name, note)
 
     if options.init or options.attention:

@@ -65,7 +65,7 @@ class TrainingSource(Protocol):
         """Return the number of images that `prepare` rejected, and the file with the reasons."""
         ...
 
-    def ready(self) -> dict[int, int]:
+    def precomputed(self) -> dict[int, int]:
         """Return image size -> number of latents that were precomputed, without sizes that have none."""
         ...
 

@@ -171,8 +171,8 @@ def _cache_latents(data: TrainingSource, frozen: Path, device: torch.device) -> 
     rejects, why = data.rejects()
     if done and rejects:
         yield {"phase": "cache latents", "pictures": done, "rejects": rejects, "why": str(why)}
-    if done and (ready := data.ready()):
-        found = {str(size): count for size, count in ready.items()}
+    if done and (precomputed := data.precomputed()):
+        found = {str(size): count for size, count in precomputed.items()}
         yield {"phase": "cache latents", "pictures": done, "from_shards": found}
 
 

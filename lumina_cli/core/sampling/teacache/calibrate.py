@@ -89,7 +89,7 @@ def fit_teacache(
         LuminaError: if writing fails.
     """
     if not prompts:
-        raise UsageError("fitting a cache needs at least one prompt")
+        raise UsageError("the calibration needs at least one prompt")
     path = Path(out or pipeline.folder)
     path = path if path.suffix == ".json" else path / FIT_FILE
     plans = [replace(plan, cache=None) for plan in (plans or [pipeline.plan])]
