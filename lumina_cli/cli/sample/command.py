@@ -1,6 +1,8 @@
 """`lumina sample`: generate images from prompts."""
 
+import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +73,11 @@ def sample(
     rows = total = None
     if not from_:
         rows, total = output.read_rows(prompts, key="prompt"), output.count_rows(prompts, key="prompt")
-    from lumina_cli.core.flow.plan import read_settings
-    from lumina_cli.core.sampling.batching import read_split
-    from lumina_cli.core.sampling.model_options import ModelOptions
-    from lumina_cli.core.sampling.request import SamplingRequest
+    with _pause_gc():
+        from lumina_cli.core.flow.plan import read_settings
+        from lumina_cli.core.sampling.batching import read_split
+        from lumina_cli.core.sampling.model_options import ModelOptions
+        from lumina_cli.core.sampling.request import SamplingRequest
 
     settings = read_settings(plan)
     settings |= _drop_none(steps=steps, calls=calls, guidance=guidance, cache=cache)
@@ -93,7 +96,8 @@ def sample(
         print_explanation(explain_rows(rows, model, model_options, **request), json)
         return
     own = read_split(split, shared=not from_ and total is None)
-    from lumina_cli.core.sampling.loading import generate, replay
+    with _pause_gc():
+        from lumina_cli.core.sampling.loading import generate, replay
 
     if from_:
         from_ = [path for number, path in enumerate(from_) if own.has(number)]
@@ -131,3 +135,15 @@ def _write_images(
         from lumina_cli.core.sampling.output.gallery import write_gallery
 
         output.write_note(f"gallery: {write_gallery(gallery, note=output.write_note)}")
+
+
+@contextmanager
+def _pause_gc() -> Iterator[None]:
+    """Pause garbage collection during imports: they create no garbage, and the search takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
