@@ -18,8 +18,8 @@ Left out of values:
     "version"    if it is the version of the package, such as 0.1.0
     PROSE        only whether the field is empty is kept, because its words may be rewritten. Numbers under
                  such a name ("step" of a training row, "error" of a benchmark row) are kept
-    DIGESTS      hashes of index files in overlay.json: an index may contain prose ("unreadable"); the files
-                 are artefacts themselves
+    DIGESTS      hashes of lines that may contain prose: of the indexes of an overlay (overlay.json), and of the
+                 rejects of an earlier verb (shards.json); the files are artefacts themselves
     digits       floats of `bench-` commands keep BENCH_DIGITS digits, because the last digits of a fitted
                  cache vary; the hash of such a fit ("fit:...") is left out
     folders      the working folder and the repository are written as WORK and TREE
@@ -53,7 +53,7 @@ BENCH_TIMES = TIMES | {
 PROSE = frozenset(
     ("model_reason", "reason", "problem", "error", "why", "unavailable", "unreadable", "phase", "step")
 )
-DIGESTS = frozenset(("digests",))
+DIGESTS = frozenset(("digests", "upstream"))
 BENCH_DIGITS = 9
 FIT = re.compile(r"fit:[0-9a-f]+")
 RELEASE = re.compile(r"\d+\.\d+\.\d+\S*")
@@ -99,7 +99,8 @@ class Neutral:
 
     def _kept(self, name: str, value: object) -> bool:
         package = name == "version" and isinstance(value, str) and RELEASE.fullmatch(value)
-        return name not in self.dropped | DIGESTS and not package
+        digest = name in DIGESTS and isinstance(value, dict | list)
+        return not (package or digest or name in self.dropped)
 
     def lines(self, values: Iterable) -> str:
         """Return a line of JSON per value."""
