@@ -18,7 +18,7 @@ Left out of values:
     "version"    if it is the version of the package, such as 0.1.0
     PROSE        only whether the field is empty is kept, because its words may be rewritten. Numbers under
                  such a name ("step" of a training row, "error" of a benchmark row) are kept
-    DIGESTS      hashes of lines that may contain prose: of the indexes of an overlay (overlay.json), and of the
+    DIGESTS      hashes of lines that may contain prose: of an overlay's indexes (overlay.json), and of the
                  rejects of an earlier verb (shards.json); the files are artefacts themselves
     digits       floats of `bench-` commands keep BENCH_DIGITS digits, because the last digits of a fitted
                  cache vary; the hash of such a fit ("fit:...") is left out
