@@ -10,7 +10,7 @@ demo: .venv/installed
 
 # The quick loop while working: lint, types and the fast tests.
 check: lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto
 
 test: .venv/dev
 	$(BIN)/python -m pytest

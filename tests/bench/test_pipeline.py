@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+
 from lumina_cli.cli.app import run
 from lumina_cli.core.bench.pipeline import compare_pipelines
 from lumina_cli.core.sampling.pipeline import load_pipeline
 from lumina_cli.core.sampling.text_cache import TextCache
 
 
+@pytest.mark.slow
 def test_both_sides_generate_and_cache_nothing_between_rounds(tiny_folder, monkeypatch):
     from diffusers.pipelines.lumina2.pipeline_lumina2 import Lumina2Pipeline
 
@@ -34,6 +37,7 @@ def test_both_sides_generate_and_cache_nothing_between_rounds(tiny_folder, monke
     assert first["times_diffusers"] > 1  # 2 steps against 30
 
 
+@pytest.mark.slow
 def test_command_writes_a_row_per_side(tiny_folder, capfd):
     words = [
         "bench",

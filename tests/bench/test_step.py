@@ -134,5 +134,5 @@ def test_usage_errors_exit_with_2_and_one_line(bench, words, message):
 
 def test_arguments_are_validated_before_a_network_is_built(monkeypatch):
     monkeypatch.setattr(step, "random_network", lambda *words: pytest.fail("built"))
-    with pytest.raises(UsageError, match="repeats is 0"):
+    with pytest.raises(UsageError, match="repeats must be at least 1, not 0"):
         next(time_step("nano", 64, repeats=0))

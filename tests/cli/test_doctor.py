@@ -12,6 +12,7 @@ from lumina_cli.core import device, doctor
 from lumina_cli.core.errors import MissingDependency, UsageError
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_doctor_reports_every_component(lumina):
     code, rows, _ = lumina("doctor")
@@ -104,6 +105,7 @@ WEIGHTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "ok", "found"),
     [

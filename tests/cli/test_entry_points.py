@@ -113,6 +113,7 @@ def test_a_benchmark_of_another_package_is_a_word_of_eval(install, lumina):
         registry.BENCHMARKS.load("xyz")
 
 
+@pytest.mark.slow
 def test_help_and_built_in_names_do_not_read_metadata():
     code = "import sys; from lumina_cli.cli.app import run; from lumina_cli.core.registry import SOLVERS; run(['--help'])"
     code += "; SOLVERS.load('euler'); print([name for name in vars(SOLVERS) if name == 'plugins'])"

@@ -24,6 +24,7 @@ def test_a_closed_pipe_is_not_an_error(tmp_path):
         assert process.stderr.read() == b""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="shells of Unix can close a stream")
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_stream_closed_by_the_shell_counts_as_empty(closed, tmp_path):
@@ -65,6 +66,7 @@ app.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [

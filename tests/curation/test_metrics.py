@@ -87,6 +87,7 @@ def test_unknown_names_unused_models_and_missing_packages_are_errors(monkeypatch
         open_metrics(["text_area"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("onnxruntime"), reason="the ocr extra is not installed")
 def test_text_area_is_the_area_of_text():
     page = Image.new("RGB", (600, 400), "white")

@@ -109,6 +109,7 @@ def test_the_best_of_each_group_of_copies_is_kept(shards, tmp_path):
     assert near == [f"k{i}" for i in range(2, 12)]
 
 
+@pytest.mark.slow
 def test_near_copies_keep_the_largest_then_the_best_then_the_first(tmp_path):
     base = draw_image(3, (1024, 768))
     sizes = [(128, 96), (300, 225), (512, 384), (1024, 768), (1024, 768), (1024, 768)]

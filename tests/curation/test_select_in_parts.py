@@ -152,6 +152,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: ",".join(
     f"{name}={value}" for name, value in asdict(choice).items() if value not in (None, (), "score", 4)
 ))  # fmt: skip

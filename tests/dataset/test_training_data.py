@@ -125,6 +125,7 @@ def test_a_killed_build_continues_after_its_last_complete_chunk(tmp_path):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", range(1, 9))
 def test_a_kill_between_two_sizes_keeps_complete_chunks(tmp_path, last):
     calls, stopped, whole = [], *({64: tmp_path / name / "64", 128: tmp_path / name / "128"} for name in "ab")

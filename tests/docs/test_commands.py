@@ -99,6 +99,7 @@ def check_training(words: list[str]) -> None:
 PAGES_WITH_COMMANDS = [page for page in PAGES if any(commands(block) for block in blocks(page, "bash"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda page: page.name)
 def test_every_command_parses(page):
     for block in blocks(page, "bash"):

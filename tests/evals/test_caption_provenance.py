@@ -61,6 +61,7 @@ NOT_OURS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", NOT_OURS)
 def test_foreign_scene_values_are_ignored(scene, files, capsys, tmp_path):
     rows = [json.loads(line) for line in Path(files[1]).read_text().splitlines()]

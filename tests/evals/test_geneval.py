@@ -201,6 +201,7 @@ def boxes_of(picture, scene):
         yield Seen(thing.kind, thing.tint, 0.99, (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
 
 
+@pytest.mark.slow
 def test_a_perfect_judge_accepts_every_ground_truth_image():
     rows = nano_prompts(4) + nano_prompts(4, split="held-out")
     scenes = [ground_truth_scene(row, 1, index) for index, row in enumerate(rows)]

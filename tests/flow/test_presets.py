@@ -176,6 +176,7 @@ def test_presets_differ_for_the_same_flags():
     assert min((one - two).norm() for one, two in ((drawn[0], drawn[1]), (drawn[1], drawn[2]))) > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of diffusers' and transformers' own making
 @pytest.mark.parametrize(("steps", "ratio"), [(4, 1.0), (8, 0.25)])
 def test_diffusers_itself_generates_the_same_images(steps, ratio):

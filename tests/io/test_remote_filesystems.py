@@ -114,6 +114,7 @@ def bucket():
         server.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_s3(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
@@ -123,6 +124,7 @@ def test_s3(bucket, tmp_path, monkeypatch):
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_s3_by_the_command_line(bucket, capsys):
     put_photos(f"{bucket}/more")

@@ -248,7 +248,7 @@ def variable_kernels(monkeypatch):
 
 
 @pytest.mark.parametrize("kernel", VARIABLE)
-@pytest.mark.parametrize("run_layers", [None, lambda stage: stage.run(range(stage.rows))])
+@pytest.mark.parametrize("run_layers", [None, lambda stage: stage.run(range(stage.entries))])
 def test_a_network_packs_all_rows_into_one_call_of_a_variable_kernel(variable_kernels, kernel, run_layers):
     config = NextDiTConfig(
         dim=48, num_layers=3, num_heads=6, num_kv_heads=2, multiple_of=16, text_dim=40, axes_dim=(4, 2, 2)

@@ -139,6 +139,7 @@ def test_masks_and_depth_match_the_objects():
     )
 
 
+@pytest.mark.slow
 def test_objects_stay_inside_the_image(many):
     for scene, picture in zip(many[:120], render(many[:120]), strict=True):
         for thing, mask in zip(scene.things, picture.masks, strict=True):
@@ -155,6 +156,7 @@ def test_size_changes_only_the_image():
     assert np.abs(np.asarray(small.image, float) - shrunk).mean() < 4
 
 
+@pytest.mark.slow
 def test_cached_images_have_bounding_boxes(tmp_path):
     pictures, boxes = render_images(3, 6, tmp_path, size=64, workers=1)
     again, _ = render_images(3, 6, tmp_path, size=64, workers=1)

@@ -67,6 +67,7 @@ def test_the_autoencoder_preserves_scenes(pipe):
     assert psnr(pipe.vae.decode(pipe.vae.encode(pixels)), pixels).mean() >= 33
 
 
+@pytest.mark.slow
 def test_the_judge_detects_rendered_objects():
     benchmark, judge = GenEval(), NanoJudge()
     rows = benchmark.prompts("nano", 4, ["en"], 0, "test")

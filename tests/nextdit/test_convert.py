@@ -355,6 +355,7 @@ except LuminaError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
 def test_a_write_that_fails_leaves_the_old_file(name, tmp_path):
     path = tmp_path / name
@@ -378,6 +379,7 @@ for name in ("w.safetensors", "w.pth"):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_one_line_error(tmp_path):
     mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=100k t "$0" && exec "$@"', str(tmp_path)]
     if not shutil.which("unshare") or subprocess.run([*mount, "true"], capture_output=True).returncode:

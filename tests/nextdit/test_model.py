@@ -300,6 +300,7 @@ def test_norms_compute_their_statistics_in_float32():
     assert torch.equal(RMSNorm(4096, 1e-5).half()(x), torch.ones_like(x))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the compiler itself warns while it traces
 @pytest.mark.parametrize("autocast", [False, True])
 def test_a_block_compiles_whole_and_computes_the_same(model, autocast):

@@ -114,6 +114,7 @@ def test_the_packed_path_is_automatic_and_gradients_use_the_padded_one(monkeypat
     assert len(called) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # the compiler itself warns while it traces
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_loops_compute_the_same(dtype):

@@ -110,6 +110,7 @@ def wide(tmp_path):
     return tmp_path / "wide.png", tmp_path / "mask.png"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("masked", "strength"), [(False, None), (True, None), (True, 0.3), (False, 0.0)])
 def test_explained_edit_matches_generation(hollow, tiny_folder, wide, monkeypatch, masked, strength):
     init, mask = wide[0], wide[1] if masked else None

@@ -67,6 +67,7 @@ def differ(one, other):
     return abs(first - second).max()
 
 
+@pytest.mark.slow
 def test_cache_is_reported_in_the_row_and_resumes(sample):
     code, rows, talk = sample("two cups", "--cache", "first:0.2")
     assert (code, talk) == (0, "")
@@ -80,6 +81,7 @@ def test_cache_is_reported_in_the_row_and_resumes(sample):
     assert "cached" not in plain[0]
 
 
+@pytest.mark.slow
 def test_cache_off_disables_the_cache(sample, tmp_path):
     (plain,) = sample("two cups")[1]
     code, (off,), _ = sample("two cups", "--cache", "off")
@@ -116,6 +118,7 @@ def test_cache_releases_its_tensors_before_decoding(tiny_folder, monkeypatch):
     assert pipe.cache.report(0)["rows"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # torch.compile itself warns while it traces
 def test_kernel_and_compiler_keep_the_image(sample):
     (plain,) = sample("two cups", "--out", "plain")[1]
@@ -139,6 +142,7 @@ def test_fitted_cache_with_loras_or_int8_notes_what_it_was_fitted_to(sample, fit
     assert (code, talk) == (0, "")
 
 
+@pytest.mark.slow
 def test_loras_and_int8_are_in_the_metadata_and_replayed(sample, lora, tmp_path):
     (plain,) = sample("two cups")[1]
     first = sample("two cups", "--lora", f"{lora}:0.7")[1][0]["image"]

@@ -88,6 +88,7 @@ def test_format_bytes_rounds_up():
     ]
 
 
+@pytest.mark.slow
 def test_smaller_budgets_take_more_measures(large_folder):
     plans = [plan_memory(large_folder, megabytes * MIB, (512, 512)) for megabytes in (2000, 300, 200, 160)]
     assert [plan.offload for plan in plans] == [False, True, True, True]
@@ -182,6 +183,7 @@ def streamed(tiny_folder):
     return MemoryPlan(2**40, offload=True, stream_text=True, streamed=names)
 
 
+@pytest.mark.slow
 def test_streaming_keeps_features_and_latents_identical(tiny_folder, streamed):
     noise = torch.randn(2, 16, 8, 8, generator=torch.Generator().manual_seed(0))
     pictures = []
@@ -215,6 +217,7 @@ def test_lazy_components_answer_known_attributes_without_loading(tiny_folder, st
     assert network._pool.components.keys() == {"transformer"}
 
 
+@pytest.mark.slow
 def test_pool_keeps_one_component_if_offloading():
     for in_turn, left in [(True, ["b"]), (False, ["a", "b"])]:
         pool = ComponentPool({"a": list, "b": dict}, MemoryPlan(1, in_turn), CPU)
@@ -223,6 +226,7 @@ def test_pool_keeps_one_component_if_offloading():
         assert list(pool.components) == left
 
 
+@pytest.mark.slow
 def test_texts_of_a_window_are_encoded_before_the_transformer_loads(tiny_folder, tmp_path, streamed):
     parts = load_components(tiny_folder, streamed, CPU, torch.float32)
     pool, came = parts[0]._pool, []
@@ -299,6 +303,7 @@ def tight(large_folder, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_each_row_size_gets_its_plan(tight):
     rows, notes = tight([{"prompt": "a"}, {"prompt": "b", "size": "256"}])
     assert [row["size"] for row in rows] == ["64x64", "256x256"]
@@ -312,6 +317,7 @@ def share(line):
     return int(line.split("% of the transformer")[0].split()[-1]) if "%" in line else 0
 
 
+@pytest.mark.slow
 def test_error_of_a_row_beyond_the_budget_names_its_size(tight, tmp_path):
     with pytest.raises(
         UsageError, match=r"^--memory 150M is too small: .* needs \d+M for a batch of 1 at 1024x1024; "
@@ -320,6 +326,7 @@ def test_error_of_a_row_beyond_the_budget_names_its_size(tight, tmp_path):
     assert len(list((tmp_path / "out").iterdir())) == 1  # the first image is saved
 
 
+@pytest.mark.slow
 def test_default_size_may_exceed_the_budget_if_rows_are_smaller(large_folder):
     budget, notes = 110 * MIB, []
     with pytest.raises(UsageError):
@@ -334,6 +341,7 @@ def test_default_size_may_exceed_the_budget_if_rows_are_smaller(large_folder):
         open_pipeline(ModelOptions(memory="9M"), large_folder, notes.append)
 
 
+@pytest.mark.slow
 def test_edits_are_planned_for_the_size_of_their_image(large_folder, tmp_path):
     Image.new("RGB", (256, 256), "red").save(tmp_path / "red.png")
     notes = []
@@ -399,6 +407,7 @@ def test_damaged_files_are_reported(tiny_folder, tmp_path):
         read_transformer(tmp_path, torch.float32, CPU)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_tiled_decoding_leaves_no_seams():
     from lumina_cli.core.nano.rendering.renderer import render

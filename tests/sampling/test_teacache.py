@@ -169,6 +169,7 @@ def test_threshold_zero_is_bit_identical_to_no_cache(network, inputs, kind, solv
     assert cached.report()["skipped"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tea", "first"])
 @pytest.mark.parametrize("solver", ["euler", "midpoint", "rk4"])
 @pytest.mark.parametrize(
@@ -193,6 +194,7 @@ def test_reported_rows_match_the_plan(network, inputs):
     assert [one.calls for one in cached.states] == [len(calls)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tea", "first"])
 def test_error_and_savings_grow_with_the_threshold(network, inputs, kind):
     exact, errors, skipped = plain(network, inputs, steps=16), [0.0], [0]
@@ -359,6 +361,7 @@ def test_fit_teacache_on_a_model(tiny_folder, tmp_path):
     assert [one.error for one in fit.measures] == [row["error"] for row in rows[1:4]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [("p.txt", "two cups\na ball\n"), ("p.jsonl", '{"prompt": "two cups"}\n{"prompt": "a ball"}\n')],

@@ -26,6 +26,7 @@ def sample(tiny_folder, tmp_path, capfd, monkeypatch):
     return call
 
 
+@pytest.mark.slow
 def test_from_regenerates_an_image(sample):
     first = sample("two cups", "--seed", "9", "--out", "out", *FEW)[1][0]["image"]
     code, rows, _ = sample("--from", first, "--out", "again")
@@ -73,6 +74,7 @@ def test_attention_saves_a_map(sample):
     assert open_image(rows[0]["attention"]["cups"]).size == (64, 64)
 
 
+@pytest.mark.slow
 def test_loras_and_int8_change_the_fingerprint(sample, tmp_path, tiny_folder):
     width = json.loads((tiny_folder / "transformer" / "config.json").read_text())["hidden_size"]
     random = torch.Generator().manual_seed(0)
@@ -89,6 +91,7 @@ def test_loras_and_int8_change_the_fingerprint(sample, tmp_path, tiny_folder):
     assert rows[0]["resumed"] is True
 
 
+@pytest.mark.slow
 def test_memory_budget_keeps_the_image(sample):
     plain = sample("two cups", "--out", "out", *FEW)[1][0]["image"]
     code, rows, talk = sample("two cups", "--memory", "2G", "--out", "tight", *FEW)

@@ -65,6 +65,7 @@ def whole(rows, tmp_path_factory) -> dict[str, bytes]:
     return tree(dest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("first", [8, 10, 11, 25])  # whole shards; short ones, of good rows, of bad ones
 def test_a_finished_folder_grows(rows, whole, tmp_path, first, workers):
@@ -151,6 +152,7 @@ def in_child(rows: list[dict], dest: Path, step: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_growing_survives_a_kill_at_every_step(rows, whole, tmp_path):
     """A killed run is resumed with all rows; before its first change the folder still accepts the first rows."""
     finished = unfinished = 0
@@ -291,6 +293,7 @@ def test_rejected_captions_are_counted_in_the_index(rows, tmp_path):
 # --- concurrent writers, and external kills
 
 
+@pytest.mark.slow
 def test_a_second_writer_of_a_folder_is_refused(rows, tmp_path):
     command = [sys.executable, "-m", "lumina_cli", "shard", "-", str(tmp_path / "s"), "--workers", "0"]
     first = subprocess.Popen(

@@ -44,6 +44,7 @@ def date(path: Path, than: Path, later: int = LATER) -> None:
     os.utime(path, ns=(at, at))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [(), ("--encode", "png")], ids=["copied", "encoded"])
 def test_a_newer_image_is_named(photos, tmp_path, capsys, words):
     dest = tmp_path / "s"

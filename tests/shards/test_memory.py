@@ -27,6 +27,7 @@ def peak_of(*words: str) -> float:
     return int(done.stderr.splitlines()[-1]) / 1e3
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="the peak of a process is read from Linux's /proc")
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)

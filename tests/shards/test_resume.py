@@ -69,6 +69,7 @@ def in_child(photos: Path, dest: Path) -> int:
     return child
 
 
+@pytest.mark.slow
 def test_twenty_kills_do_not_change_the_result(photos, whole, tmp_path):
     moments, cut = random.Random(7), 0
     for number in range(20):
@@ -220,6 +221,7 @@ def wait_for(path: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_workers_end_with_the_command(photos, tmp_path, stop, monkeypatch, capsys):
     """Ctrl-C exits with 130, kill -9 at once; neither leaves a process behind or prevents resuming."""

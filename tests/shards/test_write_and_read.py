@@ -436,6 +436,7 @@ def test_a_data_set_becomes_rows(monkeypatch):
         list(read_source("hf:a/b?image=img"))
 
 
+@pytest.mark.slow
 def test_nano_scenes_are_the_same_alone_and_in_workers(monkeypatch):
     import lumina_cli.core.sources.nano as scenes
 

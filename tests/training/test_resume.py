@@ -50,6 +50,7 @@ def stages_of(capsys):
     return [(row["stage"], row["stage_step"]) for row in rows if "loss" in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False])
 def test_a_resume_keeps_the_settings_of_the_run(named, started, recipe, tmp_path, capsys):
     before = saved(started)
@@ -91,11 +92,13 @@ def test_resuming_with_another_model_is_an_error(words, started, tiny_folder, ca
     assert saved(started) == before
 
 
+@pytest.mark.slow
 def test_a_part_without_a_run_has_nothing_to_resume(started, capsys):
     assert run(["train", "nano-detector", f"out={started}", "scenes=24", "batch=4", "--resume"]) == 1
     assert f"{started} has nothing to resume" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_nano_component_resumes_with_its_settings(tmp_path, capsys, monkeypatch):
     render = detector.render_images
     monkeypatch.setattr(detector, "render_images", lambda s, n, out: render(s, n, out, workers=1))

@@ -108,6 +108,7 @@ def directly(folder, image):
     return scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAVE)
 def test_a_caption_score_matches_the_phrase_scores_of_the_model(folders, name, tmp_path, capsys):
     image = plain_picture("red")

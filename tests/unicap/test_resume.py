@@ -67,6 +67,7 @@ def files(out):
     return out.read_bytes(), out.with_name(f"{out.name}.rejects.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_twenty_kills_produce_the_same_file(lumina, photos, tmp_path):
     words = (photos, "--engine", "noop", "--levels", "short", "--langs", "en,de", "--batch", 4, "--out")
     assert lumina(*words, tmp_path / "whole.jsonl")[0] == 0
@@ -79,6 +80,7 @@ def test_twenty_kills_produce_the_same_file(lumina, photos, tmp_path):
     assert files(out) == files(tmp_path / "whole.jsonl")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 239])
 def test_only_a_torn_line_is_written_again(lumina, photos, tmp_path, kept):
     words = (photos, "--engine", "noop", "--levels", "short", "--out")
@@ -171,6 +173,7 @@ def test_splits_are_disjoint_and_equal_the_whole_run(lumina, photos):
         assert all(row == whole[row["key"]] for share in shares for row in share)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_reported_and_written_rows_are_complete(photos, tmp_path):
     out = tmp_path / "a.jsonl"
     code = (
@@ -190,6 +193,7 @@ def test_a_full_disk_is_reported_and_written_rows_are_complete(photos, tmp_path)
     assert len(out.read_text().splitlines()) == 240
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_and_ctrl_c_are_not_errors(photos, tmp_path):
     words = f"{sys.executable} -m lumina_cli caption {photos} --engine noop --levels short"
     shell = subprocess.run(

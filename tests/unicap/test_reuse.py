@@ -179,6 +179,7 @@ def test_images_in_memory_are_matched_by_key(lumina, tmp_path):
     assert (code, stats["pictures"], stats["questions"]) == (0, 7, 2)
 
 
+@pytest.mark.slow
 def test_only_offsets_of_earlier_rows_are_kept_in_memory(tmp_path):
     path, text = tmp_path / "many.jsonl", "a red car left of a blue ball " * 30
     with path.open("w") as file:
@@ -272,6 +273,7 @@ def test_an_impossible_model_is_reported_before_loading(lumina, photos, words, c
     assert time.monotonic() - start < 5
 
 
+@pytest.mark.slow
 def test_an_unreachable_hub_is_reported_in_one_line(photos, tmp_path):
     import subprocess
 

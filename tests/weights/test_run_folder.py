@@ -62,6 +62,7 @@ SAVES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAVES)
 def test_a_refused_write_is_one_line(name, tmp_path):
     lines = (

@@ -16,32 +16,55 @@ def step(
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Use random weights of the size that --model names.")
     ] = False,
-    size: Annotated[int, typer.Option(min=16, help="Side of the square image, in pixels.")] = 256,
+    size: Annotated[
+        int, typer.Option(min=16, rich_help_panel="Workload", help="Side of the square image, in pixels.")
+    ] = 256,
     guided: Annotated[
         bool,
         typer.Option(
-            "--guided", help="Time a guided step: one call with two batch entries, two calls in diffusers."
+            "--guided",
+            rich_help_panel="Workload",
+            help="Time a guided step: one call with two batch entries, two calls in diffusers.",
         ),
     ] = False,
     against: Annotated[
-        list[str] | None, typer.Option(help="Implementation to compare with: diffusers.")
+        list[str] | None,
+        typer.Option(rich_help_panel="Implementations", help="Implementation to compare with: diffusers."),
     ] = None,
     quantize: Annotated[
-        str | None, typer.Option(help="Quantization of lumina's network: int8 or int8-weights.")
+        str | None,
+        typer.Option(
+            rich_help_panel="Implementations", help="Quantization of lumina's network: int8 or int8-weights."
+        ),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Text tokens of the prompt.")] = 128,
+    tokens: Annotated[
+        int, typer.Option(min=1, rich_help_panel="Workload", help="Text tokens of the prompt.")
+    ] = 128,
     repeats: Annotated[
-        int, typer.Option(min=1, help="Timed calls per implementation, after one warm-up call.")
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel="Measurement",
+            help="Timed calls per implementation, after one warm-up call.",
+        ),
     ] = 3,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32 or bfloat16. Default: the fastest that the CPU supports."),
+        typer.Option(
+            rich_help_panel="Implementations",
+            help="float32 or bfloat16. Default: the fastest that the CPU supports.",
+        ),
     ] = None,
     error_size: Annotated[
         int | None,
-        typer.Option(help="Image side at which the error is measured. Default: --size, at most 256."),
+        typer.Option(
+            rich_help_panel="Measurement",
+            help="Image side at which the error is measured. Default: --size, at most 256.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Random seed of weights and inputs.")] = 0,
+    seed: Annotated[
+        int, typer.Option(rich_help_panel="Workload", help="Random seed of weights and inputs.")
+    ] = 0,
     json: Json = False,
 ) -> None:
     """Time one network call on the CPU. Writes one row per implementation.

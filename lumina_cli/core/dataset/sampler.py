@@ -14,7 +14,7 @@ from lumina_cli.core.errors import LuminaError
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchPlan:
     """The plan of one step.
 
     rows           (B,) indices of images
@@ -63,13 +63,13 @@ class Sampler:
         self.frequent = self._frequent_groups(chances, max_lengths) if exact else np.empty(0, np.int64)
         self._epoch = lru_cache(maxsize=2)(self._make_epoch)
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> BatchPlan:
         """Return the plan of a step of the stage, counted from 0."""
         rows, captions, exact = self._epoch(step // self.steps)
         at = slice(step % self.steps * self.batch, (step % self.steps + 1) * self.batch)
         equal = bool(exact[step % self.steps])
         dropped = equal and counted_random(self.seed, 2, step).random() < self.dropout
-        return Batch(rows[at], captions[at], equal, dropped)
+        return BatchPlan(rows[at], captions[at], equal, dropped)
 
     def _groups(self, lengths: np.ndarray, shapes: np.ndarray) -> np.ndarray:
         """Return one number per combination of caption length and image size; lengths are below 100 000."""

@@ -23,7 +23,7 @@ from lumina_cli.core.dataset.latent_cache import (
     count_rejects,
 )
 from lumina_cli.core.dataset.precomputed import PrecomputedFeatures, PrecomputedLatents
-from lumina_cli.core.dataset.sampler import Batch, Sampler, counted_random
+from lumina_cli.core.dataset.sampler import BatchPlan, Sampler, counted_random
 from lumina_cli.core.dataset.source_fingerprint import fingerprint
 from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.prompts import full_prompt
@@ -150,7 +150,7 @@ class StageData:
         ids, mask = pad([self.null if drop else text for drop, text in zip(dropped, texts, strict=True)])
         return TrainBatch(latents, ids, mask, None if dropped.any() else self._features(chosen, ids, mask))
 
-    def _features(self, chosen: Batch, ids: Tensor, mask: Tensor | None = None) -> Tensor | None:
+    def _features(self, chosen: BatchPlan, ids: Tensor, mask: Tensor | None = None) -> Tensor | None:
         """Return the precomputed features (B, M, T) of these captions, or None if one of them has none."""
         found = []
         for i, (row, kind) in enumerate(zip(chosen.rows, chosen.captions, strict=True)):

@@ -71,7 +71,7 @@ def open_image(source: ImageSource, name: str | None = None, whole: bool = False
     image = decode_image(source, name, lambda image: _to_rgb(_upright(image)))
     if whole:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        _check_whole(data, name or (str(source) if isinstance(source, str | Path) else "picture"))
+        _check_whole(data, name or (str(source) if isinstance(source, str | Path) else "image"))
     return image
 
 

@@ -125,6 +125,7 @@ def test_state_outside_the_mask_is_the_noised_image(solver, start):
     assert (x - init)[~outside].abs().mean() > 0.1
 
 
+@pytest.mark.slow
 def test_strength_1_ignores_the_image(pipe):
     edit = pipe.with_hooks(EditHook(Edit(noise_picture(), 1.0)))
     assert [one.tobytes() for one in edit.generate(JOBS)] == [one.tobytes() for one in pipe.generate(JOBS)]

@@ -370,6 +370,7 @@ def test_scoring_resumes_after_a_kill_and_updates_changed_samples(tmp_path, shar
     assert len(list(read_source(killed))) == 5
 
 
+@pytest.mark.slow
 def test_workers_and_memory_give_the_same_scores(tmp_path, shards):
     list(score_shards(shards, ["entropy", "phash"], workers=2))
     alone = write("memory://overlays-test/s", rows(5))

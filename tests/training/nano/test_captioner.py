@@ -225,6 +225,7 @@ def unseen(count):
     return scenes, [picture.image for picture in render(scenes)]
 
 
+@pytest.mark.slow
 def test_captions_do_not_depend_on_other_batch_entries():
     _, pictures = unseen(12)
     engine = open_engine()
@@ -252,6 +253,7 @@ def captions_of_unseen(count=36):
     return rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*LEVELS, *LANGUAGES])
 def test_captions_of_unseen_scenes_are_accurate_at_each_level_and_in_each_language(name):
     rows = [
@@ -274,6 +276,7 @@ def test_captions_of_other_scenes_are_not_accurate():
     assert all(everything[aspect]["f1"] < 0.5 for aspect in ("objects", "colours", "relations"))
 
 
+@pytest.mark.slow
 def test_a_caption_is_rewritten_in_another_language():
     scenes, _ = unseen(12)
     rng, asked, wanted = random.Random(1), [], []

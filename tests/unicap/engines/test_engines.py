@@ -272,6 +272,7 @@ def test_each_sentence_of_a_caption_is_scored(tmp_path, monkeypatch):
     assert tasks[2].reason.endswith(f"({worst!r})")
 
 
+@pytest.mark.slow
 def test_the_nano_scorer_names_undetected_objects():
     from lumina_cli.core.nano.captions import LANGUAGES, describe_scene
     from lumina_cli.core.nano.rendering.renderer import render

@@ -53,6 +53,7 @@ def test_a_folder_without_instructions_uses_the_defaults(tmp_path, text):
     assert (engine.domain, engine.languages, engine.heeds_hints) == (None, None, True)
 
 
+@pytest.mark.slow
 def test_the_transformers_engine_matches_the_nano_engine(lumina):
     words = ("nano:8?seed=800001", "--levels", "short,tags,medium", "--langs", "en,de,zh", "--device", "cpu")
     code, own, _ = lumina(*words, "--engine", "nano")

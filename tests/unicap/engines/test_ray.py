@@ -107,6 +107,7 @@ def plain(photos, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_restarted_without_changing_rows(cluster, photos, plain, tmp_path):
     out = tmp_path / "rows.jsonl"
     process = start(photos, out, RAY_ADDRESS=cluster)
@@ -122,11 +123,12 @@ def test_a_killed_worker_is_restarted_without_changing_rows(cluster, photos, pla
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == COUNT
     assert {row["captioned_by"]["de"]["short"] for row in rows} == {"nano"}
-    assert "left out" in err
+    assert "skipped" in err
     assert "005-bad.png: truncated or not an image" in err
     assert [line for line in err.splitlines() if not line.startswith("lumina caption: ")] == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_file(photos, plain, tmp_path):
     out = tmp_path / "rows.jsonl"
     for killed in (True, False):
@@ -145,6 +147,7 @@ def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_file(photos, pla
     ]
 
 
+@pytest.mark.slow
 def test_scores_retries_and_kept_captions_are_the_same(cluster, photos, tmp_path, capsys):
     rows = [
         {"image": str(path), "captions": {"en": {"short": "my own words"}} if number % 2 else {}}
@@ -181,6 +184,7 @@ def test_counts_of_workers_are_reported_if_the_first_image_is_bad():
     assert (row["not_scored"], row["scored_cut"], row["questions"], row["bad_pictures"]) == (3, 1, 2, 1)
 
 
+@pytest.mark.slow
 def test_only_ray_noise_is_removed_from_stderr(capfd):
     from lumina_cli.core.unicap.engines.ray_logging import NOISE, without_noise
 

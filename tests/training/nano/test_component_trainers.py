@@ -98,6 +98,7 @@ def fail(*_):
     raise LuminaError("the disk is full: here")
 
 
+@pytest.mark.slow
 def test_measurements_are_those_of_the_saved_file(tmp_path, monkeypatch):
     """The weights of the file are rounded, so that they differ from the trained ones."""
     torch.manual_seed(0)
@@ -177,6 +178,7 @@ def test_a_state_saved_on_a_gpu_opens_without_one(progress, monkeypatch):
     assert progress.load() == 3
 
 
+@pytest.mark.slow
 def test_resuming_without_a_run_is_an_error(tmp_path):
     with pytest.raises(LuminaError, match="nothing to resume"):
         list(detector.train_detector(detector.SCHEMA(scenes=24, steps=2, batch=4), tmp_path, resume=True))
@@ -203,6 +205,7 @@ def test_scene_targets_contain_the_objects_of_the_scene():
         assert place[i].abs().max() < 3
 
 
+@pytest.mark.slow
 def test_the_detector_decodes_its_own_targets(tmp_path):
     """Maps built from the targets are decoded as the targets: encoder and decoder of boxes agree."""
     from lumina_cli.core.nano.detector import Detector
@@ -245,6 +248,7 @@ def test_trained_components_open_in_the_pipeline(tmp_path):
     load_detector(tmp_path / "detector")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "saved"), [(autoencoder, "vae"), (text_encoder, "tokenizer"), (detector, "detector")]
 )

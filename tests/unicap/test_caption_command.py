@@ -50,6 +50,7 @@ def pipe(monkeypatch, text):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
 
 
+@pytest.mark.slow
 def test_a_folder_becomes_rows_with_captions(lumina, llava, photos):
     code, rows, err = lumina(photos, "--model", llava, "--levels", "short,tags", "--batch", 2)
     assert (code, err) == (0, [])

@@ -94,6 +94,7 @@ def folder(place, row, red=0):
 CAR = {"tag": "single_object", "include": [{"class": "car", "count": 1}], "prompt": "a photo of a car"}
 
 
+@pytest.mark.slow
 def test_images_are_generated_judged_and_scored(pipeline, lumina):
     code, rows, err = lumina("geneval", "--model", "tiny", *SMALL, "--out", "run", "--seed", 5)
     assert (code, len(rows), len(pipeline.jobs)) == (0, 24, 24)
@@ -125,6 +126,7 @@ def test_each_image_has_its_own_seed_and_noise(pipeline, lumina):
     assert Path("scores/geneval-tiny/00011/samples/00001.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_second_run_generates_only_missing_images(pipeline, lumina):
     words = ("geneval", "--model", "tiny", "--per-task", 2, "--out", "run")
     lumina(*words, "--pictures", 1)
@@ -168,6 +170,7 @@ def test_a_terminal_shows_a_table_instead_of_rows(pipeline, lumina, tmp_path, mo
     assert len(lumina("geneval", "--images", "good", "--json")[1]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
@@ -246,6 +249,7 @@ def test_the_folder_of_another_run_is_rejected(pipeline, lumina):
     assert "choose another --out" in err
 
 
+@pytest.mark.slow
 def test_prompts_are_rows(lumina):
     code, rows, _ = lumina("prompts", "geneval", "--per-task", 3, "--langs", "ru", "--seed", 2)
     assert (code, rows) == (0, nano_prompts(3, "ru", seed=2))
@@ -276,6 +280,7 @@ def test_images_contain_their_generation_settings(pipeline, lumina):
     assert (origin["seed"], origin["number"]) == (5, 1001)
 
 
+@pytest.mark.slow
 def test_a_real_pipeline_generates_for_the_benchmark(monkeypatch, lumina, tiny_folder, tmp_path):
     from lumina_cli.core.images.io import read_metadata
     from lumina_cli.core.sampling.output.metadata import from_metadata

@@ -74,6 +74,7 @@ def test_metadata_contains_the_plan(sample):
     assert (metadata["prompt"], metadata["system"]) == ("two cups", "base")
 
 
+@pytest.mark.slow
 def test_preset_decides_the_system_prompt_of_negatives(sample):
     for preset, prepended in (("official", True), ("diffusers", False)):
         code, rows, _ = sample("two cups", "--preset", preset, "--negative", "a ball")
@@ -126,6 +127,7 @@ def test_splits_use_the_names_of_the_whole(sample, tmp_path):
     assert [row["image"] for row in whole] == [parts[n % 2][n // 2]["image"] for n in range(3)]
 
 
+@pytest.mark.slow
 def test_grids_and_replays_can_be_split(sample, tmp_path):
     prompts, axes = ("two cups", "a ball", "a car"), ("--grid", "guidance=1,2")
     parts = [sample(*prompts, *axes, "--split", f"{part}/2")[1] for part in range(2)]
@@ -289,6 +291,7 @@ app.main()
 """
 
 
+@pytest.mark.slow
 def test_sigterm_keeps_finished_images_and_no_partial_file(tmp_path, tiny_folder):
     words = ["sample", "two cups", "a ball", "a car", "--model", str(tiny_folder), "--out", "out"]
     command = [sys.executable, "-c", ENDED, *words, "--batch", "1", "--calls", "2"]

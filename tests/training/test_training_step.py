@@ -176,6 +176,7 @@ def losses(out):
     return [(row["step"], row["stage"], row.get("loss"), row.get("val_loss")) for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exact", [True, False])
 def test_a_resumed_run_equals_an_uninterrupted_run(recipe, tmp_path, exact):
     settings = recipe(exact_lengths=exact)
@@ -204,6 +205,7 @@ def test_the_exported_model_uses_the_plan_of_its_recipe(recipe, tmp_path):
         recipe(plan={"shif": 3})
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_exports_a_model_that_opens(recipe, tmp_path, tiny_folder):
     stage = {"size": 64, "steps": 30, "batch": 4, "lr": 5e-3, "system": "empty"}
     rows = train(recipe(stages={"low": stage}, log_every=10, ema=0.9, export="bf16"), tmp_path)
@@ -217,6 +219,7 @@ def test_training_lowers_the_loss_and_exports_a_model_that_opens(recipe, tmp_pat
     assert rows[-1] == {"step": 30, "model": str(tmp_path / "model")}
 
 
+@pytest.mark.slow
 def test_stages_can_be_run_one_at_a_time(recipe, tmp_path):
     settings = recipe()
     train(settings, tmp_path / "apart", stage="low")

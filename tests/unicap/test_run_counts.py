@@ -34,6 +34,7 @@ def photos(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_images_without_a_valid_caption_count_as_bad(lumina, photos, tmp_path):
     out, told = tmp_path / "a.jsonl", "20 of 20 images got none of the requested captions (100%)"
     for _ in range(2):  # the second run finds them in the file
@@ -49,6 +50,7 @@ def test_images_without_a_valid_caption_count_as_bad(lumina, photos, tmp_path):
     assert "1 of 21 images cannot be opened, 20 of 21 images got none of the requested captions" in err[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [7, 8, 13])
 def test_a_resumed_run_counts_fully_rejected_images_once(lumina, photos, tmp_path, kept):
     whole, out = tmp_path / "whole.jsonl", tmp_path / "torn.jsonl"
