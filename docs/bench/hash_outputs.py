@@ -19,7 +19,7 @@ Compare only runs of one machine and one Python environment, because float arith
 processors and between versions of torch. `--keep DIR` runs in DIR and leaves it there: DIR/.hashed has the
 text behind each hash, so that `diff -r` of two such folders shows what changed. DIR/.log has the messages.
 
-A run takes about seven minutes on one core.
+A run takes about eight minutes on one core.
 """
 
 import argparse
