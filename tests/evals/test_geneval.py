@@ -16,6 +16,7 @@ from lumina_cli.core.evals.geneval.layout import ImageGenerator, generate_images
 from lumina_cli.core.evals.geneval.prompts import POSITIONS, TAGS, nano_prompts, official_prompts
 from lumina_cli.core.evals.geneval.rules import GenEval, check, group_detections, overlap, relations
 from lumina_cli.core.evals.report import Gate, compare, summary_table, write_scores
+from lumina_cli.core.images.io import save_image
 from lumina_cli.core.nano.rendering.renderer import render
 from lumina_cli.core.nano.scene import KINDS, TINTS, Scene, held_out_pairs, held_out_triples
 from lumina_cli.core.registry import JUDGES
@@ -512,6 +513,43 @@ def test_an_interrupted_run_resumes(tmp_path):
     pictures, drawn = draw_all([CAR, TWO], tmp_path, per_prompt=3, plan={"steps": 4})
     assert len(pictures) == 6
     assert drawn == [2, 1000, 1001, 1002]
+
+
+def batch_dependent_generator(**settings):
+    """A generator whose images depend on their batch, as rounding does."""
+
+    def draw(rows, numbers):
+        return [picture((number + sum(numbers) + len(numbers)) % 251) for number in numbers]
+
+    return ImageGenerator(draw, {"model": "fake", **settings})
+
+
+@pytest.mark.parametrize("saved", range(7))
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 16])
+def test_a_resumed_run_has_the_bytes_of_an_uninterrupted_one(tmp_path, monkeypatch, saved, batch):
+    def run_all(out):
+        list(generate_images([CAR, TWO], batch_dependent_generator(), out, 3, batch))
+        return {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    count = iter(range(100))
+
+    def interrupted(*arguments, **settings):
+        if next(count) == saved:
+            raise KeyboardInterrupt
+        return save_image(*arguments, **settings)
+
+    monkeypatch.setattr("lumina_cli.core.evals.geneval.layout.save_image", interrupted)
+    if saved < 6:
+        with pytest.raises(KeyboardInterrupt):
+            run_all(tmp_path / "cut")
+    monkeypatch.undo()
+    assert run_all(tmp_path / "cut") == run_all(tmp_path / "whole")
+
+
+def test_complete_batches_are_not_generated_again(tmp_path):
+    draw_all([CAR, TWO], tmp_path, per_prompt=2, batch=2)
+    (tmp_path / "00001" / "samples" / "00000.png").unlink()
+    assert draw_all([CAR, TWO], tmp_path, per_prompt=2, batch=2)[1] == [1000, 1001]
 
 
 def test_changed_settings_generate_again(tmp_path):

@@ -324,7 +324,7 @@ def test_existing_images_are_not_generated_again(pipe, tmp_path, monkeypatch):
     )
     notes = []
     second = fast(rows, pipe, tmp_path, progress=lambda done, there: notes.append((done, there)))
-    assert [job.prompt for job in jobs] == ["a ball"]
+    assert [job.prompt for job in jobs] == ["two cups", "a ball", "a car"]  # one batch, as in the first run
     assert [row.get("resumed", False) for row in second] == [True, False, True]
     assert [{**row, "resumed": 0} for row in second] == [{**row, "resumed": 0} for row in first]
     assert times == {path: Path(path).stat().st_mtime_ns for path in times}
@@ -354,6 +354,40 @@ def test_interrupted_run_keeps_complete_images_and_resumes(pipe, tmp_path, monke
     assert [row.get("resumed", False) for row in again] == [True, False, False]
     for ours, theirs in zip(again, whole, strict=True):
         assert np.array_equal(pixels(open_image(ours["image"])), pixels(open_image(theirs["image"])))
+
+
+@pytest.mark.parametrize("saved", [1, 2, 4])
+def test_a_resumed_run_has_the_bytes_of_an_uninterrupted_one(pipe, tmp_path, monkeypatch, saved):
+    """Images of a batch depend on the whole batch, as rounding does."""
+
+    def draw(self, jobs, *rest):
+        mark = sum(len(job.prompt) * (job.number + 1) for job in jobs)
+        return [PIL.Image.new("RGB", (16, 16), (mark % 251, len(job.prompt), job.number)) for job in jobs]
+
+    def run_all(out):
+        rows = [
+            {"prompt": word, "size": size} for word, size in zip("abcde", (64, 64, 96, 64, 96), strict=True)
+        ]
+        fast(rows, pipe, out, batch=3, count=2)
+        return {path.name: path.read_bytes() for path in out.iterdir()}
+
+    calls, save = [], PIL.Image.Image.save
+
+    def interrupted(self, aside, **settings):
+        calls.append(aside)
+        if len(calls) == saved + 1:
+            raise KeyboardInterrupt
+        save(self, aside, **settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "generate_batch", draw)
+        whole = run_all(tmp_path / "whole")
+        with monkeypatch.context() as cut:
+            cut.setattr("PIL.Image.Image.save", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run_all(tmp_path / "cut")
+        assert run_all(tmp_path / "cut") == whole
+    assert len(whole) == 10
 
 
 @pytest.mark.parametrize(("solver", "call"), [("euler", "call 2 of 3 "), ("midpoint", "call 3 of 6 ")])

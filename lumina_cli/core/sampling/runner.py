@@ -201,36 +201,41 @@ class RowGenerator:
         """Yield the row of each task in a window; generate the images that do not exist.
 
         Batches are formed by size and caption length, rows are yielded by position: before a row is yielded,
-        as many batches run as its image needs.
+        as many batches run as its image needs. A batch with a missing image is generated as a whole, because
+        the other images of a batch affect rounding: so a resumed run writes the same bytes as one without
+        interruption.
         """
-        missing = [task for task in window if force or not task.exists]
+        missing = {task.position for task in window if force or not task.exists}
         self.existing += len(window) - len(missing)
         self.progress(self.done, self.existing)
-        self.pipeline.encode_ahead([task.job for task in missing], self.resolved)
-        batches = iter(plan_batches(missing, batch, self.pipeline.token_side))
-        pending = {task.position for task in missing}
+        planned = plan_batches(window, batch, self.pipeline.token_side)
+        incomplete = [tasks for tasks in planned if any(task.position in missing for task in tasks)]
+        self.pipeline.encode_ahead([task.job for tasks in incomplete for task in tasks], self.resolved)
+        batches, pending = iter(incomplete), set(missing)
         for task in window:
             while task.position in pending:
                 tasks = next(batches)
-                self.generate(tasks)
+                self.generate(tasks, missing)
                 pending -= {one.position for one in tasks}
             yield self.row(task, task.exists and not force, note)
 
-    def generate(self, tasks: list[ImageTask]) -> None:
-        """Generate one batch and save its images."""
+    def generate(self, tasks: list[ImageTask], missing: set[int]) -> None:
+        """Generate one batch, and save its images whose positions are in `missing`."""
         steps = self.resolved.plan.steps
+        count = sum(task.position in missing for task in tasks)
 
         def on_step(done: int, _) -> None:
-            self.progress(self.done + len(tasks) * done / steps, self.existing)
+            self.progress(self.done + count * done / steps, self.existing)
 
         jobs = [task.job for task in tasks]
         images = self.pipeline.generate_batch(jobs, self.resolved, tasks[0].size, on_step)
         cache = self.pipeline.cache
         for number, (task, image) in enumerate(zip(tasks, images, strict=True)):
-            path = self.names.save_generated(image, task.path, task.record)
-            cached = {} if cache is None else {"cached": cache.report(number)}
-            self.saved[task.position] = {"image": str(path)} | cached
-        self.done += len(tasks)
+            if task.position in missing:
+                path = self.names.save_generated(image, task.path, task.record)
+                cached = {} if cache is None else {"cached": cache.report(number)}
+                self.saved[task.position] = {"image": str(path)} | cached
+        self.done += count
 
     def row(self, task: ImageTask, resumed: bool, note: Note) -> dict:
         """Return the row of an image that is saved."""

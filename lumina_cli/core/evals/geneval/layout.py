@@ -36,7 +36,9 @@ def generate_images(
 ) -> Iterator[tuple[Path, dict]]:
     """Yield (path, prompt row) of every image, after generating those that `out` does not have yet.
 
-    An image counts as present if its metadata has the settings of `generator`.
+    An image counts as present if its metadata has the settings of `generator`. A batch with a missing image
+    is generated as a whole, because the other images of a batch affect rounding: so a resumed run writes the
+    same bytes as one without interruption.
 
     Raises:
         LuminaError: if `out` has images of other prompts.
@@ -49,17 +51,14 @@ def generate_images(
             generator.settings | {"prompt": rows[i]["prompt"], "number": NOISE_STRIDE * i + k}
             for i, k in group
         ]
-        missing = [
-            (path, row, record)
-            for (path, row), record in zip(places, records, strict=True)
-            if not _is_current(path, record)
-        ]
-        if missing:
-            paths, prompts, records = zip(*missing, strict=True)
-            images = generator.generate(list(prompts), [record["number"] for record in records])
-            for path, record, image in zip(paths, records, images, strict=True):
-                with disk_errors(path):
-                    save_image(image, path, record)
+        missing = [not _is_current(path, record) for (path, _), record in zip(places, records, strict=True)]
+        if any(missing):
+            prompts, numbers = [row for _, row in places], [record["number"] for record in records]
+            images = generator.generate(prompts, numbers)
+            for (path, _), record, image, new in zip(places, records, images, missing, strict=True):
+                if new:
+                    with disk_errors(path):
+                        save_image(image, path, record)
         yield from places
 
 
