@@ -19,7 +19,13 @@ from lumina_cli.core.sampling.pipeline import load_pipeline
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
 from lumina_cli.core.sampling.teacache.fit import CacheFit, write_cache_fit
 from lumina_cli.core.sampling.teacache.policy import Curve
-from lumina_cli.core.weights.fingerprint import MOST, digest_adapter, fingerprint, page_offsets
+from lumina_cli.core.weights.fingerprint import (
+    MOST,
+    digest_adapter,
+    fingerprint,
+    fingerprint_weights,
+    page_offsets,
+)
 
 MIB = 2**20
 PLAN = "solver=euler,guide_until=1"
@@ -189,7 +195,7 @@ def test_fingerprint_changes_with_any_page_of_a_small_file(tmp_path):
         if start is not None:
             data[start : start + MIB + 4096] = b"1" * (MIB + 4096)
         path.write_bytes(data)
-        found.add(fingerprint(tmp_path))
+        found.add(fingerprint_weights(tmp_path))
     assert len(found) == 5
 
 

@@ -31,7 +31,7 @@ from lumina_cli.core.shards.overlays.writer import Part, Version
 from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
 from lumina_cli.core.shards.selection import resolve_shards, selected_keys
 from lumina_cli.core.sources.bad_images import UnreadableImages, open_entry
-from lumina_cli.core.weights.fingerprint import fingerprint
+from lumina_cli.core.weights.fingerprint import fingerprint_weights
 
 WHAT = ("latents", "text")
 LATENTS, TEXT = "latents.npy", "text.npy"
@@ -115,7 +115,7 @@ def text_digest(model: Path) -> str:
 
 
 def _digest(part: Path, *files: Path) -> str:
-    digest = hashlib.sha256(f"{RECIPE} {fingerprint(part)}".encode())
+    digest = hashlib.sha256(f"{RECIPE} {fingerprint_weights(part)}".encode())
     for file in (part / "config.json", *files):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

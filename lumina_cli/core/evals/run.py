@@ -1,6 +1,7 @@
 """One evaluation: generate or find images, judge them batch by batch, and write the scores."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def pipeline_generator(pipeline: Any, job: Callable[[str, int, int], Any], seed:
 
     settings = {"model": pipeline.name, "weights": pipeline.weights_for(pipeline.plan), "seed": seed}
     settings |= {"size": list(pipeline.default_size), "system": SYSTEM, "plan": pipeline.plan.to_json()}
-    return ImageGenerator(generate, settings)
+    return ImageGenerator(generate, settings, partial(pipeline.recognize, plan=pipeline.plan))
 
 
 class Evaluation:

@@ -14,7 +14,7 @@ from lumina_cli.core.flow.presets import apply, find_preset
 from lumina_cli.core.images.sizes import Size, fit_ratio, parse_ratio, parse_size
 from lumina_cli.core.models.locate import ModelChoice, first_line
 from lumina_cli.core.nextdit.config import config_from_diffusers
-from lumina_cli.core.weights.fingerprint import fingerprint
+from lumina_cli.core.weights.fingerprint import identify_model
 from lumina_cli.core.weights.json_files import read_json
 
 PlanLike = Plan | Mapping | None
@@ -24,7 +24,8 @@ class ModelFolder:
     """The settings of a model folder.
 
     name, folder, reason   as in `ModelChoice`
-    weights                fingerprint of the weights, since those of a run folder change while it trains
+    weights                fingerprint of what generates, since that of a run folder changes while it trains
+    identity               `weights`, and what earlier versions called the same model
     config                 shapes of the network
     factor                 pixels per latent, in width and height
     plan                   default plan of the model
@@ -35,7 +36,8 @@ class ModelFolder:
 
     def __init__(self, choice: ModelChoice):
         self.name, self.folder, self.reason = choice.name, Path(choice.folder), choice.reason
-        self.weights = fingerprint(self.folder)
+        self.identity = identify_model(self.folder)
+        self.weights = self.identity.current
         with component_errors(self.folder / "transformer"):
             self.config = config_from_diffusers(read_json(self.folder / "transformer" / "config.json"))
         with component_errors(self.folder / "vae"):

@@ -25,7 +25,7 @@ from lumina_cli.core.sampling.hooks import Batch, BatchHook, StepCallback
 from lumina_cli.core.sampling.latents import NonFiniteLatents, draw_latents
 from lumina_cli.core.sampling.output.metadata import Lora
 from lumina_cli.core.sampling.request import Job, ResolvedRequest, SamplingRequest
-from lumina_cli.core.sampling.teacache.kinds import fit_digest, needs_fit
+from lumina_cli.core.sampling.teacache.kinds import fit_digest, needs_fit, recognize_weights
 from lumina_cli.core.sampling.teacache.layer_cache import LayerCache, cache_for
 from lumina_cli.core.sampling.text_cache import TextCache
 
@@ -97,6 +97,10 @@ class Pipeline(ModelFolder):
         """
         fit = fit_digest(plan, self.folder)
         return f"{self.weights}+fit:{fit}" if fit else self.weights
+
+    def recognize(self, weights: str, plan: Plan) -> str:
+        """Return `weights_for` of an image as this version states it; see `recognize_weights`."""
+        return recognize_weights(weights, plan, self.folder, self.identity)
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -238,7 +242,7 @@ class Pipeline(ModelFolder):
             if line not in self.noted:
                 self.noted.add(line)
                 self.note(line)
-        return cache_for(plan, self.folder, self.base_weights)
+        return cache_for(plan, self.folder, self.base_weights, self.identity.earlier)
 
 
 def describe_overflow(error: NonFiniteLatents, plan: Plan, job: Job) -> str:

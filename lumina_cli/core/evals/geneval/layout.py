@@ -25,10 +25,12 @@ class ImageGenerator:
 
     generate    (prompt rows, noise numbers) -> images
     settings    everything else that an image depends on
+    recognize   translates the "weights" in images of earlier versions
     """
 
     generate: Callable[[list[dict], list[int]], list[Image]]
     settings: dict
+    recognize: Callable[[str], str] = str
 
 
 def generate_images(
@@ -51,7 +53,10 @@ def generate_images(
             generator.settings | {"prompt": rows[i]["prompt"], "number": NOISE_STRIDE * i + k}
             for i, k in group
         ]
-        missing = [not _is_current(path, record) for (path, _), record in zip(places, records, strict=True)]
+        missing = [
+            not _is_current(path, record, generator.recognize)
+            for (path, _), record in zip(places, records, strict=True)
+        ]
         if any(missing):
             prompts, numbers = [row for _, row in places], [record["number"] for record in records]
             images = generator.generate(prompts, numbers)
@@ -87,7 +92,7 @@ def _write_prompts(rows: Sequence[dict], out: Path) -> None:
         )
 
 
-def _is_current(path: Path, wanted: dict) -> bool:
+def _is_current(path: Path, wanted: dict, recognize: Callable[[str], str]) -> bool:
     """Return whether an image exists and was generated with the wanted settings."""
     if not path.exists():
         return False
@@ -95,6 +100,8 @@ def _is_current(path: Path, wanted: dict) -> bool:
         found = read_metadata(path)
     except LuminaError:
         return False
+    if isinstance(found.get("weights"), str):
+        found["weights"] = recognize(found["weights"])
     return {key: found.get(key) for key in wanted} == json.loads(json.dumps(wanted))
 
 

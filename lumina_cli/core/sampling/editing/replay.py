@@ -203,7 +203,8 @@ def _report_differences(
         lost.append(f"in {replay.quantize}, which is not used here")
     if replay.weights:
         (then, fit_then), (now, fit_now) = (
-            weights.partition("+fit:")[::2] for weights in (replay.weights, pipeline.weights_for(plan))
+            weights.partition("+fit:")[::2]
+            for weights in (pipeline.recognize(replay.weights, plan), pipeline.weights_for(plan))
         )
         base = then.partition("+")[0]
         if base != pipeline.base_weights or (then != now and not lost):

@@ -35,7 +35,7 @@ class FileNames:
         key = slug(str(row.get("key", "")))
         stem = key or "-".join(filter(None, (f"{index:05d}", slug(record.prompt))))
         stem = f"{stem}-s{record.seed}" + (f"-{record.number}" if self.count > 1 else "")
-        return self.next_free(stem, self.format, lambda path: read_record(path) == record)
+        return self.next_free(stem, self.format, lambda path: record.describes(read_record(path)))
 
     def next_free(self, stem: str, format: str, replaceable: Replaceable) -> tuple[Path, bool]:
         """Return the first of stem, stem-2, stem-3... that is not assigned, and whether the file exists.
@@ -51,7 +51,7 @@ class FileNames:
 
     def save_generated(self, image: Image.Image, path: Path, record: GenerationRecord) -> Path:
         """Save an image with its record to a path of `assign`; return the final path, see `save`."""
-        return self.save(image, path, to_metadata(record), lambda path: read_record(path) == record)
+        return self.save(image, path, to_metadata(record), lambda path: record.describes(read_record(path)))
 
     def save(self, image: Image.Image, path: Path, metadata: dict, replaceable: Replaceable) -> Path:
         """Save an image to a path that `next_free` returned; return it, or the next free one.

@@ -1,6 +1,8 @@
 """The generation record: image metadata that suffices to generate the image again."""
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Protocol
 
 from lumina_cli import __version__
@@ -23,6 +25,9 @@ class ImageSource(Protocol):
     def weights_for(self, plan: Plan) -> str:
         """Return the fingerprint of the weights and of a cache fit."""
 
+    def recognize(self, weights: str, plan: Plan) -> str:
+        """Return what `weights_for` returns now for the weights of an image of an earlier version."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRecord:
@@ -37,6 +42,7 @@ class GenerationRecord:
     size              (width, height) in pixels
     loras, quantize   changes made to the weights; not compared, because `weights` covers them
     edit              the image and the mask that were edited, see `Edit.settings`
+    recognize         translates `weights` of images of earlier versions; not in the metadata
     """
 
     prompt: str
@@ -52,6 +58,7 @@ class GenerationRecord:
     loras: tuple[Lora, ...] = field(default=(), compare=False)
     quantize: str | None = field(default=None, compare=False)
     edit: dict | None = None
+    recognize: Callable[[str], str] = field(default=str, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -80,12 +87,19 @@ class GenerationRecord:
             loras=pipeline.loras,
             quantize=pipeline.quantize,
             edit=pipeline.edit_settings,
+            recognize=partial(pipeline.recognize, plan=resolved.plan),
         )
+
+    def describes(self, other: "GenerationRecord | None") -> bool:
+        """Whether `other`, read from an image, is this record, with the weights by any name they had."""
+        if other is None or other.weights is None or other.weights == self.weights:
+            return self == other
+        return self == replace(other, weights=self.recognize(other.weights))
 
 
 def to_metadata(record: GenerationRecord) -> dict:
     """Return a record as a dict that JSON can store, with the version of this package."""
-    metadata = {one.name: getattr(record, one.name) for one in fields(record)}
+    metadata = {one.name: getattr(record, one.name) for one in fields(record) if one.name != "recognize"}
     metadata |= {"size": list(record.size), "plan": record.plan.to_json()}
     metadata["loras"] = [list(lora) for lora in record.loras]
     metadata = {name: value for name, value in metadata.items() if value or name not in OPTIONAL}

@@ -1,6 +1,7 @@
 """The fit of a cache to a model, and its file `teacache.json` in the model folder."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -85,8 +86,8 @@ def write_cache_fit(fit: CacheFit, path: Path) -> None:
         aside.write_text(json.dumps(asdict(fit), indent=1) + "\n", encoding="utf-8")
 
 
-def read_cache_fit(folder: Path, weights: str) -> CacheFit:
-    """Return the fit in a model folder.
+def read_cache_fit(folder: Path, weights: str, earlier: Collection[str] = ()) -> CacheFit:
+    """Return the fit in a model folder; `earlier` are other fingerprints of the same weights.
 
     Raises:
         LuminaError: if it is missing, damaged or was made for other weights.
@@ -103,7 +104,7 @@ def read_cache_fit(folder: Path, weights: str) -> CacheFit:
         raise LuminaError(f"{path} is not a valid TeaCache calibration file ({error}); {remedy}") from error
     if not curve.until > 0 or not curve.heights or sorted((0.0, *curve.heights)) != [0.0, *curve.heights]:
         raise LuminaError(f"{path}: the curve decreases or is empty; {remedy}")
-    if fit.weights != weights:
+    if fit.weights not in (weights, *earlier):
         raise LuminaError(
             f"{path} was calibrated for different weights ({fit.weights}, not {weights}); {remedy}"
         )

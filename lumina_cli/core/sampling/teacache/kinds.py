@@ -12,6 +12,7 @@ from lumina_cli.core.flow.cache_spec import parse_cache_spec
 from lumina_cli.core.registry import CACHES
 from lumina_cli.core.sampling.teacache.fit import FIT_FILE, CacheFit, Measurement
 from lumina_cli.core.sampling.teacache.policy import CachePolicy, FirstBlockCache, TeaCache
+from lumina_cli.core.weights.fingerprint import ModelFingerprint
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,33 @@ def needs_fit(plan: Plan) -> bool:
 
 def fit_digest(plan: Plan, folder: Path) -> str | None:
     """Return 12 hex digits of the SHA-256 of the fit file that a plan uses; None without one."""
+    content = _fit_content(plan, folder)
+    return None if content is None else _digest(content)
+
+
+def recognize_weights(found: str, plan: Plan, folder: Path, identity: ModelFingerprint) -> str:
+    """Return `weights_for` of an image as this version states it, if an earlier one generated the image.
+
+    found      fingerprint of the model folder, "+" and digests of changes, "+fit:" and the digest of the fit
+    identity   the model folder's fingerprints
+
+    The fit's file names the fingerprint of the model, so its digest changed with that.
+    """
+    changed, joint, fit = found.partition("+fit:")
+    base, plus, rest = changed.partition("+")
+    content = _fit_content(plan, folder) if fit else None
+    if content is not None:
+        current = identity.current.encode()
+        if any(_digest(content.replace(current, name.encode())) == fit for name in identity.earlier):
+            fit = _digest(content)
+    return identity.recognize(base) + plus + rest + joint + fit
+
+
+def _fit_content(plan: Plan, folder: Path) -> bytes | None:
+    """Return the fit file that a plan uses; None without one."""
     path = Path(folder) / FIT_FILE
-    if not needs_fit(plan) or not path.is_file():
-        return None
-    return sha256(path.read_bytes()).hexdigest()[:12]
+    return path.read_bytes() if needs_fit(plan) and path.is_file() else None
+
+
+def _digest(content: bytes) -> str:
+    return sha256(content).hexdigest()[:12]

@@ -3,7 +3,7 @@
 B images, N image tokens, D width. The batch entries of a call are [with captions..., without captions...].
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -110,12 +110,14 @@ class LayerCache:
         return counts
 
 
-def cache_for(plan: Plan, folder: Path, weights: str) -> LayerCache | None:
+def cache_for(plan: Plan, folder: Path, weights: str, earlier: Collection[str] = ()) -> LayerCache | None:
     """Return the cache of a plan, with the fit in the model folder if it needs one; None without a cache.
+
+    `weights` and `earlier` are the fingerprints that the fit may name.
 
     Raises:
         LuminaError: if the fit is missing, damaged or was made for other weights.
     """
     if plan.cache is None:
         return None
-    return LayerCache(plan, read_cache_fit(folder, weights) if needs_fit(plan) else None)
+    return LayerCache(plan, read_cache_fit(folder, weights, earlier) if needs_fit(plan) else None)
