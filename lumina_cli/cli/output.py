@@ -37,11 +37,12 @@ def check_interrupted() -> None:
 def read_rows(arguments: list[str] | None, key: str) -> Iterator[dict]:
     """Yield rows from words, files of rows (.jsonl, .csv, .txt) or stdin ("-", or a pipe without arguments).
 
-    Each row has a value for `key`; a word, or a line of plain text, is that value.
+    Each row has a value for `key`; a word, or a line of plain text, is that value. A word that is the path of
+    a file is never that value.
 
     Raises:
         UsageError: without arguments, if stdin is a terminal.
-        LuminaError: if a file does not exist, a row has no `key`, or the input is empty.
+        LuminaError: if a file does not exist or has another format, a row has no `key`, or nothing is found.
     """
     if not arguments:
         if sys.stdin.isatty():
@@ -69,10 +70,16 @@ def _read_arguments(arguments: list[str], key: str) -> Iterator[dict]:
 def _read_argument(word: str, key: str) -> Iterator[dict]:
     if word == "-":
         yield from jsonl.read_rows(getattr(sys.stdin, "buffer", sys.stdin), key)
-    elif _is_row_file(word):
-        yield from jsonl.read_rows(word, key)
     elif not word.strip():
         raise LuminaError(f"the {key} is empty")
+    elif _is_row_file(word):
+        yield from jsonl.read_rows(word, key)
+    elif os.path.lexists(word):
+        kind = "folder" if os.path.isdir(word) else "file"
+        raise LuminaError(
+            f"{word} is a {kind}, not a {key}, and not a file of {key}s ({', '.join(ROW_FILES)}); to use the "
+            f"word itself, pipe it to '-'"
+        )
     else:
         yield {key: word}
 
@@ -80,7 +87,7 @@ def _read_argument(word: str, key: str) -> Iterator[dict]:
 def _is_row_file(word: str) -> bool:
     """Whether a word ends like a file of rows and either exists or has no space, so must be a file name."""
     spaced = any(letter.isspace() for letter in Path(word).name)
-    return word.endswith(ROW_FILES) and (not spaced or os.path.isfile(word))
+    return word.lower().endswith(ROW_FILES) and (not spaced or os.path.isfile(word))
 
 
 # Rows out

@@ -48,6 +48,24 @@ def test_a_prompt_may_end_like_a_file_of_rows(tmp_path, monkeypatch):
     assert [row["prompt"] for row in output.read_rows(prompts, "prompt")] == ["one", "two", *prompts[1:]]
 
 
+def test_suffixes_of_row_files_may_be_in_capitals(tmp_path):
+    (tmp_path / "PR.CSV").write_text("prompt,seed\na cat,3\n")
+    (tmp_path / "P.Jsonl").write_text('{"prompt": "a dog"}\n')
+    rows = output.read_rows([str(tmp_path / "PR.CSV"), str(tmp_path / "P.Jsonl")], "prompt")
+    assert list(rows) == [{"prompt": "a cat", "seed": 3}, {"prompt": "a dog"}]
+
+
+@pytest.mark.parametrize(
+    "name", ["notes.md", "cat", "photo.png", "my prompts.docx", "prompts.jsonl.gz", "P.YAML", "sub/"]
+)
+def test_an_existing_file_is_never_a_prompt(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("a red ball\n")
+    kind = "folder" if name.endswith("/") else "file"
+    with pytest.raises(LuminaError, match=f"^{name} is a {kind}, not a prompt, and not a file of prompts"):
+        list(output.read_rows(["a dog", name], "prompt"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "message"),
     [

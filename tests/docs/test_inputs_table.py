@@ -26,7 +26,7 @@ ROWS = rows_of(PAGE.read_text(encoding="utf-8"))
 
 
 @cache
-def tests_of(path: Path) -> set[str]:
+def functions_of(path: Path) -> set[str]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
@@ -58,7 +58,7 @@ def test_each_row_is_backed(number, cells):
     names = re.findall(r"`([^`]+)::([^`]+)`", tests)
     assert names, f"line {number} names no test"
     for path, name in names:
-        assert name in tests_of(ROOT / "tests" / path), f"line {number}: tests/{path} has no {name}"
+        assert name in functions_of(ROOT / "tests" / path), f"line {number}: tests/{path} has no {name}"
 
 
 def test_the_page_has_rows_in_every_section():

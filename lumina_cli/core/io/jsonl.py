@@ -44,11 +44,11 @@ def read_rows_with_lines(source: str | Path | IO, key: str | None = None) -> Ite
             raise LuminaError(
                 f"{path}: no such file" if not path.exists() else f"{path} is not a regular file"
             )
-        if path.suffix == ".csv":
+        if path.suffix.lower() == ".csv":
             yield from _csv_rows(path, key)
             return
         with path.open("rb") as file:
-            yield from _rows(file, f"{path} ", key, plain=path.suffix not in JSON_FILES)
+            yield from _rows(file, f"{path} ", key, plain=path.suffix.lower() not in JSON_FILES)
     else:
         yield from _rows(source, "", key)
 

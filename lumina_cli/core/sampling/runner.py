@@ -11,6 +11,7 @@ from lumina_cli.core.images.sizes import parse_ratio
 from lumina_cli.core.models.folder import ModelFolder
 from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.sampling.batching import Split, local_device, plan_batches, read_windows
+from lumina_cli.core.sampling.inputs.prompt_notes import PromptNotes
 from lumina_cli.core.sampling.output.filenames import FileNames
 from lumina_cli.core.sampling.output.metadata import GenerationRecord
 from lumina_cli.core.sampling.request import (
@@ -106,11 +107,14 @@ def generate_rows(
         return
     pipeline = _load(model, note)
     resolved = request.resolve(pipeline)
-    names = FileNames(Path(out), format, request.count)
-    tasks = find_tasks(rows, request, resolved, pipeline, names, split, note)
-    generator = RowGenerator(pipeline, resolved, names, progress)
-    for window in read_windows(tasks, batch, pipeline.token_side):
-        yield from generator.rows(window, batch, force, note)
+    names, notes = FileNames(Path(out), format, request.count), PromptNotes(pipeline, note)
+    tasks = find_tasks(notes.watch(rows), request, resolved, pipeline, names, split, note)
+    generator = RowGenerator(pipeline, resolved, names, notes, progress)
+    for number, window in enumerate(read_windows(tasks, batch, pipeline.token_side)):
+        if number == 0:
+            notes.report()
+        yield from generator.rows(window, batch, force)
+    notes.finish()
 
 
 def start_generation(
@@ -190,14 +194,15 @@ class RowGenerator:
         pipeline: "Pipeline",
         resolved: ResolvedRequest,
         names: FileNames,
+        notes: PromptNotes,
         progress: ProgressCallback | None = None,
     ):
-        self.pipeline, self.resolved, self.names = pipeline, resolved, names
+        self.pipeline, self.resolved, self.names, self.notes = pipeline, resolved, names, notes
         self.progress = progress or (lambda done, existing: None)
         self.done = self.existing = 0
         self.saved: dict[int, dict] = {}  # "image" and "cached" of rows that are not yielded yet, by position
 
-    def rows(self, window: list[ImageTask], batch: int | None, force: bool, note: Note) -> Iterator[dict]:
+    def rows(self, window: list[ImageTask], batch: int | None, force: bool) -> Iterator[dict]:
         """Yield the row of each task in a window; generate the images that do not exist.
 
         Batches are formed by size and caption length, rows are yielded by position: before a row is yielded,
@@ -217,7 +222,7 @@ class RowGenerator:
                 tasks = next(batches)
                 self.generate(tasks, missing)
                 pending -= {one.position for one in tasks}
-            yield self.row(task, task.exists and not force, note)
+            yield self.row(task, task.exists and not force)
 
     def generate(self, tasks: list[ImageTask], missing: set[int]) -> None:
         """Generate one batch, and save its images whose positions are in `missing`."""
@@ -237,9 +242,9 @@ class RowGenerator:
                 self.saved[task.position] = {"image": str(path)} | cached
         self.done += count
 
-    def row(self, task: ImageTask, resumed: bool, note: Note) -> dict:
+    def row(self, task: ImageTask, resumed: bool) -> dict:
         """Return the row of an image that is saved."""
-        job, name = task.job, f"row {task.index + 1}"
+        job = task.job
         added = {"image": str(task.path), "seed": job.seed, "number": job.number, "model": self.pipeline.name}
         added |= {"size": "{}x{}".format(*task.size), "kernel": self.pipeline.kernel}
         added |= {"negative": job.negative} if job.negative else {}
@@ -253,7 +258,7 @@ class RowGenerator:
         ):
             if lost:
                 added[key] = lost
-                note(f"{name}: the {kind} is too long; its last {lost} tokens were truncated")
+                self.notes.add_truncated(task.index, kind, lost)
         added |= self.saved.pop(task.position, {})
         kept = {key: value for key, value in task.row.items() if key not in IMAGE_KEYS}
         return kept | added | ({"resumed": True} if resumed else {})

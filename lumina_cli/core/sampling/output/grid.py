@@ -10,6 +10,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import open_image, read_metadata
 from lumina_cli.core.sampling.batching import Split, read_windows
+from lumina_cli.core.sampling.inputs.prompt_notes import PromptNotes
 from lumina_cli.core.sampling.output.filenames import FileNames, slug
 from lumina_cli.core.sampling.output.grid_axes import SETTINGS, Axis, Cell, list_cells
 from lumina_cli.core.sampling.output.sheet import Sheet, draw_sheet
@@ -65,14 +66,18 @@ def generate_grid(
         return
     resolved = [request.resolve(pipeline) for request in requests]
     names = FileNames(Path(out), format, requests[0].count)
-    generator = RowGenerator(pipeline, resolved[0], names, progress)
+    notes = PromptNotes(pipeline, note)
+    generator = RowGenerator(pipeline, resolved[0], names, notes, progress)
     common = _common_settings(axes, SamplingRequest(**settings).resolve(pipeline).plan)
     grid = _Grid(axes, list(map(_GridCell, cells, requests, resolved)), generator, common, note)
-    for index, row in enumerate(rows):
+    for index, row in enumerate(notes.watch(rows)):
+        if index == 0:
+            notes.report()
         tasks = grid.find_tasks(index, row)
         sheets = grid.name_sheets(index, row, tasks)  # also of other splits: their names are taken
         if split.has(index):
             yield from grid.rows(row, tasks, sheets, batch, force)
+    notes.finish()
 
 
 @dataclass(frozen=True)
@@ -129,9 +134,7 @@ class _Grid:
         for one, own in zip(self.cells, tasks, strict=True):
             self.generator.resolved = one.resolved
             windows = read_windows(own, batch, self.generator.pipeline.token_side)
-            found = chain.from_iterable(
-                self.generator.rows(window, batch, force, self.note) for window in windows
-            )
+            found = chain.from_iterable(self.generator.rows(window, batch, force) for window in windows)
             generated.append([_cell_row(image_row, row, one.cell) for image_row in found])
             if one is not self.cells[-1]:
                 yield from generated[-1]
