@@ -14,6 +14,13 @@ MaxBadRate = Annotated[
     typer.Option(min=0, max=1, help="Exit with code 3 if a larger fraction of the images is unreadable."),
 ]
 Shards = Annotated[str, typer.Argument(help="Folder of shards, a single tar, or a selection; path or URL.")]
+Workers = Annotated[
+    str,
+    typer.Option(
+        metavar="N|ray[:N]",
+        help="Worker processes; each handles one shard. ray or ray:N: workers on a Ray cluster.",
+    ),
+]
 DeprecatedShard = Annotated[str | None, typer.Option("--shard", hidden=True)]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output
-from lumina_cli.cli.options import Json, MaxBadRate, Shards
+from lumina_cli.cli.options import Json, MaxBadRate, Shards, Workers
 from lumina_cli.cli.shard.pack import app
 from lumina_cli.core.errors import UsageError
 
@@ -69,6 +69,7 @@ def encode(
     ] = None,
     what: Annotated[str, typer.Option(help="What to encode, comma-separated: latents, text.")] = "latents",
     system: Annotated[str, typer.Option(help="Name of the system prompt of each caption.")] = "real",
+    workers: Workers = "1",
     max_bad_rate: MaxBadRate = 0.05,
     json: Json = False,
 ) -> None:
@@ -80,11 +81,11 @@ def encode(
 
         lumina shard encode data --model nano --size 128 --what latents,text
         lumina shard encode data --model lumina-image-2 --size 256 --size 1024
+        lumina shard encode s3://bucket/data --model lumina-image-2 --size 256 --workers ray:8
     """
     from lumina_cli.core.dataset.precompute import encode_shards
-    from lumina_cli.core.models.locate import find_model
 
     kinds = [word.strip() for word in what.split(",") if word.strip()]
-    folder, sizes = find_model(model), size or [128]
-    rows = encode_shards(shards, folder, kinds, sizes, system, max_bad_rate, output.write_note)
+    sizes = size or [128]
+    rows = encode_shards(shards, model, kinds, sizes, system, max_bad_rate, workers, output.write_note)
     output.write_rows(rows, json, label="shards")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output
-from lumina_cli.cli.options import Json, MaxBadRate, Shards
+from lumina_cli.cli.options import Json, MaxBadRate, Shards, Workers
 from lumina_cli.cli.shard.pack import app
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import SCORES
@@ -21,7 +21,7 @@ def score(
         list[str] | None,
         typer.Option(help="Model of a score: SCORE=FOLDER, SCORE=HUB_ID or SCORE=MODEL#CLASS. Repeatable."),
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes; each handles one shard.")] = 1,
+    workers: Workers = "1",
     max_bad_rate: MaxBadRate = 0.05,
     json: Json = False,
 ) -> None:
@@ -33,6 +33,7 @@ def score(
 
         lumina shard score data --scores sharpness,phash --workers 8
         lumina shard score data --scores aesthetic --model aesthetic=models/aesthetic
+        lumina shard score s3://bucket/data --workers ray:64
     """
     from lumina_cli.core.curation.scores import score_shards
 

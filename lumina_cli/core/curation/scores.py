@@ -8,13 +8,14 @@ A worker scores one shard at a time; a killed run resumes after its last complet
 by `lumina caption --score`, read from the rows.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 from lumina_cli.core.curation.metrics import DIGITS, RECIPES, Metric, measure, open_metrics
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.process_pool import map_in_order
+from lumina_cli.core.io.parallel.workers import Workers, parse_workers, run_items
 from lumina_cli.core.shards.overlays.reader import (
     MEASURED,
     Overlay,
@@ -30,6 +31,7 @@ from lumina_cli.core.sources.bad_images import UnreadableImages, open_entry
 
 NAME, CAPTION = MEASURED, "caption"
 BATCH = 16  # images measured together
+GPU_SCORES = {"aesthetic", "nsfw"}  # computed by networks
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def score_shards(
     source: str,
     names: Iterable[str],
     models: dict[str, str] | None = None,
-    workers: int = 1,
+    workers: int | str | Workers = 1,
     max_bad_rate: float = 1.0,
     notify: Callable[[str], None] = lambda line: None,
 ) -> Iterator[dict]:
@@ -64,7 +66,7 @@ def score_shards(
                   with the shards in both cases
     names         keys of SCORES, or "caption"
     models        name of a score -> folder or hub id of its model
-    workers       processes
+    workers       processes, or "ray" or "ray:N": Ray workers
     max_bad_rate  fraction of the images that may be unreadable
     notify        receives messages about unreadable images
 
@@ -76,7 +78,7 @@ def score_shards(
     """
     names, models = list(dict.fromkeys(names)), models or {}
     folder, chosen = resolve_shards(source), selected_keys(source)
-    tars = open_shards(folder)
+    tars, workers = open_shards(folder), parse_workers(workers, 1).for_output(folder)
     open_metrics([name for name in names if name != CAPTION], models)
     before = newest_version(folder, NAME)
     settings = before.info["settings"] if before else {}
@@ -91,9 +93,12 @@ def score_shards(
     kept = frozenset(name for name in same if models_by[name] == known[name])
     wanted = [None if chosen is None else chosen.get(filesystem.basename(tar), frozenset()) for tar in tars]
     jobs = [_ScoreJob(version, tar, before, kept, keys) for tar, keys in zip(tars, wanted, strict=True)]
-    alone = workers <= 1 or len(jobs) < 2 or filesystem.is_process_local(folder)
+    files = [model.partition("#")[0] for name in names if (model := models.get(name))]
+    files = [file for file in files if os.path.exists(file)]
     seen = UnreadableImages(max_bad_rate, notify)
-    for row, bad in map(_score_shard, jobs) if alone else map_in_order(_score_shard, jobs, workers):
+    places = {"outputs": [version.folder], "inputs": [*tars[:1], *files]}
+    gpu = bool(GPU_SCORES & set(names))
+    for row, bad in run_items(_score_shard, jobs, workers, **places, gpu=gpu, notify=notify):
         seen.add(row["shard"], bad, row["measured"] + row["reused"] + row["unreadable"])
         yield row
     write_values(version, tars)

@@ -7,15 +7,8 @@ import numpy as np
 import torch
 
 from lumina_cli.core.dataset.latent_cache import LatentsBySize
-from lumina_cli.core.dataset.precompute import (
-    LATENTS,
-    TEXT,
-    decode_npy,
-    digest_of,
-    text_digest,
-    text_overlay,
-    vae_digest,
-)
+from lumina_cli.core.dataset.precompute import text_digest, text_overlay, vae_digest
+from lumina_cli.core.dataset.shard_encoders import LATENTS, TEXT, decode_npy, digest_of
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.overlays.reader import Overlay, newest_version
 from lumina_cli.core.shards.reader import read_index

@@ -22,7 +22,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import disk_errors
 from lumina_cli.core.io.jsonl import chunked
-from lumina_cli.core.io.process_pool import map_in_order
+from lumina_cli.core.io.parallel.process_pool import map_in_order
 from lumina_cli.core.shards.reader import index_path
 
 NAME = "manifest.parquet"

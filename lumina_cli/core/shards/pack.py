@@ -16,7 +16,7 @@ from lumina_cli.core.images.ingest import ENCODINGS
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import locked_folder
 from lumina_cli.core.io.jsonl import chunked, dump_row
-from lumina_cli.core.io.process_pool import map_in_order
+from lumina_cli.core.io.parallel.process_pool import map_in_order
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.append import (
     REJECTS,

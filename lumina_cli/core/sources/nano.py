@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from lumina_cli.core.images.depth import encode_depth, encode_masks
 from lumina_cli.core.images.io import png_bytes
-from lumina_cli.core.io.process_pool import map_in_order
+from lumina_cli.core.io.parallel.process_pool import map_in_order
 from lumina_cli.core.nano.captions import all_captions
 from lumina_cli.core.nano.scene import draw_scene
 

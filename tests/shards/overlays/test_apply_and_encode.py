@@ -15,8 +15,9 @@ from lumina_cli.cli.app import run
 from lumina_cli.core.curation import scores as scoring
 from lumina_cli.core.curation.scores import score_shards
 from lumina_cli.core.dataset.latent_cache import LatentStore, build_stores
-from lumina_cli.core.dataset.precompute import LATENTS, TEXT, decode_npy, encode_shards, split_features
+from lumina_cli.core.dataset.precompute import encode_shards
 from lumina_cli.core.dataset.precomputed import PrecomputedLatents
+from lumina_cli.core.dataset.shard_encoders import LATENTS, TEXT, decode_npy, split_features
 from lumina_cli.core.dataset.source_fingerprint import fingerprint
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError

@@ -186,7 +186,7 @@ def test_counts_of_workers_are_reported_if_the_first_image_is_bad():
 
 @pytest.mark.slow
 def test_only_ray_noise_is_removed_from_stderr(capfd):
-    from lumina_cli.core.unicap.engines.ray_logging import NOISE, without_noise
+    from lumina_cli.core.io.parallel.ray_logging import NOISE, without_noise
 
     with without_noise(), without_noise():
         os.write(2, b"[E] core_worker.cc: Actor 'A' " + NOISE + b". See elsewhere\nsomething else\n")

@@ -15,13 +15,13 @@ from typing import Any
 
 from PIL import Image
 
-from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
+from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.images.io import png_bytes
 from lumina_cli.core.io.jsonl import dump_row, is_in_memory
+from lumina_cli.core.io.parallel.ray_library import error_of_worker, import_ray, start_ray
 from lumina_cli.core.registry import CAPTIONERS
 from lumina_cli.core.unicap.batch import caption_batch
 from lumina_cli.core.unicap.engines import open_engine
-from lumina_cli.core.unicap.engines.ray_logging import quiet_ray
 from lumina_cli.core.unicap.items import CaptionItem, CaptionRequest
 from lumina_cli.core.unicap.protocol import Engine
 
@@ -58,7 +58,7 @@ class Captioner(Engine):
         }
         self.owns_cluster = not self.ray.is_initialized()
         if self.owns_cluster:
-            self.ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+            start_ray(self.ray)
         context = self.ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
@@ -91,7 +91,7 @@ class Captioner(Engine):
             for row in data.iter_rows():
                 yield row["found"]
         except Exception as error:  # Ray wraps the exceptions of workers
-            raise LuminaError(_cause(error)) from error
+            raise error_of_worker(error) from error
 
     def close(self) -> None:
         """Disconnect from the cluster; a local cluster ends."""
@@ -153,23 +153,10 @@ def _unpack(items: Sequence[CaptionItem], found: str) -> int:
     return results["calls"]
 
 
-def _cause(error: BaseException) -> str:
-    """Return the message of a LuminaError in a worker, or the last line of Ray's message."""
-    seen, one = set(), error
-    while one is not None and id(one) not in seen:
-        if isinstance(one, LuminaError):
-            return str(one)
-        seen.add(id(one))
-        one = getattr(one, "cause", None) or one.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"a Ray worker failed: {lines[-1].strip() if lines else type(error).__name__}"
-
-
 def _library() -> Any:
+    ray = import_ray("--engine ray")
     try:
-        import ray
         import ray.data
     except ImportError as error:
         raise MissingDependency("--engine ray needs `pip install 'lumina-cli[ray]'`") from error
-    quiet_ray()
     return ray
