@@ -30,6 +30,7 @@ from lumina_cli.core.shards.reader import open_shards, read_index
 from lumina_cli.core.shards.selection import resolve_shards, selected_keys
 from lumina_cli.core.sources.bad_images import UnreadableImages
 from lumina_cli.core.weights.fingerprint import fingerprint_weights
+from lumina_cli.core.weights.json_files import stored_config
 
 WHAT = ("latents", "text")
 RECIPE = 1  # version of cropping and prompt formatting; increase it to invalidate all overlays
@@ -104,7 +105,8 @@ def text_digest(model: Path) -> str:
 
 def _digest(part: Path, *files: Path) -> str:
     digest = hashlib.sha256(f"{RECIPE} {fingerprint_weights(part)}".encode())
-    for file in (part / "config.json", *files):
+    digest.update(stored_config(part))
+    for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,7 @@ def atomic_write(path: str | Path, replace: bool = True, durable: bool = True) -
     aside = path.with_name(f".{os.urandom(6).hex()}.part{path.suffix}")
     try:
         yield aside
+        apply_umask(aside)
         if durable and aside.is_file():
             with aside.open("rb") as file:
                 os.fsync(file.fileno())  # or a power failure can leave an empty file under the final name
@@ -42,6 +44,21 @@ def atomic_write(path: str | Path, replace: bool = True, durable: bool = True) -
             shutil.rmtree(aside, ignore_errors=True)
         aside.unlink(missing_ok=True)
         raise
+
+
+def apply_umask(path: Path) -> None:
+    """Give a file, or the files in a folder, at least the permissions of any new file.
+
+    The writers of safetensors and of temporary files create files that only their owner may read.
+    """
+    umask = os.umask(0o077)
+    os.umask(umask)
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file() and not file.is_symlink():
+            mode = stat.S_IMODE(file.stat().st_mode)
+            if wanted := 0o666 & ~umask & ~mode:
+                with suppress(OSError):  # e.g. a file system without permissions
+                    file.chmod(mode | wanted)
 
 
 def _linked(aside: Path, path: Path) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
-from lumina_cli.core.weights.run_folder import first_line, write_text
+from lumina_cli.core.weights.json_files import write_text
+from lumina_cli.core.weights.run_folder import first_line
 
 
 class MetricsWindow:

@@ -1,10 +1,15 @@
 """JSON files of model folders: configs, and the indexes of sharded weights. Does not import torch."""
 
 import json
+import re
 from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
+
+DECLARED_DTYPE = re.compile(r'("(?:torch_)?dtype"\s*:\s*)"(?:bfloat16|float16)"')
+STORED_DTYPE = re.compile(rb'"dtype":"(\w+)"')
+MAX_HEADER = 1 << 16  # bytes of a safetensors header that contain the first tensor
 
 
 def read_json(path: Path) -> dict:
@@ -26,8 +31,40 @@ def read_json(path: Path) -> dict:
 
 def write_json(content: dict, path: Path) -> None:
     """Write a JSON object, whole or not at all."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
     with disk_errors(path), atomic_write(path) as aside:
-        aside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        aside.write_text(text, encoding="utf-8")
+
+
+def declare_float32(folder: Path) -> None:
+    """Make transformers load a text encoder in float32 by default, as diffusers loads the transformer.
+
+    If config.json names the data type of the stored weights, `Lumina2Pipeline.from_pretrained` without a
+    dtype mixes both and fails. Nothing else in the file changes.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8")
+    changed = DECLARED_DTYPE.sub(r'\1"float32"', text)
+    if changed != text:
+        write_text(path, changed)
+
+
+def stored_config(folder: Path) -> bytes:
+    """Return a config.json with the data type of the stored weights, as it is before `declare_float32`."""
+    text, stored = (folder / "config.json").read_bytes(), None
+    for file in sorted(folder.glob("*.safetensors"))[:1]:
+        with file.open("rb") as opened:
+            stored = STORED_DTYPE.search(opened.read(MAX_HEADER))
+    if stored is None or stored[1] == b"F32":
+        return text
+    name = {b"BF16": b"bfloat16", b"F16": b"float16"}.get(stored[1], b"float32")
+    return re.sub(rb'("(?:torch_)?dtype": *)"float32"', rb'\1"' + name + b'"', text)
 
 
 def find_indexes(folder: Path) -> list[Path]:

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.io.atomic import apply_umask, disk_errors
+from lumina_cli.core.weights.json_files import declare_float32, write_text
 
 
 @contextmanager
@@ -43,6 +44,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
         with disk_errors(final):
             aside.mkdir(parents=True)
             yield aside
+            apply_umask(aside)
             _replace_folder(aside, final, old)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -69,12 +71,6 @@ def _replace_folder(aside: Path, final: Path, old: Path) -> None:
         old.rename(final)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    with disk_errors(path), atomic_write(path) as aside:
-        aside.write_text(text, encoding="utf-8")
 
 
 def first_line(error: Exception) -> str:
@@ -172,4 +168,5 @@ class RunFolder:
                     shutil.copytree(part, aside / part.name, copy_function=shutil.copyfile)
                 else:
                     shutil.copyfile(part, aside / part.name)
+            declare_float32(aside / "text_encoder")
             yield aside

@@ -27,6 +27,7 @@ from lumina_cli.core.nano.scene import BACKDROPS, KINDS, TINTS, Scene, draw_scen
 from lumina_cli.core.training.config import Count, Rate, Seed, Weight
 from lumina_cli.core.training.nano.fit import cosine_rate, descend, fit
 from lumina_cli.core.training.progress import TrainingProgress
+from lumina_cli.core.weights.json_files import declare_float32
 from lumina_cli.core.weights.run_folder import staged_folder
 
 SPECIAL = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
@@ -228,6 +229,7 @@ def _save(model: Gemma2ForCausalLM, folder: Path) -> None:
     copy.load_state_dict(model.state_dict())
     with staged_folder(folder) as aside:
         copy.model.to(torch.bfloat16).save_pretrained(aside)
+        declare_float32(aside)
 
 
 def train_text_encoder(settings: Settings, out: Path, resume: bool = False) -> Iterator[dict]:
