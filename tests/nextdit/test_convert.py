@@ -276,11 +276,13 @@ class Hostile:
 def test_a_pth_that_would_run_code_is_a_one_line_error(tmp_path):
     path = tmp_path / "model.pth"
     torch.save({"weight": torch.zeros(1), "args": Hostile()}, path)
-    with pytest.raises(LuminaError, match="cannot be loaded with weights_only=True") as caught:
+    with pytest.raises(
+        LuminaError, match=r"cannot be loaded: it is damaged, or contains exec, which"
+    ) as caught:
         c.read_weights(path)
     assert "\n" not in str(caught.value)
     path.write_bytes(pickle.dumps(Hostile()))
-    with pytest.raises(LuminaError, match="cannot be loaded with weights_only=True"):
+    with pytest.raises(LuminaError, match="or contains something other than tensors"):
         c.read_weights(path)
 
 
@@ -308,9 +310,9 @@ def broken_files(folder):
     ("name", "words"),
     [
         ("none.safetensors", "does not exist"),
-        ("cut.safetensors", "is not a readable safetensors file"),
-        ("empty.pth", "cannot be loaded with weights_only=True"),
-        ("cut.pth", "cannot be loaded with weights_only=True"),
+        ("cut.safetensors", "is truncated: .* bytes; download it again"),
+        ("empty.pth", "is empty; download it again"),
+        ("cut.pth", "cannot be loaded: "),
         ("nested.pth", "must contain only a flat dict of tensors"),
         ("notes.txt", "unknown suffix"),
         ("hollow", "holds 0 indexes and 0 weight files"),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
+from lumina_cli.core.weights.content import check_content
 from lumina_cli.core.weights.json_files import find_indexes, read_weight_map
 
 LUMINA_IMAGE_2 = "Alpha-VLLM/Lumina-Image-2.0"
@@ -96,7 +97,21 @@ def model_folder(folder: Path) -> Path:
         raise LuminaError(f"{folder} is not a model folder; it must contain {'/, '.join(COMPONENTS)}/")
     if missing:
         raise LuminaError(f"{folder} is incomplete; missing: {', '.join(missing)}")
+    check_files(folder)
     return folder
+
+
+def check_files(folder: Path) -> None:
+    """Check that no file of a model folder is a Git LFS pointer, a web page or a part of a download.
+
+    Raises:
+        LuminaError: at the first such file.
+    """
+    for component in COMPONENTS:
+        for pattern in ("*.json", "*.safetensors", "*.model"):
+            for path in sorted((folder / component).glob(pattern)):
+                if not path.name.startswith("."):
+                    check_content(path)
 
 
 def missing_files(folder: Path) -> list[str]:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
-from lumina_cli.core.weights.json_files import write_text
-from lumina_cli.core.weights.run_folder import first_line
+from lumina_cli.core.weights.json_files import summarize_error, write_text
 
 
 class MetricsWindow:
@@ -111,7 +110,7 @@ class TrainingProgress:
             step, weights, optimizer = state["step"], state["model"], state["optimizer"]
         except Exception as error:  # zip, pickle and torch raise exceptions of their own
             raise LuminaError(
-                f"{self.path} cannot be read ({first_line(error)}); delete it to start over"
+                f"{self.path} cannot be read ({summarize_error(error)}); delete it to start over"
             ) from error
         try:
             self.model.load_state_dict(weights)

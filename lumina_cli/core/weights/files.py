@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.weights.content import PICKLED, SAFETENSORS, check_content
 from lumina_cli.core.weights.json_files import find_indexes, read_weight_map, summarize_error
 
-PICKLED = (".pth", ".pt", ".ckpt", ".bin")
+WRAPPED = "state_dict"  # the only key of a checkpoint of Lightning, above its tensors
 PREFERRED = ("diffusion_pytorch_model.safetensors", "model.safetensors", "consolidated.00-of-01.pth")
 
 
@@ -35,7 +36,8 @@ def read_weights(path: str | Path, apart: tuple[str, ...] = ()) -> dict[str, Ten
         return read_folder(path, apart)
     if not path.exists():
         raise LuminaError(f"{path} does not exist; expected a weight file or a folder with one")
-    if path.suffix == ".safetensors":
+    check_content(path)
+    if path.suffix in SAFETENSORS:
         return read_safetensors(path, apart)
     if path.suffix in PICKLED:
         return read_pickled(path)
@@ -81,6 +83,7 @@ def read_shards(index: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
 
 def read_safetensors(path: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:
     """Read a .safetensors file; `apart` is that of `read_weights`."""
+    check_content(path)
     try:
         if not apart:
             return load_file(path)
@@ -99,12 +102,22 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # a broken or hostile file makes the restricted unpickler fail in any way
-        raise LuminaError(
-            f"{path} cannot be loaded with weights_only=True: {summarize_error(error)}"
-        ) from error
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise LuminaError(f"{path} must contain only a flat dict of tensors")
+        raise LuminaError(f"{path} cannot be loaded: {summarize_error(error)}") from error
+    if isinstance(tensors, dict) and len(tensors) == 1 and isinstance(inner := tensors.get(WRAPPED), dict):
+        tensors = inner
+    if not isinstance(tensors, dict):
+        raise LuminaError(f"{path} must contain only a dict of tensors by name, not a {_name_type(tensors)}")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise LuminaError(
+                f"{path} must contain only a flat dict of tensors by name; it has a {_name_type(tensor)} "
+                f"under the {'name' if isinstance(name, str) else _name_type(name)} {str(name)[:80]!r}"
+            )
     return dict(tensors)
+
+
+def _name_type(value: object) -> str:
+    return type(value).__name__
 
 
 def write_weights(tensors: dict[str, Tensor], path: str | Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.weights.content import check_content
 
+UNSAFE = re.compile(r"(?:GLOBAL|global|[Cc]lass) ([\w.]+)")
 DECLARED_DTYPE = re.compile(r'("(?:torch_)?dtype"\s*:\s*)"(?:bfloat16|float16)"')
 STORED_DTYPE = re.compile(rb'"dtype":"(\w+)"')
 MAX_HEADER = 1 << 16  # bytes of a safetensors header that contain the first tensor
@@ -22,7 +24,8 @@ def read_json(path: Path) -> dict:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise LuminaError(f"{path} does not exist; the diffusers layout requires it") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
+        check_content(path)
         raise LuminaError(f"{path} is not readable JSON: {summarize_error(error)}") from error
     if not isinstance(content, dict):
         raise LuminaError(f"{path} does not contain a JSON object")
@@ -87,6 +90,15 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def summarize_error(error: Exception) -> str:
-    """Return the first line of an error, at most 160 characters of it."""
+    """Return the first line of an error, at most 160 characters of it.
+
+    The advice of torch to load a file without weights_only, which would run its code, is not repeated.
+    """
+    if "weights_only" in str(error) or "Weights only load failed" in str(error):
+        found = UNSAFE.search(str(error))
+        what = f"{found[1]}, which is not a tensor" if found else "something other than tensors"
+        return f"it is damaged, or contains {what}; such objects are not loaded, as they can run code"
+    if isinstance(error, KeyError | IndexError | EOFError | MemoryError):  # of a parser, without a message
+        return f"it is damaged ({type(error).__name__})"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:160]

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.weights.content import check_content
 from lumina_cli.core.weights.files import PREFERRED
 from lumina_cli.core.weights.json_files import find_indexes, read_weight_map, summarize_error
 
@@ -41,6 +42,7 @@ class LazyWeights:
         self.folder = Path(folder)
         self.locations: dict[str, TensorLocation] = {}
         for file in self._files():
+            check_content(file)
             try:
                 with safe_open(file, "pt") as opened:
                     for name in opened.keys():  # noqa: SIM118 - not a dict

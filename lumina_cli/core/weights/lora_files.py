@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.weights.content import SAFETENSORS
 from lumina_cli.core.weights.files import read_weights
 from lumina_cli.core.weights.json_files import read_json, summarize_error
 
@@ -46,7 +47,7 @@ def read_adapter(path: str | Path) -> AdapterFile:
     if path.is_dir():
         path = _only_file(path)
     tensors = read_weights(path)
-    if path.suffix != ".safetensors":
+    if path.suffix not in SAFETENSORS:
         return AdapterFile(path, tensors)
     header = read_header(path)
     packed = header.pop(CONFIG, None)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import apply_umask, disk_errors
-from lumina_cli.core.weights.json_files import declare_float32, write_text
+from lumina_cli.core.weights.json_files import declare_float32, summarize_error, write_text
 
 
 @contextmanager
@@ -71,11 +71,6 @@ def _replace_folder(aside: Path, final: Path, old: Path) -> None:
         old.rename(final)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error; errors of torch and pickle may have many lines, or none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 class RunFolder:
@@ -137,7 +132,8 @@ class RunFolder:
             return weights, ema, optimizer
         except Exception as error:  # safetensors, zip and pickle each raise their own kind
             raise LuminaError(
-                f"{folder} cannot be read ({first_line(error)}); delete it to resume from the previous one"
+                f"{folder} cannot be read ({summarize_error(error)}); "
+                "delete it to resume from the previous one"
             ) from error
 
     def append_metrics(self, row: dict) -> None:
