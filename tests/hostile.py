@@ -163,7 +163,7 @@ FILES: dict[str, tuple[bytes, tuple[str, ...] | str]] = {
     "json-deep.jpg": (JPEG, "bad_caption"),
     "json-deep-enough.jpg": (JPEG, ()),
     "json-nan.jpg": (JPEG, ()),
-    "json-surrogate.jpg": (JPEG, ()),
+    "json-surrogate.jpg": (JPEG, "bad_caption"),
     "json-captions.jpg": (JPEG, "captions"),
     "json-elsewhere.jpg": (JPEG, ()),
     "json-types.jpg": (JPEG, ()),
@@ -216,6 +216,17 @@ def files(root: Path) -> Expected:
     return expected | {"photos/dangling.jpg": "missing", "photos/loop.jpg": "missing"}
 
 
+SCHEMES = (
+    "jupyter", "gist", "dbfs", "reference", "zip", "hdfs", "webhdfs", "github", "s3", "gs", "sftp", "smb", "git",
+    "libarchive", "simplecache", "unknown", "S3",
+)  # fmt: skip
+
+
+def row_with(**values: object) -> dict:
+    """Return a row of a good image, with other values."""
+    return {"image": "../photos/plain.jpg"} | values
+
+
 def rows(root: Path) -> Expected:
     """Write a file of rows that name what they should not; keys are numbers."""
     table: list[tuple[object, tuple[str, ...] | str]] = [
@@ -226,7 +237,7 @@ def rows(root: Path) -> Expected:
         ({"image": "../photos"}, "missing"),
         ({"image": "/dev/zero"}, "not_a_file"),
         ({"image": "http://127.0.0.1:9/x.jpg"}, "web"),
-        ({"image": "zip://a::memory://b"}, "unusable"),
+        ({"image": "zip://a::memory://b"}, "scheme"),
         ({"image": "memory://hostile/gone.jpg"}, "missing"),
         ({"image": "../photos/plain.jpg#x.png"}, "missing"),
         ({"image": "nowhere.tar#x.png"}, "missing"),
@@ -237,12 +248,25 @@ def rows(root: Path) -> Expected:
         ({"img": "a.jpg"}, "bad_row"),
         ({"image": "../photos/plain.jpg", "captions": "a cat"}, "captions"),
         ({"image": "../photos/plain.jpg", "captions": {"en": {"short": 5}}}, "captions"),
-        ({"image": "../photos/plain.jpg", "depth": "../photos/x.tar#y", "score": 10**400}, "missing"),
+        ({"image": "../photos/plain.jpg", "depth": "../photos/x.tar#y", "score": 10**200}, "missing"),
         (b'{"key": "row19", "image": "../photos/plain.jpg", "score": NaN}', ()),
         (b"[1, 2, 3]", "bad_row"),
         (b'{"image": ', "bad_row"),
         (b'{"a":' * 50_000, "bad_row"),
         (b'{"image": "\xff\xfe.jpg"}', "bad_row"),
+        *((row_with(image=f"{scheme}://127.0.0.1:9/x.png"), "scheme") for scheme in SCHEMES),
+        (row_with(depth="webhdfs://127.0.0.1:9/x.tar#y"), "scheme"),
+        (row_with(masks="s3://bucket/000000.tar#y"), "scheme"),
+        (row_with(image="https://host/000000.tar#y.png"), "web"),
+        (row_with(image="jupyter:x"), "missing"),
+        (b'{"image": "../photos/plain.jpg", "score": ' + b"9" * 4000 + b"}", "bad_row"),
+        (b'{"image": "../photos/plain.jpg", "score": ' + b"9" * 5000 + b"}", "bad_row"),
+        (b'{"image": "../photos/plain.jpg", "x": [[-' + b"9" * 301 + b"]]}", "bad_row"),
+        (b'{"image": "../photos/plain.jpg", "x": ' + b"[" * 256 + b"]" * 256 + b"}", "bad_row"),
+        (b'{"image": "../photos/plain.jpg", "x": ' + b"[" * 900 + b"]" * 900 + b"}", "bad_row"),
+        (b'{"image": "../photos/plain.jpg", "x": "' + b"a" * (17 << 20) + b'"}', "bad_row"),
+        (row_with(caption="half \ud83d of a pair"), "bad_caption"),
+        (row_with(captions={"en": {"short": "\udc80"}}), "bad_caption"),
     ]
     (root / "lists").mkdir()
     expected = {}

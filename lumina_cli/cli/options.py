@@ -21,6 +21,25 @@ Workers = Annotated[
         help="Worker processes; each handles one shard. ray or ray:N: workers on a Ray cluster.",
     ),
 ]
+
+
+def allow_schemes_here(names: list[str] | None) -> list[str] | None:
+    """Allow the schemes of --allow in this process; without the option, none."""
+    from lumina_cli.core.io.allowed import allow_schemes
+
+    allow_schemes(names or ())
+    return names
+
+
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SCHEME",
+        callback=allow_schemes_here,
+        help="URL scheme that rows may read images from, such as s3. Repeatable. Without it, rows may name "
+        "local files and files in the folder of their own SOURCE.",
+    ),
+]
 DeprecatedShard = Annotated[str | None, typer.Option("--shard", hidden=True)]
 
 

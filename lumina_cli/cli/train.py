@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output, runs
-from lumina_cli.cli.options import Json
+from lumina_cli.cli.options import Allow, Json
 from lumina_cli.core.errors import UsageError
 
 
@@ -30,6 +30,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the stages that would be trained, and exit.")
     ] = False,
+    allow: Allow = None,
     json: Json = False,
 ) -> None:
     """Train a model from a recipe. Writes rows of metrics to stdout.

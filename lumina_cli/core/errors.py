@@ -1,10 +1,19 @@
 """Errors that a user can act on, each with its documented exit code."""
 
+from lumina_cli.core.limits import shorten
+from lumina_cli.core.secrets import mask_secrets
+
 
 class LuminaError(Exception):
-    """An error that the user can fix; the message is one line that names the remedy."""
+    """An error that the user can fix; the message is one line that names the remedy.
+
+    Secrets in the message are masked, and a message longer than MAX_MESSAGE loses its middle.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = ""):
+        super().__init__(shorten(mask_secrets(str(message))))
 
 
 class UsageError(LuminaError):

@@ -33,7 +33,7 @@ def test_byte_order_marks_and_windows_line_ends_are_accepted(end):
         (b'{"image": null}', "line 2: 'image' is empty"),
         (b'{"image": "a"', "line 2 is not a JSON object: Expecting ',' delimiter"),
         (b'{"image": "\xff"}', "line 2 is not UTF-8 text"),
-        (b'{"a":' + b"[" * 100_000, "line 2 is not a JSON object: nested too deeply"),
+        (b'{"a":' + b"[" * 100_000, "line 2 is not a JSON object: nested too deeply (more than 256 levels)"),
     ],
 )
 def test_bad_lines_are_named(line, message):

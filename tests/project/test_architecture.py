@@ -20,7 +20,7 @@ CLI = [path for path in FILES if path.relative_to(PACKAGE).parts[0] == "cli"]
 HEAVY = {"torch", "numpy", "transformers", "diffusers", "datasets", "ray", "matplotlib", "webdataset", "PIL"}
 # From the bottom up; a package imports only packages of lower layers.
 LAYERS = (
-    {"errors", "registry", "recipe", "device", "doctor"},
+    {"errors", "limits", "secrets", "registry", "recipe", "device", "doctor"},
     {"io"},
     {"weights", "images"},
     {"flow", "kernels", "shards"},

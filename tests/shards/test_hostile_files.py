@@ -22,7 +22,7 @@ pytestmark = [  # images/io.py ignores them; pytest sets its own filters
 PARTS = {"photos": hostile.files, "lists/rows.jsonl": hostile.rows, "tars": hostile.tars}
 CODES = {
     "truncated", "not_an_image", "too_large", "floating_point", "bad_caption", "captions", "not_a_file", "outside",
-    "missing", "web", "unusable", "no_image", "bad_row", "bad_json", "bad_tar",
+    "missing", "web", "scheme", "no_image", "bad_row", "bad_json", "bad_tar",
 }  # fmt: skip
 
 

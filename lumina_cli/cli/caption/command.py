@@ -30,6 +30,7 @@ def caption(
     reuse: options.Reuse = None,
     out: options.Out = None,
     split: options.SplitOption = None,
+    allow: options.Allow = None,
     shard: shared.DeprecatedShard = None,
     json: shared.Json = False,
 ) -> None:

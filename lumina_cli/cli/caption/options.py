@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lumina_cli.cli import options as shared
+
 CAPTIONS, CHECKS, ENGINE, FILES = "Captions", "Checks and scores", "Engine", "Input and output"
 
 Source = Annotated[
@@ -126,6 +128,15 @@ Out = Annotated[
     typer.Option(
         help="Write rows to this .jsonl file; rerun the same command to resume. [default: stdout]",
         show_default=False,
+        rich_help_panel=FILES,
+    ),
+]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SCHEME",
+        callback=shared.allow_schemes_here,
+        help="URL scheme that rows may read images from, such as s3. Repeatable.",
         rich_help_panel=FILES,
     ),
 ]

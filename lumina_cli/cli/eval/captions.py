@@ -8,7 +8,7 @@ import typer
 
 from lumina_cli.cli import output
 from lumina_cli.cli.eval.run import app
-from lumina_cli.cli.options import Json
+from lumina_cli.cli.options import Allow, Json
 
 
 @app.command()
@@ -20,6 +20,7 @@ def captions(
         Path | None, typer.Option(help="Write an HTML page of images and captions to this file.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, max=1000, help="Number of images on the page.")] = 40,
+    allow: Allow = None,
     json: Json = False,
 ) -> None:
     """Compare captions of the same images. Writes one row per file, language and level.

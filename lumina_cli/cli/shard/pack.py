@@ -7,7 +7,7 @@ import typer
 from lumina_cli.cli import output
 from lumina_cli.cli.group import default_command
 from lumina_cli.cli.help import VerbApp
-from lumina_cli.cli.options import Json, Shards
+from lumina_cli.cli.options import Allow, Json, Shards
 
 HELP = """Pack images and captions into webdataset shards, annotate, filter and report on them.
 
@@ -54,6 +54,7 @@ def pack(
     links: Annotated[
         bool, typer.Option("--links", help="Follow symlinks that point outside the folder.")
     ] = False,
+    allow: Allow = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing shards in DEST.")] = False,
     json: Json = False,
 ) -> None:

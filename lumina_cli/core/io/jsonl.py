@@ -15,6 +15,8 @@ from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io.atomic import atomic_write
+from lumina_cli.core.io.row_checks import LongLine, bounded_lines, checked_prompt
+from lumina_cli.core.limits import parse_json, shorten
 
 LEVELS = ("detailed", "medium", "short", "tags")  # caption levels, from long to short
 LANGUAGE = "en"  # default language of a caption
@@ -26,8 +28,8 @@ def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]
     """Yield the rows of a file or an open stream (text or bytes); empty lines are skipped.
 
     With `key`, each row must have a value for it, and a line that is not a JSON object is itself that value;
-    in .jsonl and .ndjson files only a quoted string is. The values of a .csv file are text, except an integer
-    "seed"; an empty cell is dropped.
+    in .jsonl and .ndjson files only a quoted string is. The values of a .csv file are text; an empty cell is
+    dropped. The seed of a row with a prompt becomes an integer (see `checked_prompt`).
 
     Raises:
         LuminaError: if the file is missing, a line is malformed, or the value is missing; the message names
@@ -56,7 +58,7 @@ def read_rows_with_lines(source: str | Path | IO, key: str | None = None) -> Ite
 def _rows(
     lines: Iterable[str | bytes], place: str, key: str | None, plain: bool = True
 ) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(bounded_lines(lines), start=1):
         where = f"{place}line {number}"
         text = _decode(line, where).strip()
         if number == 1:
@@ -66,11 +68,9 @@ def _rows(
 
 
 def _checked(row: dict, key: str | None, where: str) -> dict:
-    if key == "prompt":
-        check_prompt(row, where)
-    elif key is not None:
+    if key is not None:
         check_row(row, key, where)
-    return row
+    return checked_prompt(row, where) if key == "prompt" else row
 
 
 def _csv_rows(path: Path, key: str | None) -> Iterator[tuple[str, dict]]:
@@ -82,8 +82,6 @@ def _csv_rows(path: Path, key: str | None) -> Iterator[tuple[str, dict]]:
                 if None in cells or None in cells.values():
                     raise LuminaError(f"{where}: number of fields differs from the header")
                 row = {name: value for name, value in cells.items() if value.strip()}
-                if row.get("seed", "").strip().removeprefix("-").isdecimal():
-                    row["seed"] = int(row["seed"])
                 if row:
                     yield where, _checked(row, key, where)
     except UnicodeDecodeError as error:
@@ -92,7 +90,9 @@ def _csv_rows(path: Path, key: str | None) -> Iterator[tuple[str, dict]]:
         raise LuminaError(f"{path} line {reader.line_num} is not CSV: {error}") from error
 
 
-def _decode(line: str | bytes, where: str) -> str:
+def _decode(line: str | bytes | LongLine, where: str) -> str:
+    if isinstance(line, LongLine):
+        raise LuminaError(f"{where} is {line.reason}")
     try:
         return line.decode() if isinstance(line, bytes) else line
     except UnicodeDecodeError as error:
@@ -110,10 +110,9 @@ def parse_row(text: str, where: str, key: str | None = None, plain: bool = True)
         if plain or value != text:  # a value that differs from its line was a quoted JSON string
             return {key: value}
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", "nested too deeply")
-        raise LuminaError(f"{where} is not a JSON object: {reason}") from error
+        row = parse_json(text)
+    except ValueError as error:
+        raise LuminaError(f"{where} is not a JSON object: {getattr(error, 'msg', error)}") from error
     if not isinstance(row, dict):
         raise LuminaError(f"{where}: expected a JSON object, got {type(row).__name__}")
     return row
@@ -123,7 +122,7 @@ def _plain(text: str) -> str:
     """Return plain text as it is, and a quoted JSON string, as `jq .prompt` writes it, unquoted."""
     if text.startswith('"'):
         try:
-            value = json.loads(text)
+            value = parse_json(text)
         except ValueError:
             return text
         return value if isinstance(value, str) else text
@@ -137,25 +136,10 @@ def check_row(row: dict, key: str, where: str) -> None:
         LuminaError: if the key is missing or its value is empty.
     """
     if key not in row:
-        found = ", ".join(map(str, row)) or "nothing"
+        found = shorten(", ".join(map(str, row)), 200) or "nothing"
         raise LuminaError(f"{where} has no {key!r}, only {found}")
     if row[key] is None or (isinstance(row[key], str) and not row[key].strip()):
         raise LuminaError(f"{where}: {key!r} is empty")
-
-
-def check_prompt(row: dict, where: str) -> None:
-    """Check that "prompt" and "negative" of a row are text and "seed" is an integer.
-
-    Raises:
-        LuminaError: if one of them has another type, or the prompt is missing.
-    """
-    check_row(row, "prompt", where)
-    seed = row.get("seed", 0)
-    for name in ("prompt", "negative"):
-        if not isinstance(row.get(name) or "", str):
-            raise LuminaError(f"{where}: {name!r} is {row[name]!r}, but must be text")
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise LuminaError(f"{where}: 'seed' is {seed!r}, but must be a whole number")
 
 
 def get_captions(row: dict, where: str = "the row") -> dict[str, dict[str, str]]:

@@ -9,7 +9,8 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.presets import find_preset
 from lumina_cli.core.images.sizes import Size, parse_ratio, parse_size
-from lumina_cli.core.io.jsonl import check_prompt
+from lumina_cli.core.io.jsonl import check_row
+from lumina_cli.core.io.row_checks import checked_prompt
 from lumina_cli.core.models.folder import ModelFolder, PlanLike
 
 
@@ -97,13 +98,14 @@ class ResolvedRequest:
 
 
 def checked_rows(rows: Iterable[dict]) -> Iterator[dict]:
-    """Yield the rows unchanged, validating each.
+    """Yield the rows, validating each; seeds become integers.
 
     Raises:
         LuminaError: at the first row with an invalid prompt, seed, negative prompt or size.
     """
     for number, row in enumerate(rows, start=1):
-        check_prompt(row, f"row {number}")
+        check_row(row, "prompt", f"row {number}")
+        row = checked_prompt(row, f"row {number}")
         try:
             check_size(row.get("size"))
         except UsageError as error:

@@ -28,6 +28,7 @@ _ROW_CODES = (
     "bad_caption",
     "bad_row",
     "no_image",
+    "scheme",
 )  # the row is at fault
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import parse_row
+from lumina_cli.core.limits import prune_json
 from lumina_cli.core.shards.overlays.reader import Add, open_joiner
 from lumina_cli.core.shards.tar import TRUTH, RejectedImage, TarImage, find_tars, read_span, scan_tar
 
@@ -130,30 +131,43 @@ def read_shards(path: str | Path, lenient: bool = False) -> Iterator[dict]:
             yield {"key": filesystem.basename(tar), "image": RejectedImage("", "bad_tar", str(error))}
 
 
-def _read(tar: str, entry: dict, add: Add | None) -> dict:
-    row = read_entry(tar, entry)
+def _read(tar: str, entry: dict, add: Add | None, deep: bool = True) -> dict:
+    row = read_entry(tar, entry, deep)
     return add(entry, row) if add else row
 
 
 def _read_leniently(tar: str, entry: dict, add: Add | None) -> dict:
     try:
-        return _read(tar, entry, add)
+        return _read(tar, entry, add, deep=False)
     except LuminaError as error:
         image = RejectedImage(f"{tar}#{entry['image']}", getattr(error, "code", "bad_json"), str(error))
         return {"key": entry["key"], "image": image}
 
 
-def read_entry(tar: str, entry: dict) -> dict:
-    """Return the row for a line of an index."""
+def read_entry(tar: str, entry: dict, deep: bool = True) -> dict:
+    """Return the row for a line of an index.
+
+    With `deep`, a row that was packed before MAX_DEPTH was checked is read, with null below that depth.
+    """
     row = {name: entry[name] for name in ("key", "width", "height") if entry.get(name) is not None}
     if entry.get("row"):
         text = read_span(tar, *entry["row"], f"{entry['key']}.json")
-        row = parse_row(text.decode(errors="replace"), f"{tar}#{entry['key']}.json") | row
+        row = _parse_member(text.decode(errors="replace"), f"{tar}#{entry['key']}.json", deep) | row
     if entry.get("text") and not any(name in row for name in ("captions", "caption", "text")):
         row["caption"] = (
             read_span(tar, *entry["text"], f"{entry['key']}.txt").decode(errors="replace").strip()
         )
     return row | {name: TarImage(tar, *span) for name, span in image_spans(entry).items()}
+
+
+def _parse_member(text: str, where: str, deep: bool) -> dict:
+    try:
+        return parse_row(text, where)
+    except LuminaError:
+        pruned = prune_json(text) if deep else text
+        if pruned == text:
+            raise
+        return parse_row(pruned, where)
 
 
 def image_spans(entry: dict) -> dict[str, tuple[str, int, int]]:

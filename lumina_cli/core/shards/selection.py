@@ -17,6 +17,7 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.allowed import refuse_store
 from lumina_cli.core.io.atomic import atomic_write
 from lumina_cli.core.shards.manifest import read_batches, write_tables
 from lumina_cli.core.shards.overlays.reader import (
@@ -128,7 +129,13 @@ def selected_shards(folder: str) -> str:
 
 
 def _resolve_place(folder: str, stored: str) -> str:
-    """Return the location for one that select.json in `folder` stores (see `_relative_place`)."""
+    """Return the location for one that select.json in `folder` stores (see `_relative_place`).
+
+    Raises:
+        LuminaError: if select.json, which may come from elsewhere, names a location that is not a store.
+    """
+    if not stored.startswith(f"{folder}/") and (why := refuse_store(stored)):
+        raise LuminaError(f"{filesystem.join(folder, DONE)} names {stored}: {why}")
     if filesystem.is_url(stored) or os.path.isabs(stored) or filesystem.is_url(folder):
         return stored
     return os.path.normpath(os.path.join(folder, stored))

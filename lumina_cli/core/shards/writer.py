@@ -20,6 +20,9 @@ from lumina_cli.core.images.io import InvalidImage
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import disk_errors
 from lumina_cli.core.io.jsonl import dump_row, get_captions, get_error, get_error_code
+from lumina_cli.core.io.row_checks import LongLine
+from lumina_cli.core.limits import MAX_DEPTH, MAX_ROW, check_json_value
+from lumina_cli.core.secrets import mask_url
 from lumina_cli.core.shards.image_ref import image_ref
 from lumina_cli.core.shards.journal import digest_rows
 from lumina_cli.core.shards.reader import index_path
@@ -96,7 +99,7 @@ def _samples(job: ShardJob, rejects: list[dict]) -> Iterator[_Sample]:
                 raise image
             yield _sample(row, image, origin, keys, job.making)
         except LuminaError as error:
-            named = {"row": number, "key": row.get("key"), "image": origin}
+            named = {"row": number, "key": row.get("key"), "image": origin and mask_url(origin)}
             why = {"code": getattr(error, "code", "unusable"), "reason": str(error)}
             rejects.append(named | why | ({"upstream": True} if get_error(row) else {}))
 
@@ -143,11 +146,26 @@ def _sample(
     key = sanitize_key(str(row.get("key") or Path(origin or "picture").stem), keys)
     kept |= {"key": key, "width": ingested.width, "height": ingested.height}
     if origin is not None:
-        kept.setdefault("origin", origin)
+        kept.setdefault("origin", mask_url(origin))
+    return _Sample(key, ingested, truth, kept, _checked_line(kept))
+
+
+def _checked_line(row: dict) -> bytes:
+    """Return the JSON of a row.
+
+    Raises:
+        InvalidImage: if the row exceeds the limits of rows, so that readers would refuse it.
+    """
     try:
-        return _Sample(key, ingested, truth, kept, _line(kept))
-    except RecursionError as error:
-        raise InvalidImage("the row is nested too deeply", "bad_row") from error
+        line = _line(row)
+        if line.count(b"[") + line.count(b"{") > MAX_DEPTH or len(line) > MAX_ROW:
+            check_json_value(row)
+    except (RecursionError, ValueError) as error:
+        reason = getattr(error, "msg", "nested too deeply")
+        raise InvalidImage(f"the row cannot be stored: {reason}", "bad_row") from error
+    if len(line) > MAX_ROW:
+        raise InvalidImage(f"the row is {LongLine.reason}", "bad_row")
+    return line
 
 
 def _line(row: dict) -> bytes:
@@ -265,4 +283,9 @@ def _by_kind(texts: list[tuple], numbers: list[int]) -> dict[str, dict[str, int]
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        return False

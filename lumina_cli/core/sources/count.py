@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from lumina_cli.core.images.io import SUFFIXES
-from lumina_cli.core.io.jsonl import read_rows
+from lumina_cli.core.shards.reader import read_totals
 
 LARGEST = 256 << 20  # bytes; larger files of rows are not counted
 
@@ -14,11 +14,11 @@ def count_source(source: str) -> int | None:
     path, (kind, _, rest) = Path(source), source.partition(":")
     if kind == "nano" and not path.exists():
         number = rest.partition("?")[0]
-        return int(number) if number.isdecimal() else None
+        return int(number) if number.isdecimal() and len(number) < 20 else None
     if path.is_dir():
         if any(path.glob("*.tar")):
             totals = path / "shards.json"
-            found = next(read_rows(totals), {}).get("samples") if totals.is_file() else None
+            found = (read_totals(path) or {}).get("samples") if totals.is_file() else None
             return found if isinstance(found, int) else None
         return _count_images(path)
     if not path.is_file() or path.suffix == ".tar":

@@ -28,6 +28,7 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.io import SUFFIXES, open_image
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import caption_fields, check_row, get_error, parse_row, read_rows, with_captions
+from lumina_cli.core.io.row_checks import LongLine, bounded_lines
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.shards.image_ref import MissingImage, image_ref
 from lumina_cli.core.shards.overlays.reader import split_source
@@ -35,6 +36,7 @@ from lumina_cli.core.shards.reader import read_shards
 from lumina_cli.core.shards.selection import is_selection, read_selection
 from lumina_cli.core.shards.tar import RejectedImage
 from lumina_cli.core.sources.image_folder import image_row, read_folder
+from lumina_cli.core.sources.screen import screen_rows
 
 NANO = {"seed": 0, "size": 128, "held_out": 0, "truth": 0}
 REJECTS = ".rejects.jsonl"  # suffix after the name of a file of rows
@@ -62,11 +64,22 @@ def read_source(
     word = str(source)
     kind, _, rest = word.partition(":")
     if kind in ("nano", "hf") and not filesystem.is_url(word) and not Path(word).exists():
-        return _nano(rest, word, workers) if kind == "nano" else _hub(rest, word)
+        if kind == "nano":
+            return _nano(rest, word, workers)
+        return screen_rows(_hub(rest, word), f"hf://datasets/{rest.partition('?')[0]}")
     if word == "-":
-        return _images_of(_rows_of(getattr(sys.stdin, "buffer", sys.stdin), lenient, need), ".")
+        rows = _rows_of(getattr(sys.stdin, "buffer", sys.stdin), lenient, need)
+        return screen_rows(_images_of(rows, "."))
+    place = split_source(filesystem.to_text(source))[0]
+    folder = place if filesystem.is_dir(place) else filesystem.parent(place)
+    return screen_rows(_stored_rows(source, place, lenient, links, need), folder)
+
+
+def _stored_rows(
+    source: str | Path, place: str, lenient: bool, links: bool, need: str | None
+) -> Iterator[dict]:
+    """Return the rows of a folder or file at `place`, without its overlays in `source`."""
     word = filesystem.to_text(source)
-    place = split_source(word)[0]
     if filesystem.is_dir(place):
         if is_selection(word):
             return map(with_captions, read_selection(word))
@@ -134,9 +147,11 @@ def _rows_of(source: str | IO, lenient: bool, need: str | None = "image") -> Ite
 
 def _lenient_rows(lines: Iterable[bytes | str], place: str) -> Iterator[dict]:
     """Yield a row per line; the "image" of an invalid line is a RejectedImage. `place` is for messages."""
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(bounded_lines(lines), start=1):
         where = f"{place}line {number}"
         try:
+            if isinstance(line, LongLine):
+                raise LuminaError(f"{where} is {line.reason}")
             text = (line.decode("utf-8-sig") if isinstance(line, bytes) else line).strip()
             if text:
                 row = parse_row(text, where, "image", plain=not place)

@@ -21,6 +21,7 @@ from typing import IO, Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors, lock_file
 from lumina_cli.core.io.jsonl import dump_row, get_error
+from lumina_cli.core.shards.tar import RejectedImage
 
 Row = dict[str, Any]
 ADDED = (
@@ -179,6 +180,7 @@ class ResumableFile:
         if new:
             image = row.get("image")
             place = image if isinstance(image, str) or ".tar#" in str(image) else None
+            place = image.image or None if isinstance(image, RejectedImage) else place
             skipped = {"row": number, "key": row.get("key"), "image": place}
             skipped |= {"code": row["code"]} if get_error(row) and row.get("code") else {}
             line = dump_row(skipped | {"reason": reason})

@@ -17,9 +17,10 @@ from PIL import Image
 
 from lumina_cli.core.errors import MissingDependency, UsageError
 from lumina_cli.core.images.io import png_bytes
-from lumina_cli.core.io.jsonl import dump_row, is_in_memory
+from lumina_cli.core.io.jsonl import dump_row, get_error, is_in_memory
 from lumina_cli.core.io.parallel.ray_library import error_of_worker, import_ray, start_ray
 from lumina_cli.core.registry import CAPTIONERS
+from lumina_cli.core.shards.tar import RejectedImage
 from lumina_cli.core.unicap.batch import caption_batch
 from lumina_cli.core.unicap.engines import open_engine
 from lumina_cli.core.unicap.items import CaptionItem, CaptionRequest
@@ -139,7 +140,11 @@ def _pack(item: CaptionItem) -> dict[str, Any]:
     data = b""
     if is_in_memory(image):
         data = bytes(image) if isinstance(image, bytes | bytearray) else png_bytes(image.convert("RGB"))
-    return {"row": dump_row(item.row), "image": data}
+    row = item.row
+    if isinstance(image, RejectedImage) and not get_error(row):  # its text would be opened by the worker
+        reason = f"{image.image}: {image.reason}" if image.image else image.reason
+        row = row | {"error": reason, "code": image.code}
+    return {"row": dump_row(row), "image": data}
 
 
 def _unpack(items: Sequence[CaptionItem], found: str) -> int:
