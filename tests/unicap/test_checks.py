@@ -240,12 +240,12 @@ BAD = [
     ("ru", "medium", "language", "Красная машина стоит слева от синего мяча. The light comes from the right side."),
     ("zh", "medium", "language", "一辆红色的小汽车停在蓝色大球的左边，灰色的地面上有柔和的影子。 The light comes from the right side."),
     ("zh", "medium", "language", "一辆红色的小汽车停在蓝色大球的左边。灰色的地面上有柔和的影子，背景干净明亮。光は右から柔らかく当たっています。"),
+    ("en", "short", "refusal", "The image could not be loaded."),
     ("ru", "short", "language", "Две красiные ракеты и groupые мячи на фоне"),
 ]  # fmt: skip
 
 # What the rules do not see; an engine that says why it stopped, or a scorer, may.
 MISSED = [
-    ("en", "short", "refusal", "The image could not be loaded."),
     ("en", "short", "cut off", "A cat sitting on"),
     ("en", "medium", "cut off", "A kitchen with a stove, a sink, and two wooden chai"),
     ("de", "short", "cut off", "Ein Mann mit"),

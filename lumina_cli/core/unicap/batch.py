@@ -10,6 +10,7 @@ from typing import Any
 
 from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.unicap.checks.rules import Reason, check_caption
+from lumina_cli.core.unicap.checks.unwrap import unwrap
 from lumina_cli.core.unicap.items import CaptionItem, CaptionRequest
 from lumina_cli.core.unicap.prompts import DOMAINS, MAX_TOKENS, hint, instruction
 from lumina_cli.core.unicap.protocol import Answer, Captioner, Question
@@ -32,6 +33,7 @@ class CaptionTask:
 
     ask      the question, and `sees`, whether it shows the image
     text     the latest answer, and `reason`, why it was rejected
+    unwrapped  whether markup or polite words around the caption were removed
     """
 
     item: CaptionItem
@@ -41,6 +43,7 @@ class CaptionTask:
     sees: bool = True
     text: str = ""
     reason: Reason | None = None
+    unwrapped: bool = False
 
 
 def caption_batch(
@@ -135,13 +138,12 @@ class _Batch:
         lang, level = pair
         ask = rewriting(source, level, lang) if source else self.instruction(item, lang, level)
         task = CaptionTask(item, lang, level, ask, sees=source is None)
-        task.text = " ".join((found or "").split())
         if answer.error:
             task.reason = Reason("endpoint", answer.error)
         elif found is None:
             task.reason = Reason("form", "not in the JSON answer")
         else:
-            task.reason = check_caption(task.text, level, lang, self.request.langs)
+            self.check_text(task, found)
         return task
 
     def image_task(self, item: CaptionItem, lang: str, level: str) -> CaptionTask:
@@ -176,6 +178,7 @@ class _Batch:
         for task in tasks:
             if task.reason is None:
                 task.item.captions.setdefault(task.lang, {})[task.level] = task.text
+                task.item.counts["unwrapped"] += task.unwrapped
             else:
                 task.item.rejected.append(_rejected(task.lang, task.level, task.reason, task.text))
         return calls
@@ -189,11 +192,20 @@ class _Batch:
 
     def check_answer(self, task: CaptionTask, answer: Answer) -> None:
         task.item.counts.update(questions=1, tokens=answer.tokens)
-        task.text = " ".join(answer.text.split())
         if answer.error:
-            task.reason = Reason("endpoint", answer.error)
+            task.text, task.reason = " ".join(answer.text.split()), Reason("endpoint", answer.error)
             return
-        task.reason = check_caption(task.text, task.level, task.lang, self.request.langs, answer.finished)
+        self.check_text(task, answer.text, answer.finished)
+
+    def check_text(self, task: CaptionTask, answer: str, finished: bool | None = None) -> None:
+        """Set the text of a task to the caption in an answer, and the reason if it is rejected."""
+        plain = " ".join(answer.split())
+        task.text = unwrap(answer, task.level, task.lang)
+        task.unwrapped = task.text != plain
+        if plain and not task.text:
+            task.text, task.reason = plain[:2000], Reason("empty", "reasoning or markup without a caption")
+            return
+        task.reason = check_caption(task.text, task.level, task.lang, self.request.langs, finished)
 
 
 def _existing_detailed(item: CaptionItem, langs: Sequence[str]) -> str | None:

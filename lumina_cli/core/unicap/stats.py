@@ -64,6 +64,8 @@ class CaptionStats:
             row["replaced"] = self.counts["replaced"]
         if self.counts["reused"]:
             row["reused"] = self.counts["reused"]
+        if self.counts["unwrapped"]:
+            row["unwrapped"] = self.counts["unwrapped"]
         if self.counts["cut_scores"]:
             row["scored_cut"] = self.counts["cut_scores"]
         if self.counts["unread_scores"]:
@@ -90,6 +92,8 @@ class CaptionStats:
             words.append(f"{row['replaced']} existing captions replaced (--keep preserves them)")
         if row.get("reused"):
             words.append(f"{row['reused']} reused")
+        if row.get("unwrapped"):
+            words.append(f"{row['unwrapped']} taken out of chat markup or polite words")
         if row["bad_pictures"]:
             words.append(f"{row['bad_pictures']} unreadable")
         if row["questions_per_picture"]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from lumina_cli.core.unicap.checks.chat_tokens import strip_chat_tokens
 from lumina_cli.core.unicap.checks.languages import NAMES
 from lumina_cli.core.unicap.prompts import MAX_TOKENS, instruction
 
@@ -63,6 +64,7 @@ def max_answer_tokens(pairs: Sequence[CaptionType]) -> int:
 
 def parse_captions(text: str, pairs: Sequence[CaptionType]) -> dict[CaptionType, str]:
     """Return the captions in an answer to `joint_prompt`, without missing or invalid ones."""
+    text = strip_chat_tokens(text)
     fenced = _FENCED.search(text)
     text = fenced[1] if fenced else text[text.find("{") : text.rfind("}") + 1]
     try:

@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 
+from lumina_cli.core.unicap.checks.failures import LATER, LEFTOVER, MACHINE_ERRORS, PLACEHOLDER, UNDESCRIBED
 from lumina_cli.core.unicap.checks.languages import QUOTED, wrong_language
 from lumina_cli.core.unicap.checks.phrases import (
     BELONGS,
@@ -56,11 +57,13 @@ def check_caption(
         finished    False if the engine stopped at its token limit
 
     Quoted text is text in the image: it is not a refusal, and it may repeat. Codes: empty, broken, refusal,
-    language, too short, too long, boilerplate, repetition, cut off.
+    error, markup, language, too short, too long, boilerplate, repetition, cut off.
     """
     if not text.strip():
         return Reason("empty", "empty")
-    for rule in (_broken, _refusal):
+    if len(text) > LENGTHS["detailed"][1]:  # before rules that take long for long texts
+        return _length(text, level, lang)
+    for rule in (_broken, _refusal, _failure, _leftover):
         if reason := rule(text):
             return reason
     if wrong := wrong_language(text, lang, asked, tags=level == "tags"):
@@ -87,6 +90,24 @@ def _opening(text: str) -> str:
 def _refusal(text: str) -> Reason | None:
     found = REFUSALS.match(_opening(text))
     return Reason("refusal", f"a refusal: {found.group().strip()[:60]!r}") if found else None
+
+
+def _failure(text: str) -> Reason | None:
+    """Return a reason if a text is an error message, a placeholder, or why an image was not described."""
+    opening = _opening(text).rstrip(_MARKS)
+    later = LATER.search(QUOTED.sub(" ", text))
+    if found := UNDESCRIBED.match(opening) or (later if later and "too" in later.group().lower() else None):
+        return Reason("refusal", f"not a description: {found.group().strip()[:60]!r}")
+    if found := MACHINE_ERRORS.match(opening) or later:
+        return Reason("error", f"an error message: {found.group().strip()[:60]!r}")
+    if found := PLACEHOLDER.match(opening):
+        return Reason("error", f"a placeholder: {found.group().strip()[:60]!r}")
+    return None
+
+
+def _leftover(text: str) -> Reason | None:
+    found = LEFTOVER.search(QUOTED.sub(" ", text)) or LEFTOVER.match(text)
+    return Reason("markup", f"contains markup of a model: {found.group().strip()[:40]!r}") if found else None
 
 
 def _length(text: str, level: str, lang: str) -> Reason | None:

@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
+from lumina_cli.core.unicap.engines.answer_text import message_text
 from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
 TEMPERATURE, TOP_P, RETRY_TEMPERATURE = 0.2, 0.8, 0.3  # as in engines/transformers.py
@@ -155,10 +156,10 @@ class Captioner(Engine):
         """Convert a completion to an answer; endpoints omit almost any of its fields."""
         choices = getattr(found, "choices", None)
         message = getattr(choices[0], "message", None) if choices else None
-        text, refusal = getattr(message, "content", None), getattr(message, "refusal", None)
+        text, refusal = message_text(getattr(message, "content", None)), getattr(message, "refusal", None)
         if refusal:
             return Answer("", True, error=f"refused by the model: {_short(refusal)}")
-        if not isinstance(text, str):
+        if text is None:
             return Answer("", True, error="no text in the endpoint's answer")
         self.answered = True
         finish_reason = choices[0].finish_reason
