@@ -77,10 +77,11 @@ def plan_training(settings: Any, out: Path, resume: bool, stage: str) -> list[di
 
 def _check_data(source: str) -> None:
     """Read the first row of a source on disk; of a rendered or remote source, parse the settings only."""
+    from lumina_cli.core.sources.settings import split_place
     from lumina_cli.core.sources.source import read_source
 
     rows = read_source(source)
-    if Path(source).exists():
+    if Path(split_place(source)[0]).exists():
         next(rows, None)
 
 

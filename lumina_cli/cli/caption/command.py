@@ -64,7 +64,9 @@ def caption(
     request = CaptionRequest(
         format_list(levels), format_list(langs), domain, derive, seed, retries, score, keep, writer
     )
-    rows = chain.from_iterable([_check_source(one, read_source(one, lenient=True)) for one in source])
+    rows = chain.from_iterable(
+        [_check_source(one, read_source(one, lenient=True, notify=_write_note)) for one in source]
+    )
     counts = [count_source(one) for one in source]
     stats = CaptionStats(None if None in counts else sum(counts))
     counter = output.ProgressCounter(stats.total)

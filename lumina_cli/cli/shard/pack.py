@@ -116,7 +116,7 @@ def cat(shards: Shards, json: Json = False) -> None:
         lumina shard cat data | jq -r .captions.en.short
         lumina shard cat data | lumina caption - > captions.jsonl
     """
-    from lumina_cli.core.io.jsonl import with_captions
+    from lumina_cli.core.io.captions import with_captions
     from lumina_cli.core.shards.selection import read_samples
 
     output.write_rows(map(with_captions, read_samples(shards)), json)

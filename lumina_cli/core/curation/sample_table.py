@@ -25,7 +25,8 @@ from lumina_cli.core.curation.sorted_join import (
     missing_samples,
 )
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import chunked, with_captions
+from lumina_cli.core.io.captions import with_captions
+from lumina_cli.core.io.jsonl import chunked
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.overlays.reader import find_overlays, folder_of_shards, split_source
 from lumina_cli.core.shards.overlays.writer import VALUES

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.shards.overlays.reader import split_source
 from lumina_cli.core.shards.selection import is_selection, selected_shards
+from lumina_cli.core.sources.settings import split_place
 
 _ENCODED = re.compile(r"/overlays/(latents|text)-[^/]*/\d+/[^/]*$")  # written by `lumina shard encode`
 
@@ -19,7 +19,7 @@ def fingerprint(source: str, component: Path) -> str:
     selection; the files of the component by content.
     """
     digest = hashlib.sha256(source.encode())
-    place = split_source(source)[0]
+    place = split_place(source)[0]
     folders = [place, selected_shards(place)] if is_selection(place) else [place]
     for folder in folders:
         for name, version in sorted(_files(folder)):

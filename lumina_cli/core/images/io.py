@@ -18,9 +18,9 @@ from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.images.icc import expected_space, to_srgb
 from lumina_cli.core.images.jpeg_check import find_fault
 from lumina_cli.core.images.metadata import metadata_settings, read_parameters, stored_texts
+from lumina_cli.core.images.suffixes import START, describe_content
 from lumina_cli.core.io.atomic import atomic_write
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".avif")
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million; larger files are mostly decompression bombs
 _OPTIONAL = ("WEBP", "AVIF")  # not part of every build of Pillow
 # Pillow also supports formats that start other programs (EPS), so the list is explicit.
@@ -217,13 +217,18 @@ def decode_image(source: ImageSource, name: str | None, use):
     except PermissionError as error:
         raise InvalidImage(f"{name}: not readable by this user", "unreadable") from error
     except UnidentifiedImageError as error:
-        raise InvalidImage(
-            f"{name}: truncated or not an image (jpg, png, webp, bmp, gif, tiff, ppm or avif)"
-        ) from error
+        raise InvalidImage(f"{name}: {describe_content(_read_start(source))}") from error
     except LuminaError as error:
         raise InvalidImage(f"{name}: {error}", getattr(error, "code", "not_an_image")) from error
     except Exception as error:  # Pillow's readers raise almost anything on broken files
         raise InvalidImage(f"{name}: truncated or not an image ({_reason(error)})", "truncated") from error
+
+
+def _read_start(source: ImageSource) -> bytes:
+    if isinstance(source, bytes):
+        return source[:START]
+    with open(source, "rb") as file:
+        return file.read(START)
 
 
 def _reason(error: Exception) -> str:

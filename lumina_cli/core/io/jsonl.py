@@ -1,10 +1,9 @@
 """Rows: JSON Lines, one flat object per line, read and written by every command.
 
 If a row is read for one key ("prompt"), a line of plain text counts as a row with that key, unless the suffix
-of the file is .jsonl or .ndjson. A .csv file is read as rows, too: its first line names the keys.
+of the file is .jsonl or .ndjson. Tables (.csv, .tsv, .parquet, .json) are read as rows, too: io/tables.py.
 """
 
-import csv
 import json
 import math
 import re
@@ -16,20 +15,20 @@ from typing import IO, Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io.atomic import atomic_write
 from lumina_cli.core.io.row_checks import LongLine, bounded_lines, checked_prompt
+from lumina_cli.core.io.tables import Item, get_table_suffix, parse_array, read_table
 from lumina_cli.core.limits import parse_json, shorten
 
 LEVELS = ("detailed", "medium", "short", "tags")  # caption levels, from long to short
-LANGUAGE = "en"  # default language of a caption
-LEVEL_WORDS = {"short": 12, "medium": 30}  # most words of each level, to classify a caption without one
 JSON_FILES = (".jsonl", ".ndjson")  # in these a line that is not JSON is an error, not plain text
+_ARRAY = re.compile(r"\[\s*(\{|$)")  # the first line of a JSON array of objects
 
 
 def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]:
     """Yield the rows of a file or an open stream (text or bytes); empty lines are skipped.
 
     With `key`, each row must have a value for it, and a line that is not a JSON object is itself that value;
-    in .jsonl and .ndjson files only a quoted string is. The values of a .csv file are text; an empty cell is
-    dropped. The seed of a row with a prompt becomes an integer (see `checked_prompt`).
+    in .jsonl and .ndjson files only a quoted string is. Suffixes of TABLES select other formats. The seed of
+    a row with a prompt becomes an integer (see `checked_prompt`).
 
     Raises:
         LuminaError: if the file is missing, a line is malformed, or the value is missing; the message names
@@ -46,48 +45,64 @@ def read_rows_with_lines(source: str | Path | IO, key: str | None = None) -> Ite
             raise LuminaError(
                 f"{path}: no such file" if not path.exists() else f"{path} is not a regular file"
             )
-        if path.suffix.lower() == ".csv":
-            yield from _csv_rows(path, key)
-            return
         with path.open("rb") as file:
-            yield from _rows(file, f"{path} ", key, plain=path.suffix.lower() not in JSON_FILES)
+            yield from _require_rows(parse_rows(file, str(path), key))
     else:
-        yield from _rows(source, "", key)
+        yield from _require_rows(parse_rows(source, "", key))
 
 
-def _rows(
-    lines: Iterable[str | bytes], place: str, key: str | None, plain: bool = True
-) -> Iterator[tuple[str, dict]]:
-    for number, line in enumerate(bounded_lines(lines), start=1):
-        where = f"{place}line {number}"
-        text = _decode(line, where).strip()
-        if number == 1:
-            text = text.removeprefix("\ufeff")
-        if text:
-            yield where, _checked(parse_row(text, where, key, plain), key, where)
+def _require_rows(items: Iterable[Item]) -> Iterator[tuple[str, dict]]:
+    for where, row in items:
+        if isinstance(row, LuminaError):
+            raise row
+        yield where, row
+
+
+def parse_rows(
+    lines: IO | Iterable[str | bytes], place: str = "", key: str | None = None, check: bool = True
+) -> Iterator[Item]:
+    """Yield (location, row or the error of this row) of an open file or stream.
+
+    place  name of the file, "" for a stream; its suffix selects the format
+    key    as in `read_rows`; `check`: whether each row must have a value for it
+    """
+    table = read_table(lines, place, key) if get_table_suffix(place) else None
+    for where, row in _parse_lines(lines, place, key) if table is None else table:
+        try:
+            item = row if isinstance(row, LuminaError) or not check else _checked(row, key, where)
+        except LuminaError as error:
+            item = error
+        yield where, item
+
+
+def _parse_lines(lines: Iterable[str | bytes], place: str, key: str | None) -> Iterator[Item]:
+    plain = not place.lower().endswith((*JSON_FILES, ".json"))
+    start = f"{place} " if place else ""
+    lines = iter(bounded_lines(lines))
+    for number, line in enumerate(lines, start=1):
+        where, item = f"{start}line {number}", None
+        try:
+            text = _decode(line, where).strip()
+            text = text.removeprefix("\ufeff") if number == 1 else text
+            if number == 1 and _ARRAY.match(text) and (key != "prompt" or not plain):
+                yield from _parse_rest_as_array(text, lines, place or "stdin", key)
+            elif text:
+                item = parse_row(text, where, key, plain)
+        except LuminaError as error:
+            item = error
+        if item is not None:
+            yield where, item
+
+
+def _parse_rest_as_array(first: str, lines: Iterable, place: str, key: str | None) -> Iterator[Item]:
+    rest = [_decode(line, place) for line in lines]
+    yield from parse_array("\n".join([first, *rest]), place, key)
 
 
 def _checked(row: dict, key: str | None, where: str) -> dict:
     if key is not None:
         check_row(row, key, where)
     return checked_prompt(row, where) if key == "prompt" else row
-
-
-def _csv_rows(path: Path, key: str | None) -> Iterator[tuple[str, dict]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            for cells in reader:
-                where = f"{path} line {reader.line_num}"
-                if None in cells or None in cells.values():
-                    raise LuminaError(f"{where}: number of fields differs from the header")
-                row = {name: value for name, value in cells.items() if value.strip()}
-                if row:
-                    yield where, _checked(row, key, where)
-    except UnicodeDecodeError as error:
-        raise LuminaError(f"{path} is not UTF-8 text") from error
-    except csv.Error as error:
-        raise LuminaError(f"{path} line {reader.line_num} is not CSV: {error}") from error
 
 
 def _decode(line: str | bytes | LongLine, where: str) -> str:
@@ -237,20 +252,3 @@ def parse_split(text: str | None) -> tuple[int, int]:
     if index >= count:
         raise UsageError(f"split is {text!r}, but must be I/N, such as 0/4, with I from 0 to N - 1")
     return index, count
-
-
-def caption_fields(text: object) -> dict:
-    """Return {"captions": ...} for one caption as other tools store it; {} if `text` is not text."""
-    if not isinstance(text, str) or not text.strip():
-        return {}
-    words = len(text.split())
-    level = next((level for level, most in LEVEL_WORDS.items() if words <= most), "detailed")
-    return {"captions": {LANGUAGE: {level: text.strip()}}}
-
-
-def with_captions(row: dict) -> dict:
-    """Return a row with its "caption", "text" or "prompt" copied to "captions" if it has none."""
-    for name in ("caption", "text", "prompt"):
-        if "captions" not in row and (captions := caption_fields(row.get(name))):
-            return row | captions
-    return row

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.images.io import InvalidImage
+from lumina_cli.core.images.suffixes import LeftOut
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.captions import decode_text, with_captions
 from lumina_cli.core.io.jsonl import parse_row
 from lumina_cli.core.limits import prune_json
 from lumina_cli.core.shards.overlays.reader import Add, open_joiner
@@ -112,18 +115,18 @@ def _cached_index(tar: str, version: str) -> list[dict]:
     return read_index(tar)
 
 
-def read_shards(path: str | Path, lenient: bool = False) -> Iterator[dict]:
+def read_shards(path: str | Path, lenient: bool = False, left_out: LeftOut | None = None) -> Iterator[dict]:
     """Yield the rows of a tar or of a folder of tars; "image" is a TarImage, which is read when it is opened.
 
     Rows include the fields of overlays; "SHARDS?overlay=NAME@VERSION" selects which
     (shards/overlays/reader.py). With `lenient` a broken sample or tar becomes a row whose "image" is a
-    RejectedImage instead of an error.
+    RejectedImage instead of an error. `left_out` receives the members of other tools' tars that are not read.
     """
     path, joiner = open_joiner(path)
     for tar in open_shards(path):
         add = joiner.open(tar, read_index(tar)) if joiner.overlays else None
         try:
-            for entry in iter_index(tar):
+            for entry in iter_index(tar, left_out):
                 yield _read_leniently(tar, entry, add) if lenient else _read(tar, entry, add)
         except LuminaError as error:
             if not lenient:
@@ -153,10 +156,12 @@ def read_entry(tar: str, entry: dict, deep: bool = True) -> dict:
     if entry.get("row"):
         text = read_span(tar, *entry["row"], f"{entry['key']}.json")
         row = _parse_member(text.decode(errors="replace"), f"{tar}#{entry['key']}.json", deep) | row
-    if entry.get("text") and not any(name in row for name in ("captions", "caption", "text")):
-        row["caption"] = (
-            read_span(tar, *entry["text"], f"{entry['key']}.txt").decode(errors="replace").strip()
-        )
+    if entry.get("text") and not with_captions(row, ("caption", "text")).get("captions"):
+        data = read_span(tar, *entry["text"], f"{entry['key']}.txt")
+        try:
+            row["caption"] = decode_text(data, f"{tar}#{entry['key']}.txt", errors="replace").strip()
+        except LuminaError as error:
+            raise InvalidImage(str(error), "bad_caption") from error
     return row | {name: TarImage(tar, *span) for name, span in image_spans(entry).items()}
 
 
@@ -181,8 +186,10 @@ def read_index(tar: str | Path) -> list[dict]:
     return list(iter_index(tar))
 
 
-def iter_index(tar: str | Path) -> Iterator[dict]:
+def iter_index(tar: str | Path, left_out: LeftOut | None = None) -> Iterator[dict]:
     """Yield the lines of the index of a tar, validated against its size; a tar without an index is scanned.
+
+    `left_out` receives the members of a scanned tar that are not read.
 
     Raises:
         LuminaError: if a line is malformed, or a span is beyond the end of the tar.
@@ -190,7 +197,7 @@ def iter_index(tar: str | Path) -> Iterator[dict]:
     tar = filesystem.to_text(tar)
     place = index_path(tar)
     if not filesystem.is_file(place):
-        yield from scan_tar(tar)
+        yield from scan_tar(tar, left_out)
         return
     size = filesystem.file_size(tar)
     for number, line in enumerate(filesystem.read_file(place).splitlines(), start=1):

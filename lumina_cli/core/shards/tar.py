@@ -9,15 +9,16 @@ import tarfile
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import IO
 
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.io import SUFFIXES, InvalidImage, open_image
+from lumina_cli.core.images.io import InvalidImage, open_image
+from lumina_cli.core.images.suffixes import LeftOut
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.shards.foreign.samples import Member, group_members, split_first_dot
 
 LONGEST_KEY = 80
 TRUTH = (
@@ -178,31 +179,34 @@ def find_tars(path: str | Path) -> list[str]:
     return tars
 
 
-def scan_tar(tar: str) -> Iterator[dict]:
-    """Yield index entries of a tar without an index; members that share a stem are a sample.
+def scan_tar(tar: str, left_out: LeftOut | None = None) -> Iterator[dict]:
+    """Yield index entries of a tar without an index; see shards/foreign/samples.py for the samples.
 
-    The stem is the name up to the first dot. "row" is the span of the JSON member, "text" that of the .txt
-    member. Links, devices and sparse files are ignored.
+    "row" is the span of the JSON member, "text" that of the caption file. Links, devices and sparse files are
+    ignored. `left_out` receives the members that belong to no sample.
 
     Raises:
         LuminaError: if the tar is truncated; all complete samples are yielded before.
     """
+    members: list[Member] = []
+    problem = None
     with filesystem.open_file(tar) as file:
-        for key, members in groupby(_members(tar, file), key=lambda member: _stem(member[0])):
-            parts = {name[len(key) + 1 :].lower(): (name, offset, size) for name, offset, size in members}
-            image = next((part for suffix, part in parts.items() if f".{suffix}" in SUFFIXES), None)
-            if image:
-                row = list(parts["json"][1:]) if "json" in parts else None
-                others = {name: list(parts[f"{name}.png"][1:]) for name in TRUTH if f"{name}.png" in parts}
-                if "txt" in parts:
-                    others["text"] = list(parts["txt"][1:])
-                yield {
-                    "key": key,
-                    "image": image[0],
-                    "offset": image[1],
-                    "length": image[2],
-                    "row": row,
-                } | others
+        try:
+            for member in _members(tar, file):
+                members.append(member)
+        except LuminaError as error:
+            problem = error
+            last = split_first_dot(members[-1][0])[0] if members else ""
+            while members and split_first_dot(members[-1][0])[0] == last:
+                members.pop()  # the sample at the end is not complete
+    for sample in group_members(members, TRUTH, left_out):
+        parts = {name: list(span) for name, (_, *span) in sample.parts.items()}
+        offset, length = parts.pop("image")
+        entry = {"key": sample.key, "image": sample.image, "offset": offset, "length": length}
+        entry |= {"row": parts.pop(".json", None)}
+        yield entry | {"text" if name == ".txt" else name: span for name, span in parts.items()}
+    if problem is not None:
+        raise problem
 
 
 def _members(tar: str, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
@@ -220,9 +224,3 @@ def _members(tar: str, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
                     yield member.name, member.offset_data, member.size
     except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
         raise LuminaError(f"{tar}: truncated or not a tar ({error})") from error
-
-
-def _stem(name: str) -> str:
-    """Return the name of a member up to the first dot of its last component."""
-    folder, slash, file = name.rpartition("/")
-    return f"{folder}{slash}{file.partition('.')[0]}"

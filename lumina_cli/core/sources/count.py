@@ -1,40 +1,36 @@
 """The number of rows of a SOURCE, if it is known without reading all of it."""
 
-import os
-from pathlib import Path
-
-from lumina_cli.core.images.io import SUFFIXES
+from lumina_cli.core.images.suffixes import is_image
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.tables import count_table_rows, get_table_suffix
 from lumina_cli.core.shards.reader import read_totals
+from lumina_cli.core.sources.image_folder import find_images
+from lumina_cli.core.sources.settings import exists, split_place
 
 LARGEST = 256 << 20  # bytes; larger files of rows are not counted
 
 
 def count_source(source: str) -> int | None:
     """Return the number of rows of a SOURCE (see source.py), or None if only reading it would show that."""
-    path, (kind, _, rest) = Path(source), source.partition(":")
-    if kind == "nano" and not path.exists():
+    kind, _, rest = source.partition(":")
+    if source == "-" or filesystem.is_url(source):
+        return None
+    if kind == "nano" and not exists(source):
         number = rest.partition("?")[0]
         return int(number) if number.isdecimal() and len(number) < 20 else None
-    if path.is_dir():
-        if any(path.glob("*.tar")):
-            totals = path / "shards.json"
-            found = (read_totals(path) or {}).get("samples") if totals.is_file() else None
+    place, _ = split_place(source)
+    if filesystem.is_dir(place):
+        if any(name.endswith(".tar") for name in filesystem.list_names(place)):
+            found = (read_totals(place) or {}).get("samples")
             return found if isinstance(found, int) else None
-        return _count_images(path)
-    if not path.is_file() or path.suffix == ".tar":
+        return sum(1 for _ in find_images(place))
+    if not filesystem.is_file(place) or place.endswith(".tar"):
         return None
-    if path.suffix.lower() in SUFFIXES:
+    if is_image(place):
         return 1
-    if path.stat().st_size > LARGEST:
+    if filesystem.file_size(place) > LARGEST:
         return None
-    with path.open("rb") as file:
+    with filesystem.open_file(place) as file:
+        if get_table_suffix(place):
+            return count_table_rows(file, place)
         return sum(bool(line.strip()) for line in file)
-
-
-def _count_images(path: Path) -> int:
-    """Return the number of images below a folder, without hidden files and folders, as `read_folder` does."""
-    count = 0
-    for _, folders, files in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        count += sum(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in files)
-    return count

@@ -7,104 +7,108 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.io import SUFFIXES
+from lumina_cli.core.images.suffixes import READ, START, SUFFIXES, LeftOut, is_image, sniff, split_suffix
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import caption_fields, chunked, parse_row, with_captions
+from lumina_cli.core.io.jsonl import chunked
 from lumina_cli.core.shards.tar import RejectedImage
+from lumina_cli.core.sources.caption_files import TABLE, CaptionTables, Sidecars, read_caption_files
 
-CAPTION_FILES = (".json", ".txt")  # suffixes of caption files; the first existing one is read
 CONCURRENT = 32  # caption files fetched concurrently from remote storage
 
 
 class Found(NamedTuple):
     """An image of a folder.
 
-    key           path below the folder, without suffix
-    place         path or URL of the image
-    caption_file  path or URL of its caption file, if any
-    refused       (code, reason) if the image must not or cannot be read
+    key            path below the folder, without suffix
+    place          path or URL of the image
+    caption_files  paths or URLs of its caption files
+    fields         fields of a table that names the image
+    refused        (code, reason) if the image must not or cannot be read
     """
 
     key: str
     place: str
-    caption_file: str | None = None
+    caption_files: tuple[str, ...] = ()
+    fields: dict[str, Any] | None = None
     refused: tuple[str, str] | None = None
 
 
-def read_folder(folder: str | Path, lenient: bool = False, links: bool = False) -> Iterator[dict]:
-    """Yield a row per image below a folder, in order of path, with the captions from its caption file.
+def read_folder(
+    folder: str | Path,
+    lenient: bool = False,
+    links: bool = False,
+    settings: dict[str, Any] | None = None,
+    left_out: LeftOut | None = None,
+) -> Iterator[dict]:
+    """Yield a row per image below a folder, in order of path, with its captions (sources/caption_files.py).
 
-    lenient  whether an invalid caption file rejects its row instead of raising an error
-    links    whether to follow symbolic links that point outside the folder; otherwise these rows are rejected
+    lenient   whether an invalid caption file rejects its row instead of raising an error
+    links     whether to follow symbolic links that point outside the folder; else these rows are rejected
+    settings  LOCAL (sources/settings.py)
+    left_out  receives the files that do not become rows
 
     Subfolders that cannot be read are rejected rows, too. The "image" of a rejected row is a RejectedImage.
 
     Raises:
         LuminaError: if the folder contains no images, or a caption file is invalid and `lenient` is False.
     """
-    folder = filesystem.to_text(folder)
-    some = False
-    found = _remote(folder) if filesystem.is_url(folder) else _local(folder, links)
-    for some, row in ((True, row) for row in _rows(found, filesystem.is_url(folder), lenient)):  # noqa: B007
+    folder, some = filesystem.to_text(folder), False
+    left_out = LeftOut() if left_out is None else left_out
+    settings = settings or {}
+    lines = settings.get("lines") or "one"
+    found = find_images(folder, links, settings.get("text") or "", left_out)
+    for some, row in ((True, row) for row in _rows(found, filesystem.is_url(folder), lenient, lines)):  # noqa: B007
         yield row
     if not some:
-        raise LuminaError(f"{folder} contains no images ({', '.join(SUFFIXES)})")
+        instead = f"; it contains {left_out}" if left_out else ""
+        raise LuminaError(f"{folder} contains no images ({', '.join(SUFFIXES)}){instead}")
 
 
-def image_row(path: Path) -> dict:
-    """Return the row of one image, with the captions from its caption file."""
-    names = {each.name for each in path.parent.iterdir() if each.is_file()}
-    caption_file = _find_caption(path.stem, names)
-    return _row(Found(path.stem, str(path), caption_file and str(path.with_name(caption_file))))
+def find_images(
+    folder: str, links: bool = False, text: str = "", left_out: LeftOut | None = None
+) -> Iterator[Found]:
+    """Yield the images of a folder; `text` is the column of captions in tables."""
+    left_out = LeftOut() if left_out is None else left_out
+    tables = CaptionTables(text, left_out)
+    yield from _remote(folder, tables) if filesystem.is_url(folder) else _local(folder, links, tables)
+    tables.count_unused()
 
 
-def _rows(found: Iterable[Found], remote: bool, lenient: bool) -> Iterator[dict]:
+def image_row(path: Path, lines: str = "one") -> dict:
+    """Return the row of one image, with the captions from its caption files."""
+    sidecars = Sidecars(each.name for each in path.parent.iterdir() if each.is_file())
+    found = tuple(str(path.with_name(name)) for name in sidecars.find(path.name))
+    return _row(Found(split_suffix(path.name)[0], str(path), found), lines=lines)
+
+
+def _rows(found: Iterable[Found], remote: bool, lenient: bool, lines: str) -> Iterator[dict]:
     """Yield a row per image; caption files of remote folders are fetched concurrently."""
     if not remote:
         for each in found:
-            yield _row(each, lenient)
+            yield _row(each, lenient, lines)
         return
     with ThreadPoolExecutor(CONCURRENT) as pool:
         for group in chunked(found, CONCURRENT):
-            yield from pool.map(lambda each: _row(each, lenient), group)
+            yield from pool.map(lambda each: _row(each, lenient, lines), group)
 
 
-def _row(found: Found, lenient: bool = False) -> dict:
+def _row(found: Found, lenient: bool = False, lines: str = "one") -> dict:
     row = {"key": found.key, "image": found.place}
     if found.refused:
         return row | {"image": RejectedImage(found.place, *found.refused)}
-    if found.caption_file is None:
-        return row
     try:
-        text = _text(found.caption_file)
-        if found.caption_file.endswith(".txt"):
-            return row | caption_fields(text.strip())
-        return row | with_captions(parse_row(text, found.caption_file)) | {"image": found.place}
+        own = read_caption_files(list(found.caption_files), lines)
+        return row | (found.fields or {}) | own | {"image": found.place}
     except LuminaError as error:
         if not lenient:
             raise
         return row | {"image": RejectedImage(found.place, "bad_caption", str(error))}
 
 
-def _text(place: str) -> str:
-    try:
-        return filesystem.read_file(place).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise LuminaError(f"{place} is not UTF-8 text") from error
-
-
-def _find_caption(stem: str, names: Iterable[str]) -> str | None:
-    return next((stem + suffix for suffix in CAPTION_FILES if stem + suffix in names), None)
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
-
-
-def _local(root: str, links: bool) -> Iterator[Found]:
+def _local(root: str, links: bool, tables: CaptionTables) -> Iterator[Found]:
     """Yield the images below a local folder: those of a folder by name, then those of its subfolders."""
     home = os.path.realpath(root)
     waiting = [root]
@@ -115,49 +119,95 @@ def _local(root: str, links: bool) -> Iterator[Found]:
                 entries = {entry.name: entry for entry in entries}
         except OSError as error:
             reason = ("unreadable", (error.strerror or "cannot be read").lower())
-            yield Found(os.path.relpath(folder, root), folder, None, reason)
+            yield Found(os.path.relpath(folder, root), folder, refused=reason)
             continue
-        names = {
-            name for name in entries if name.endswith(CAPTION_FILES) and filesystem.is_entry(entries[name])
-        }
-        for name in sorted(filter(_is_image, entries)):
-            path, stem = os.path.join(folder, name), os.path.splitext(name)[0]
-            if filesystem.is_entry(entries[name], folder=True):
-                continue
-            caption_file = _find_caption(stem, names)
-            key = os.path.relpath(os.path.join(folder, stem), root) if folder != root else stem
-            linked = [each for each in (name, caption_file) if each and entries[each].is_symlink()]
-            refused = None if links else _check_links(folder, linked, home)
-            yield Found(
-                key.replace(os.sep, "/"), path, caption_file and os.path.join(folder, caption_file), refused
-            )
+        files = {name for name, entry in entries.items() if not filesystem.is_entry(entry, folder=True)}
+        texts = {name for name in files if filesystem.is_entry(entries[name])}
+        if not links:
+            texts -= {name for name in filter(TABLE.fullmatch, texts) if _is_outside(entries[name], home)}
+        for name in sorted(entries.keys() - files):
+            if entries[name].is_symlink():
+                tables.left_out.add_other("linked folder")
+        for each in _images_of(folder, root, files, texts, tables):
+            linked = [entries[os.path.basename(path)] for path in (each.place, *each.caption_files)]
+            yield each._replace(refused=None if links else _check_links(linked, home))
         inner = (entry for entry in entries.values() if entry.is_dir(follow_symlinks=False))
         waiting += sorted((entry.path for entry in inner if not entry.name.startswith(".")), reverse=True)
 
 
-def _check_links(folder: str, linked: list[str], home: str) -> tuple[str, str] | None:
-    """Return (code, reason) if one of these links points outside `home`, else None."""
-    for name in linked:
-        target = os.path.realpath(os.path.join(folder, name))
-        if target != home and not target.startswith(home.rstrip(os.sep) + os.sep):
-            return (
-                "outside",
-                f"{name} is a symbolic link that points outside the folder; use --links to follow it",
-            )
+def _images_of(
+    folder: str, root: str, files: set[str], texts: set[str], tables: CaptionTables
+) -> Iterator[Found]:
+    """Yield the images among the files directly in a folder, by name; count the other files.
+
+    `texts` are the names of files that may be read as caption files.
+    """
+    sidecars = Sidecars(texts)
+    tables.load(folder, texts)
+    for name in sorted(files):
+        if not _is_image(folder, name, sidecars, tables.left_out):
+            continue
+        remote = filesystem.is_url(folder)
+        place = filesystem.join(folder, name) if remote else os.path.join(folder, name)
+        key = place.removeprefix(root).lstrip("/") if remote else os.path.relpath(place, root)
+        key = key.replace(os.sep, "/").removesuffix(name) + split_suffix(name)[0]
+        captions = tuple(place.removesuffix(name) + each for each in sidecars.find(name))
+        yield Found(key, place, captions, tables.find(place))
+    for name in sorted(sidecars.unused):
+        tables.left_out.add_caption(name)
+
+
+def _is_image(folder: str, name: str, sidecars: Sidecars, left_out: LeftOut) -> bool:
+    """Whether a file is an image, by suffix or, without one, by its first bytes; count it if it is not."""
+    if name.startswith("."):
+        return False
+    if is_image(name):
+        return True
+    if name in sidecars.files.values() or TABLE.fullmatch(name):
+        return False
+    kind = None
+    if not split_suffix(name)[1]:
+        kind = sniff(_read_start(folder, name))
+        if kind in READ:
+            return True
+    left_out.add_file(name, kind)
+    return False
+
+
+def _read_start(folder: str, name: str) -> bytes:
+    place = filesystem.join(folder, name)
+    if not filesystem.is_url(folder) and not os.path.isfile(place):  # a pipe would wait for a writer
+        return b""
+    try:
+        return filesystem.read_part(place, 0, START)
+    except (LuminaError, OSError):
+        return b""
+
+
+def _check_links(entries: list[os.DirEntry], home: str) -> tuple[str, str] | None:
+    """Return (code, reason) if one of these entries is a link that points outside `home`, else None."""
+    for entry in entries:
+        if _is_outside(entry, home):
+            reason = "is a symbolic link that points outside the folder; use --links to follow it"
+            return "outside", f"{entry.name} {reason}"
     return None
 
 
-def _remote(root: str) -> Iterator[Found]:
+def _is_outside(entry: os.DirEntry, home: str) -> bool:
+    """Whether an entry is a symbolic link that points outside `home`."""
+    if not entry.is_symlink():
+        return False
+    target = os.path.realpath(entry.path)
+    return target != home and not target.startswith(home.rstrip(os.sep) + os.sep)
+
+
+def _remote(root: str, tables: CaptionTables) -> Iterator[Found]:
     """Yield the images below a remote folder, in the order of `_local`."""
     waiting = [root]
     while waiting:
         folder = waiting.pop()
         entries = filesystem.remote_entries(folder)
-        names = {name for name, _, inner in entries if not inner}
-        for name in sorted(filter(_is_image, names)):
-            caption_file = _find_caption(os.path.splitext(name)[0], names)
-            place = filesystem.join(folder, name)
-            key = os.path.splitext(place.removeprefix(root).lstrip("/"))[0]
-            yield Found(key, place, caption_file and filesystem.join(folder, caption_file))
+        files = {name for name, _, inner in entries if not inner}
+        yield from _images_of(folder, root, files, files, tables)
         inner = (name for name, _, inner in entries if inner and not name.startswith("."))
         waiting += sorted((filesystem.join(folder, name) for name in inner), reverse=True)

@@ -8,9 +8,9 @@ from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.token_count import TokenCounter
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.shards.overlays.reader import split_source
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.shards.tar import TarImage
+from lumina_cli.core.sources.settings import split_place
 from lumina_cli.core.sources.source import REJECTS, read_rejects, read_source
 
 ENDINGS = {"jpeg": "jpg", "tiff": "tif"} | {
@@ -54,14 +54,14 @@ def pack_source(
         TooManyRejects: if more than `max_bad_rate` of the images are rejected.
     """
     dest = filesystem.to_text(dest)
-    _check_apart(split_source(source)[0], dest)
+    _check_apart(split_place(source)[0], dest)
     made_here = source.partition(":")[0] in ("nano", "hf") and not filesystem.is_url(source)
     workers = packing.workers
     if workers is None:
         workers = (
             0 if filesystem.is_process_local(dest) or filesystem.is_process_local(source) else cpu_count()
         )
-    rows = read_source(source, workers if made_here else 0, lenient=True, links=packing.links)
+    rows = read_source(source, workers if made_here else 0, lenient=True, links=packing.links, notify=notify)
     rejected = [] if made_here else read_rejects(source)
     if rejected:
         notify(f"{source}{REJECTS} lists {len(rejected)} rejected rows; they are rejects of the shards, too")

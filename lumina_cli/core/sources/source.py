@@ -1,7 +1,7 @@
 """SOURCE: one argument that specifies where rows with images come from.
 
-    photos/                  a folder of images with caption files (cat.jpg: cat.txt or cat.json)
-    rows.jsonl, -            rows from a file or stdin
+    photos/                  a folder of images with captions (sources/caption_files.py); also lines=, text=
+    rows.jsonl, -            rows from a file (also .csv, .tsv, .parquet, .json) or stdin; also image=, text=
     shards/, 000000.tar      shards; "?overlay=NAME" after it joins overlays (shards/overlays/reader.py)
     nano:2000?seed=7         rendered scenes; also size= in pixels, held_out=1 for scenes reserved for
                              evaluation, truth=1 for ground-truth depth and masks
@@ -15,32 +15,29 @@ thousandths of a world unit along the ray; masks is 8-bit grey, 0 for the backgr
 `decode_masks` of images/io.py read them.
 """
 
-import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import parse_qsl
+from typing import Any
 
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.images.io import SUFFIXES, open_image
+from lumina_cli.core.images.io import open_image
+from lumina_cli.core.images.suffixes import READ, START, LeftOut, is_image, sniff, split_suffix
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import caption_fields, check_row, get_error, parse_row, read_rows, with_captions
-from lumina_cli.core.io.row_checks import LongLine, bounded_lines
-from lumina_cli.core.registry import did_you_mean
+from lumina_cli.core.io.captions import caption_fields, with_captions
+from lumina_cli.core.io.jsonl import check_row, parse_row
 from lumina_cli.core.shards.image_ref import MissingImage, image_ref
-from lumina_cli.core.shards.overlays.reader import split_source
 from lumina_cli.core.shards.reader import read_shards
 from lumina_cli.core.shards.selection import is_selection, read_selection
-from lumina_cli.core.shards.tar import RejectedImage
 from lumina_cli.core.sources.image_folder import image_row, read_folder
+from lumina_cli.core.sources.row_files import read_row_file
 from lumina_cli.core.sources.screen import screen_rows
+from lumina_cli.core.sources.settings import HUB, NANO, parse_settings, split_place, to_whole
 
-NANO = {"seed": 0, "size": 128, "held_out": 0, "truth": 0}
 REJECTS = ".rejects.jsonl"  # suffix after the name of a file of rows
-HUB = {"split": "train", "config": "", "image": "image", "text": "text", "limit": 0}
 
 
 def read_source(
@@ -49,13 +46,17 @@ def read_source(
     lenient: bool = False,
     links: bool = False,
     need: str | None = "image",
+    notify: Callable[[str], None] = lambda line: None,
+    left_out: LeftOut | None = None,
 ) -> Iterator[dict]:
     """Return the rows of a SOURCE, in a fixed order.
 
-    workers  processes that render nano scenes; with any, "image" is the bytes of a PNG instead of an image
-    lenient  whether invalid rows and files become rows whose "image" is a RejectedImage
-    links    see `read_folder`
-    need     the key that rows of a file must have, None for none
+    workers   processes that render nano scenes; with any, "image" is the bytes of a PNG instead of an image
+    lenient   whether invalid rows and files become rows whose "image" is a RejectedImage
+    links     see `read_folder`
+    need      the key that rows of a file must have, None for none
+    notify    receives a message about files that do not become rows, after the last row
+    left_out  counts these files
 
     Raises:
         LuminaError: if the source is missing, empty or invalid.
@@ -68,39 +69,62 @@ def read_source(
             return _nano(rest, word, workers)
         return screen_rows(_hub(rest, word), f"hf://datasets/{rest.partition('?')[0]}")
     if word == "-":
-        rows = _rows_of(getattr(sys.stdin, "buffer", sys.stdin), lenient, need)
-        return screen_rows(_images_of(rows, "."))
-    place = split_source(filesystem.to_text(source))[0]
+        return screen_rows(read_row_file(getattr(sys.stdin, "buffer", sys.stdin), lenient, need))
+    place, settings = split_place(word)
     folder = place if filesystem.is_dir(place) else filesystem.parent(place)
-    return screen_rows(_stored_rows(source, place, lenient, links, need), folder)
+    options = _Options(lenient, links, need, settings, LeftOut() if left_out is None else left_out)
+    rows = _stored_rows(filesystem.to_text(word), place, options)
+    return screen_rows(_with_note(rows, place, options.left_out, notify), folder)
 
 
-def _stored_rows(
-    source: str | Path, place: str, lenient: bool, links: bool, need: str | None
-) -> Iterator[dict]:
-    """Return the rows of a folder or file at `place`, without its overlays in `source`."""
-    word = filesystem.to_text(source)
+@dataclass(frozen=True)
+class _Options:
+    """Arguments of `read_source`, and the settings of the source (LOCAL of sources/settings.py)."""
+
+    lenient: bool
+    links: bool
+    need: str | None
+    settings: dict[str, Any]
+    left_out: LeftOut
+
+
+def _stored_rows(word: str, place: str, options: _Options) -> Iterator[dict]:
+    """Return the rows of the SOURCE `word`, a folder or file at `place`."""
+    lenient, left_out = options.lenient, options.left_out
     if filesystem.is_dir(place):
         if is_selection(word):
             return map(with_captions, read_selection(word))
-        if any(name.endswith(".tar") for name in filesystem.list_names(place)):
-            return map(with_captions, read_shards(word, lenient))
-        return read_folder(place, lenient, links)
+        names = filesystem.list_names(place)
+        if any(name.endswith(".tar") for name in names):
+            for name in filter(is_image, names):
+                left_out.add_image(f"{split_suffix(name)[1]} next to shards")
+            return map(with_captions, read_shards(word, lenient, left_out))
+        return read_folder(place, lenient, options.links, options.settings, left_out)
     if not filesystem.is_file(place):
         raise LuminaError(
             f"{word}: no such source; give a folder, a file of rows, -, shards, nano:N or hf:NAME"
         )
     if place.endswith(".tar"):
-        return map(with_captions, read_shards(word, lenient))
-    if place.lower().endswith(SUFFIXES):
+        return map(with_captions, read_shards(word, lenient, left_out))
+    if is_image(place) or sniff(filesystem.read_part(place, 0, START)) in READ:
+        remote = filesystem.is_url(place)
         return iter(
             [
                 {"key": Path(place).stem, "image": place}
-                if filesystem.is_url(place)
-                else image_row(Path(place))
+                if remote
+                else image_row(Path(place), options.settings["lines"])
             ]
         )
-    return _images_of(_rows_of(place, lenient, need), filesystem.parent(place))
+    return read_row_file(place, lenient, options.need, options.settings)
+
+
+def _with_note(
+    rows: Iterator[dict], place: str, left_out: LeftOut, notify: Callable[[str], None]
+) -> Iterator[dict]:
+    """Pass rows on; send a message about what was left out after the last one."""
+    yield from rows
+    if left_out:
+        notify(f"{place}: not read: {left_out}")
 
 
 def read_rejects(source: str) -> list[dict]:
@@ -108,7 +132,7 @@ def read_rejects(source: str) -> list[dict]:
 
     They are stored next to it in FILE.rejects.jsonl, each with key, image and reason.
     """
-    place = filesystem.to_text(source)
+    place = split_place(source)[0] if source != "-" else source
     beside = place + REJECTS
     if source == "-" or not filesystem.is_file(place) or not filesystem.is_file(beside):
         return []
@@ -134,75 +158,12 @@ def open_row_image(row: dict) -> Image.Image:
     return open_image(ref.read(), ref.origin or str(row.get("key") or "image"), whole=True)
 
 
-def _rows_of(source: str | IO, lenient: bool, need: str | None = "image") -> Iterator[dict]:
-    """Yield the rows of a file, a URL or a stream; with `lenient`, an invalid line is a rejected row."""
-    if not isinstance(source, str):
-        yield from _lenient_rows(source, "") if lenient else read_rows(source, key=need)
-    elif source.endswith(".csv") or not (lenient or filesystem.is_url(source)):
-        yield from read_rows(source, key=need)
-    else:
-        with filesystem.open_file(source) as file:
-            yield from _lenient_rows(file, f"{source} ") if lenient else read_rows(file, key=need)
-
-
-def _lenient_rows(lines: Iterable[bytes | str], place: str) -> Iterator[dict]:
-    """Yield a row per line; the "image" of an invalid line is a RejectedImage. `place` is for messages."""
-    for number, line in enumerate(bounded_lines(lines), start=1):
-        where = f"{place}line {number}"
-        try:
-            if isinstance(line, LongLine):
-                raise LuminaError(f"{where} is {line.reason}")
-            text = (line.decode("utf-8-sig") if isinstance(line, bytes) else line).strip()
-            if text:
-                row = parse_row(text, where, "image", plain=not place)
-                if not get_error(row):
-                    check_row(row, "image", where)
-                yield row
-        except (LuminaError, UnicodeDecodeError) as error:
-            reason = str(error) if isinstance(error, LuminaError) else f"{where} is not UTF-8 text"
-            yield {"key": f"line-{number}", "image": RejectedImage("", "bad_row", reason)}
-
-
-def _images_of(rows: Iterable[dict], folder: str) -> Iterator[dict]:
-    """Resolve relative paths of images: from the folder of the file of rows, else from the working folder."""
-    remote = filesystem.is_url(folder)
-    for row in rows:
-        image = row.get("image")
-        if isinstance(image, str) and not os.path.isabs(image) and not filesystem.is_url(image):
-            beside = filesystem.join(folder, image)
-            if remote or os.path.exists(beside):
-                row = row | {"image": beside}
-        yield with_captions(row)
-
-
-def _settings(words: str, known: dict[str, Any], source: str) -> dict[str, Any]:
-    """Return the settings after "?", converted to the types of the defaults in `known`.
-
-    Raises:
-        UsageError: if a setting is unknown or not a whole number.
-    """
-    found = dict(known)
-    for name, value in parse_qsl(words, keep_blank_values=True):
-        if name not in known:
-            hint = did_you_mean(name, known) or f"; choose from {', '.join(known)}"
-            raise UsageError(f"{source}: no setting {name!r}{hint}")
-        found[name] = _whole(value, f"{source}: {name}") if isinstance(known[name], int) else value
-    return found
-
-
-def _whole(text: str, where: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise UsageError(f"{where}: {text!r} is not a whole number") from None
-
-
 def _nano(rest: str, source: str, workers: int) -> Iterator[dict]:
     from lumina_cli.core.sources.nano import nano_rows
 
     count, _, words = rest.partition("?")
-    settings = _settings(words, NANO, source)
-    number = _whole(count, f"{source}: the number of scenes")
+    settings = parse_settings(words, NANO, source)
+    number = to_whole(count, f"{source}: the number of scenes")
     if number < 1:
         raise UsageError(f"{source}: the number of scenes must be at least 1")
     held_out, truth = bool(settings["held_out"]), bool(settings["truth"])
@@ -211,7 +172,7 @@ def _nano(rest: str, source: str, workers: int) -> Iterator[dict]:
 
 def _hub(rest: str, source: str) -> Iterator[dict]:
     name, _, words = rest.partition("?")
-    settings = _settings(words, HUB, source)
+    settings = parse_settings(words, HUB, source)
     if not name:
         raise UsageError(f"{source}: hf: requires the name of a data set, such as hf:OWNER/NAME")
     return _hub_rows(name, settings)

@@ -15,7 +15,8 @@ from jinja2 import Environment
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
-from lumina_cli.core.images.io import SUFFIXES, read_metadata
+from lumina_cli.core.images.io import read_metadata
+from lumina_cli.core.images.suffixes import SUFFIXES
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
 from lumina_cli.core.io.html import inline_script
 from lumina_cli.core.registry import ASSETS

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.io.jsonl import get_captions, with_captions
+from lumina_cli.core.io.captions import with_captions
+from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.shards.overlays.lock import lock_overlay
 from lumina_cli.core.shards.overlays.match import LEVELS, RowMatcher, validate_row
 from lumina_cli.core.shards.overlays.reader import (

@@ -151,7 +151,7 @@ def split_source(source: str | os.PathLike) -> tuple[str, list[str] | None]:
     """Return (location, names of overlays) of a SOURCE; None instead of names means the newest ones."""
     source = filesystem.to_text(source)
     place, word, names = source.rpartition(WORD)
-    if not word:
+    if not word or os.path.lexists(source):  # an existing name is never split
         return source, None
     return place, [name for name in names.split(",") if name]
 

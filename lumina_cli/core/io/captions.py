@@ -1,0 +1,92 @@
+"""Captions as people store them: the text of a file, one text, several texts, or a key of a row.
+
+A caption without a level is classified by its length. Of several captions at one level the first keeps the
+name of the level, and the others are short_2, short_3 and so on.
+"""
+
+import codecs
+from typing import Any
+
+from lumina_cli.core.errors import LuminaError
+
+LANGUAGE = "en"  # default language of a caption
+LEVEL_WORDS = {"short": 12, "medium": 30}  # most words of each level, to classify a caption without one
+LINES = (
+    "one",
+    "first",
+    "each",
+)  # how a text file is read: as one caption, its first line, each line
+KEYS = ("caption", "text", "prompt")  # keys of a row that hold a caption without a level
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_CONTROL = frozenset(range(9)) | frozenset(range(14, 32))  # bytes that are not text
+
+
+def decode_text(data: bytes, place: str, errors: str = "strict") -> str:
+    """Return the text of a file: UTF-8, or UTF-16 and UTF-32 with a byte order mark.
+
+    `errors` is that of `bytes.decode`.
+
+    Raises:
+        LuminaError: if the file is not text; the message begins with `place`.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8-sig")
+    control = sum(byte in _CONTROL for byte in data[:4096])
+    if encoding == "utf-8-sig" and control * 5 > len(data[:4096]):
+        raise LuminaError(f"{place} looks like UTF-16 without a byte order mark; save it as UTF-8")
+    try:
+        text = data.decode(encoding, errors)
+    except UnicodeDecodeError as error:
+        raise LuminaError(f"{place} is not UTF-8 text") from error
+    if "\0" in text:
+        raise LuminaError(f"{place} contains NUL characters; save it as UTF-8 text")
+    return text
+
+
+def caption_fields(text: object, lines: str = "one") -> dict:
+    """Return {"captions": ...} for a caption, or a list of captions, as other tools store them.
+
+    lines  one of LINES, for a caption of several lines
+
+    {} if `text` is neither text nor a list that contains text.
+    """
+    texts = [text] if isinstance(text, str) else text if isinstance(text, list | tuple) else []
+    texts = [each.strip() for each in texts if isinstance(each, str) and each.strip()]
+    if lines != "one":
+        split = [line.strip() for each in texts for line in each.splitlines() if line.strip()]
+        texts = split[:1] if lines == "first" else split
+    levels: dict[str, str] = {}
+    for each in dict.fromkeys(texts):
+        words = len(each.split())
+        level = next((level for level, most in LEVEL_WORDS.items() if words <= most), "detailed")
+        same = sum(name.partition("_")[0] == level for name in levels)
+        levels[f"{level}_{same + 1}" if same else level] = each
+    return {"captions": {LANGUAGE: levels}} if levels else {}
+
+
+def with_captions(row: dict, keys: tuple[str, ...] = KEYS) -> dict:
+    """Return a row with the first of `keys` that holds a caption copied to "captions" if it has none."""
+    if row.get("captions"):
+        return row
+    return row | next(filter(None, (caption_fields(row.get(name)) for name in keys)), {})
+
+
+def check_caption_text(row: dict, where: str) -> dict:
+    """Return a row whose captions are text without NUL characters; `where` begins the message.
+
+    Raises:
+        LuminaError: if a caption contains a NUL character.
+    """
+    if _has_nul(row.get("captions")):
+        raise LuminaError(f"{where} has a caption that contains NUL characters")
+    return row
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_nul, value.values()))
+    return isinstance(value, str) and "\0" in value

@@ -1,0 +1,1 @@
+"""Shards of other tools: tars without an index."""

@@ -1,0 +1,144 @@
+"""Files of rows as a source: their formats, archives that are refused, and where images are searched."""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import IO, Any
+
+from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.images.suffixes import START
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.captions import KEYS, caption_fields, check_caption_text, with_captions
+from lumina_cli.core.io.jsonl import check_row, get_error, parse_rows
+from lumina_cli.core.io.tables import Item
+from lumina_cli.core.shards.tar import RejectedImage
+
+IMAGE_KEYS = ("file_name", "image_path", "image_file", "img_path", "filepath", "filename")
+CAPTION_KEY = re.compile(r"(.*[_ -])?captions?([_ -]?\d+)?", re.IGNORECASE)  # of rows without a key in KEYS
+ARCHIVES = {
+    b"PK\x03\x04": ("a ZIP archive", "unpack it and name the folder: `unzip {place} -d FOLDER`"),
+    b"PK\x05\x06": ("a ZIP archive", "unpack it and name the folder: `unzip {place} -d FOLDER`"),
+    b"\x1f\x8b": ("compressed with gzip", "decompress it: `gunzip -k {place}`"),
+    b"BZh": ("compressed with bzip2", "decompress it: `bunzip2 -k {place}`"),
+    b"\xfd7zXZ\0": ("compressed with xz", "decompress it: `unxz -k {place}`"),
+    b"\x28\xb5\x2f\xfd": ("compressed with Zstandard", "decompress it: `unzstd {place}`"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7-Zip archive", "unpack it and name the folder"),
+    b"Rar!": ("a RAR archive", "unpack it and name the folder"),
+    b"ARROW1": ("an Arrow file", "write its table as Parquet (.parquet)"),
+    b"\x89HDF": ("an HDF5 file", "write its rows as .jsonl"),
+    b"SQLite format 3": ("an SQLite database", "write its rows as .jsonl"),
+}
+
+
+def read_row_file(
+    source: str | IO,
+    lenient: bool = False,
+    need: str | None = "image",
+    settings: dict[str, Any] | None = None,
+) -> Iterator[dict]:
+    """Yield the rows of a file, a URL or a stream, with the images and captions that they name.
+
+    lenient   whether an invalid row becomes a row whose "image" is a RejectedImage
+    need      the key that each row must have, None for none
+    settings  LOCAL (sources/settings.py): the keys of the image and of the caption
+
+    Raises:
+        LuminaError: if the file is an archive or is not text, or, without `lenient`, if a row is invalid.
+    """
+    folder = filesystem.parent(source) if isinstance(source, str) else "."
+    finder = _ImageFinder(folder)
+    settings = settings or {}
+    for where, row in _items(source, need):
+        try:
+            if isinstance(row, LuminaError):
+                raise row
+            row = finder.locate(_name_fields(row, settings))
+            if need and not get_error(row):
+                check_row(row, need, where)
+            yield check_caption_text(row, where)
+        except LuminaError as error:
+            if not lenient:
+                raise
+            yield {"key": "-".join(where.split(" ")[-2:]), "image": RejectedImage("", "bad_row", str(error))}
+
+
+def _items(source: str | IO, need: str | None) -> Iterator[Item]:
+    if not isinstance(source, str):
+        yield from parse_rows(source, "", need, check=False)
+        return
+    with filesystem.open_file(source) as file:
+        start = file.read(START)
+        file.seek(0)
+        refuse_archive(source, start)
+        yield from parse_rows(file, source, need, check=False)
+
+
+def refuse_archive(place: str, start: bytes) -> None:
+    """Check that a file of rows, which begins with `start`, is not an archive or another binary file.
+
+    Raises:
+        LuminaError: if it is one; the message contains the remedy.
+    """
+    for magic, (kind, remedy) in ARCHIVES.items():
+        if start.startswith(magic):
+            raise LuminaError(f"{place} is {kind}, which is not read; {remedy.format(place=place)}")
+    if b"ustar" in start[257:265]:
+        raise LuminaError(f"{place} is a tar; rename it to {place}.tar to read it as a shard")
+    if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")) and not start.startswith(b"PAR1"):
+        raise LuminaError(f"{place} is binary; a source is a folder, a file of rows, shards or an image")
+
+
+def _name_fields(row: dict, settings: dict[str, Any]) -> dict:
+    """Return a row whose image is "image", also if the file uses another key; `settings` are as in LOCAL."""
+    name = settings.get("image") or ""
+    if name and name not in row:
+        raise LuminaError(f"no column {name!r}, only {', '.join(map(str, row)) or 'nothing'}")
+    if not name and row.get("image") is None:
+        name = next((each for each in IMAGE_KEYS if isinstance(row.get(each), str)), "")
+    if name and name != "image":
+        row = {each: value for each, value in row.items() if each != name} | {"image": row[name]}
+    image = row.get("image")
+    if isinstance(image, dict) and image.keys() == {"bytes", "path"}:  # as data sets of the hub store it
+        row = row | {"image": image.get("bytes") or image.get("path")}
+        if image.get("path") and "key" not in row:
+            row["key"] = os.path.splitext(os.path.basename(image["path"]))[0]
+    if text := settings.get("text"):
+        return {each: value for each, value in row.items() if each != "captions"} | caption_fields(
+            row.get(text)
+        )
+    others = (each for each in row if isinstance(each, str) and CAPTION_KEY.fullmatch(each))
+    return with_captions(row, (*KEYS, *others))
+
+
+class _ImageFinder:
+    """Finds the images of rows: relative to the folder of the file, else to the working folder."""
+
+    def __init__(self, folder: str):
+        self.folder, self.remote = folder, filesystem.is_url(folder)
+
+    def locate(self, row: dict) -> dict:
+        """Return a row whose "image" is a path that exists, or a RejectedImage that names the places."""
+        image = row.get("image")
+        if not isinstance(image, str) or not image.strip() or filesystem.is_url(image) or get_error(row):
+            return row
+        if ".tar#" in image and _exists(image):
+            return row
+        for path in dict.fromkeys((image, image.replace("\\", "/"))):
+            beside = filesystem.join(self.folder, path)
+            if not os.path.isabs(path) and (self.remote or _exists(beside)):
+                return row | {"image": beside}
+            if _exists(path):
+                return row | {"image": path}
+        reason = "no such image"
+        if not os.path.isabs(image) and self.folder != ".":
+            reason += f", neither in {self.folder} nor in the working folder"
+        return row | {"image": RejectedImage(image, "missing", reason)}
+
+
+def _exists(path: str) -> bool:
+    """Whether an image, or the tar that contains it, exists."""
+    tar, mark, _ = path.rpartition(".tar#")
+    try:
+        return os.path.lexists(path) or bool(mark and os.path.lexists(f"{tar}.tar"))
+    except ValueError:  # a path with a NUL character
+        return False
