@@ -8,6 +8,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError
@@ -88,7 +89,8 @@ def _delimited_rows(file: IO[bytes], place: str, tabs: bool) -> Iterator[Item]:
         line = getattr(reader, "line_num", 1)
         yield place, LuminaError(f"{place} line {line} is not {'TSV' if tabs else 'CSV'}: {error}")
     finally:
-        text.detach()
+        with suppress(ValueError):  # the file is closed already
+            text.detach()
 
 
 def _open_reader(text: IO[str], tabs: bool) -> tuple[list[str], Any]:
