@@ -90,8 +90,14 @@ def accept_options(
         bool,
         typer.Option("--debug", help="Show the traceback of an error; works anywhere on the line."),
     ] = False,
+    wide: Annotated[
+        bool,
+        typer.Option(
+            "--wide", help="Print tables in full, wider than the terminal; works anywhere on the line."
+        ),
+    ] = False,
 ) -> None:
-    """Accept the options before the command; `run` has removed --debug."""
+    """Accept the options before the command; `run` has removed --debug and --wide."""
 
 
 for _name in VERBS:
@@ -106,10 +112,12 @@ def run(args: list[str]) -> int:
     """Run one command line and return its exit code; write an error as one line to stderr."""
     words = args[: args.index("--")] if "--" in args else args
     debug = "--debug" in words or bool(os.environ.get("LUMINA_DEBUG"))
-    args = [word for word in words if word != "--debug"] + args[len(words) :]
+    output.wide = "--wide" in words
+    args = [word for word in words if word not in ("--debug", "--wide")] + args[len(words) :]
     verb = next((f"lumina {word}" for word in args if word in VERBS), "lumina")
     try:
-        code = get_command(app).main(args, prog_name="lumina", standalone_mode=False) or 0
+        with output.single_notes():
+            code = get_command(app).main(args, prog_name="lumina", standalone_mode=False) or 0
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         sys.stdout.flush()

@@ -3,22 +3,26 @@
 import contextlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 import typer
 
-from lumina_cli.cli.tables import build_table, fit_columns, format_listing, format_value, to_one_line
+from lumina_cli.cli.tables import MAX_CELL, format_row, lay_out_rows, to_one_line
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import jsonl as jsonl
 
 ROW_FILES = (".jsonl", ".ndjson", ".csv", ".txt")
 MAX_TABLE_ROWS = 40
-MAX_COLUMN_NAME = 60  # characters
+WIDE = 10_000  # characters of a table with --wide
 SPEED_WINDOW = 600  # seconds over which the speed is averaged: a row of training may take a minute
 
 _bars: list = []  # the rich progress display on screen, if any: there can be only one
+_status: list[str] = []  # the status line on screen, if any
+_notes: Counter[str] | None = None  # how often each note of this command was written
+wide = False  # set by --wide: tables may be wider than the terminal
 interrupts: list[bool] = []  # not empty once Ctrl-C was pressed
 
 
@@ -29,9 +33,6 @@ def check_interrupted() -> None:
     """
     if interrupts:
         raise KeyboardInterrupt
-
-
-# Rows in
 
 
 def read_rows(arguments: list[str] | None, key: str) -> Iterator[dict]:
@@ -90,9 +91,6 @@ def _is_row_file(word: str) -> bool:
     return word.lower().endswith(ROW_FILES) and (not spaced or os.path.isfile(word))
 
 
-# Rows out
-
-
 def is_terminal() -> bool:
     """Whether stdout is a terminal."""
     return sys.stdout.isatty()
@@ -124,12 +122,10 @@ def write_rows(
     total: int | ProgressCounter | None = None,
     describe: Callable[[dict], tuple] | None = None,
 ) -> int:
-    """Write rows as they arrive: JSON Lines on stdout in a pipe or with `json`, else a table on stderr.
+    """Write rows as they arrive, as JSON Lines on stdout or as a table on stderr, and count them.
 
     A terminal also shows a progress bar. With `describe` (see `track_progress`) each row is printed as a line
     above the bar instead of in a table at the end. A closed pipe ends the command without an error.
-
-        returns   the number of rows
     """
     json = json or not sys.stdout.isatty()
     shown: list[dict] = []
@@ -144,7 +140,7 @@ def write_rows(
                 if json:
                     write_line(jsonl.dump_row(row))
                 elif describe:
-                    write_note(", ".join(f"{name} {format_value(value)}" for name, value in row.items()))
+                    _write_message(format_row(row))
                 elif count <= MAX_TABLE_ROWS:
                     shown.append(row)
     finally:
@@ -159,6 +155,7 @@ def _make_closable(rows: Iterator) -> Iterator:
 
 def write_line(text: str) -> None:
     """Write one line to stdout and flush; end the command without an error if the pipe is closed."""
+    _clear_status()
     try:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
@@ -173,15 +170,52 @@ def silence_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# Messages and progress
+def show_status(text: str) -> None:
+    """Show a line on stderr until the next output if stderr is a terminal: loading takes seconds."""
+    if sys.stderr.isatty() and not _bars:
+        _clear_status()
+        _status.append(text)
+        sys.stderr.write(to_one_line(text))
+        sys.stderr.flush()
+
+
+def _clear_status() -> None:
+    if _status:
+        _status.clear()
+        sys.stderr.write("\r\x1b[2K")
+        sys.stderr.flush()
 
 
 def write_note(text: str) -> None:
-    """Write one line to stderr, above the progress bar if there is one."""
+    """Write one line to stderr, above the progress bar; in `single_notes`, only the first of equal ones."""
+    line = to_one_line(text)
+    if _notes is not None:
+        _notes[line] += 1
+    if _notes is None or _notes[line] == 1:
+        _write_message(line)
+
+
+@contextlib.contextmanager
+def single_notes() -> Iterator[None]:
+    """Write equal notes once, and at the end how often each was repeated."""
+    global _notes
+    _notes = counts = Counter()
+    try:
+        yield
+    finally:
+        _notes = None
+        _clear_status()
+        for line, count in counts.items():
+            if count > 1:
+                _write_message(f"{count} times: {line}")
+
+
+def _write_message(line: str) -> None:
     if _bars:
-        _bars[0].console.print(to_one_line(text), markup=False, highlight=False, soft_wrap=True)
+        _bars[0].console.print(line, markup=False, highlight=False, soft_wrap=True)
     else:
-        sys.stderr.write(to_one_line(text) + "\n")
+        _clear_status()
+        sys.stderr.write(line + "\n")
         sys.stderr.flush()
 
 
@@ -225,6 +259,7 @@ def _open_bar():
     if _bars:
         yield _bars[0]
         return
+    _clear_status()
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -258,27 +293,16 @@ def print_table(
 ) -> None:
     """Print rows on stderr as a table, or as one line per key if the terminal is too narrow.
 
-    `optional` columns are dropped first, in their order. Column names may come from other people's files, so
-    they are shown like values: on one line, control characters escaped, cut off if long.
+    `optional` columns are dropped first, in their order. With --wide nothing is cut or dropped.
     """
     from rich.console import Console
-    from rich.text import Text
 
-    console = Console(stderr=True)
-    rows = [{format_value(str(name), MAX_COLUMN_NAME): value for name, value in row.items()} for row in rows]
-    widths = fit_columns(rows, console.width)
-    dropped = []
-    for name in optional:
-        if widths is None and any(name in row for row in rows):
-            dropped.append(name)
-            rows = [{key: value for key, value in row.items() if key != name} for row in rows]
-            widths = fit_columns(rows, console.width)
-    if widths is None and len(rows[0]) > 2:
-        for row in rows:
-            console.print(Text(format_listing(row, console.width) + "\n"), soft_wrap=True)
-    else:
-        console.print(build_table(rows, widths or dict.fromkeys(rows[0], console.width // 2 - 1), title))
+    _clear_status()
+    console = Console(stderr=True, width=WIDE if wide else None)
+    shown, dropped = lay_out_rows(rows, console.width, WIDE if wide else MAX_CELL, title, optional)
+    for each in shown:
+        console.print(each, soft_wrap=True)
     if dropped:
-        write_note(f"terminal too narrow for {', '.join(dropped)}; --json writes all columns")
+        write_note(f"terminal too narrow for {', '.join(dropped)}; --wide shows all columns")
     if more:
         write_note(f"... and {more} more rows; --json writes all of them")

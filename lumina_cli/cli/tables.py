@@ -6,6 +6,8 @@ MIN_COLUMN = 14  # characters; if columns of this width do not fit, rows are sho
 MAX_CELL = 120  # characters
 MIN_PROSE = 40  # characters above which a nested value counts as prose
 COLUMN_GAP = 2  # characters
+MAX_COLUMN_NAME = 60  # characters
+PATH_KEYS = ("image", "file", "path", "out", "page", "folder", "from", "init", "mask", "dest", "source")
 
 
 def to_one_line(text: object) -> str:
@@ -51,10 +53,52 @@ def _iterate_leaves(value: dict, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}{name}", _format_whole(each)
 
 
-def fit_columns(rows: list[dict], width: int) -> dict[str, int] | None:
+def format_row(row: dict) -> str:
+    """Return a row on one line, as "name value, name value"."""
+    return ", ".join(f"{to_one_line(name)} {format_value(value)}" for name, value in row.items())
+
+
+def is_path(name: str, value: object) -> bool:
+    """Whether a value is a path or a URL, which people copy from tables."""
+    if not isinstance(value, str) or not ("/" in value or "\\" in value):
+        return False
+    return name in PATH_KEYS or not any(map(str.isspace, value))
+
+
+def lay_out_rows(
+    rows: list[dict], width: int, limit: int, title: str | None = None, optional: tuple[str, ...] = ()
+) -> tuple[list, list[str]]:
+    """Return (rich objects that show the rows in `width` characters, names of columns that were dropped).
+
+    A table, or a list of lines for each row if the required columns do not fit. Paths are never cut or
+    broken. Column names may come from other people's files, so they are shown like values: on one line,
+    control characters escaped, cut off if long.
+
+        limit      characters of a value, at most
+        optional   columns that may be dropped, in their order
+    """
+    from rich.text import Text
+
+    rows = [{format_value(str(name), MAX_COLUMN_NAME): value for name, value in row.items()} for row in rows]
+    widths = fit_columns(rows, width, limit)
+    dropped = []
+    for name in optional:
+        if widths is None and any(name in row for row in rows):
+            dropped.append(name)
+            rows = [{key: value for key, value in row.items() if key != name} for row in rows]
+            widths = fit_columns(rows, width, limit)
+    if widths is None and len(rows[0]) > 2:
+        return [Text(format_listing(row, width) + "\n") for row in rows], dropped
+    return [build_table(rows, widths or dict.fromkeys(rows[0], width // 2 - 1), title, limit)], dropped
+
+
+def fit_columns(rows: list[dict], width: int, limit: int = MAX_CELL) -> dict[str, int] | None:
     """Return column widths that show the rows in `width` characters, or None if they do not fit.
 
     The widest columns shrink first, down to MIN_COLUMN characters or the longest word of their heading.
+    Columns of paths do not shrink.
+
+        limit   characters of a value, at most
     """
     from rich.cells import cell_len
 
@@ -62,9 +106,12 @@ def fit_columns(rows: list[dict], width: int) -> dict[str, int] | None:
     widths, minimum = {}, {}
     for name in columns:
         heading = max(map(cell_len, name.replace("_", " ").split()), default=1)
-        longest = max(cell_len(format_value(row[name])) for row in rows if name in row)
+        values = [row[name] for row in rows if name in row]
+        longest = max(cell_len(format_cell(name, value, limit)) for value in values)
         widths[name] = max(cell_len(name), longest)
-        minimum[name] = max(heading, min(MIN_COLUMN, longest))
+        minimum[name] = max(
+            heading, longest if any(is_path(name, value) for value in values) else min(MIN_COLUMN, longest)
+        )
     available = width - COLUMN_GAP * (len(columns) - 1)
     if sum(minimum.values()) > available:
         return None
@@ -74,7 +121,12 @@ def fit_columns(rows: list[dict], width: int) -> dict[str, int] | None:
     return widths
 
 
-def build_table(rows: list[dict], widths: dict[str, int], title: str | None = None):
+def format_cell(name: str, value: object, limit: int = MAX_CELL) -> str:
+    """Return the value of a column as text of at most `limit` characters; a path whole."""
+    return to_one_line(value) if is_path(name, value) else format_value(value, limit)
+
+
+def build_table(rows: list[dict], widths: dict[str, int], title: str | None = None, limit: int = MAX_CELL):
     """Return rows as a rich table of these widths; nested values are cut off, other text is folded."""
     from rich.table import Table
     from rich.text import Text
@@ -90,7 +142,7 @@ def build_table(rows: list[dict], widths: dict[str, int], title: str | None = No
             head, width=wide, justify=justify, no_wrap=cut, overflow="ellipsis" if cut else "fold"
         )
     for row in rows:
-        table.add_row(*(Text(format_value(row.get(name))) for name in widths))
+        table.add_row(*(Text(format_cell(name, row.get(name), limit)) for name in widths))
     return table
 
 
@@ -99,5 +151,5 @@ def format_listing(row: dict, width: int) -> str:
     lines = []
     for name, value in row.items():
         limit = max(MIN_COLUMN, width - len(name) - 2) if isinstance(value, dict) else MAX_CELL
-        lines.append(f"{name}: {format_value(value, limit)}")
+        lines.append(f"{name}: {format_cell(name, value, limit)}")
     return "\n".join(lines)

@@ -115,7 +115,7 @@ def test_optional_columns_are_dropped_first(shown):
     row = {"file": "some.jsonl", "kind": "en.detailed", "captions": 12, "agreement": 0.98}
     lines = shown(38, lambda: output.print_table([row], optional=("captions", "kind")))
     assert lines[0].split() == ["file", "kind", "agreement"]
-    assert lines[-1] == "terminal too narrow for captions; --json writes all columns"
+    assert lines[-1] == "terminal too narrow for captions; --wide shows all columns"
     assert "captions" in shown(80, lambda: output.print_table([row], optional=("captions",)))[0]
 
 

@@ -1,14 +1,10 @@
 """Every command that the pages show parses: commands, options, names of table entries, settings and recipes."""
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from typer.main import get_command
 
 from lumina_cli.cli.app import app
@@ -25,7 +21,6 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs/guides").glob("*.md")),
 ]
-QUICKSTART = ROOT / "docs" / "quickstart.md"
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b|\.\.\.|\$")  # FILE, N, ...: not a value
 
 
@@ -119,35 +114,3 @@ def test_an_invalid_option_is_detected():
             parsed(words)
     with pytest.raises(KeyError):
         check_names(parsed(["caption", "photos", "--engine", "nan0"]))
-
-
-def ten_photos(folder: Path) -> None:
-    """Write ten JPEG files with captions next to them."""
-    folder.mkdir()
-    for number in range(10):
-        shade = Image.linear_gradient("L").rotate(36 * number)
-        Image.merge("RGB", (shade, shade.rotate(90), shade.rotate(180))).save(folder / f"photo-{number}.jpg")
-        (folder / f"photo-{number}.txt").write_text(f"a gradient turned by {36 * number} degrees")
-
-
-@pytest.mark.slow
-def test_the_quickstart_runs_with_ten_photos(tmp_path):
-    commands_block = next(block for block in blocks(QUICKSTART, "bash") if "lumina train" in block)
-    recipe = next(block for block in blocks(QUICKSTART, "yaml") if "stages:" in block)
-    ten_photos(tmp_path / "photos")
-    (tmp_path / "photos.yaml").write_text(recipe)
-    (tmp_path / "bin").mkdir()
-    for name, target in (("lumina", "-m lumina_cli"), ("python", "")):
-        script = tmp_path / "bin" / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {target} "$@"\n')
-        script.chmod(0o755)
-    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    # threads that wait for each other slow a busy machine down
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)} | threads
-    command = ["bash", "-e", "-c", commands_block]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "runs/photos/model/transformer").is_dir()
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 1
-    assert (tmp_path / "scores/summary.json").is_file()

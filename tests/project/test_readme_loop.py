@@ -33,12 +33,12 @@ def test_the_readme_loop_runs_from_scenes_to_a_score(tmp_path, monkeypatch, caps
     for line in lines:
         assert run(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     assert processor_seconds() - start < 2 * 8 * 60  # 8 minutes on two cores that do nothing else
-    assert len(list(Path("shards").glob("*.tar"))) == 2
+    assert len(list(Path("scenes").glob("*.tar"))) == 2
     pictures = sorted(Path("pictures").iterdir())
     assert [picture.suffix for picture in pictures] == [".png", ".png"]
     assert {read_metadata(picture)["model"] for picture in pictures} == {"runs/first", "nano"}
     assert open_image(pictures[0]).size == (128, 128)
-    summary = json.loads(Path("scores/summary.json").read_text())
+    summary = json.loads(Path("first-scores/summary.json").read_text())
     assert 0 <= summary["overall"] <= 1
     metrics = [json.loads(line) for line in Path("runs/first/metrics.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in metrics} == {"low", "high", "hq"}

@@ -1,0 +1,162 @@
+"""Every command block of README and the docs runs, page by page, in the order in which a reader meets them.
+
+A comment directly before a block changes that: `<!-- not run: REASON -->` for what needs the Hub, a GPU or a server. Such
+blocks still have to parse (test_commands.py). The sentence after "not run:" is for people who read the source of a page.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from command_server import shell_environment
+from PIL import Image
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).parents[2]
+FENCE = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n\s*)?```(?P<language>\w*)\n(?P<text>.*?)```", re.S)
+LANGUAGES = ("bash", "python")
+# blocks of one page that another page runs at full length: fewer steps, the same commands
+LOOP = {"nano:2000": "nano:200", "low.steps=40": "low.steps=4", "high.steps=30": "high.steps=3"}
+SHORTER = {
+    "README.md": LOOP
+    | {"hq.steps=20": "hq.steps=2"},  # tests/project/test_readme_loop.py runs the whole loop
+    "docs/guides/training.md": LOOP,
+    "docs/quickstart.md": {"steps: 80": "steps: 8"},
+    "docs/guides/fine-tuning.md": {"steps: 80": "steps: 8"},
+}
+ELSEWHERE = re.compile(r"docs/extending|docs/reference/python")  # test_docs_match_code.py; signatures only
+
+
+HELP_PAGE = "docs/reference/cli.md"  # its examples are lines of their own
+
+
+def blocks(page: Path) -> list[dict[str, str | None]]:
+    """Return language, text and reason (None: runs) of each fenced block of a page."""
+    return [match.groupdict() for match in FENCE.finditer(page.read_text(encoding="utf-8"))]
+
+
+def runnable(page: Path) -> list[dict[str, str | None]]:
+    return [block for block in blocks(page) if block["language"] in LANGUAGES and not block["reason"]]
+
+
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    if runnable(page) and not ELSEWHERE.match(str(page.relative_to(ROOT)))
+)
+
+
+def ten_photos(folder: Path) -> None:
+    """Write ten JPEG files with captions next to them."""
+    (folder / "photos").mkdir()
+    for number in range(10):
+        shade = Image.linear_gradient("L").rotate(36 * number)
+        photo = Image.merge("RGB", (shade, shade.rotate(90), shade.rotate(180)))
+        photo.save(folder / f"photos/photo-{number}.jpg")
+        (folder / f"photos/photo-{number}.txt").write_text(f"a gradient turned by {36 * number} degrees")
+
+
+def photo_recipe(folder: Path) -> None:
+    """Write photos.yaml, as the page prints it."""
+    page = ROOT / "docs" / "quickstart.md"
+    recipe = next(block["text"] for block in blocks(page) if block["language"] == "yaml")
+    for old, new in SHORTER["docs/quickstart.md"].items():
+        recipe = recipe.replace(old, new)
+    (folder / "photos.yaml").write_text(recipe)
+
+
+def packed_photos(folder: Path) -> None:
+    """Write the shards of ten photos and their recipe."""
+    from lumina_cli.core.shards.pack import write_shards
+    from lumina_cli.core.sources.source import read_source
+
+    ten_photos(folder)
+    list(write_shards(read_source(folder / "photos"), folder / "shards"))
+    photo_recipe(folder)
+
+
+def style_lora(folder: Path) -> None:
+    """Write style.safetensors, a LoRA for nano in diffusers' names."""
+    width = 192
+    name = "transformer.layers.0.attn.to_out.0"
+    tensors = {"lora_A": torch.randn(4, width) * 0.01, "lora_B": torch.randn(width, 4) * 0.01}
+    save_file(
+        {f"{name}.{part}.weight": value for part, value in tensors.items()}, folder / "style.safetensors"
+    )
+
+
+def prompts_file(folder: Path) -> None:
+    (folder / "prompts.txt").write_text("a red car\nthree purple mushrooms\n")
+
+
+def scenes(folder: Path) -> None:
+    """Write data/, shards of a few rendered scenes."""
+    from lumina_cli.core.shards.pack import write_shards
+    from lumina_cli.core.sources.source import read_source
+
+    list(write_shards(read_source("nano:8"), folder / "data"))
+
+
+PREPARED: dict[str, list[Callable[[Path], None]]] = {
+    "README.md": [ten_photos],
+    "docs/quickstart.md": [ten_photos, photo_recipe],
+    "docs/guides/fine-tuning.md": [packed_photos, style_lora],
+    "docs/guides/cluster.md": [prompts_file, scenes],
+}
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory) -> dict[str, str]:
+    """Return the environment in which blocks run."""
+    programs = tmp_path_factory.mktemp("sh")
+    if not shutil.which("jq"):  # its result is not looked at
+        (programs / "jq").write_text("#!/bin/sh\nexec cat\n")
+        (programs / "jq").chmod(0o755)
+    with shell_environment(programs) as environment:
+        yield environment
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if page != HELP_PAGE])
+def test_every_block_of_a_page_runs(page, shell, tmp_path):
+    for prepare in PREPARED.get(page, []):
+        prepare(tmp_path)
+    for block in runnable(ROOT / page):
+        text = block["text"]
+        for old, new in SHORTER.get(page, {}).items():
+            text = text.replace(old, new)
+        command = ["bash", "-e", "-c", text] if block["language"] == "bash" else [sys.executable, "-c", text]
+        done = subprocess.run(
+            command,
+            cwd=tmp_path,
+            env=shell,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def test_a_block_that_fails_is_noticed(shell, tmp_path):
+    done = subprocess.run(
+        ["bash", "-e", "-c", "lumina sample --sise 3"],
+        cwd=tmp_path,
+        env=shell,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert b"no option --sise" in done.stderr
+
+
+def test_few_blocks_are_not_run():
+    """Each exception has a reason; their number may only grow on purpose."""
+    reasons = [block["reason"] for page in PAGES for block in blocks(ROOT / page) if block["reason"]]
+    assert all(re.match(r"needs|downloads|takes|installs", reason) for reason in reasons), reasons
+    assert len(reasons) <= 20
