@@ -60,6 +60,7 @@ def convert(
 
 def _convert_weights(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> dict:
     """Read weights, check them against the network's shapes, rename and write them; return a row."""
+    output.show_status(f"reading {source}")
     import torch
 
     from lumina_cli.core.nextdit import convert

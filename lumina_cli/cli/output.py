@@ -6,15 +6,12 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 
 import typer
 
 from lumina_cli.cli.tables import MAX_CELL, format_row, lay_out_rows, to_one_line
-from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import jsonl as jsonl
 
-ROW_FILES = (".jsonl", ".ndjson", ".csv", ".txt")
 MAX_TABLE_ROWS = 40
 WIDE = 10_000  # characters of a table with --wide
 SPEED_WINDOW = 600  # seconds over which the speed is averaged: a row of training may take a minute
@@ -33,62 +30,6 @@ def check_interrupted() -> None:
     """
     if interrupts:
         raise KeyboardInterrupt
-
-
-def read_rows(arguments: list[str] | None, key: str) -> Iterator[dict]:
-    """Yield rows from words, files of rows (.jsonl, .csv, .txt) or stdin ("-", or a pipe without arguments).
-
-    Each row has a value for `key`; a word, or a line of plain text, is that value. A word that is the path of
-    a file is never that value.
-
-    Raises:
-        UsageError: without arguments, if stdin is a terminal.
-        LuminaError: if a file does not exist or has another format, a row has no `key`, or nothing is found.
-    """
-    if not arguments:
-        if sys.stdin.isatty():
-            raise UsageError(f"no {key} given: write one in quotes, name a file of rows, or pipe rows in")
-        arguments = ["-"]
-    return _read_arguments(arguments, key)
-
-
-def count_rows(arguments: list[str] | None, key: str) -> int | None:
-    """Return the number of rows that `read_rows` will yield, with its errors; None if it reads stdin."""
-    return sum(1 for _ in _read_arguments(arguments, key)) if arguments and "-" not in arguments else None
-
-
-def _read_arguments(arguments: list[str], key: str) -> Iterator[dict]:
-    count = 0
-    for word in arguments:
-        for row in _read_argument(word, key):
-            count += 1
-            yield row
-    if not count:
-        places = ", ".join("stdin" if word == "-" else word for word in arguments)
-        raise LuminaError(f"no {key}s {'on' if places == 'stdin' else 'in'} {places}")
-
-
-def _read_argument(word: str, key: str) -> Iterator[dict]:
-    if word == "-":
-        yield from jsonl.read_rows(getattr(sys.stdin, "buffer", sys.stdin), key)
-    elif not word.strip():
-        raise LuminaError(f"the {key} is empty")
-    elif _is_row_file(word):
-        yield from jsonl.read_rows(word, key)
-    elif os.path.lexists(word):
-        kind = "folder" if os.path.isdir(word) else "file"
-        raise LuminaError(
-            f"{word} is a {kind}, not a {key}, and not a file of {key}s ({', '.join(ROW_FILES)}); to use the "
-            f"word itself, pipe it to '-'"
-        )
-    else:
-        yield {key: word}
-
-
-def _is_row_file(word: str) -> bool:
-    """Whether a word ends like a file of rows and either exists or has no space, so must be a file name."""
-    spaced = any(letter.isspace() for letter in Path(word).name)
-    return word.lower().endswith(ROW_FILES) and (not spaced or os.path.isfile(word))
 
 
 def is_terminal() -> bool:

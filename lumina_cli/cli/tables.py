@@ -6,6 +6,7 @@ MIN_COLUMN = 14  # characters; if columns of this width do not fit, rows are sho
 MAX_CELL = 120  # characters
 MIN_PROSE = 40  # characters above which a nested value counts as prose
 COLUMN_GAP = 2  # characters
+MAX_TRANSPOSED = 6  # rows of a table that is shown with one column per row
 MAX_COLUMN_NAME = 60  # characters
 PATH_KEYS = ("image", "file", "path", "out", "page", "folder", "from", "init", "mask", "dest", "source")
 
@@ -70,9 +71,9 @@ def lay_out_rows(
 ) -> tuple[list, list[str]]:
     """Return (rich objects that show the rows in `width` characters, names of columns that were dropped).
 
-    A table, or a list of lines for each row if the required columns do not fit. Paths are never cut or
-    broken. Column names may come from other people's files, so they are shown like values: on one line,
-    control characters escaped, cut off if long.
+    A table; if that is too wide, one without the items that all rows share, or one with a column per row, or
+    a list of lines for each row. Paths are never cut or broken. Column names may come from other people's
+    files, so they are shown like values: on one line, control characters escaped, cut off if long.
 
         limit      characters of a value, at most
         optional   columns that may be dropped, in their order
@@ -87,9 +88,40 @@ def lay_out_rows(
             dropped.append(name)
             rows = [{key: value for key, value in row.items() if key != name} for row in rows]
             widths = fit_columns(rows, width, limit)
+    shown = []
+    if widths is None and len(rows) > 1:
+        same, others = split_constant(rows)
+        if same and others[0] and (widths := fit_columns(others, width, limit)):
+            shown, rows = [Text(f"all rows: {format_row(same)}")], others
+        elif len(rows) <= MAX_TRANSPOSED and (widths := fit_columns(transpose(rows), width, limit)):
+            rows = transpose(rows)
     if widths is None and len(rows[0]) > 2:
         return [Text(format_listing(row, width) + "\n") for row in rows], dropped
-    return [build_table(rows, widths or dict.fromkeys(rows[0], width // 2 - 1), title, limit)], dropped
+    widths = widths or dict.fromkeys(rows[0], width // 2 - 1)
+    return [*shown, build_table(rows, widths, title, limit)], dropped
+
+
+def split_constant(rows: list[dict]) -> tuple[dict, list[dict]]:
+    """Return (the items that all rows have in common, the rows without them)."""
+    same = {
+        name: value
+        for name, value in rows[0].items()
+        if all(name in row and row[name] == value for row in rows) and not is_path(name, value)
+    }
+    return same, [{name: value for name, value in row.items() if name not in same} for row in rows]
+
+
+def transpose(rows: list[dict]) -> list[dict]:
+    """Return a table with one column per row, headed by the row's first value or its number, too."""
+    first = next(iter(rows[0]))
+    heads = [format_value(row.get(first), MAX_COLUMN_NAME) for row in rows]
+    if len(set(heads)) < len(rows):
+        heads = [f"{number}: {head}" for number, head in enumerate(heads, 1)]
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name != first]
+    return [
+        {first: name, **{head: row.get(name) for head, row in zip(heads, rows, strict=True)}}
+        for name in names
+    ]
 
 
 def fit_columns(rows: list[dict], width: int, limit: int = MAX_CELL) -> dict[str, int] | None:

@@ -53,6 +53,7 @@ def train(
         raise UsageError("training in several processes is not supported yet; start one, without torchrun")
     recipes, overrides, out = _parse_words(words or [])
     recipe = recipes[0] if recipes else runs.find_saved_recipe(out, resume)
+    output.show_status(f"loading the recipe {recipe}")
     part = load_recipe(recipe, runs.PartSchema, overrides)
     trainer = PARTS.load(part)
     module = import_module(trainer.__module__)

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from lumina_cli.cli import output
+from lumina_cli.cli.options import read_rows
 from lumina_cli.core.errors import LuminaError, UsageError
 
 # Rows in
@@ -22,7 +23,7 @@ class Terminal(io.StringIO):
 
 
 def test_words_become_rows():
-    assert list(output.read_rows(["a cat", "two dogs"], "prompt")) == [
+    assert list(read_rows(["a cat", "two dogs"], "prompt")) == [
         {"prompt": "a cat"},
         {"prompt": "two dogs"},
     ]
@@ -31,13 +32,13 @@ def test_words_become_rows():
 @pytest.mark.parametrize("arguments", [["-"], [], None])
 def test_stdin_is_read(arguments, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Pipe('a cat\n{"prompt": "a dog", "id": 3}\n\n"a bird"\n'))
-    rows = list(output.read_rows(arguments, "prompt"))
+    rows = list(read_rows(arguments, "prompt"))
     assert rows == [{"prompt": "a cat"}, {"prompt": "a dog", "id": 3}, {"prompt": "a bird"}]
 
 
 def test_files_of_rows_are_read_between_words(tmp_path):
     (tmp_path / "p.txt").write_text("one\ntwo\n")
-    rows = output.read_rows(["zero", str(tmp_path / "p.txt")], "prompt")
+    rows = read_rows(["zero", str(tmp_path / "p.txt")], "prompt")
     assert [row["prompt"] for row in rows] == ["zero", "one", "two"]
 
 
@@ -45,13 +46,13 @@ def test_a_prompt_may_end_like_a_file_of_rows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my prompts.txt").write_text("one\ntwo\n")
     prompts = ["my prompts.txt", "a note called todo.txt", "x " * 3000 + "end.txt", "a nul\0 and more.txt"]
-    assert [row["prompt"] for row in output.read_rows(prompts, "prompt")] == ["one", "two", *prompts[1:]]
+    assert [row["prompt"] for row in read_rows(prompts, "prompt")] == ["one", "two", *prompts[1:]]
 
 
 def test_suffixes_of_row_files_may_be_in_capitals(tmp_path):
     (tmp_path / "PR.CSV").write_text("prompt,seed\na cat,3\n")
     (tmp_path / "P.Jsonl").write_text('{"prompt": "a dog"}\n')
-    rows = output.read_rows([str(tmp_path / "PR.CSV"), str(tmp_path / "P.Jsonl")], "prompt")
+    rows = read_rows([str(tmp_path / "PR.CSV"), str(tmp_path / "P.Jsonl")], "prompt")
     assert list(rows) == [{"prompt": "a cat", "seed": 3}, {"prompt": "a dog"}]
 
 
@@ -63,7 +64,7 @@ def test_an_existing_file_is_never_a_prompt(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).write_text("a red ball\n")
     kind = "folder" if name.endswith("/") else "file"
     with pytest.raises(LuminaError, match=f"^{name} is a {kind}, not a prompt, and not a file of prompts"):
-        list(output.read_rows(["a dog", name], "prompt"))
+        list(read_rows(["a dog", name], "prompt"))
 
 
 @pytest.mark.parametrize(
@@ -78,14 +79,14 @@ def test_an_existing_file_is_never_a_prompt(name, tmp_path, monkeypatch):
 def test_invalid_rows_are_named(arguments, stdin, message, monkeypatch):
     monkeypatch.setattr(sys, "stdin", Pipe(stdin))
     with pytest.raises(LuminaError) as caught:
-        list(output.read_rows(arguments, "prompt"))
+        list(read_rows(arguments, "prompt"))
     assert str(caught.value) == message
 
 
 def test_no_arguments_on_a_terminal_are_wrong_usage(monkeypatch):
     monkeypatch.setattr(sys, "stdin", Terminal())
     with pytest.raises(UsageError, match="no prompt given"):
-        output.read_rows([], "prompt")
+        read_rows([], "prompt")
 
 
 # Rows out

@@ -29,8 +29,8 @@ def test_a_closed_pipe_is_not_an_error(tmp_path):
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_stream_closed_by_the_shell_counts_as_empty(closed, tmp_path):
     (tmp_path / "p.txt").write_text("a cat\n")
-    code = "from lumina_cli.cli import output, app; app._open_closed_streams(); import sys;"
-    code += "output.write_rows(output.read_rows(sys.argv[1:], 'prompt'), total=1); output.write_note('done')"
+    code = "from lumina_cli.cli import output, app; from lumina_cli.cli.options import read_rows; app._open_closed_streams(); import sys;"
+    code += "output.write_rows(read_rows(sys.argv[1:], 'prompt'), total=1); output.write_note('done')"
     command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", code, str(tmp_path / "p.txt")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -71,7 +71,8 @@ def test_the_shortest_caption_comes_first():
 @pytest.mark.parametrize("width", [80, 50, 40])
 def test_captions_on_a_terminal(width, shown):
     row = {"key": "p00", "image": "photos/p00.jpg", "captions": CAPTIONS, "captioned_by": WROTE}
-    lines = shown(width, lambda: output.print_table([row, row | {"key": "p01"}]))
+    other = {"key": "p01", "image": "photos/p01.jpg", "captions": {"en": {"short": LONG}}, "captioned_by": {}}
+    lines = shown(width, lambda: output.print_table([row, other]))
     text = "\n".join(lines)
     assert max(map(cell_len, lines)) <= width
     assert "en.short: a" in text
@@ -136,3 +137,81 @@ def test_caption_comparisons_are_a_table(width, shown, tmp_path):
     assert [line[-1] for line in table[:2]] == ["1", "1"]  # the agreement
     assert max(map(len, lines[: 1 + len(table)])) <= width
     assert lines[-1].startswith("terminal too narrow for captions") == (width == 50)
+
+
+SHEET = "pictures/00000-a-red-car-left-of-a-blue-ball-guidance-1-s0.png"
+GRID = [
+    {"prompt": "a red car left of a blue ball", "image": SHEET.replace("-1-", f"-{n}-"), "seed": 0, "number": 0,
+     "model": "nano", "size": "128x128", "kernel": "sdpa", "cell": {"guidance": n}}
+    for n in (1, 4)
+]  # fmt: skip
+STAGES = [
+    {
+        "stage": name,
+        "steps": 10 * n,
+        "size": 64 * n,
+        "batch": 8 * n,
+        "lr": 0.1 / n,
+        "warmup": n,
+        "decay": n * 100,
+    }
+    for n, name in enumerate(("low", "high", "hq"), 1)
+]
+
+
+@pytest.mark.parametrize("width", [200, 90, 40])
+def test_paths_are_whole_and_on_one_line(width, shown):
+    lines = shown(width, lambda: output.print_table(GRID))
+    assert [line for line in lines if SHEET in line]
+
+
+def test_what_all_rows_share_is_printed_once(shown):
+    lines = shown(90, lambda: output.print_table(GRID))
+    assert lines[0].startswith("all rows: prompt a red car left of a blue ball, seed 0, number 0, model nano")
+    assert lines[1].split() == ["image", "cell"]
+    assert len(lines) == 4
+
+
+def test_many_columns_become_one_column_per_row(shown):
+    lines = shown(40, lambda: output.print_table(STAGES))
+    assert lines[0].split() == ["stage", "low", "high", "hq"]
+    assert lines[1].split() == ["steps", "10", "20", "30"]
+    assert max(map(len, lines)) <= 40
+
+
+@pytest.mark.parametrize("width", [80, 30])
+def test_wide_tables_are_not_cut(width, shown, monkeypatch):
+    monkeypatch.setattr(output, "wide", True)
+    text = "\n".join(
+        shown(width, lambda: output.print_table([{"key": "a", "captions": CAPTIONS, "n": 1}] * 2))
+    )
+    assert f"en.detailed: {LONG}, zh.short: 一个红色的球" in text
+
+
+def test_wide_is_taken_anywhere_on_the_line(lumina):
+    for words in ("--wide doctor", "doctor --wide"):
+        assert lumina(words)[0] == 0
+        assert output.wide
+    lumina("doctor")
+    assert not output.wide
+
+
+def test_a_status_line_is_replaced_by_the_first_output(shown):
+    def load():
+        output.show_status("loading nano")
+        output.write_note("a note")
+
+    assert shown(80, load) == ["loading nano", "\x1b[2Ka note"]  # a carriage return ends a line, too
+
+
+def test_no_status_line_in_a_pipe(capsys):
+    output.show_status("loading nano")
+    assert capsys.readouterr().err == ""
+
+
+def test_equal_notes_are_written_once_with_a_count(capsys):
+    with output.single_notes():
+        for note in ("a", "b", "a", "a"):
+            output.write_note(note)
+        assert capsys.readouterr().err == "a\nb\n"
+    assert capsys.readouterr().err == "3 times: a\n"

@@ -76,12 +76,13 @@ def pipeline(monkeypatch, tmp_path):
 
 @pytest.fixture
 def lumina(capsys):
-    """Run a command line: (exit code, rows on stdout, stderr)."""
+    """Run a command line: (exit code, rows of images or of the verb on stdout, stderr)."""
 
     def run(*words):
         code = app.run(["eval", *map(str, words)])
         out, err = capsys.readouterr()
-        return code, [json.loads(line) for line in out.splitlines()], err
+        rows = [json.loads(line) for line in out.splitlines()]
+        return code, [row for row in rows if "overall" not in row], err
 
     return run
 
@@ -120,6 +121,17 @@ def test_images_are_generated_judged_and_scored(pipeline, lumina):
         "plan": {"steps": 3},
         "pictures": 2,
     }
+
+
+def test_the_last_row_is_the_summary(pipeline, capsys):
+    assert (
+        app.run(["eval", "geneval", "--model", "tiny", "--per-task", "1", "--pictures", "1", "--out", "run"])
+        == 0
+    )
+    *images, summary = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert summary == json.loads(Path("run/summary.json").read_text())
+    assert all("filename" in row for row in images)
+    assert "filename" not in summary
 
 
 def test_each_image_has_its_own_seed_and_noise(pipeline, lumina):

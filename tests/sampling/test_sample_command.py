@@ -164,9 +164,10 @@ def test_truncated_prompt_is_noted(sample):
 def test_auto_prints_its_choice_and_the_reason(sample, monkeypatch, tiny_folder):
     choice = ModelChoice("nano", tiny_folder, "model auto: nano, because it is here")
     monkeypatch.setattr("lumina_cli.core.sampling.runner.choose_model", lambda name: choice)
-    code, rows, talk = sample("a", model="auto")
+    code, rows, talk = sample("a", "--count", "2", model="auto")
     assert (code, talk) == (0, "model auto: nano, because it is here\n")
     assert (rows[0]["model"], rows[0]["model_reason"]) == ("nano", choice.reason)
+    assert "model_reason" not in rows[1]
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def attention(
         lumina bench attention --shape lumina-image-2 --dtype bfloat16
         lumina bench attention --shape 2,24,8,512,96 --backend sdpa --backend direct
     """
+    output.show_status("loading the implementations")
     import torch
 
     from lumina_cli.core.bench.kernels import compare

@@ -38,6 +38,7 @@ def sample(
         lumina bench sample --model nano --preset official
         lumina bench sample --model nano --preset fast --pictures 4
     """
+    output.show_status(f"loading {model}")
     from lumina_cli.core.bench.pipeline import compare_pipelines
     from lumina_cli.core.flow.plan import read_settings
 

@@ -77,6 +77,7 @@ def step(
         lumina bench step --model nano --against diffusers
         lumina bench step --model lumina-image-2 --random-weights --size 1024 --guided
     """
+    output.show_status(f"loading {model}")
     from lumina_cli.core.bench.step import read_dtype, time_step
 
     rows = time_step(

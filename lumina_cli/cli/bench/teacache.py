@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output
-from lumina_cli.cli.options import Json
+from lumina_cli.cli.options import Json, read_rows
 from lumina_cli.core.errors import LuminaError, UsageError
 
 
@@ -37,6 +37,7 @@ def teacache(
         lumina bench teacache --model nano --preset fast
         lumina bench teacache --model lumina-image-2 --prompts prompts.txt --out teacache.json
     """
+    output.show_status(f"loading {model}")
     from lumina_cli.core.flow.plan import read_settings
     from lumina_cli.core.sampling.pipeline import load_pipeline
     from lumina_cli.core.sampling.teacache.calibrate import fit_teacache
@@ -64,4 +65,4 @@ def _read_prompts(prompts: str, seed: int) -> list[str]:
         return scene_prompts(int(prompts), seed)
     if not Path(prompts).is_file():
         raise LuminaError(f"{prompts}: no such file of prompts")
-    return [row["prompt"] for row in output.read_rows([prompts], key="prompt")]
+    return [row["prompt"] for row in read_rows([prompts], key="prompt")]

@@ -50,6 +50,7 @@ def caption(
         lumina caption data --score clip@0.2 | lumina shard overlay data -
         lumina caption data --split 3/16 --out captions-03.jsonl
     """
+    output.show_status(f"loading the engine {engine}")
     from lumina_cli.core.sources.count import count_source
     from lumina_cli.core.sources.source import open_row_image, read_source
     from lumina_cli.core.unicap.engines import open_engine

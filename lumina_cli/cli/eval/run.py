@@ -49,7 +49,8 @@ def run(
 ) -> None:
     """Generate images for a benchmark's prompts and score them. Writes one row per image to stdout.
 
-    Pass exactly one of --model, --images or --ceiling. A table of the scores is printed to stderr at the end.
+    The last row is the summary, as in summary.json; it does not have a "filename". Pass exactly one of --model,
+    --images or --ceiling. A table of the scores is printed to stderr at the end.
 
     Examples:
 
@@ -57,6 +58,7 @@ def run(
         lumina eval geneval --images images --judge nano
         lumina eval geneval --model runs/first --split held-out --gate "geneval>=0.8"
     """
+    output.show_status(f"loading the {judge} judge{f' and {model}' if model else ''}")
     from lumina_cli.cli.eval.generator import make_generator
     from lumina_cli.core.evals.run import Evaluation
 
@@ -72,6 +74,7 @@ def run(
         scores.generate(make_generator(model, ceiling, seed, plan, preset), pictures)
     if json or not sys.stdout.isatty():
         output.write_rows(scores, json=True, label="images", total=scores.total)
+        output.write_rows([scores.summary], json=True)
     else:
         list(output.track_progress(scores, "images", scores.total))
     output.print_table(scores.table(), title=scores.title)

@@ -72,7 +72,8 @@ def sample(
     split = shared.resolve_split(split, shard)
     rows = total = None
     if not from_:
-        rows, total = output.read_rows(prompts, key="prompt"), output.count_rows(prompts, key="prompt")
+        rows, total = shared.read_rows(prompts, key="prompt"), shared.count_rows(prompts, key="prompt")
+    output.show_status(f"loading {model if not from_ else 'the model'}")
     with _pause_gc():
         from lumina_cli.core.flow.plan import read_settings
         from lumina_cli.core.sampling.batching import read_split

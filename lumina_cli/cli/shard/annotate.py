@@ -83,6 +83,7 @@ def encode(
         lumina shard encode data --model lumina-image-2 --size 256 --size 1024
         lumina shard encode s3://bucket/data --model lumina-image-2 --size 256 --workers ray:8
     """
+    output.show_status(f"loading {model}")
     from lumina_cli.core.dataset.precompute import encode_shards
 
     kinds = [word.strip() for word in what.split(",") if word.strip()]

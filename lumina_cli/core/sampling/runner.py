@@ -200,6 +200,7 @@ class RowGenerator:
         self.pipeline, self.resolved, self.names, self.notes = pipeline, resolved, names, notes
         self.progress = progress or (lambda done, existing: None)
         self.done = self.existing = 0
+        self.reason_reported = False  # only the first row has it
         self.saved: dict[int, dict] = {}  # "image" and "cached" of rows that are not yielded yet, by position
 
     def rows(self, window: list[ImageTask], batch: int | None, force: bool) -> Iterator[dict]:
@@ -248,7 +249,8 @@ class RowGenerator:
         added = {"image": str(task.path), "seed": job.seed, "number": job.number, "model": self.pipeline.name}
         added |= {"size": "{}x{}".format(*task.size), "kernel": self.pipeline.kernel}
         added |= {"negative": job.negative} if job.negative else {}
-        added |= {"model_reason": self.pipeline.reason} if self.pipeline.reason else {}
+        if self.pipeline.reason and not self.reason_reported:
+            added["model_reason"], self.reason_reported = self.pipeline.reason, True
         texts = self.resolved.prompt(job), self.resolved.negative(job)
         for key, kind, lost in zip(
             ("truncated", "negative_truncated"),
