@@ -93,6 +93,7 @@ def shell_environment(folder: Path) -> Iterator[dict[str, str]]:
             time.sleep(0.05)
         client = CLIENT.format(python=os.path.realpath(sys.executable), address=address)
         programs = {"lumina": client, "python": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n'}
+        programs["torchrun"] = f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n'
         for name, script in programs.items():
             (folder / name).write_text(script)
             (folder / name).chmod(0o755)

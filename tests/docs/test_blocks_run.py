@@ -126,11 +126,12 @@ def shell(tmp_path_factory) -> dict[str, str]:
 def test_every_block_of_a_page_runs(page, shell, tmp_path):
     for prepare in PREPARED.get(page, []):
         prepare(tmp_path)
-    for block in runnable(ROOT / page):
-        text = block["text"]
-        for old, new in SHORTER.get(page, {}).items():
-            text = text.replace(old, new)
-        command = ["bash", "-e", "-c", text] if block["language"] == "bash" else [sys.executable, "-c", text]
+    found = [shortened(page, block) for block in runnable(ROOT / page)]
+    scripts = [text for language, text in found if language == "bash"]
+    shown = [f"echo 'block {number}:' >&2\n{text}" for number, text in enumerate(scripts, 1)]
+    commands = [["bash", "-e", "-c", "\n".join(shown)]] if shown else []  # one shell: variables stay
+    commands += [[sys.executable, "-c", text] for language, text in found if language == "python"]
+    for command in commands:
         done = subprocess.run(
             command,
             cwd=tmp_path,
@@ -140,7 +141,15 @@ def test_every_block_of_a_page_runs(page, shell, tmp_path):
             text=True,
             check=False,
         )
-        assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def shortened(page: str, block: dict) -> tuple[str, str]:
+    """Return (language, text) of a block with the replacements of its page."""
+    text = block["text"]
+    for old, new in SHORTER.get(page, {}).items():
+        text = text.replace(old, new)
+    return block["language"], text
 
 
 def test_a_block_that_fails_is_noticed(shell, tmp_path):

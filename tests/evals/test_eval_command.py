@@ -142,14 +142,16 @@ def test_each_image_has_its_own_seed_and_noise(pipeline, lumina):
 
 
 @pytest.mark.slow
-def test_a_second_run_generates_only_missing_images(pipeline, lumina):
+def test_a_second_run_generates_only_batches_that_miss_an_image(pipeline, lumina):
     words = ("geneval", "--model", "tiny", "--per-task", 2, "--out", "run")
     lumina(*words, "--pictures", 1)
-    code, rows, _ = lumina(*words, "--pictures", 2)
-    assert (code, len(rows), len(pipeline.jobs)) == (0, 24, 24)
+    lumina(*words, "--pictures", 1)
+    assert len(pipeline.jobs) == 12
+    code, rows, _ = lumina(*words, "--pictures", 2)  # each batch misses an image, and is generated as a whole
+    assert (code, len(rows), len(pipeline.jobs)) == (0, 24, 36)
     pipeline.plan = FakePlan(4)
     lumina(*words, "--pictures", 1)
-    assert len(pipeline.jobs) == 36
+    assert len(pipeline.jobs) == 48
 
 
 def test_languages_and_the_held_out_split(pipeline, lumina):

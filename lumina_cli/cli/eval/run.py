@@ -49,8 +49,8 @@ def run(
 ) -> None:
     """Generate images for a benchmark's prompts and score them. Writes one row per image to stdout.
 
-    The last row is the summary, as in summary.json; it does not have a "filename". Pass exactly one of --model,
-    --images or --ceiling. A table of the scores is printed to stderr at the end.
+    The last row is the summary, as in summary.json; it does not have a "filename". Pass exactly one of
+    --model, --images or --ceiling. A table of the scores is printed to stderr at the end.
 
     Examples:
 
