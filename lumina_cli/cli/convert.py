@@ -64,7 +64,7 @@ def _convert_weights(source: Path, dest: Path, to: Dialect, dtype: Precision | N
     import torch
 
     from lumina_cli.core.nextdit import convert
-    from lumina_cli.core.nextdit.lora.formats import is_adapter
+    from lumina_cli.core.nextdit.lora.names import is_adapter
 
     folder = source / "transformer" if (source / "transformer").is_dir() else source
     weights = convert.read_weights(folder)
@@ -73,7 +73,7 @@ def _convert_weights(source: Path, dest: Path, to: Dialect, dtype: Precision | N
         return _convert_lora(source, dest, to, torch_dtype)
     if to is Dialect.kohya:
         raise UsageError(f"{source} contains a whole network; --to kohya is for LoRAs")
-    found = convert.detect_dialect(weights)
+    found = convert.detect_dialect(weights, source)
     weights = convert.from_any(weights)
     config, model = _build_network(folder, weights)
     convert.check_state_dict(model, weights, str(source))

@@ -11,8 +11,9 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import config_to_diffusers, to_diffusers
 from lumina_cli.core.nextdit.lora.factors import LoraFactors, fuse, split
-from lumina_cli.core.nextdit.lora.formats import WRITERS, detect_dialect, find_site, read_pairs
+from lumina_cli.core.nextdit.lora.formats import WRITERS, detect_dialect, read_pairs
 from lumina_cli.core.nextdit.lora.merge import apply_loras, convert_lora, parse_spec, remove_loras
+from lumina_cli.core.nextdit.lora.names import find_site
 from lumina_cli.core.weights.lora_files import AdapterFile, read_adapter, write_adapter
 
 CONFIG = NextDiTConfig(
@@ -154,7 +155,8 @@ def test_a_partial_lora_with_tensors_of_other_networks(model, tmp_path):
     assert_weights(model, wanted)
     assert applied.modules == 2
     assert applied.note == (
-        f"{tmp_path}/x.safetensors: not used: 1 tensor (lora_te1_text_model_q.alpha) of a text encoder; "
+        f"{tmp_path}/x.safetensors: 2 of 4 layers are used; not used: 1 tensor (lora_te1_text_model_q.alpha) of a "
+        "text encoder; "
         "1 tensor (what.is.this) unknown"
     )
 

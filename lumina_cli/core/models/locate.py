@@ -10,7 +10,8 @@ from pathlib import Path
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
 from lumina_cli.core.weights.content import check_content
-from lumina_cli.core.weights.json_files import find_indexes, read_weight_map
+from lumina_cli.core.weights.json_files import find_indexes, read_json, read_weight_map
+from lumina_cli.core.weights.relatives import find_class
 
 LUMINA_IMAGE_2 = "Alpha-VLLM/Lumina-Image-2.0"
 ENOUGH_GIB = 15  # transformer and text encoder in bfloat16, the VAE, and the activations of a 1024x1024 image
@@ -92,6 +93,7 @@ def model_folder(folder: Path) -> Path:
         run, folder = folder, newest_model(folder)
         if folder == run:
             raise LuminaError(f"{run} has no checkpoint yet; train one with `lumina train ... out={run}`")
+    check_pipeline(folder)
     missing = missing_files(folder)
     if len(missing) >= len(COMPONENTS):
         raise LuminaError(f"{folder} is not a model folder; it must contain {'/, '.join(COMPONENTS)}/")
@@ -99,6 +101,18 @@ def model_folder(folder: Path) -> Path:
         raise LuminaError(f"{folder} is incomplete; missing: {', '.join(missing)}")
     check_files(folder)
     return folder
+
+
+def check_pipeline(folder: Path) -> None:
+    """Check that the model_index.json of a folder, if it has one, is not that of another kind of model.
+
+    Raises:
+        LuminaError: if the pipeline is that of a known other model.
+    """
+    path = folder / "model_index.json"
+    kind = str(read_json(path).get("_class_name")) if path.is_file() else ""
+    if known := find_class(kind):
+        raise LuminaError(f"{folder} is a {kind}: {known.refusal}")
 
 
 def check_files(folder: Path) -> None:

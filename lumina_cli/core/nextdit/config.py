@@ -9,6 +9,7 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.registry import did_you_mean
+from lumina_cli.core.weights.relatives import find_class
 
 
 @dataclass(frozen=True)
@@ -208,7 +209,9 @@ def config_from_diffusers(fields: dict[str, Any]) -> NextDiTConfig:
     """
     kind = fields.get("_class_name", "Lumina2Transformer2DModel")
     if kind != "Lumina2Transformer2DModel":
-        raise LuminaError(f"expected the config of a Lumina2Transformer2DModel, not of a {kind}")
+        known = find_class(str(kind))
+        use = f"; it is {known.refusal}" if known else ""
+        raise LuminaError(f"expected the config of a Lumina2Transformer2DModel, not of a {kind}{use}")
     missing = [name for name in ("hidden_size", "num_layers", "num_attention_heads") if name not in fields]
     if missing:
         raise LuminaError(f"the config lacks {', '.join(missing)}")

@@ -5,8 +5,9 @@ names of all dialects see `dialects.py`. The functions map dicts of tensors of a
 tensors. If a `config` is given, our side of the conversion is checked against it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from lumina_cli.core.nextdit.dialects import (
 from lumina_cli.core.nextdit.model import NextDiT
 from lumina_cli.core.weights.files import check_state_dict, read_weights, write_weights
 from lumina_cli.core.weights.json_files import read_json, write_json
+from lumina_cli.core.weights.relatives import find_relative
 
 __all__ = [
     "check_state_dict",
@@ -205,12 +207,17 @@ DIALECTS: dict[str, tuple[Converter, Converter]] = {  # to our names, from our n
 }
 
 
-def detect_dialect(state_dict: Weights) -> str:
+def detect_dialect(state_dict: Mapping[str, Any], source: str | Path | None = None) -> str:
     """Return the dialect of the tensor names: lumina, official, diffusers or comfyui.
 
+    source   the file, for the message
+
     Raises:
-        LuminaError: if the names belong to another network.
+        LuminaError: if the names belong to another network; the message names it and what reads it.
     """
+    where = f"{source}: " if source else ""
+    if relative := find_relative(state_dict):
+        raise LuminaError(f"{where}these are the weights {relative.refusal}")
     if any(name.startswith(COMFYUI_PREFIX + "cap_embedder.") for name in state_dict):
         return "comfyui"
     if any(name.startswith("time_caption_embed.") for name in state_dict):
@@ -219,17 +226,19 @@ def detect_dialect(state_dict: Weights) -> str:
         return "official" if UNUSED in state_dict else "lumina"
     first = ", ".join(sorted(state_dict)[:3]) or "none"
     raise LuminaError(
-        f"{len(state_dict)} tensors ({first}) are not weights of a Next-DiT in any known dialect"
+        f"{where}{len(state_dict)} tensors ({first}) are not weights of a Next-DiT in any known dialect"
     )
 
 
-def from_any(state_dict: Weights, config: NextDiTConfig | None = None) -> Weights:
+def from_any(
+    state_dict: Weights, config: NextDiTConfig | None = None, source: str | Path | None = None
+) -> Weights:
     """Rename weights of any dialect to ours; see `detect_dialect`.
 
     Raises:
         LuminaError: if the names belong to another network, or if the weights do not fit `config`.
     """
-    return DIALECTS[detect_dialect(state_dict)][0](state_dict, config)
+    return DIALECTS[detect_dialect(state_dict, source)][0](state_dict, config)
 
 
 def to_dialect(state_dict: Weights, dialect: str, config: NextDiTConfig | None = None) -> Weights:
@@ -252,7 +261,7 @@ def load_transformer(
     folder = Path(folder)
     config = config_from_diffusers(read_json(folder / "config.json"))
     # q, k and v are joined to new tensors: read apart from the others, their pages can be freed
-    state_dict = from_any(read_weights(folder, apart=SPLIT_WEIGHTS))
+    state_dict = from_any(read_weights(folder, apart=SPLIT_WEIGHTS), source=folder)
     model = empty_model(config)
     check_state_dict(model, state_dict, str(folder))
     model.load_state_dict(state_dict, assign=True)

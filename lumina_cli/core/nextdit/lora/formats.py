@@ -1,83 +1,41 @@
 """LoRA files of diffusers (peft), ComfyUI and kohya: tensor names to factors, and back.
 
-Reading accepts every prefix with every naming scheme, since tools mix them; writing follows what each tool
-reads.
+Reading accepts every naming scheme, see `names.py`; writing follows what each tool reads.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.nextdit.dialects import BLOCK_LINEAR, LINEAR, QKV, QKV_IN_DIFFUSERS, STACKS
-from lumina_cli.core.nextdit.lora.factors import QKV_PARTS, LoraFactors, Pairs, Site, fuse, split
+from lumina_cli.core.nextdit.dialects import BLOCK_LINEAR, LINEAR, QKV_IN_DIFFUSERS
+from lumina_cli.core.nextdit.lora.factors import LoraFactors, Pairs, Site, fuse, split
+from lumina_cli.core.nextdit.lora.names import (
+    FLAT_PREFIXES,
+    LEAF,
+    LEAVES,
+    PREFIXES,
+    TEXT_ENCODER,
+    find_methods,
+    find_site,
+)
 from lumina_cli.core.weights.files import format_names
 from lumina_cli.core.weights.lora_files import AdapterFile
-
-# names in files -> sites; both naming schemes for linear layers, since tools mix them
-SITES: dict[str, Site] = {name: (pair[0], None) for pair in LINEAR.items() for name in pair}
-BLOCK_SITES: dict[str, Site] = {
-    QKV: (QKV, None),
-    **{name: (QKV, part) for part, name in QKV_IN_DIFFUSERS.items()},
-    **{f"attention.to_{part}": (QKV, part) for part in QKV_PARTS},
-    **{name: (pair[0], None) for pair in BLOCK_LINEAR.items() for name in pair},
-}
-# the same tables for names with dots, and for names in which kohya replaced the dots by underscores
-TABLES = {
-    dot: [{name.replace(".", dot): site for name, site in table.items()} for table in (SITES, BLOCK_SITES)]
-    for dot in "._"
-}
-
-PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
-FLAT_PREFIXES = ("lora_unet_", "lora_transformer_", "lycoris_")
-TEXT_ENCODER = re.compile(r"(lora_te|text_encoder|te\d?_|te\.|conditioner)")
-LEAVES = {
-    "lora_A": "down", "lora_down": "down", "lora.down": "down",
-    "lora_B": "up", "lora_up": "up", "lora.up": "up",
-    "alpha": "alpha", "dora_scale": "magnitude", "lora_magnitude_vector": "magnitude",
-}  # fmt: skip
-LEAF = re.compile(rf"^(.+?)\.({'|'.join(map(re.escape, LEAVES))})(?:\.(?!bias$|weight$)\w+)?(?:\.weight)?$")
-BLOCK = re.compile(rf"^({'|'.join(STACKS)})[._](\d+)[._](.+)$")
-
-
-def find_site(module: str) -> Site | None:
-    """Return the layer that a name in a file stands for, in any naming scheme; None if unknown."""
-    flat = next((prefix for prefix in FLAT_PREFIXES if module.startswith(prefix)), None)
-    if flat is not None:
-        return _site(module.removeprefix(flat), "_")
-    while prefix := next((prefix for prefix in PREFIXES if module.startswith(prefix)), None):
-        module = module.removeprefix(prefix)
-    return _site(module, ".")
-
-
-def _site(module: str, dot: str) -> Site | None:
-    """Return the site of a name without prefix; `dot` is its separator."""
-    whole, inner = TABLES[dot]
-    if module in whole:
-        return whole[module]
-    found = BLOCK.match(module)
-    if found is None or found[3] not in inner:
-        return None
-    name, part = inner[found[3]]
-    return f"{found[1]}.{int(found[2])}.{name}", part
-
-
-def is_adapter(names: Iterable[str]) -> bool:
-    """Whether the tensor names in a file are those of a LoRA, not of a network."""
-    return any((found := LEAF.match(name)) and found[2] != "alpha" for name in names)
+from lumina_cli.core.weights.relatives import find_lora_base
 
 
 def read_pairs(file: AdapterFile) -> tuple[Pairs, list[str]]:
     """Return the factors in a LoRA file, and the names of the tensors that are not used.
 
     Raises:
-        LuminaError: if factors are incomplete, duplicate, misshaped or not finite, or none belongs to a
-            Next-DiT.
+        LuminaError: if factors are incomplete, duplicate, misshaped or not finite, none belongs to a
+            Next-DiT, or the file contains changes by another method than LoRA or DoRA.
     """
+    _check_method(file)
     found: dict[Site, dict[str, Tensor]] = {}
     names: dict[Site, str] = {}
     unused = []
@@ -98,16 +56,28 @@ def read_pairs(file: AdapterFile) -> tuple[Pairs, list[str]]:
     if both:
         raise LuminaError(f"{file.path} changes {both[0]} both as a fused layer and as separate ones")
     if not pairs:
-        raise LuminaError(
-            f"{file.path} is not a LoRA for this kind of model: {_describe_unknown(file.tensors)}"
-        )
+        raise LuminaError(f"{file.path} is not a LoRA for this kind of model: {_describe_unknown(file)}")
     return pairs, unused
 
 
-def _describe_unknown(names: Mapping[str, Tensor]) -> str:
-    if not names:
+def _check_method(file: AdapterFile) -> None:
+    """Raise LuminaError if a file has tensors of another method: applying only the rest would be half."""
+    found = find_methods(file.tensors)
+    if not found:
+        return
+    kinds = "; ".join(f"{method}: {format_names(names)}" for method, names in found.items())
+    raise LuminaError(
+        f"{file.path} contains {kinds}; lumina reads LoRA and DoRA. Merge the file into the weights with the "
+        "program that trained it, or extract a LoRA from the result"
+    )
+
+
+def _describe_unknown(file: AdapterFile) -> str:
+    if not file.tensors:
         return "it contains no tensors"
-    return f"none of its {format_names(list(names))} belongs to a layer of a Next-DiT"
+    base = find_lora_base(file.tensors)
+    other = f"; its names are those of a LoRA for {base}" if base else ""
+    return f"none of its {format_names(list(file.tensors))} belongs to a layer of a Next-DiT{other}"
 
 
 def _pair(parts: dict[str, Tensor], module: str, file: AdapterFile) -> LoraFactors:

@@ -22,15 +22,11 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.nextdit.config import NextDiTConfig
 from lumina_cli.core.nextdit.convert import empty_model
 from lumina_cli.core.nextdit.lora.factors import QKV_PARTS, LoraFactors, Pairs
-from lumina_cli.core.nextdit.lora.formats import (
-    TEXT_ENCODER,
-    WRITERS,
-    detect_dialect,
-    read_pairs,
-    scalar_tensor,
-)
+from lumina_cli.core.nextdit.lora.formats import WRITERS, detect_dialect, read_pairs, scalar_tensor
+from lumina_cli.core.nextdit.lora.names import TEXT_ENCODER, count_layers
 from lumina_cli.core.weights.files import format_names
 from lumina_cli.core.weights.lora_files import AdapterFile, read_adapter, write_adapter
+from lumina_cli.core.weights.relatives import find_lora_base
 
 # model -> its original weights that LoRAs changed, on the CPU
 _originals: WeakKeyDictionary[nn.Module, dict[str, Tensor]] = WeakKeyDictionary()
@@ -60,7 +56,7 @@ class Applied:
     @property
     def note(self) -> str | None:
         """A message about the unused tensors in the file, or None."""
-        return unused_note(self.path, self.unused)
+        return unused_note(self.path, self.unused, self.modules)
 
     def to_json(self) -> dict:
         """Return the fields for a row, with the number of unused tensors."""
@@ -129,7 +125,9 @@ class LoraStack:
                 faults.append(f"{f'{name} ({part})' if part else name} from {found}")
         if faults:
             more = f", and {len(faults) - 1} more that do not fit" if len(faults) > 1 else ""
-            raise LuminaError(f"{file.path} is a LoRA for another model: it targets {faults[0]}{more}")
+            widths = [pair.down.shape[1] for (name, _), pair in pairs.items() if "attention." in name]
+            base = find_lora_base(file.tensors, max(widths, default=None)) or "another model"
+            raise LuminaError(f"{file.path} is a LoRA for {base}: it targets {faults[0]}{more}")
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """Return the changed weight of `name`, on the device and in the dtype of `weight`."""
@@ -212,13 +210,19 @@ def parse_spec(spec: str | Path) -> tuple[Path, float]:
     return Path(head), scale
 
 
-def unused_note(path: str | Path, unused: Sequence[str]) -> str | None:
-    """Return a message about unused tensors, with those of a text encoder counted apart, or None."""
+def unused_note(path: str | Path, unused: Sequence[str], used: int) -> str | None:
+    """Return a message about unused tensors, with those of a text encoder counted apart, or None.
+
+    used   number of layers whose tensors are used
+    """
     encoder = [name for name in unused if TEXT_ENCODER.match(name)]
     others = [name for name in unused if not TEXT_ENCODER.match(name)]
     kinds = (encoder, "of a text encoder"), (others, "unknown")
     words = [f"{format_names(names)} {kind}" for names, kind in kinds if names]
-    return f"{path}: not used: {'; '.join(words)}" if words else None
+    if not words:
+        return None
+    layers = f"{used} of {used + count_layers(unused)} layers are used"
+    return f"{path}: {layers}; not used: {'; '.join(words)}"
 
 
 def convert_lora(
@@ -261,4 +265,4 @@ def convert_lora(
         "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
         "unused": len(unused),
     }
-    return row, unused_note(source, unused)
+    return row, unused_note(source, unused, len(pairs))
