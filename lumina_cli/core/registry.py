@@ -9,11 +9,29 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 
+SHORT = 4  # letters of a word whose nearest name must be one edit away
+
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """Return the entry of `known` that `word` most likely misspells, or None."""
+    """Return the entry of `known` that `word` most likely misspells, or None.
+
+    A short word must be one edit away: "foo" and "noop" share half their letters by chance.
+    """
     cutoff = 0.5 if len(word) <= 2 else 0.55  # one wrong letter of two is half the word
-    return next(iter(get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
+    near = get_close_matches(word, list(known), n=3, cutoff=cutoff)
+    return next((name for name in near if len(word) > SHORT or is_one_edit(word, name)), None)
+
+
+def is_one_edit(word: str, other: str) -> bool:
+    """Return whether two words differ in one inserted, missing, replaced or swapped letter, or in case."""
+    word, other = sorted((word.lower(), other.lower()), key=len)
+    same = next((i for i, (a, b) in enumerate(zip(word, other, strict=False)) if a != b), len(word))
+    swapped = word[same : same + 2] == other[same : same + 2][::-1]
+    return (
+        word[same:] == other[same + 1 :]
+        or word[same + 1 :] == other[same + 1 :]
+        or (swapped and word[same + 2 :] == other[same + 2 :])
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -28,12 +46,19 @@ class Registry(dict[str, str]):
     Other installed packages add names with entry points in `group`. Built-in names take precedence. Iterating
     yields built-in names only, because finding entry points reads the metadata of every installed package:
     that happens when a name is not built in, and in `names`, which error messages list. `aliases` are further
-    accepted names for built-in ones; they are not listed.
+    accepted names for built-in ones; they are not listed, and neither are `unlisted` names in error messages.
     """
 
-    def __init__(self, kind: str, group: str, entries: dict[str, str], aliases: dict[str, str] | None = None):
+    def __init__(
+        self,
+        kind: str,
+        group: str,
+        entries: dict[str, str],
+        aliases: dict[str, str] | None = None,
+        unlisted: tuple[str, ...] = (),
+    ):
         super().__init__(entries)
-        self.kind, self.group, self.aliases = kind, group, aliases or {}
+        self.kind, self.group, self.aliases, self.unlisted = kind, group, aliases or {}, unlisted
 
     def resolve(self, name: str) -> str:
         """Return the name that `name` is an alias of, or `name` itself."""
@@ -74,7 +99,7 @@ class Registry(dict[str, str]):
             return getattr(import_module(module), attribute)
         if name in self.plugins:
             return self._load_plugin(name)
-        known = self.names()
+        known = [each for each in self.names() if each not in self.unlisted]
         hint = did_you_mean(name, known) or f"; choose from {', '.join(known)}"
         raise UsageError(f"unknown {self.kind} {name!r}{hint}")
 
@@ -153,6 +178,7 @@ CAPTIONERS = Registry(
         "nano": f"{CORE}.unicap.engines.nano:Captioner",
         "noop": f"{CORE}.unicap.engines.noop:Captioner",
     },
+    unlisted=("noop",),  # fixed sentences, for measurements only
 )
 # Image-caption agreement: `lumina caption --score`.
 CAPTION_SCORERS = Registry(

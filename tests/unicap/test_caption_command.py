@@ -196,6 +196,18 @@ def test_preexisting_captions_are_kept_or_counted_and_the_engine_named(lumina, p
             2,
             "--out s3:/bucket/rows.jsonl is remote and cannot be appended to; choose a local file",
         ),
+        (
+            ["--engine", "foo"],
+            2,
+            "unknown captioner 'foo'; choose from transformers, openai, vllm, ray, nano",
+        ),
+        (
+            ["--engine", "nop"],
+            2,
+            "unknown captioner 'nop'; choose from transformers, openai, vllm, ray, nano",
+        ),
+        (["--engine", "ray:foo"], 2, "engine 'ray:foo': ray supports transformers, openai, vllm, nano"),
+        (["--engine", "nanoo"], 2, "unknown captioner 'nanoo'; did you mean 'nano'?"),
         (["--engine", "transformer"], 2, "unknown captioner 'transformer'; did you mean 'transformers'?"),
         (["--model", "no/such/folder"], 1, "no/such/folder: no such folder, and not a hub id (owner/name)"),
     ],

@@ -1,10 +1,11 @@
 """Captions as people store them: the text of a file, one text, several texts, or a key of a row.
 
-A caption without a level is classified by its length. Of several captions at one level the first keeps the
-name of the level, and the others are short_2, short_3 and so on.
+A caption without a level is a list of tags, or is classified by its length. Of several captions at one level
+the first keeps the name of the level, and the others are short_2, short_3 and so on.
 """
 
 import codecs
+import re
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError
@@ -23,6 +24,18 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_SEPARATORS = re.compile(r"\s*[,，、;；|]\s*|\s*\n\s*")
+_PROSE = re.compile(
+    # a word that continues a sentence at the start of an item
+    r"(?:and|or|but|while|which|who|whose|where|as|because|und|oder|et|ou|y|и|или)\b"
+    # and a verb anywhere
+    r"|.*\b(?:is|are|was|were|has|have|stands?|sits?|shows?|lies|can|that|which|ist|sind|steht|liegt|hat|est"
+    r"|sont)\b",
+    re.IGNORECASE,
+)
+_ARTICLE = re.compile(r"(?:an?|the|one|two|three|der|die|das|ein|eine|une?|les?|la)\s", re.IGNORECASE)
+_WIDE = re.compile(r"[぀-ヿ㐀-鿿가-힣]")  # languages without spaces between words, or with long words
+FEWEST, MOST_WORDS, MEAN_WORDS, MOST_WIDE = 3, 5, 3.0, 10
 _CONTROL = frozenset(range(9)) | frozenset(range(14, 32))  # bytes that are not text
 
 
@@ -59,13 +72,42 @@ def caption_fields(text: object, lines: str = "one") -> dict:
     if lines != "one":
         split = [line.strip() for each in texts for line in each.splitlines() if line.strip()]
         texts = split[:1] if lines == "first" else split
+    if len(texts) >= FEWEST and all(len(each.split()) <= 2 for each in texts) and not isinstance(text, str):
+        texts = [", ".join(texts)]
     levels: dict[str, str] = {}
     for each in dict.fromkeys(texts):
-        words = len(each.split())
-        level = next((level for level, most in LEVEL_WORDS.items() if words <= most), "detailed")
+        level = caption_level(each)
         same = sum(name.partition("_")[0] == level for name in levels)
         levels[f"{level}_{same + 1}" if same else level] = each
     return {"captions": {LANGUAGE: levels}} if levels else {}
+
+
+def caption_level(text: str) -> str:
+    """Return the level of a caption: "tags" for a list of tags, else by its number of words."""
+    if is_tag_list(text):
+        return "tags"
+    words = len(text.split())
+    return next((level for level, most in LEVEL_WORDS.items() if words <= most), "detailed")
+
+
+def is_tag_list(text: str) -> bool:
+    """Return whether a text is a list of tags: short items between commas, without the words of a sentence.
+
+    Tags of Danbooru ("1girl long_hair smile") are separated by spaces.
+    """
+    words = text.split()
+    joined = sum("_" in word.strip("_") for word in words)
+    if len(words) >= FEWEST and "," not in text and joined * 2 >= len(words):
+        return True
+    items = [item for item in _SEPARATORS.split(text.strip().rstrip(".,;，、。")) if item]
+    if len(items) < FEWEST or re.search(r"[.!?。！？]\s|[。！？]", text.strip()[:-1]):
+        return False
+    if _WIDE.search(text):
+        return max(map(len, items)) <= MOST_WIDE
+    lengths = [len(item.split()) for item in items]
+    if max(lengths) > MOST_WORDS or sum(lengths) > MEAN_WORDS * len(items):
+        return False
+    return not any(map(_PROSE.match, items)) and sum(map(bool, map(_ARTICLE.match, items))) * 3 <= len(items)
 
 
 def with_captions(row: dict, keys: tuple[str, ...] = KEYS) -> dict:

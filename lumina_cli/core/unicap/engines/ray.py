@@ -46,7 +46,7 @@ class Captioner(Engine):
         batch: int = 8,
     ):
         if inner not in CAPTIONERS or inner == "ray":
-            known = [name for name in CAPTIONERS.names() if name != "ray"]
+            known = [name for name in CAPTIONERS.names() if name not in ("ray", *CAPTIONERS.unlisted)]
             raise UsageError(f"engine 'ray:{inner}': ray supports {', '.join(known)}")
         self.ray = _library()
         self.inner = inner
