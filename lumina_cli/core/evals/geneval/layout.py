@@ -5,6 +5,7 @@ resumes without generating an image twice.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,7 @@ from PIL.Image import Image
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import read_metadata, save_image
+from lumina_cli.core.images.suffixes import is_image
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
 
 NOISE_STRIDE = 1000  # image k of prompt i has noise 1000 i + k: a larger count keeps the earlier images
@@ -124,9 +126,11 @@ def scan_images(folder: Path) -> Iterator[tuple[Path, dict]]:
         raise LuminaError(f"{folder}: no numbered folder; GenEval's layout is 00000/samples/00000.png")
     for place in folders:
         row = read_prompt(place / "metadata.jsonl")
-        images = sorted(path for path in (place / "samples").glob("*.png") if path.stem.isdigit())
+        samples = place / "samples"
+        names = sorted(os.listdir(samples)) if samples.is_dir() else []
+        images = [samples / name for name in names if is_image(name) and Path(name).stem.isdigit()]
         if not images:
-            raise LuminaError(f"{place / 'samples'}: no image such as 00000.png")
+            raise LuminaError(f"{samples}: no image such as 00000.png")
         yield from ((path, row) for path in images)
 
 
