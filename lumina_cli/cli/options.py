@@ -11,6 +11,8 @@ import typer
 from lumina_cli.cli import output
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import jsonl
+from lumina_cli.core.io.parallel.workers import Workers as WorkersSetting
+from lumina_cli.core.io.parallel.workers import parse_workers
 
 Json = Annotated[bool, typer.Option("--json", help="Write JSON Lines to stdout, even on a terminal.")]
 Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda or cuda:N. Default: a GPU if present.")]
@@ -47,6 +49,24 @@ Allow = Annotated[
 ]
 ROW_FILES = (".jsonl", ".ndjson", ".csv", ".txt")
 DeprecatedShard = Annotated[str | None, typer.Option("--shard", hidden=True)]
+
+
+def parse_ray_workers(text: str, **others: object) -> "WorkersSetting":
+    """Return the workers of a command that runs in this process or on Ray.
+
+    `others` are the values of options that need this process, by their names.
+
+    Raises:
+        UsageError: if the text is neither 1 nor ray[:N], or another option needs this process.
+    """
+    workers = parse_workers(text, 1)
+    if not workers.ray and workers != WorkersSetting(1):
+        raise UsageError(
+            f"--workers {text}: must be ray or ray:N; several processes need --split or torchrun"
+        )
+    if workers.ray and (given := [name.strip("_") for name, value in others.items() if value]):
+        raise UsageError(f"--workers {text} cannot be combined with --{given[0]}; omit one of them")
+    return workers
 
 
 def resolve_split(split: str | None, shard: str | None) -> str | None:

@@ -75,6 +75,15 @@ Plan = Annotated[
 Batch = Annotated[
     int, typer.Option(min=1, help="Images generated and judged at once.", rich_help_panel=SAMPLING)
 ]
+Workers = Annotated[
+    str,
+    typer.Option(
+        metavar="ray[:N]",
+        help="Generate and judge on a Ray cluster: ray:N workers, or ray for one per GPU (else per CPU).",
+        rich_help_panel=SAMPLING,
+        show_default=False,
+    ),
+]
 Judge = Annotated[str, typer.Option(help=f"Judge: {', '.join(JUDGES)}.", rich_help_panel=SCORING)]
 Gate = Annotated[
     list[str] | None,

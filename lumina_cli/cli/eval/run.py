@@ -10,7 +10,7 @@ from lumina_cli.cli import output
 from lumina_cli.cli.eval import options
 from lumina_cli.cli.group import default_command
 from lumina_cli.cli.help import VerbApp
-from lumina_cli.cli.options import Json
+from lumina_cli.cli.options import Json, parse_ray_workers
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import BENCHMARKS, JUDGES
 
@@ -42,6 +42,7 @@ def run(
     preset: options.Preset = None,
     plan: options.Plan = "",
     batch: options.Batch = 16,
+    workers: options.Workers = "1",
     judge: options.Judge = "nano",
     gate: options.Gate = None,
     out: options.Out = None,
@@ -57,21 +58,27 @@ def run(
         lumina eval geneval --model nano --out runs/geneval
         lumina eval geneval --images images --judge nano
         lumina eval geneval --model runs/first --split held-out --gate "geneval>=0.8"
+        lumina eval geneval --model nano --out s3://bucket/geneval --workers ray:8
     """
     output.show_status(f"loading the {judge} judge{f' and {model}' if model else ''}")
-    from lumina_cli.cli.eval.generator import make_generator
+    from lumina_cli.cli.eval.generator import make_generator, make_opener
     from lumina_cli.core.evals.run import Evaluation
 
     if (images is not None) == (ceiling or model is not None):
         raise UsageError("pass exactly one of --model NAME, --images DIR or --ceiling")
     if (plan or preset) and (images or ceiling):
         raise UsageError("--plan and --preset need --model: --images and --ceiling do not sample")
+    processes = parse_ray_workers(workers, images=images)
     scores = Evaluation(BENCHMARKS.load(benchmark)(), JUDGES.load(judge)(), seed, out, batch, gate or ())
     if images:
         scores.use_images(images)
     else:
         scores.choose_prompts(prompts, per_task, langs.split(","), split)
-        scores.generate(make_generator(model, ceiling, seed, plan, preset), pictures)
+        if processes.ray:
+            opener = make_opener(model, ceiling, seed, plan, preset)
+            scores.generate_on(processes, opener, (benchmark, judge), pictures, output.write_note)
+        else:
+            scores.generate(make_generator(model, ceiling, seed, plan, preset), pictures)
     if json or not sys.stdout.isatty():
         output.write_rows(scores, json=True, label="images", total=scores.total)
         output.write_rows([scores.summary], json=True)

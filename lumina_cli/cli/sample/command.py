@@ -11,6 +11,7 @@ from lumina_cli.cli import output
 from lumina_cli.cli.sample import options
 from lumina_cli.cli.sample.explain import print_explanation
 from lumina_cli.core.errors import UsageError
+from lumina_cli.core.io.location import is_url, to_text
 
 
 def sample(
@@ -39,6 +40,7 @@ def sample(
     kernel: options.Kernel = "auto",
     compile: options.Compile = False,
     batch: options.Batch = None,
+    workers: options.Workers = "1",
     out: options.Out = Path("pictures"),
     format: options.Format = "png",
     grid: options.Grid = None,
@@ -60,6 +62,7 @@ def sample(
         lumina sample prompts.txt --count 4 --size 16:9 --out images --gallery
         lumina sample "a cat" --init photo.png --strength 0.6 --mask mask.png
         lumina sample "a cat" --preset fast --grid "guidance=2,4 x seed=1,2"
+        lumina sample prompts.jsonl --out s3://bucket/images --workers ray:8
     """
     if from_ and (prompts or grid or preset):
         raise UsageError(
@@ -70,6 +73,9 @@ def sample(
     if steps is not None and calls is not None:  # `apply` checks this too, but after the note on the model
         raise UsageError("--steps and --calls are mutually exclusive")
     split = shared.resolve_split(split, shard)
+    processes = shared.parse_ray_workers(workers, grid=grid, from_=from_, attention=attention, init=init)
+    if is_url(out) and (gallery or attention):
+        raise UsageError(f"--out {to_text(out)}: --gallery and --attention need a folder on this machine")
     rows = total = None
     if not from_:
         rows, total = shared.read_rows(prompts, key="prompt"), shared.count_rows(prompts, key="prompt")
@@ -104,6 +110,14 @@ def sample(
         from_ = [path for number, path in enumerate(from_) if own.has(number)]
         counter, model = len(from_), None if model == "auto" else model
         images = replay(from_, model, out, model_options, settings | overrides, format, output.write_note)
+    elif processes.ray:
+        from lumina_cli.core.sampling.parallel.rows import generate_on_workers
+
+        counter = output.ProgressCounter(total and own.size(total) * count)
+        images = generate_on_workers(
+            rows, model, out, model_options, processes, batch=batch, format=format, split=own, force=force,
+            note=output.write_note, progress=counter, **request,
+        )  # fmt: skip
     else:
         counter = output.ProgressCounter(total and own.size(total) * count * _count_cells(grid))
         images = generate(

@@ -171,6 +171,15 @@ SplitOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Workers = Annotated[
+    str,
+    typer.Option(
+        metavar="ray[:N]",
+        help="Generate on a Ray cluster with N workers: ray:N, or ray for one per GPU (else per CPU).",
+        rich_help_panel=SPEED,
+        show_default=False,
+    ),
+]
 Force = Annotated[
     bool,
     typer.Option("--force", help="Regenerate images that already exist.", rich_help_panel=OUTPUT),

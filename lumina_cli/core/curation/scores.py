@@ -76,9 +76,9 @@ def score_shards(
         UsageError, LuminaError, MissingDependency: see `open_metrics`; before anything is written.
         TooManyRejects: at the end, if more than `max_bad_rate` of the images are unreadable.
     """
-    names, models = list(dict.fromkeys(names)), models or {}
+    names, models, workers = list(dict.fromkeys(names)), models or {}, parse_workers(workers, 1)
     folder, chosen = resolve_shards(source), selected_keys(source)
-    tars, workers = open_shards(folder), parse_workers(workers, 1).for_output(folder)
+    tars, workers = open_shards(folder), workers.for_output(folder)
     open_metrics([name for name in names if name != CAPTION], models)
     before = newest_version(folder, NAME)
     settings = before.info["settings"] if before else {}

@@ -11,7 +11,8 @@ Changed samples are encoded again, all others are reused; another encoder writes
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from socket import gethostname
 
@@ -64,28 +65,40 @@ def encode_shards(
         UsageError: if `what` contains an unknown word, or workers cannot write to the folder.
         TooManyRejects: at the end, if more than `max_bad_rate` of the images are unreadable.
     """
+    workers = parse_workers(workers, 1)
     for word in what:
         if word not in WHAT:
             raise UsageError(
                 f"unknown --what {word!r}{did_you_mean(word, WHAT) or '; choose from latents, text'}"
             )
     chosen, shards = selected_keys(shards), resolve_shards(shards)
-    workers = parse_workers(workers, 1).for_output(shards)
-    tars, seen, place = open_shards(shards), UnreadableImages(max_bad_rate, notify), ""
+    workers = workers.for_output(shards)
+    tars, seen = open_shards(shards), UnreadableImages(max_bad_rate, notify)
     folder = find_model(model)
-    run = partial(_encode, tars=tars, chosen=chosen, workers=workers, notify=notify)
-    if "latents" in what:
-        for size in dict.fromkeys(sizes):
-            settings = {"encoder": vae_digest(folder), "size": size}
-            version = begin_version(shards, f"latents-{size}", settings)
-            # The same images are unreadable at each size: count them once.
-            yield from run(version, EncoderSettings(str(model), size=size), seen=None if place else seen)
-            place = place or version.folder
+    begun = _begin_versions(shards, str(model), folder, what, sizes, system)
+    # The same images are unreadable at each size: count them once.
+    first = begun[0][0] if begun and begun[0][1].size is not None else None
+    for version, row, bad, number in _encode(begun, tars, chosen, workers, notify):
+        if version is first:
+            seen.add(row["shard"], bad, number)
+        yield row
+    seen.end(first.folder if first else "")
+
+
+def _begin_versions(
+    shards: str, model: str, folder: Path, what: Sequence[str], sizes: Sequence[int], system: str
+) -> "list[tuple[Version, EncoderSettings]]":
+    """Return the version of each overlay to write, and what encodes it: latents of each size, then text."""
+    found = []
+    for size in dict.fromkeys(sizes) if "latents" in what else ():
+        settings = {"encoder": vae_digest(folder), "size": size}
+        version = begin_version(shards, f"latents-{size}", settings)
+        found.append((version, EncoderSettings(model, size=size)))
     if "text" in what:
         settings = {"encoder": text_digest(folder), "prompt": full_prompt("", system)}
         version = begin_version(shards, text_overlay(system), settings)
-        yield from run(version, EncoderSettings(str(model), system=system), seen=None)
-    seen.end(place)
+        found.append((version, EncoderSettings(model, system=system)))
+    return found
 
 
 def text_overlay(system: str) -> str:
@@ -131,29 +144,30 @@ class _EncodeJob:
 
 
 def _encode(
-    version: Version,
-    encoder: EncoderSettings,
+    begun: list[tuple[Version, EncoderSettings]],
     tars: list[str],
     chosen: dict[str, frozenset[str]] | None,
     workers: Workers,
-    seen: UnreadableImages | None,
     notify: Callable[[str], None],
-) -> Iterator[dict]:
-    """Write one overlay shard by shard, reusing what was encoded from the same content.
+) -> Iterator[tuple[Version, dict, dict[str, str], int]]:
+    """Write overlays shard by shard, reusing what was encoded from the same content.
 
-    `chosen` are the keys of the selected samples by tar, None for all; `seen` counts unreadable images.
+    `chosen` are the keys of the selected samples by tar, None for all. Yields each version with the record of
+    `encode_shard`.
     """
     wanted = [None if chosen is None else chosen.get(filesystem.basename(tar), frozenset()) for tar in tars]
-    jobs = [_EncodeJob(version, encoder, tar, keys) for tar, keys in zip(tars, wanted, strict=True)]
-    inputs = [*tars[:1], *([encoder.model] if Path(encoder.model).is_dir() else [])]
-    records = run_items(
-        encode_shard, jobs, workers, outputs=[version.folder], inputs=inputs, gpu=True, notify=notify
-    )
-    for row, bad, number in records:
-        if seen:
-            seen.add(row["shard"], bad, number)
-        yield row
-    version.finish(tars)
+    jobs = [
+        _EncodeJob(version, encoder, tar, keys)
+        for version, encoder in begun
+        for tar, keys in zip(tars, wanted, strict=True)
+    ]
+    inputs = [*tars[:1], *(encoder.model for _, encoder in begun[:1] if Path(encoder.model).is_dir())]
+    outputs = [version.folder for version, _ in begun]
+    records = run_items(encode_shard, jobs, workers, outputs=outputs, inputs=inputs, gpu=True, notify=notify)
+    for version, _ in begun:
+        for row, bad, number in islice(records, len(tars)):
+            yield version, row, bad, number
+        version.finish(tars)
 
 
 def encode_shard(job: _EncodeJob) -> tuple[dict, dict[str, str], int]:

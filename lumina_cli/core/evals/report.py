@@ -12,8 +12,9 @@ import numpy as np
 from lumina_cli.core.errors import GateFailed, LuminaError, UsageError
 from lumina_cli.core.evals import bootstrap
 from lumina_cli.core.evals.geneval.rules import by_prompt
-from lumina_cli.core.io.atomic import atomic_write, disk_errors
-from lumina_cli.core.io.jsonl import read_rows, write_rows
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import dump_row, read_rows
+from lumina_cli.core.io.remote import AnyPath
 from lumina_cli.core.registry import did_you_mean
 
 OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -97,12 +98,12 @@ def _range(bounds: Sequence[float]) -> str:
     return f"{bounds[0]:.3f} to {bounds[1]:.3f}"
 
 
-def write_scores(out: Path, rows: Iterable[dict], summary: dict) -> None:
+def write_scores(out: AnyPath, rows: Iterable[dict], summary: dict) -> None:
     """Write rows.jsonl and summary.json into a folder."""
-    with disk_errors(out / "rows.jsonl"):
-        write_rows(out / "rows.jsonl", rows)
-    with disk_errors(out / "summary.json"), atomic_write(out / "summary.json") as aside:
-        aside.write_text(json.dumps(summary, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(summary, ensure_ascii=False, indent=2) + "\n"
+    lines = "".join(dump_row(row) + "\n" for row in rows)
+    for name, content in (("rows.jsonl", lines), ("summary.json", text)):
+        filesystem.write_file(str(out / name), content.encode())
 
 
 def read_scores(place: Path) -> tuple[dict, list[dict]]:

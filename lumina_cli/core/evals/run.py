@@ -2,16 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
 from lumina_cli.core.evals import report
+from lumina_cli.core.evals.batches import BatchItem, GeneratorOpener, evaluate_batch
 from lumina_cli.core.evals.geneval.ground_truth import ground_truth_generator
-from lumina_cli.core.evals.geneval.layout import ImageGenerator, generate_images, scan_images
+from lumina_cli.core.evals.geneval.layout import ImageGenerator, generate_images, plan_groups, scan_images
 from lumina_cli.core.evals.geneval.rules import GenEval
 from lumina_cli.core.evals.judges import Judge
+from lumina_cli.core.io.location import Location, to_text
+from lumina_cli.core.io.parallel.workers import Workers, run_items
+from lumina_cli.core.io.remote import to_path
 
 __all__ = ["Evaluation", "ground_truth_generator", "pipeline_generator"]
 
@@ -48,16 +53,18 @@ class Evaluation:
         benchmark: GenEval,
         judge: Judge,
         seed: int = 0,
-        out: Path | None = None,
+        out: Location | None = None,
         batch: int = 16,
         gates: Sequence[str] = (),
     ):
-        self.benchmark, self.judge, self.seed, self.out, self.batch = benchmark, judge, seed, out, batch
+        self.benchmark, self.judge, self.seed, self.batch = benchmark, judge, seed, batch
+        self.out = to_path(out) if out else None
         self.gates = [report.Gate.parse(text, benchmark.score_names) for text in gates]
         self.settings: dict = {"judge": judge.name, "thresholds": dict(judge.thresholds), "seed": seed}
         if ceiling := getattr(judge, "ceiling", None):
             self.settings["judge_ceiling"] = ceiling
         self.summary: dict = {}
+        self.scored: Iterator[dict] | None = None  # rows of workers
 
     def choose_prompts(self, prompts: str, per_task: int, languages: list[str], split: str) -> None:
         """Choose the prompts.
@@ -73,25 +80,45 @@ class Evaluation:
         """Generate `pictures` images per prompt into the folder `out`."""
         name = Path(str(generator.settings["model"])).name
         self.out = self.out or Path("scores") / f"{self.benchmark.name}-{name}"
+        self.generated_by = generator.settings
         self.settings |= generator.settings | {"pictures": pictures}
         self.total = len(self.rows) * pictures
         self.images = generate_images(self.rows, generator, self.out, pictures, self.batch)
 
-    def use_images(self, folder: Path) -> None:
+    def generate_on(
+        self,
+        workers: Workers,
+        opener: GeneratorOpener,
+        judge: tuple[str, str],
+        pictures: int,
+        notify: Callable[[str], None],
+    ) -> None:
+        """Generate and judge the images of each batch on a worker.
+
+        `judge` are the names of the benchmark and the judge; `notify` receives messages about workers.
+        """
+        self.generate(opener(True), pictures)
+        workers.check_output(str(self.out))
+        groups = plan_groups(self.rows, self.out, pictures, self.batch)
+        items = (BatchItem(opener, self.generated_by, *judge, group) for group in groups)
+        records = run_items(evaluate_batch, items, workers, outputs=[str(self.out)], gpu=True, notify=notify)
+        self.scored = chain.from_iterable(records)
+
+    def use_images(self, folder: Location) -> None:
         """Use the images of a folder in GenEval's layout.
 
         Raises:
             LuminaError: if the folder does not have this layout.
         """
-        found = list(scan_images(folder))
+        found = list(scan_images(to_path(folder)))
         places = ((str(path.parents[1] / "metadata.jsonl"), row) for path, row in found)
         self.benchmark.check(places, self.judge)
-        self.settings |= {"images": str(folder)}
+        self.settings |= {"images": to_text(folder)}
         self.total, self.images = len(found), iter(found)
 
     def __iter__(self) -> Iterator[dict]:
         rows = []
-        for row in self.benchmark.score(self.images, self.judge, self.batch):
+        for row in self.scored or self.benchmark.score(self.images, self.judge, self.batch):
             rows.append(row)
             yield row
         self.summary = self.benchmark.summarise(rows, self.seed) | {"settings": self.settings}

@@ -19,7 +19,9 @@ from lumina_cli.core.images.icc import expected_space, to_srgb
 from lumina_cli.core.images.jpeg_check import find_fault
 from lumina_cli.core.images.metadata import metadata_settings, read_parameters, stored_texts
 from lumina_cli.core.images.suffixes import START, describe_content
+from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import atomic_write
+from lumina_cli.core.io.remote import AnyPath, RemotePath, to_path
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million; larger files are mostly decompression bombs
 _OPTIONAL = ("WEBP", "AVIF")  # not part of every build of Pillow
@@ -47,7 +49,7 @@ _EXIF_ORIENTATION = 0x0112
 
 _PLAIN_MODES = ("RGB", "RGBA", "L", "LA", "CMYK")  # modes that an ICC profile can describe
 
-ImageSource = str | Path | bytes
+ImageSource = str | AnyPath | bytes
 
 
 class InvalidImage(LuminaError):
@@ -165,13 +167,13 @@ def read_metadata(source: ImageSource, name: str | None = None) -> dict:
 
 
 def save_image(
-    image: Image.Image, path: str | Path, metadata: dict | None = None, replace: bool = True
-) -> Path:
+    image: Image.Image, path: str | AnyPath, metadata: dict | None = None, replace: bool = True
+) -> AnyPath:
     """Write a PNG, WebP, JPEG or AVIF, by suffix, with embedded `metadata`, whole or not at all; return its
     path.
 
     The metadata is stored as JSON and, if it has a "prompt", also as the text that other programs read.
-    `replace` is that of `atomic_write`.
+    `replace` is that of `atomic_write`; a file at a URL is always replaced.
 
     Raises:
         UsageError: if the suffix is not supported.
@@ -180,7 +182,7 @@ def save_image(
         FileExistsError: if the file exists, and not `replace`.
         OSError: if writing fails.
     """
-    path = Path(path)
+    path = to_path(path)
     settings = _WRITERS.get(path.suffix.lower())
     if settings is None:
         problem = f"unsupported file extension {path.suffix!r}" if path.suffix else "no file extension"
@@ -191,6 +193,10 @@ def save_image(
         )
     if metadata:
         settings = settings | metadata_settings(metadata, settings["format"], path)
+    if isinstance(path, RemotePath):
+        image.save(buffer := BytesIO(), **settings)
+        filesystem.write_file(path.url, buffer.getvalue())
+        return path
     with atomic_write(path, replace) as aside:
         image.save(aside, **settings)
     return path
@@ -202,7 +208,9 @@ def decode_image(source: ImageSource, name: str | None, use):
     Raises:
         InvalidImage: if the file is missing, unreadable, truncated, not an image, or larger than MAX_PIXELS.
     """
-    name = name or (str(source) if isinstance(source, str | Path) else "image")
+    name = name or (str(source) if isinstance(source, str | AnyPath) else "image")
+    if isinstance(source, RemotePath):
+        source = source.read_bytes()
     if isinstance(source, str | Path) and not os.path.isfile(source):
         folder = os.path.isdir(source)
         raise InvalidImage(f"{name}: {'is a folder, not an image' if folder else 'no such image'}", "missing")

@@ -5,10 +5,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
-from lumina_cli.core.io.location import Location, get_scheme, to_text
+from lumina_cli.core.io.location import Location, basename, get_scheme, is_url, join, to_text
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # scheme -> extra that installs its client
 
@@ -108,3 +110,58 @@ def _upload(system: Any, file: IO[bytes], path: str) -> None:
         shutil.copyfileobj(file, named)
         named.flush()
         system.put_file(named.name, path)
+
+
+@dataclass(frozen=True, order=True)
+class RemotePath:
+    """A file or folder at a URL, with the few operations of pathlib.Path that folders of images need."""
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(join(self.url, name))
+
+    @property
+    def name(self) -> str:
+        """The last component."""
+        return basename(self.url)
+
+    @property
+    def stem(self) -> str:
+        """The last component without its suffix."""
+        return Path(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of the last component, with its dot."""
+        return Path(self.name).suffix
+
+    def exists(self) -> bool:
+        """Whether a file exists here."""
+        system, path = open_filesystem(self.url)
+        with remote_errors(self.url, "read"):
+            return bool(system.isfile(path))
+
+    def read_bytes(self) -> bytes:
+        """Return all bytes of the file."""
+        system, path = open_filesystem(self.url)
+        with remote_errors(self.url, "read"):
+            return bytes(system.cat_file(path))
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Return the text of the file."""
+        return self.read_bytes().decode(encoding)
+
+
+AnyPath = Path | RemotePath
+
+
+def to_path(place: "Location | RemotePath") -> AnyPath:
+    """Return a location as a Path if it is on this machine, else as a RemotePath."""
+    if isinstance(place, RemotePath):
+        return place
+    text = to_text(place)
+    return RemotePath(text) if is_url(text) else Path(text)

@@ -83,7 +83,7 @@ def _open_within(options: ModelOptions, choice: ModelChoice, note: Note, batch: 
     components = load_components(folder, plan, device, dtype, stack, kernel=kernel, fused=options.compile)
     pipeline = Pipeline(choice, *components)
     pipeline.memory_manager = MemoryManager(components, plan_for, batch, note)
-    pipeline.record_changes(_describe_loras(stack.applied if stack else (), note))
+    pipeline.record_changes(describe_loras(stack.applied if stack else (), note))
     return pipeline
 
 
@@ -97,7 +97,7 @@ def _change_weights(options: ModelOptions, pipeline: Pipeline, note: Note) -> No
     if options.loras:
         from lumina_cli.core.nextdit.lora.merge import apply_loras
 
-        loras = _describe_loras(apply_loras(network, options.loras, keep=False), note)
+        loras = describe_loras(apply_loras(network, options.loras, keep=False), note)
     if options.quantize:
         from lumina_cli.core.nextdit.packed.quantize import quantize
 
@@ -105,7 +105,7 @@ def _change_weights(options: ModelOptions, pipeline: Pipeline, note: Note) -> No
     pipeline.record_changes(loras, options.quantize)
 
 
-def _describe_loras(applied: Iterable, note: Note) -> list[Lora]:
+def describe_loras(applied: Iterable, note: Note) -> list[Lora]:
     """The LoRAs as image metadata stores them; `note` is called for tensors without a target."""
     for one in applied:
         if one.note:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.sizes import parse_ratio
+from lumina_cli.core.io.remote import AnyPath, to_path
 from lumina_cli.core.models.folder import ModelFolder
 from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.sampling.batching import Split, local_device, plan_batches, read_windows
@@ -52,7 +53,7 @@ class ImageTask:
     size: tuple[int, int]
     tokens: int
     record: GenerationRecord
-    path: Path
+    path: AnyPath
     exists: bool
 
 
@@ -107,7 +108,7 @@ def generate_rows(
         return
     pipeline = _load(model, note)
     resolved = request.resolve(pipeline)
-    names, notes = FileNames(Path(out), format, request.count), PromptNotes(pipeline, note)
+    names, notes = FileNames(out, format, request.count), PromptNotes(pipeline, note)
     tasks = find_tasks(notes.watch(rows), request, resolved, pipeline, names, split, note)
     generator = RowGenerator(pipeline, resolved, names, notes, progress)
     for number, window in enumerate(read_windows(tasks, batch, pipeline.token_side)):
@@ -132,7 +133,7 @@ def start_generation(
     first = list(islice(rows := checked_rows(rows), 1))
     if not first:
         return None
-    _make_folder(Path(out))
+    _make_folder(to_path(out))
     return chain(first, rows)
 
 
@@ -277,7 +278,9 @@ def _load(model: "str | Path | ModelChoice | Pipeline", note: Note) -> "Pipeline
     return load_pipeline(choice, local_device())
 
 
-def _make_folder(out: Path) -> None:
+def _make_folder(out: AnyPath) -> None:
+    if not isinstance(out, Path):
+        return
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,7 +5,6 @@ resumes without generating an image twice.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -16,9 +15,13 @@ from PIL.Image import Image
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import read_metadata, save_image
 from lumina_cli.core.images.suffixes import is_image
-from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.atomic import disk_errors
+from lumina_cli.core.io.remote import AnyPath
 
 NOISE_STRIDE = 1000  # image k of prompt i has noise 1000 i + k: a larger count keeps the earlier images
+
+PlannedImage = tuple[AnyPath, dict, int]  # file, prompt row, noise number
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,8 @@ class ImageGenerator:
 
 
 def generate_images(
-    rows: Sequence[dict], generator: ImageGenerator, out: Path, per_prompt: int = 4, batch: int = 16
-) -> Iterator[tuple[Path, dict]]:
+    rows: Sequence[dict], generator: ImageGenerator, out: AnyPath, per_prompt: int = 4, batch: int = 16
+) -> Iterator[tuple[AnyPath, dict]]:
     """Yield (path, prompt row) of every image, after generating those that `out` does not have yet.
 
     An image counts as present if its metadata has the settings of `generator`. A batch with a missing image
@@ -47,46 +50,59 @@ def generate_images(
     Raises:
         LuminaError: if `out` has images of other prompts.
     """
+    for group in plan_groups(rows, out, per_prompt, batch):
+        generate_group(group, generator)
+        yield from ((path, row) for path, row, _ in group)
+
+
+def plan_groups(
+    rows: Sequence[dict], out: AnyPath, per_prompt: int = 4, batch: int = 16
+) -> Iterator[list[PlannedImage]]:
+    """Write the prompts of a run to `out`; yield the images that are generated and judged together.
+
+    Raises:
+        LuminaError: if `out` has images of other prompts.
+    """
     _write_prompts(rows, out)
     jobs = iter([(number, k) for number in range(len(rows)) for k in range(per_prompt)])
     while group := list(islice(jobs, batch)):
-        places = [(out / f"{i:05d}" / "samples" / f"{k:05d}.png", rows[i]) for i, k in group]
-        records = [
-            generator.settings | {"prompt": rows[i]["prompt"], "number": NOISE_STRIDE * i + k}
-            for i, k in group
+        yield [
+            (out / f"{i:05d}" / "samples" / f"{k:05d}.png", rows[i], NOISE_STRIDE * i + k) for i, k in group
         ]
-        missing = [
-            not _is_current(path, record, generator.recognize)
-            for (path, _), record in zip(places, records, strict=True)
-        ]
-        if any(missing):
-            prompts, numbers = [row for _, row in places], [record["number"] for record in records]
-            images = generator.generate(prompts, numbers)
-            for (path, _), record, image, new in zip(places, records, images, missing, strict=True):
-                if new:
-                    with disk_errors(path):
-                        save_image(image, path, record)
-        yield from places
 
 
-def _write_prompts(rows: Sequence[dict], out: Path) -> None:
+def generate_group(group: list[PlannedImage], generator: ImageGenerator) -> None:
+    """Generate a batch as a whole if one of its images is missing, and save those that are."""
+    records = [generator.settings | {"prompt": row["prompt"], "number": number} for _, row, number in group]
+    missing = [
+        not _is_current(path, record, generator.recognize)
+        for (path, *_), record in zip(group, records, strict=True)
+    ]
+    if not any(missing):
+        return
+    images = generator.generate([row for _, row, _ in group], [number for *_, number in group])
+    for (path, *_), record, image, new in zip(group, records, images, missing, strict=True):
+        if new:
+            with disk_errors(str(path)):
+                save_image(image, path, record)
+
+
+def _write_prompts(rows: Sequence[dict], out: AnyPath) -> None:
     """Write the metadata.jsonl of each prompt; refuse a folder with the prompts of another run."""
-    held = {folder.name: folder for folder in prompt_folders(out)} if out.is_dir() else {}
+    held = {folder.name: folder for folder in prompt_folders(out)}
     for number, row in enumerate(rows):
-        folder = held.pop(f"{number:05d}", out / f"{number:05d}")
-        path = folder / "metadata.jsonl"
+        known = held.pop(name := f"{number:05d}", None)
+        path = out / name / "metadata.jsonl"
         line = json.dumps(row, ensure_ascii=False) + "\n"
-        if path.exists():
+        if known and path.exists():
             if path.read_text(encoding="utf-8") != line:
                 raise LuminaError(
                     f"{out} contains results of a different run ({path} does not have the prompt "
                     f"{row['prompt']!r}); choose another --out"
                 )
             continue
-        with disk_errors(path):
-            (folder / "samples").mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as aside:
-                aside.write_text(line, encoding="utf-8")
+        filesystem.make_dir(str(out / name / "samples"))
+        filesystem.write_file(str(path), line.encode())
     if held:
         raise LuminaError(
             f"{out} contains results of a different run (this run does not have the prompt of "
@@ -94,7 +110,7 @@ def _write_prompts(rows: Sequence[dict], out: Path) -> None:
         )
 
 
-def _is_current(path: Path, wanted: dict, recognize: Callable[[str], str]) -> bool:
+def _is_current(path: AnyPath, wanted: dict, recognize: Callable[[str], str]) -> bool:
     """Return whether an image exists and was generated with the wanted settings."""
     if not path.exists():
         return False
@@ -107,13 +123,13 @@ def _is_current(path: Path, wanted: dict, recognize: Callable[[str], str]) -> bo
     return {key: found.get(key) for key in wanted} == json.loads(json.dumps(wanted))
 
 
-def prompt_folders(folder: Path) -> list[Path]:
+def prompt_folders(folder: AnyPath) -> list[AnyPath]:
     """Return the numbered subfolders, in numerical order."""
-    found = [entry for entry in folder.iterdir() if entry.name.isdigit() and entry.is_dir()]
-    return sorted(found, key=lambda entry: int(entry.name))
+    found = [name for name in filesystem.list_folders(str(folder)) if name.isdigit()]
+    return [folder / name for name in sorted(found, key=int)]
 
 
-def scan_images(folder: Path) -> Iterator[tuple[Path, dict]]:
+def scan_images(folder: AnyPath) -> Iterator[tuple[AnyPath, dict]]:
     """Yield (path, prompt row) of every image of a folder in GenEval's layout, generated by any program.
 
     Raises:
@@ -127,14 +143,14 @@ def scan_images(folder: Path) -> Iterator[tuple[Path, dict]]:
     for place in folders:
         row = read_prompt(place / "metadata.jsonl")
         samples = place / "samples"
-        names = sorted(os.listdir(samples)) if samples.is_dir() else []
+        names = filesystem.list_names(str(samples))
         images = [samples / name for name in names if is_image(name) and Path(name).stem.isdigit()]
         if not images:
             raise LuminaError(f"{samples}: no image such as 00000.png")
         yield from ((path, row) for path in images)
 
 
-def read_prompt(path: Path) -> dict:
+def read_prompt(path: AnyPath) -> dict:
     """Return the prompt row of a metadata.jsonl.
 
     Raises:

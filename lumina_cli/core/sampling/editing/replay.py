@@ -135,7 +135,7 @@ def replay_images(
     note, changes = note or (lambda line: None), dict(changes or {})
     found = [(path, read_replay(path)) for path in paths]
     edits = [_read_edit(path, replay) for path, replay in found]
-    names = FileNames(Path(out), format, 1)
+    names = FileNames(out, format, 1)
     loader = _ModelLoader(load, model)
     for index, ((path, replay), edit) in enumerate(zip(found, edits, strict=True)):
         pipeline = None  # the loader may load another model: nothing may keep the previous one in memory

@@ -9,10 +9,13 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import read_metadata, save_image
+from lumina_cli.core.io.filesystem import list_names
+from lumina_cli.core.io.location import Location
+from lumina_cli.core.io.remote import AnyPath, to_path
 from lumina_cli.core.sampling.output.metadata import GenerationRecord, from_metadata, to_metadata
 
 MAX_SLUG = 60  # characters
-Replaceable = Callable[[Path], bool]
+Replaceable = Callable[[AnyPath], bool]
 
 
 class FileNames:
@@ -22,11 +25,12 @@ class FileNames:
     assigns the same names, and finds the images of the first.
     """
 
-    def __init__(self, out: Path, format: str, count: int):
-        self.out, self.format, self.count = out, format, count
-        self.stems: dict[Path, str] = {}  # assigned path -> stem without the suffix that makes it unique
+    def __init__(self, out: Location, format: str, count: int):
+        self.out, self.format, self.count = to_path(out), format, count
+        self.stems: dict[AnyPath, str] = {}  # assigned path -> stem without the suffix that makes it unique
+        self.listed: set[str] | None = None  # files at a URL when the first name was assigned
 
-    def assign(self, index: int, row: dict, record: GenerationRecord) -> tuple[Path, bool]:
+    def assign(self, index: int, row: dict, record: GenerationRecord) -> tuple[AnyPath, bool]:
         """Return the path of an image, and whether the file already contains it.
 
         The name is the row's "key", or its index and prompt, then the seed and the number; name-2, name-3...
@@ -37,28 +41,36 @@ class FileNames:
         stem = f"{stem}-s{record.seed}" + (f"-{record.number}" if self.count > 1 else "")
         return self.next_free(stem, self.format, lambda path: record.describes(read_record(path)))
 
-    def next_free(self, stem: str, format: str, replaceable: Replaceable) -> tuple[Path, bool]:
+    def next_free(self, stem: str, format: str, replaceable: Replaceable) -> tuple[AnyPath, bool]:
         """Return the first of stem, stem-2, stem-3... that is not assigned, and whether the file exists.
 
         A file that exists counts as free if `replaceable` returns True for it.
         """
         path, number = self.out / f"{stem}.{format}", 1
-        while path in self.stems or (path.exists() and not replaceable(path)):
+        while path in self.stems or (self.exists(path) and not replaceable(path)):
             number += 1
             path = self.out / f"{stem}-{number}.{format}"
         self.stems[path] = stem
-        return path, path.exists()
+        return path, self.exists(path)
 
-    def save_generated(self, image: Image.Image, path: Path, record: GenerationRecord) -> Path:
+    def exists(self, path: AnyPath) -> bool:
+        """Whether a file has this name; a folder at a URL is listed only once, as each request takes long."""
+        if isinstance(path, Path):
+            return path.exists()
+        if self.listed is None:
+            self.listed = set(list_names(str(self.out)))
+        return path.name in self.listed
+
+    def save_generated(self, image: Image.Image, path: AnyPath, record: GenerationRecord) -> AnyPath:
         """Save an image with its record to a path of `assign`; return the final path, see `save`."""
         return self.save(image, path, to_metadata(record), lambda path: record.describes(read_record(path)))
 
-    def save(self, image: Image.Image, path: Path, metadata: dict, replaceable: Replaceable) -> Path:
+    def save(self, image: Image.Image, path: AnyPath, metadata: dict, replaceable: Replaceable) -> AnyPath:
         """Save an image to a path that `next_free` returned; return it, or the next free one.
 
         Between naming and saving, another run in the same folder may have written this file. So an existing
         file is examined again, and a new one is created exclusively (see `atomic_write`): no run overwrites
-        another's images.
+        another's images. Object stores cannot create exclusively, so no two runs should share a URL.
 
         Raises:
             LuminaError: if writing fails.
@@ -76,7 +88,7 @@ class FileNames:
                 raise LuminaError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def read_record(path: Path) -> GenerationRecord | None:
+def read_record(path: AnyPath) -> GenerationRecord | None:
     """Return the generation record in an image file's header; None if it has none."""
     try:
         return from_metadata(read_metadata(path))

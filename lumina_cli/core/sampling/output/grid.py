@@ -9,6 +9,7 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import open_image, read_metadata
+from lumina_cli.core.io.remote import to_path
 from lumina_cli.core.sampling.batching import Split, read_windows
 from lumina_cli.core.sampling.inputs.prompt_notes import PromptNotes
 from lumina_cli.core.sampling.output.filenames import FileNames, slug
@@ -65,7 +66,7 @@ def generate_grid(
     if rows is None:
         return
     resolved = [request.resolve(pipeline) for request in requests]
-    names = FileNames(Path(out), format, requests[0].count)
+    names = FileNames(out, format, requests[0].count)
     notes = PromptNotes(pipeline, note)
     generator = RowGenerator(pipeline, resolved[0], names, notes, progress)
     common = _common_settings(axes, SamplingRequest(**settings).resolve(pipeline).plan)
@@ -149,13 +150,13 @@ class _Grid:
         caption = ", ".join(f"{name} {value}" for name, value in shown.items() if value is not None)
         row_labels = [", ".join(words) for words in product(*(axis.labels() for axis in self.axes[:-1]))]
         sheet = Sheet(row["prompt"], caption, self.axes[-1].labels(), row_labels)
-        image, lost = draw_sheet(sheet, [open_image(one["image"]) for one in generated])
+        image, lost = draw_sheet(sheet, [open_image(to_path(one["image"])) for one in generated])
         if lost:
             self.note(
                 f"the sheet omits {lost!r}: no installed font contains these characters; "
                 "installing Noto Sans CJK may help"
             )
-        metadata = _sheet_metadata(row, self.axes, [Path(one["image"]) for one in generated])
+        metadata = _sheet_metadata(row, self.axes, [to_path(one["image"]) for one in generated])
         return self.generator.names.save(image, path, metadata, lambda path: _read_sheet(path) == metadata)
 
 
