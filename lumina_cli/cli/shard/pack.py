@@ -72,21 +72,19 @@ def pack(
         lumina shard rows.jsonl s3://bucket/data --encode webp --workers 16
         lumina shard "nano:1000?seed=7" nano-data --per-shard 500
     """
+    from lumina_cli.core.shards.inspect import count_captions
     from lumina_cli.core.sources.packing import PackSettings, pack_source
 
-    counts = {True: 0, False: 0}  # rows with and without captions
-
     def track_rows(rows):
-        for row in output.track_progress(rows, "images"):
-            counts[bool(row.get("captions") or row.get("error"))] += 1
-            yield row
+        return output.track_progress(rows, "images")
 
     settings = PackSettings(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links)
     rows = pack_source(source, dest, settings, track_rows, output.write_note)
     shards = output.write_rows(rows, json, label="shards")
-    if shards and counts[False]:
+    samples, missing = count_captions(dest) if shards else (0, 0)
+    if missing:
         output.write_note(
-            f"{counts[False]} of {sum(counts.values())} rows have no caption; `lumina train` needs captions: "
+            f"{missing} of {samples} rows have no caption; `lumina train` needs captions: "
             f"write them with `lumina caption {dest}`"
         )
 

@@ -41,6 +41,7 @@ def stats(
         lumina shard stats data --tokenizer nano --page stats.html | jq .duplicates
         lumina shard stats data --trained 1000000 --mix web=3,photos=1
     """
+    from lumina_cli.core.curation.report.caption_texts import repeated_caption
     from lumina_cli.core.curation.report.stats import compute_stats, headline, write_stats_page
     from lumina_cli.core.encoders.token_count import TokenCounter
 
@@ -53,6 +54,8 @@ def stats(
         output.write_note(
             "tokens are counted with the bundled tokenizer; Gemma's counts differ (use --tokenizer FOLDER)"
         )
+    if repeated := repeated_caption(summary):
+        output.write_note(repeated)
     if json or not output.is_terminal():
         output.write_rows(iter([{name: value for name, value in summary.items() if name != "plots"}]), True)
     else:

@@ -119,7 +119,8 @@ class LeftOut:
     def __str__(self) -> str:
         counts = (self.images.total(), self.captions, self.others.total())
         names = ("image that cannot be used", "caption file without an image", "other file")
-        more = (_list(self.images), f"first: {self.first_caption}", _list(self.others))
+        convert = "; convert them to JPEG or PNG" if any(map(_is_format, self.images)) else ""
+        more = (_list(self.images) + convert, f"first: {self.first_caption}", _list(self.others))
         parts = zip(counts, names, more, strict=True)
         return ", ".join(f"{n} {name if n == 1 else _plural(name)} ({text})" for n, name, text in parts if n)
 
@@ -128,6 +129,10 @@ def _plural(name: str) -> str:
     return (
         name.replace("image that", "images that") if "image that" in name else name.replace("file", "files")
     )
+
+
+def _is_format(kind: str) -> bool:
+    return kind in _CONVERTIBLE or f"a {kind}" in _CONVERTIBLE or bool(OTHER_IMAGES.fullmatch(kind))
 
 
 def _list(counts: Counter[str]) -> str:

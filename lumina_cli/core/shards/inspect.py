@@ -10,6 +10,7 @@ folder may be any URL that fsspec supports.
     shards.json          totals and settings; written last, so a folder without it is unfinished
     rejects.jsonl        one line per rejected row: row (its number in the input), key, image, code, reason;
                          "upstream": true if an earlier command rejected it
+    left_out.json        {kind: number} of images of the source that did not become rows, if there are any
     journal/             only while the folder is unfinished (shards/journal.py)
 
 A line of an index has these keys; keys without a value are omitted:
@@ -37,6 +38,7 @@ from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.overlays.verify import verify_overlays
 from lumina_cli.core.shards.reader import index_path, open_shards, read_entry, read_index, read_totals
 from lumina_cli.core.shards.selection import is_selection, resolve_shards, selected_entries, selected_keys
@@ -58,6 +60,17 @@ def describe_shards(path: str | Path) -> Iterator[dict]:
         if sizes:
             row |= {"smallest": "x".join(map(str, sizes[0])), "largest": "x".join(map(str, sizes[-1]))}
         yield row | {"index": filesystem.is_file(index_path(tar))}
+
+
+def count_captions(folder: str) -> tuple[int, int]:
+    """Return (samples, samples without captions) of a finished folder of shards."""
+    import pyarrow.compute as pc
+
+    samples = missing = 0
+    for batch in manifest.read_manifest(folder, ["characters"]):
+        lengths = pc.list_value_length(batch["characters"]).fill_null(0)
+        samples, missing = samples + len(lengths), missing + pc.sum(pc.equal(lengths, 0)).as_py()
+    return samples, missing
 
 
 def _tars_of(path: str | Path) -> tuple[list[str], dict[str, frozenset[str]] | None]:

@@ -19,6 +19,7 @@ from lumina_cli.core.shards.overlays.reader import Add, open_joiner
 from lumina_cli.core.shards.tar import TRUTH, RejectedImage, TarImage, find_tars, read_span, scan_tar
 
 TOTALS = "shards.json"
+LEFT_OUT = "left_out.json"  # {kind: number} of images of the source that are not rows (sources/packing.py)
 SELECTED = "select.json"  # marks a selection (shards/selection.py), which does not hold shards
 
 
@@ -31,7 +32,7 @@ def is_own_file(name: str) -> bool:
     """Whether `write_shards` writes files of this name to a folder of shards."""
     stem = name.removesuffix(".tar").removesuffix(".index.jsonl")
     numbered = name != stem and stem.isascii() and stem.isdecimal() and len(stem) >= 6
-    return numbered or name in (TOTALS, "rejects.jsonl", "manifest.parquet")
+    return numbered or name in (TOTALS, LEFT_OUT, "rejects.jsonl", "manifest.parquet")
 
 
 def read_totals(folder: str | Path) -> dict | None:

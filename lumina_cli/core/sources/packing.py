@@ -6,10 +6,13 @@ from pathlib import Path
 
 from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.token_count import TokenCounter
-from lumina_cli.core.errors import UsageError
+from lumina_cli.core.errors import TooManyRejects, UsageError
+from lumina_cli.core.images.suffixes import LeftOut
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import dump_row, read_rows
 from lumina_cli.core.shards.pack import write_shards
-from lumina_cli.core.shards.tar import TarImage
+from lumina_cli.core.shards.reader import LEFT_OUT, TOTALS
+from lumina_cli.core.shards.tar import RejectedImage, TarImage
 from lumina_cli.core.sources.settings import split_place
 from lumina_cli.core.sources.source import REJECTS, read_rejects, read_source
 
@@ -61,13 +64,15 @@ def pack_source(
         workers = (
             0 if filesystem.is_process_local(dest) or filesystem.is_process_local(source) else cpu_count()
         )
-    rows = read_source(source, workers if made_here else 0, lenient=True, links=packing.links, notify=notify)
+    left_out = LeftOut()
+    read = {"lenient": True, "links": packing.links, "notify": notify, "left_out": left_out}
+    rows = read_source(source, workers if made_here else 0, **read)
     rejected = [] if made_here else read_rejects(source)
     if rejected:
         notify(f"{source}{REJECTS} lists {len(rejected)} rejected rows; they are rejects of the shards, too")
     kinds: set[str] = set()
-    yield from write_shards(
-        _note_formats(watch(rows), kinds),
+    shards = write_shards(
+        _note_formats(_note_missing(watch(rows), notify), kinds),
         dest,
         packing.per_shard,
         packing.max_bad_rate,
@@ -80,11 +85,45 @@ def pack_source(
         upstream=rejected,
         notify=notify,
     )
+    try:
+        yield from shards
+    except TooManyRejects as error:
+        _write_left_out(dest, left_out)
+        raise TooManyRejects(f"{error}{_first_reason(dest)}") from error
+    _write_left_out(dest, left_out)
     if len(kinds) > 1 and not packing.encode:
         notify(
             f"images have several formats ({', '.join(sorted(kinds))}): webdataset and lumina read all, "
             "datasets.load_dataset only those of the first format; --encode converts all to one format"
         )
+
+
+def _note_missing(rows: Iterator[dict], notify: Callable[[str], None]) -> Iterator[dict]:
+    """Pass rows on; send a message about the first one whose image does not exist."""
+    missing = False
+    for number, row in enumerate(rows, start=1):
+        image = row.get("image")
+        if not missing and isinstance(image, RejectedImage) and image.code == "missing":
+            missing = True
+            notify(f"row {number}: {image.image}: {image.reason}")
+        yield row
+
+
+def _first_reason(dest: str) -> str:
+    """Return the reason of the first reject of a folder of shards, unless `_note_missing` reported it."""
+    with filesystem.open_file(filesystem.join(dest, "rejects.jsonl")) as file:
+        first = next(read_rows(file), {})
+    return "" if first.get("code") == "missing" else f"; the first: {first.get('reason')}"
+
+
+def _write_left_out(dest: str, left_out: LeftOut) -> None:
+    """Write the numbers of images that did not become rows; `lumina shard stats` counts them in the yield."""
+    if not filesystem.is_file(filesystem.join(dest, TOTALS)):
+        return
+    if left_out.images:
+        filesystem.write_file(filesystem.join(dest, LEFT_OUT), dump_row(dict(left_out.images)).encode())
+    else:
+        filesystem.remove(dest, [LEFT_OUT])
 
 
 def _note_formats(rows: Iterator[dict], kinds: set[str]) -> Iterator[dict]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lumina_cli.core.curation.report.caption_texts import CaptionTexts, examine_samples
 from lumina_cli.core.curation.report.figures import quantiles, rank_counts
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.encoders.token_count import TokenCounter
@@ -80,10 +81,12 @@ def caption_stats(table: Any, source: str, folder: str, count: Count | None) -> 
     if count is None and (not stored or by == TokenCounter(EMBEDDED).digest):
         count = TokenCounter(EMBEDDED)
     usable = bool(stored) and (count is None or by == getattr(count, "digest", ""))
+    texts = CaptionTexts()
     if usable and not find_overlays(folder, split_source(source)[1]):
         tokens, rejected = stored, _count_rejected(source)
+        examine_samples(source, len(table), texts)
     else:  # overlays may replace captions, and only rows contain their texts
-        counted, rejected = _count_in_rows(source, None if usable else count)
+        counted, rejected = _count_in_rows(source, None if usable else count, texts)
         tokens = stored if usable else counted
     prompt = 1 + count([full_prompt("", "real")])[0] if count else 0  # 1: the <bos> token
     kinds, plots = _describe_kinds(found.lengths(), tokens, prompt, len(table))
@@ -91,6 +94,7 @@ def caption_stats(table: Any, source: str, folder: str, count: Count | None) -> 
     over = None if every is None else round(float((every > MAX_TOKENS).mean()), 5)
     summary = {"captions": kinds, "languages": _count_samples(found.owners, found.lang, found.langs)}
     summary["levels"] = _count_samples(found.owners, found.level, found.levels)
+    summary["caption_texts"] = texts.summary(len(found.owners))
     summary["without_captions"] = len(table) - len(np.unique(found.owners))
     summary |= {"over_256_tokens": over, "system_prompt_tokens": prompt or None}
     summary |= {"tokenizer": _tokenizer(count, by) if tokens else None, "rejected_captions": rejected}
@@ -161,10 +165,12 @@ def _tokenizer(count: Count | None, by: str | None) -> str:
     return EMBEDDED if digest == TokenCounter(EMBEDDED).digest else str(getattr(count, "path", "given"))
 
 
-def _count_in_rows(source: str, count: Count | None) -> tuple[dict[str, list[int]], dict[str, int]]:
+def _count_in_rows(
+    source: str, count: Count | None, texts: CaptionTexts
+) -> tuple[dict[str, list[int]], dict[str, int]]:
     """Read all rows; return kind of caption -> numbers of tokens, and how often each caption check failed.
 
-    Tokens are counted only if `count` is given.
+    Tokens are counted only if `count` is given. All captions are added to `texts`.
     """
     found: dict[str, list[int]] = {}
     rejected: Counter = Counter()
@@ -178,6 +184,7 @@ def _count_in_rows(source: str, count: Count | None) -> tuple[dict[str, list[int
 
     for row in read_source(source):
         rejected.update(count_rejected_captions(row))
+        texts.add_row(row)
         for lang, levels in get_captions(row, str(row["image"])).items() if count else ():
             pending.extend((f"{lang}.{level}", text) for level, text in levels.items())
         if len(pending) > BATCH:

@@ -20,7 +20,7 @@ from lumina_cli.core.images.buckets import crop_sizes
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.html import histogram, write_page
 from lumina_cli.core.io.jsonl import read_rows
-from lumina_cli.core.shards.reader import read_totals
+from lumina_cli.core.shards.reader import LEFT_OUT, read_totals
 from lumina_cli.core.shards.selection import list_selections
 
 SIZES = (256, 1024)  # image sizes in pixels whose buckets are reported
@@ -90,6 +90,7 @@ def headline(summary: dict) -> dict:
     row |= {"yield": lost["share"] if lost else None}
     row |= {"selected": summary["selection"]["share"]} if summary["selection"] else {}
     row |= {"without captions": summary["without_captions"]}
+    row |= {"different captions": summary["caption_texts"]["different"]}
     row |= {"rejected captions": sum(summary["rejected_captions"].values())}
     row |= {"exact copies": copies["exact"]["copies"]}
     row |= {"near copies": copies["near"]["copies"] if copies["near"] else None}
@@ -114,6 +115,8 @@ def _yield(folder: str) -> dict | None:
             for row in read_rows(file):
                 reasons[str(row.get("code") or row.get("reason") or "unknown")] += 1
                 before += bool(row.get("upstream"))
+    left_out = _read_left_out(folder)
+    reasons.update({f"not read: {kind}": number for kind, number in left_out.items()})
     lost = sum(reasons.values())
     share = round(totals["samples"] / max(1, totals["samples"] + lost), 5)
     return {
@@ -123,6 +126,16 @@ def _yield(folder: str) -> dict | None:
         "rejects": rank_counts(reasons),
         "left_out_before": before,
     }
+
+
+def _read_left_out(folder: str) -> dict[str, int]:
+    """Return {kind: number} of the images that did not become rows when the shards were packed."""
+    place = filesystem.join(folder, LEFT_OUT)
+    if not filesystem.is_file(place):
+        return {}
+    with filesystem.open_file(place) as file:
+        found = next(read_rows(file), {})
+    return {kind: number for kind, number in found.items() if isinstance(number, int)}
 
 
 def _selection(source: str, samples: int, lost: dict | None) -> dict | None:
