@@ -1,6 +1,7 @@
 """`lumina train`: train a model from a recipe."""
 
 import os
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated
@@ -87,7 +88,7 @@ def _stage_dependencies(part: str, stage: str) -> dict:
     if part == "transformer":
         from lumina_cli.core.dataset.training_data import TrainingData
 
-        return {"stage": stage, "open_data": TrainingData}
+        return {"stage": stage, "open_data": partial(TrainingData, notify=output.write_note)}
     if part == "captioner":
         from lumina_cli.core.training.nano.caption_batches import PromptSet
         from lumina_cli.core.unicap.checks.rules import check_caption

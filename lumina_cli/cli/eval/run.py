@@ -71,7 +71,7 @@ def run(
     processes = parse_ray_workers(workers, images=images)
     scores = Evaluation(BENCHMARKS.load(benchmark)(), JUDGES.load(judge)(), seed, out, batch, gate or ())
     if images:
-        scores.use_images(images)
+        scores.use_images(images, output.write_note)
     else:
         scores.choose_prompts(prompts, per_task, langs.split(","), split)
         if processes.ray:

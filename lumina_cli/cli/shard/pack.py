@@ -54,6 +54,13 @@ def pack(
     links: Annotated[
         bool, typer.Option("--links", help="Follow symlinks that point outside the folder.")
     ] = False,
+    lines: Annotated[
+        str | None,
+        typer.Option(
+            help="Several lines in a caption file: one (a single caption, default), first (only the first "
+            "line) or each (every line is a caption)."
+        ),
+    ] = None,
     allow: Allow = None,
     force: Annotated[bool, typer.Option("--force", help="Replace existing shards in DEST.")] = False,
     json: Json = False,
@@ -78,7 +85,7 @@ def pack(
     def track_rows(rows):
         return output.track_progress(rows, "images")
 
-    settings = PackSettings(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links)
+    settings = PackSettings(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links, lines)
     rows = pack_source(source, dest, settings, track_rows, output.write_note)
     shards = output.write_rows(rows, json, label="shards")
     samples, missing = count_captions(dest) if shards else (0, 0)

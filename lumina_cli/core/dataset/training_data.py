@@ -7,7 +7,7 @@ width.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write
+from lumina_cli.core.io.captions import get_base_level
 from lumina_cli.core.io.jsonl import chunked
 from lumina_cli.core.sources.source import read_source
 
@@ -58,10 +59,11 @@ class TrainingData:
     recipe  settings of `lumina train` for a transformer
     cache   folder for latents and tokens, in subfolders per source, autoencoder and size
     frozen  model folder with the frozen components
+    notify  receives a message about files of the source that are not read
     """
 
-    def __init__(self, recipe, cache: Path, frozen: Path):
-        self.recipe, self.frozen = recipe, frozen
+    def __init__(self, recipe, cache: Path, frozen: Path, notify: Callable[[str], None] = lambda line: None):
+        self.recipe, self.frozen, self.notify = recipe, frozen, notify
         key = fingerprint(recipe.data, frozen / "vae")
         sizes = sorted({stage.size for stage in recipe.stages.values()})
         self.folders = {size: cache / f"{key}-{size}" for size in sizes}
@@ -74,7 +76,7 @@ class TrainingData:
         Raises:
             LuminaError, TooManyRejects: see `build_stores`.
         """
-        rows = read_source(self.recipe.data, workers=cpu_count())
+        rows = read_source(self.recipe.data, workers=cpu_count(), notify=self.notify)
         find = PrecomputedLatents(self.frozen, list(self.folders))
         return build_stores(rows, self.folders, encode, self.recipe.max_bad_rate, find)
 
@@ -242,13 +244,17 @@ def caption_kinds(captions: list[dict], settings) -> tuple[list[tuple[str, str]]
     found = sorted({(lang, level) for row in captions for lang, levels in row.items() for level in levels})
     langs = settings.langs or dict.fromkeys((lang for lang, _ in found), 1.0)
     levels = settings.captions or dict.fromkeys((level for _, level in found), 1.0)
-    kinds = [(lang, level) for lang, level in found if langs.get(lang, 0) * levels.get(level, 0) > 0]
+    weights = {
+        (lang, level): langs.get(lang, 0) * levels.get(level, levels.get(get_base_level(level), 0))
+        for lang, level in found
+    }
+    kinds = [kind for kind in found if weights[kind] > 0]
     if not kinds:
         have = ", ".join(f"{lang}.{level}" for lang, level in found)
         raise LuminaError(
             f"no caption in {', '.join(langs)} at level {', '.join(levels)}; the data has {have}"
         )
-    return kinds, [langs[lang] * levels[level] for lang, level in kinds]
+    return kinds, [weights[kind] for kind in kinds]
 
 
 def missing_captions(kinds: list[tuple[str, str]], settings) -> list[str]:

@@ -14,6 +14,7 @@ from lumina_cli.core.evals.geneval.ground_truth import ground_truth_generator
 from lumina_cli.core.evals.geneval.layout import ImageGenerator, generate_images, plan_groups, scan_images
 from lumina_cli.core.evals.geneval.rules import GenEval
 from lumina_cli.core.evals.judges import Judge
+from lumina_cli.core.images.suffixes import LeftOut
 from lumina_cli.core.io.location import Location, to_text
 from lumina_cli.core.io.parallel.workers import Workers, run_items
 from lumina_cli.core.io.remote import to_path
@@ -104,13 +105,16 @@ class Evaluation:
         records = run_items(evaluate_batch, items, workers, outputs=[str(self.out)], gpu=True, notify=notify)
         self.scored = chain.from_iterable(records)
 
-    def use_images(self, folder: Location) -> None:
-        """Use the images of a folder in GenEval's layout.
+    def use_images(self, folder: Location, notify: Callable[[str], None] = lambda line: None) -> None:
+        """Use the images of a folder in GenEval's layout; `notify` receives a message about other files.
 
         Raises:
             LuminaError: if the folder does not have this layout.
         """
-        found = list(scan_images(to_path(folder)))
+        left_out = LeftOut()
+        found = list(scan_images(to_path(folder), left_out))
+        if left_out:
+            notify(f"{folder}: not scored: {left_out}")
         places = ((str(path.parents[1] / "metadata.jsonl"), row) for path, row in found)
         self.benchmark.check(places, self.judge)
         self.settings |= {"images": to_text(folder)}

@@ -110,6 +110,12 @@ def is_tag_list(text: str) -> bool:
     return not any(map(_PROSE.match, items)) and sum(map(bool, map(_ARTICLE.match, items))) * 3 <= len(items)
 
 
+def get_base_level(level: str) -> str:
+    """Return the level that a further caption belongs to: "short" for "short_2"."""
+    base, _, number = level.rpartition("_")
+    return base if base and number.isdecimal() else level
+
+
 def with_captions(row: dict, keys: tuple[str, ...] = KEYS) -> dict:
     """Return a row with the first of `keys` that holds a caption copied to "captions" if it has none."""
     if row.get("captions"):

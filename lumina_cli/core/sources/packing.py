@@ -23,7 +23,10 @@ ENDINGS = {"jpeg": "jpg", "tiff": "tif"} | {
 
 @dataclass(frozen=True)
 class PackSettings:
-    """Settings of packing; `workers` None: one process per core. See `write_shards` for the others."""
+    """Settings of packing; `workers` None: one process per core.
+
+    See `read_source` for `links` and `lines`, and `write_shards` for the others.
+    """
 
     per_shard: int = 1000
     max_bad_rate: float = 0.05
@@ -33,6 +36,7 @@ class PackSettings:
     encode: str | None = None
     tokenizer: str | None = None
     links: bool = False
+    lines: str | None = None
 
 
 def pack_source(
@@ -65,7 +69,13 @@ def pack_source(
             0 if filesystem.is_process_local(dest) or filesystem.is_process_local(source) else cpu_count()
         )
     left_out = LeftOut()
-    read = {"lenient": True, "links": packing.links, "notify": notify, "left_out": left_out}
+    read = {
+        "lenient": True,
+        "links": packing.links,
+        "notify": notify,
+        "left_out": left_out,
+        "lines": packing.lines,
+    }
     rows = read_source(source, workers if made_here else 0, **read)
     rejected = [] if made_here else read_rejects(source)
     if rejected:

@@ -15,8 +15,10 @@ HUB = {"split": "train", "config": "", "image": "image", "text": "text", "limit"
 LOCAL = {"lines": "one", "text": "", "image": ""}
 
 
-def split_place(source: str) -> tuple[str, dict[str, Any]]:
+def split_place(source: str, lines: str | None = None) -> tuple[str, dict[str, Any]]:
     """Return (folder or file, settings in LOCAL) of a SOURCE; a name that exists is never split.
+
+    `lines` replaces the default of the setting.
 
     Raises:
         UsageError: if a setting is unknown or invalid.
@@ -24,12 +26,12 @@ def split_place(source: str) -> tuple[str, dict[str, Any]]:
     word = filesystem.to_text(source)
     place, overlays = split_source(word)
     bare, mark, words = word.rpartition("?")
-    if overlays is not None or not mark or not bare or exists(word) or not exists(bare):
-        return place, dict(LOCAL)
-    settings = parse_settings(words, LOCAL, word)
+    settings: dict[str, Any] = LOCAL | ({"lines": lines} if lines else {})
+    if overlays is None and mark and bare and not exists(word) and exists(bare):
+        place, settings = bare, parse_settings(words, settings, word)
     if settings["lines"] not in LINES:
         raise UsageError(f"{word}: lines={settings['lines']}: choose from {', '.join(LINES)}")
-    return bare, settings
+    return place, settings
 
 
 def exists(place: str) -> bool:

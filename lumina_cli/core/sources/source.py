@@ -48,6 +48,7 @@ def read_source(
     need: str | None = "image",
     notify: Callable[[str], None] = lambda line: None,
     left_out: LeftOut | None = None,
+    lines: str | None = None,
 ) -> Iterator[dict]:
     """Return the rows of a SOURCE, in a fixed order.
 
@@ -57,6 +58,7 @@ def read_source(
     need      the key that rows of a file must have, None for none
     notify    receives a message about files that do not become rows, after the last row
     left_out  counts these files
+    lines     how the lines of a caption file of a folder are read (LINES of io/captions.py)
 
     Raises:
         LuminaError: if the source is missing, empty or invalid.
@@ -70,7 +72,7 @@ def read_source(
         return screen_rows(_hub(rest, word), f"hf://datasets/{rest.partition('?')[0]}")
     if word == "-":
         return screen_rows(read_row_file(getattr(sys.stdin, "buffer", sys.stdin), lenient, need))
-    place, settings = split_place(word)
+    place, settings = split_place(word, lines)
     folder = place if filesystem.is_dir(place) else filesystem.parent(place)
     options = _Options(lenient, links, need, settings, LeftOut() if left_out is None else left_out)
     rows = _stored_rows(filesystem.to_text(word), place, options)

@@ -85,7 +85,7 @@ def repeated_caption(summary: dict) -> str | None:
 
 
 def examine_samples(source: str, samples: int, texts: CaptionTexts) -> None:
-    """Count the captions of a SOURCE of shards without overlays; if they are many, of evenly spaced samples."""
+    """Count the captions of a SOURCE of shards without overlays; of many samples, only evenly spaced ones."""
     remote = filesystem.is_url(split_source(source)[0])
     step = -(-samples // (REMOTE if remote else EXAMINED))
     lines = (line for number, line in enumerate(_lines(source)) if number % step == 0)
