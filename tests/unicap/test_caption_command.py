@@ -153,8 +153,10 @@ def test_an_earlier_error_of_a_row_is_kept(lumina, photos, monkeypatch):
 def test_preexisting_captions_are_kept_or_counted_and_the_engine_named(lumina, photos, tmp_path, derive):
     (photos / "a.txt").write_text("an old caption")
     words = (photos, "--engine", "noop", "--levels", "detailed,short", "--langs", "en,de", "--derive", derive)
-    code, (stats,), _ = lumina(*words, "--out", tmp_path / "new.jsonl")
+    code, (stats,), _ = lumina(*words, "--replace", "--out", tmp_path / "new.jsonl")
     assert (code, stats["questions"], stats["replaced"]) == (0, 12, 1)
+    code, (stats,), _ = lumina(*words, "--out", tmp_path / "default.jsonl")
+    assert (code, stats["questions"], stats["kept"]) == (0, 11, 1)
     code, (stats,), _ = lumina(*words, "--keep", "--out", tmp_path / "kept.jsonl")
     assert (code, stats["questions"], "replaced" in stats) == (0, 11, False)
     new, kept = (
@@ -164,6 +166,7 @@ def test_preexisting_captions_are_kept_or_counted_and_the_engine_named(lumina, p
     assert new["captioned_by"] == every
     assert kept["captions"] == {**new["captions"], "en": {**new["captions"]["en"], "short": "an old caption"}}
     assert kept["captioned_by"] == {**every, "en": {"detailed": "noop"}}
+    assert (tmp_path / "default.jsonl").read_bytes() == (tmp_path / "kept.jsonl").read_bytes()
     again = (tmp_path / "kept.jsonl", *words[1:], "--keep", "--out", tmp_path / "again.jsonl")
     code, (stats,), _ = lumina(*again)
     assert (code, stats["questions"], stats["calls"]) == (0, 0, 0)

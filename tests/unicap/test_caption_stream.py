@@ -51,7 +51,7 @@ def open_white(row):
 def run(rows, write, levels=("short",), langs=("en",), **settings):
     job = {
         name: settings.pop(name)
-        for name in ("seed", "retries", "domain", "derive", "keep")
+        for name in ("seed", "retries", "domain", "derive", "keep", "replace")
         if name in settings
     }
     engine = write if isinstance(write, Echo) else Echo(write)
@@ -157,9 +157,49 @@ def test_captions_are_merged_without_changing_the_input():
         "image": "0.png",
         "captions": {"en": {"short": "an old one here", "tags": "old"}, "zh": {"tags": "旧"}},
     }
-    (out,) = run([row], lambda _: GOOD)
+    (out,) = run([row], lambda _: GOOD, replace=True)
     assert out["captions"] == {"en": {"short": GOOD, "tags": "old"}, "zh": {"tags": "旧"}}
     assert row["captions"]["en"]["short"] == "an old one here"
+
+
+@pytest.mark.parametrize(
+    ("by", "options", "text"),
+    [
+        (None, {}, "an old one here"),
+        ({"en": {"short": "openai"}}, {}, GOOD),
+        ({"en": {"tags": "openai"}}, {}, "an old one here"),
+        ({"de": {"short": "openai"}}, {}, "an old one here"),
+        ({"en": {"short": "openai"}}, {"keep": True}, "an old one here"),
+        (None, {"replace": True}, GOOD),
+        ({"en": None}, {}, "an old one here"),
+        ("openai", {}, "an old one here"),
+    ],
+)
+def test_captions_that_people_wrote_are_kept(by, options, text):
+    row = {"image": "0.png", "captions": {"en": {"short": "an old one here"}}}
+    stats = CaptionStats()
+    (out,) = run(
+        [row | ({"captioned_by": by} if by else {})],
+        lambda _: GOOD,
+        observer=CaptionObserver(stats),
+        **options,
+    )
+    assert out["captions"]["en"]["short"] == text
+    assert stats.row().get("kept", 0) == (text != GOOD)
+
+
+def test_empty_captions_and_those_of_rendered_scenes_are_replaced():
+    for row in (
+        {"captions": {"en": {"short": " "}}},
+        {"captions": {"en": {"short": "a red ball"}}, "scene": {"seed": 1}},
+    ):
+        (out,) = run([{"image": "0.png", **row}], lambda _: GOOD)
+        assert out["captions"]["en"]["short"] == GOOD
+
+
+def test_keeping_and_replacing_exclude_each_other():
+    with pytest.raises(UsageError, match="--keep and --replace exclude each other"):
+        CaptionRequest(keep=True, replace=True)
 
 
 def test_only_a_failed_caption_is_retried_with_another_seed():
@@ -494,5 +534,5 @@ def test_statistics_include_counts_and_remaining_time():
     assert row["rejected"] == {"empty": 1}
     assert stats.left() > 0
     assert stats.line().startswith(
-        "5 of 10 images, 3 captions, 1 rejected (1 empty), 1 unreadable, 1 questions per image"
+        "5 of 10 images, 3 of 4 requested captions, 1 rejected (1 empty), 1 unreadable, 1 questions per image"
     )

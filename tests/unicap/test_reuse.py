@@ -46,7 +46,8 @@ def test_a_grown_folder_captions_only_new_images(lumina, photos, tmp_path):
     assert (code, rows) == (1, [])
     assert err[-1].endswith(f"to keep these captions, rerun with --out NEW --reuse {old}")
     code, (stats,), err = lumina(*words, "--out", tmp_path / "new.jsonl", "--reuse", old)
-    assert (code, stats["pictures"], stats["questions"], stats["reused"]) == (0, 23, 3, 20)
+    assert (code, stats["pictures"], stats["questions"], stats["reused"]) == (0, 23, 3, 19)
+    assert stats["kept"] == 1
     assert lumina(*words, "--out", tmp_path / "fresh.jsonl")[0] == 0
     for name in ("{}.jsonl", "{}.jsonl.rejects.jsonl"):
         new, fresh = ((tmp_path / name.format(one)).read_bytes() for one in ("new", "fresh"))
@@ -62,7 +63,9 @@ def test_only_missing_captions_are_requested(lumina, photos, tmp_path):
         row["captioned_by"] = {"en": {"short": "openai:big"}}
         row["caption_scores"] = {"en": {"short": 0.31, "tags": 0.1}}
     old.write_text("".join(json.dumps(row) + "\n" for row in edited) + '{"image": "torn')
-    code, rows, _ = lumina(photos, *words[1:3], "--levels", "short,tags", *words[-2:], "--reuse", old)
+    code, rows, _ = lumina(
+        photos, *words[1:3], "--levels", "short,tags", *words[-2:], "--reuse", old, "--replace"
+    )
     assert code == 0
     by_key = {row["key"]: row for row in rows if "error" not in row}
     assert len(by_key) == 23
@@ -77,10 +80,10 @@ def test_only_missing_captions_are_requested(lumina, photos, tmp_path):
 def test_preexisting_captions_of_earlier_rows_are_not_reused(lumina, photos, tmp_path):
     words, old = grown(lumina, photos, tmp_path, "tags")
     assert rows_in(old)[7]["captions"]["en"]["short"] == "a caption that lay beside the picture"
-    _, rows, _ = lumina(photos, *words[1:3], "--levels", "short", *words[-2:], "--reuse", old)
+    _, rows, _ = lumina(photos, *words[1:3], "--levels", "short", *words[-2:], "--reuse", old, "--replace")
     seventh = next(row for row in rows if row["key"] == "07")
     assert seventh["captions"]["en"] == dict.fromkeys(("short", "tags"), noop.TEXTS["en"])
-    _, rows, _ = lumina(photos, *words[1:3], "--levels", "short", *words[-2:], "--reuse", old, "--keep")
+    _, rows, _ = lumina(photos, *words[1:3], "--levels", "short", *words[-2:], "--reuse", old)
     seventh = next(row for row in rows if row["key"] == "07")
     assert seventh["captions"]["en"]["short"] == "a caption that lay beside the picture"
 

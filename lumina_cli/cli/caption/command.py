@@ -27,6 +27,7 @@ def caption(
     batch: options.Batch = 8,
     device: options.Device = None,
     keep: options.Keep = False,
+    replace: options.Replace = False,
     reuse: options.Reuse = None,
     out: options.Out = None,
     split: options.SplitOption = None,
@@ -63,7 +64,7 @@ def caption(
     own = parse_split(shared.resolve_split(split, shard))
     writer = ":".join(filter(None, (engine.removeprefix("ray:"), model)))
     request = CaptionRequest(
-        format_list(levels), format_list(langs), domain, derive, seed, retries, score, keep, writer
+        format_list(levels), format_list(langs), domain, derive, seed, retries, score, keep, writer, replace
     )
     rows = chain.from_iterable(
         [_check_source(one, read_source(one, lenient=True, notify=_write_note)) for one in source]

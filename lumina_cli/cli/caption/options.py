@@ -61,7 +61,8 @@ Retries = Annotated[
 Score = Annotated[
     str | None,
     typer.Option(
-        help="Score image-caption agreement: clip, objects, nano or clip:MODEL. clip@0.2 rejects below 0.2.",
+        help="Score image-caption agreement: clip, objects, nano or clip:MODEL. clip@0.2 rejects below 0.2. "
+        "Without it, --engine nano rejects captions of images that are not rendered scenes.",
         rich_help_panel=CHECKS,
         show_default=False,
     ),
@@ -80,7 +81,7 @@ MaxBadRate = Annotated[
 Engine = Annotated[
     str,
     typer.Option(
-        help="Captioning engine: transformers, openai, vllm, nano or noop; ray:ENGINE runs it on a cluster.",
+        help="Captioning engine: transformers, openai, vllm or nano (rendered scenes); ray:ENGINE uses Ray.",
         rich_help_panel=ENGINE,
     ),
 ]
@@ -114,7 +115,16 @@ Device = Annotated[
 Keep = Annotated[
     bool,
     typer.Option(
-        "--keep", help="Keep the captions of input rows; write only the missing ones.", rich_help_panel=FILES
+        "--keep", help="Keep all captions of input rows; write only the missing ones.", rich_help_panel=FILES
+    ),
+]
+Replace = Annotated[
+    bool,
+    typer.Option(
+        "--replace",
+        help="Replace all captions of input rows. Default: those that people wrote are kept, those that an "
+        "engine wrote are replaced.",
+        rich_help_panel=FILES,
     ),
 ]
 Reuse = Annotated[

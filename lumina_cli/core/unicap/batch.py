@@ -58,6 +58,12 @@ def caption_batch(
         The number of calls of the engine.
     """
     pending = [(item, pairs) for item in items if (pairs := request.missing_captions(item.row))]
+    for item in items:
+        kept = request.kept_captions(item.row)
+        item.counts["kept"] += sum(level in kept.get(lang, {}) for lang, level in request.pairs)
+        item.writer = writer_name(request.engine, captioner)
+    for item, pairs in pending:
+        item.counts["requested"] += len(pairs)
     if not pending:
         return 0
     batch = _Batch(captioner, request, scorer)
@@ -170,6 +176,7 @@ class _Batch:
                 answers = self.captioner.answer([self.question(task, attempt) for task in failed])
                 calls += 1
                 for task, answer in zip(failed, answers, strict=True):
+                    task.item.counts["retries"] += attempt > 0
                     self.check_answer(task, answer)
             else:
                 failed = tasks
@@ -206,6 +213,12 @@ class _Batch:
             task.text, task.reason = plain[:2000], Reason("empty", "reasoning or markup without a caption")
             return
         task.reason = check_caption(task.text, task.level, task.lang, self.request.langs, finished)
+
+
+def writer_name(engine: str | None, captioner: Captioner) -> str | None:
+    """Return the name for "captioned_by": the engine with its model, which it may have found itself."""
+    found = getattr(captioner, "found", None)
+    return f"{engine}:{found}" if engine and found and ":" not in engine else engine
 
 
 def _existing_detailed(item: CaptionItem, langs: Sequence[str]) -> str | None:

@@ -14,7 +14,13 @@ from lumina_cli.core.images.io import InvalidImage
 from lumina_cli.core.io.jsonl import get_captions, get_error, get_error_code, is_in_memory
 from lumina_cli.core.unicap.prompts import DOMAINS, LEVELS, check_languages, check_names
 from lumina_cli.core.unicap.protocol import Captioner
-from lumina_cli.core.unicap.reuse import merge_captions, reused_captions, without_reuse_note
+from lumina_cli.core.unicap.reuse import (
+    merge_captions,
+    people_captions,
+    reused_captions,
+    without_empty,
+    without_reuse_note,
+)
 from lumina_cli.core.unicap.structured import CaptionType
 
 Row = dict[str, Any]
@@ -33,8 +39,9 @@ class CaptionRequest:
     seed       random seed
     retries    further attempts for a caption that fails its checks
     score      scorer of captions, or None
-    keep       keep existing captions of a row and request only the missing ones
+    keep       keep all existing captions of a row and request only the missing ones
     engine     name recorded under "captioned_by"; None records nothing
+    replace    replace all existing captions, also those that people wrote, which are kept by default
 
     Raises:
         UsageError: if a level, language, domain or source is unknown.
@@ -49,12 +56,15 @@ class CaptionRequest:
     score: str | None = None
     keep: bool = False
     engine: str | None = None
+    replace: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "levels", check_names("level", list(self.levels), LEVELS))
         object.__setattr__(self, "langs", check_languages(list(self.langs)))
         check_names("domain", [self.domain], DOMAINS)
         check_names("derive", [self.derive], DERIVES)
+        if self.keep and self.replace:
+            raise UsageError("--keep and --replace exclude each other; choose one")
 
     @property
     def pairs(self) -> list[CaptionType]:
@@ -63,11 +73,24 @@ class CaptionRequest:
 
     def missing_captions(self, row: Row) -> list[CaptionType]:
         """Return the (language, level) pairs that a row still needs."""
-        if not self.keep:
-            reused = reused_captions(row)
-            return [pair for pair in self.pairs if pair[1] not in reused.get(pair[0], ())]
-        own = get_captions(row)
-        return [pair for pair in self.pairs if not own.get(pair[0], {}).get(pair[1], "").strip()]
+        reused = {} if self.keep else reused_captions(row)
+        kept = self.kept_captions(row)
+        return [
+            (lang, level)
+            for lang, level in self.pairs
+            if level not in reused.get(lang, ()) and level not in kept.get(lang, {})
+        ]
+
+    def kept_captions(self, row: Row) -> dict[str, dict[str, str]]:
+        """Return the existing captions that this request does not replace."""
+        if self.keep:
+            return without_empty(get_captions(row))
+        return {} if self.replace else people_captions(row)
+
+    def settings(self) -> Row:
+        """Return the settings of an output file; those of later versions only if they are set."""
+        settings = dict(vars(self))
+        return {name: value for name, value in settings.items() if value or name not in ("replace",)}
 
     def is_fully_rejected(self, finished: Row) -> bool:
         """Return whether all requested captions of a finished row were rejected."""
@@ -102,6 +125,7 @@ class CaptionItem:
     rejected    captions that failed their checks, with reasons
     counts      questions asked and tokens generated
     features    cached features for scorers
+    writer      name of the engine and its model
     """
 
     index: int
@@ -115,6 +139,7 @@ class CaptionItem:
     rejected: list[dict] = field(default_factory=list)
     counts: Counter = field(default_factory=Counter)
     features: Any = None
+    writer: str | None = None
 
     def open(self, open_image: Callable[[Row], Image.Image]) -> None:
         """Open the image and check the existing captions.
@@ -137,9 +162,10 @@ class CaptionItem:
         row = {**without_reuse_note(self.row), "error": self.error}
         return row | {"code": self.code} if self.code and not get_error(self.row) else row
 
-    def finished_row(self, engine: str | None = None) -> Row:
+    def finished_row(self) -> Row:
         """Return the row with its new captions; a rejected caption does not replace an existing one."""
-        by = {lang: dict.fromkeys(levels, engine) for lang, levels in self.captions.items()} if engine else {}
+        written = self.captions.items() if self.writer else ()
+        by = {lang: dict.fromkeys(levels, self.writer) for lang, levels in written}
         row = merge_captions(without_reuse_note(self.row), self.captions, by, self.scores)
         row.pop("rejected_captions", None)
         return {**row, "rejected_captions": self.rejected} if self.rejected else row

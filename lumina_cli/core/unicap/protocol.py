@@ -56,6 +56,8 @@ class Captioner(Protocol):
         domain       the domain of the instructions that it was trained on; None for any
         languages    supported languages; None for any
         lanes        number of batches that it processes concurrently
+        found        the model that it runs if none was named; None without a name
+        own_check    scorer that rejects captions of unsuitable images; None if the engine supports any image
 
     A distributed engine has `map_rows` instead of `answer`; see engines/ray.py.
     """
@@ -66,6 +68,8 @@ class Captioner(Protocol):
     domain: str | None
     languages: tuple[str, ...] | None
     lanes: int
+    found: str | None
+    own_check: str | None
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]: ...
 
@@ -81,6 +85,8 @@ class Engine:
     domain: str | None = None
     languages: tuple[str, ...] | None = None
     lanes = 1
+    found: str | None = None
+    own_check: str | None = None
 
     def close(self) -> None:
         """Release resources; called once, also if a run is interrupted."""

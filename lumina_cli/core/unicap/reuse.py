@@ -24,14 +24,14 @@ class EarlierCaptions:
     """The rows of an earlier `--out` file, by image.
 
     Rows with an error, without captions, or torn by a kill are ignored; the first of several rows of an image
-    counts. With `keep`, existing captions of a row are kept and only missing ones are copied.
+    counts. Existing captions that people wrote are kept; with `keep` all of them, with `replace` none.
 
     Raises:
         LuminaError: if the file does not exist.
     """
 
-    def __init__(self, path: str | Path, keep: bool = False):
-        self.path, self.keep = Path(path), keep
+    def __init__(self, path: str | Path, keep: bool = False, replace: bool = False):
+        self.path, self.keep, self.replace = Path(path), keep, replace
         if not self.path.is_file():
             raise LuminaError(f"--reuse {self.path}: no such file")
         names, offsets = array("Q"), array("Q")
@@ -67,8 +67,8 @@ class EarlierCaptions:
         except LuminaError:
             return row
         reused = _engine_captions(earlier)
-        if self.keep:
-            reused = _missing(own, reused)
+        if not self.replace:
+            reused = _missing(own if self.keep else people_captions(row), reused)
         if not reused:
             return row
         by, scores = (_only(earlier.get(name), reused) for name in ("captioned_by", "caption_scores"))
@@ -135,6 +135,25 @@ def _sort_order(names: array) -> Any:
     return np.argsort(np.frombuffer(names, np.uint64), kind="stable") if names else ()
 
 
+def people_captions(row: Row) -> dict[str, dict[str, str]]:
+    """Return the captions of a row that people wrote: {language: {level: text}}.
+
+    These are captions that "captioned_by" does not list. Captions of rows with a "scene" are generated.
+    """
+    if row.get("scene"):
+        return {}
+    by = row.get("captioned_by")
+    return _without(without_empty(get_captions(row)), by if isinstance(by, dict) else {})
+
+
+def without_empty(captions: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Return captions without empty ones."""
+    return {
+        lang: {level: text for level, text in texts.items() if text.strip()}
+        for lang, texts in captions.items()
+    }
+
+
 def _engine_captions(row: Row) -> dict[str, dict[str, str]]:
     """Return the captions that an engine wrote; all captions if the row names no engine."""
     captions = {
@@ -187,7 +206,7 @@ def merge_captions(row: Row, captions: dict[str, dict], by: dict[str, dict], sco
 def _without(values: Any, gone: dict[str, dict]) -> dict[str, dict]:
     """Return {language: {level: value}} without the entries in `gone`."""
     kept = {
-        lang: {level: value for level, value in levels.items() if level not in gone.get(lang, ())}
+        lang: {level: value for level, value in levels.items() if level not in (gone.get(lang) or ())}
         for lang, levels in (values if isinstance(values, dict) else {}).items()
         if isinstance(levels, dict)
     }

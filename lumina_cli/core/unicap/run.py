@@ -54,7 +54,7 @@ def run_captions(
     observer.on_split(*split)
     if reuse and out and reuse.resolve() == out.resolve():
         raise UsageError(f"--reuse {reuse} is the output file; choose another --out")
-    earlier = EarlierCaptions(reuse, request.keep) if reuse else None
+    earlier = EarlierCaptions(reuse, request.keep, request.replace) if reuse else None
     own_rows = islice(rows, split[0], None, split[1])
 
     def caption(todo: Iterable[Row], pass_bad: bool) -> Iterator[Row]:
@@ -65,7 +65,7 @@ def run_captions(
     if out is None:
         yield from _with_messages(caption(own_rows, pass_bad=True), observer)
         return
-    stored = {**vars(request), **(settings or {}), "shard": "/".join(map(str, split))}
+    stored = {**request.settings(), **(settings or {}), "shard": "/".join(map(str, split))}
     stored |= {"reuse": str(reuse)} if reuse else {}
     with ResumableFile(out, stored, batch, request.is_fully_rejected) as file:
         observer.file = file

@@ -52,6 +52,7 @@ class CaptionStats:
             name: self.counts[name] for name in ("pictures", "captions", "bad_pictures", "questions", "calls")
         }
         images = self.counts["pictures"]
+        counts |= {name: self.counts[name] for name in ("requested", "retries", "kept") if self.counts[name]}
         row = counts | {
             "rejected": dict(self.rejected.most_common()),
             "questions_per_picture": round(self.counts["questions"] / images, 2) if images else None,
@@ -85,11 +86,13 @@ class CaptionStats:
             bad = f", {self.done_bad} of them unreadable" if self.done_bad else ""
             return f"nothing to do: the file has all {self.done} images{bad}"
         seen = self.done + self.seen
-        words = [f"{seen}{f' of {self.total}' if self.total else ''} images", f"{row['captions']} captions"]
+        words = [f"{seen}{f' of {self.total}' if self.total else ''} images", _format_captions(row)]
         if self.rejected:
             words.append(f"{sum(self.rejected.values())} rejected ({_format_counts(row['rejected'])})")
         if row.get("replaced"):
-            words.append(f"{row['replaced']} existing captions replaced (--keep preserves them)")
+            words.append(f"{row['replaced']} existing captions replaced")
+        if row.get("kept"):
+            words.append(f"{row['kept']} existing captions kept (--replace replaces them)")
         if row.get("reused"):
             words.append(f"{row['reused']} reused")
         if row.get("unwrapped"):
@@ -97,7 +100,10 @@ class CaptionStats:
         if row["bad_pictures"]:
             words.append(f"{row['bad_pictures']} unreadable")
         if row["questions_per_picture"]:
-            words.append(f"{row['questions_per_picture']:g} questions per image in {row['calls']} calls")
+            again = f", {row['retries']} of them retries" if row.get("retries") else ""
+            words.append(
+                f"{row['questions_per_picture']:g} questions per image in {row['calls']} calls{again}"
+            )
         if row.get("scored_cut"):
             words.append(f"{row['scored_cut']} scored by their first tokens only")
         if row.get("not_scored"):
@@ -151,6 +157,14 @@ class CaptionObserver:
 
     def on_message(self, message: str) -> None:
         """Handle a message to the user."""
+
+
+def _format_captions(row: Row) -> str:
+    """Return how many of the requested captions were written."""
+    captions, requested = row["captions"], row.get("requested", row["captions"])
+    return (
+        f"{captions} captions" if captions >= requested else f"{captions} of {requested} requested captions"
+    )
 
 
 def _format_counts(counts: dict[str, int]) -> str:

@@ -12,10 +12,12 @@ from lumina_cli.core.io.jsonl import chunked
 from lumina_cli.core.unicap.batch import caption_batch
 from lumina_cli.core.unicap.items import CaptionItem, CaptionRequest, Row
 from lumina_cli.core.unicap.protocol import Answer, Captioner, Question
+from lumina_cli.core.unicap.scoring.clip import open_own_check
 from lumina_cli.core.unicap.stats import CaptionObserver
 
 __all__ = ["Answer", "CaptionRequest", "Captioner", "Question", "caption_rows"]
 
+NANO_SCOPE = "; the nano engine only describes rendered scenes: choose another --engine for other images"
 OPENERS = 2  # threads that open images
 
 
@@ -56,7 +58,7 @@ def caption_rows(
         for item in items:
             seen += 1
             if item.error is None:
-                finished = item.finished_row(request.engine)
+                finished = item.finished_row()
                 rejected += request.is_fully_rejected(finished)
                 yield finished
                 continue
@@ -65,17 +67,20 @@ def caption_rows(
             if pass_bad:
                 yield failed
     totals = zip((seen, unreadable, rejected), observer.previous, strict=True)
-    _check_failures(*map(sum, totals), max_bad_rate)
+    nano = (request.engine or "").partition(":")[0] == "nano"
+    _check_failures(*map(sum, totals), max_bad_rate, NANO_SCOPE if nano else "")
 
 
-def _check_failures(seen: int, unreadable: int, rejected: int, most: float) -> None:
-    """Raise TooManyRejects if more than the fraction `most` of the images failed."""
+def _check_failures(seen: int, unreadable: int, rejected: int, most: float, scope: str = "") -> None:
+    """Raise TooManyRejects if more than the fraction `most` failed; `scope` explains rejects."""
     bad = unreadable + rejected
     if bad <= most * seen:
         return
     reasons = [f"{unreadable} of {seen} images cannot be opened"] if unreadable else []
     reasons += [f"{rejected} of {seen} images got none of the requested captions"] if rejected else []
-    raise TooManyRejects(f"{', '.join(reasons)} ({bad / seen:.0%}); --max-bad-rate allows {most:.0%}")
+    raise TooManyRejects(
+        f"{', '.join(reasons)} ({bad / seen:.0%}); --max-bad-rate allows {most:.0%}{scope * bool(rejected)}"
+    )
 
 
 def _caption_batches(
@@ -98,7 +103,7 @@ def _caption_batches(
         if hasattr(engine, "map_rows"):
             yield from engine.map_rows(groups, request, open_image)
         else:
-            scorer = scorer() if callable(scorer) else scorer
+            scorer = scorer() if callable(scorer) else scorer or open_own_check(engine)
             yield from _caption_concurrently(_with_open_images(groups, open_image), engine, request, scorer)
     finally:
         if hasattr(engine, "close"):

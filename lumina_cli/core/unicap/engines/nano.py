@@ -27,9 +27,11 @@ class Captioner(transformers.Captioner):
     heeds_hints = False
     domain = "synthetic"
     languages = tuple(LANGS)
+    own_check = "nano"
 
     def __init__(self, model: str | None = None, device: str | None = None):
         super().__init__(str(model or FOLDER), device)
+        self.found = None
         self.model.float()
 
     def _groups(self, questions: Sequence[Question]) -> list[list[int]]:

@@ -67,6 +67,7 @@ class Captioner(Engine):
         self.client, self.slots = self._run(self._connect(batch, retries, timeout))
         self.model_given, self.name = model is not None, model
         self.name = self._run(self._find_model(model))
+        self.found = None if model else self.name
         self.apply_model_settings(self.name)  # a local server may serve a folder by its path
 
     async def _connect(self, batch: int, retries: int, timeout: float) -> tuple[Any, asyncio.Semaphore]:

@@ -106,11 +106,13 @@ class Worker:
     def __init__(
         self, settings: dict[str, Any], request: CaptionRequest, open_image: Callable[[dict], Image.Image]
     ):
-        from lumina_cli.core.unicap.scoring.clip import open_scorer
+        from lumina_cli.core.unicap.scoring.clip import open_own_check, open_scorer
 
         self.engine, self.request, self.open_image = open_engine(**settings), request, open_image
         request.check_engine(self.engine)
-        self.scorer = open_scorer(request.score, settings["device"]) if request.score else None
+        self.scorer = (
+            open_scorer(request.score, settings["device"]) if request.score else open_own_check(self.engine)
+        )
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Caption the rows of one batch, each packed by `_pack`."""
@@ -132,7 +134,7 @@ class Worker:
 
 
 # The attributes of an item that a worker returns.
-_RETURNED = ("error", "code", "captions", "scores", "rejected", "counts")
+_RETURNED = ("error", "code", "captions", "scores", "rejected", "counts", "writer")
 
 
 def _pack(item: CaptionItem) -> dict[str, Any]:

@@ -51,6 +51,7 @@ class Captioner(Engine):
     structured: str | None = "asked"
 
     def __init__(self, model: str | None = None, device: str | None = None):
+        self.found = None if model else DEFAULT
         model = model or DEFAULT
         self.name = model
         self.device = pick_device(device)

@@ -38,7 +38,7 @@ class Captioner(Engine):
             raise UsageError(
                 f"vLLM selects its devices; set CUDA_VISIBLE_DEVICES instead of --device {device}"
             )
-        self.name = model or DEFAULT
+        self.name, self.found = model or DEFAULT, None if model else DEFAULT
         self.apply_model_settings(self.name)
         self.vllm, self.form = vllm, StructuredOutputsParams
         try:

@@ -30,16 +30,28 @@ def open_scorer(words: str, device: str | None = None, stats: CaptionStats | Non
     return CAPTION_SCORERS.load(name)(model or None, least, device, stats)
 
 
+def open_own_check(engine: Any) -> Any:
+    """Open the scorer with which an engine checks its captions, without storing scores, or return None."""
+    name = getattr(engine, "own_check", None)
+    if name is None:
+        return None
+    scorer = open_scorer(name)
+    scorer.stores = False
+    return scorer
+
+
 class CaptionScorer:
     """Base class of scorers; `judge(tasks)` stores a score in the item of each task, or rejects the task.
 
     bounded    name of a scorer with scores in [0, 1]; None for other ranges
+    stores     whether scores are stored, rather than only used to reject
 
     Raises:
         UsageError: if `least` is outside the range.
     """
 
     bounded: str | None = None
+    stores = True
 
     def __init__(
         self,
@@ -63,6 +75,8 @@ class CaptionScorer:
 
     def store(self, task: Any, score: float) -> None:
         """Store the score of a task in its item."""
+        if not self.stores:
+            return
         task.item.scores.setdefault(task.lang, {})[task.level] = round(score, 4)
 
 
