@@ -5,6 +5,7 @@ blocks still have to parse (test_commands.py). The sentence after "not run:" is 
 """
 
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import torch
 from command_server import shell_environment
 from PIL import Image
 from safetensors.torch import save_file
+
+from lumina_cli.core.registry import ASSETS
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(r"(?:<!-- not run: (?P<reason>.+?) -->\n\s*)?```(?P<language>\w*)\n(?P<text>.*?)```", re.S)
@@ -51,13 +54,13 @@ PAGES = sorted(
 )
 
 
-def ten_photos(folder: Path) -> None:
+def ten_photos(folder: Path, side: int = 256) -> None:
     """Write ten JPEG files with captions next to them."""
     (folder / "photos").mkdir()
     for number in range(10):
         shade = Image.linear_gradient("L").rotate(36 * number)
         photo = Image.merge("RGB", (shade, shade.rotate(90), shade.rotate(180)))
-        photo.save(folder / f"photos/photo-{number}.jpg")
+        photo.resize((side, side)).save(folder / f"photos/photo-{number}.jpg")
         (folder / f"photos/photo-{number}.txt").write_text(f"a gradient turned by {36 * number} degrees")
 
 
@@ -150,6 +153,68 @@ def shortened(page: str, block: dict) -> tuple[str, str]:
     for old, new in SHORTER.get(page, {}).items():
         text = text.replace(old, new)
     return block["language"], text
+
+
+# lines of help that are not run, and why
+NOT_RUN = {
+    r"s3://": "needs a bucket",
+    r"lumina-image-2": "downloads the 2.6B model",
+    r"lumina caption (?!.*--engine (nano|noop))": "downloads a captioner",
+    r"aesthetic": "downloads a model",
+    r"--mix web": "needs shards of two sources",
+    r"lumina bench": "the guide to benchmarks runs each of them",
+    r"prompts official \|": "generates 553 images",
+    r"\.pth ": "needs the official checkpoint; tests/cli/test_convert.py converts such files",
+    r"--gate": "a model of two steps does not pass; tests/evals has gates",
+    r"--resume|overlay data --remove|eval compare|eval captions|--from ": "needs the results of other lines",
+}
+TAILS = {  # settings that make a line short
+    r"lumina train nano out=runs/first": " --dry-run",
+    r"lumina eval geneval --model nano": " --per-task 1 --pictures 1",
+    r"lumina eval geneval --images": "",
+}
+
+
+def help_files(folder: Path) -> None:
+    """Write what the examples of the help name: photos, prompts, an image with a mask, tables, a model, a LoRA."""
+    ten_photos(folder, 520)
+    prompts_file(folder)
+    style_lora(folder)
+    (folder / "style.safetensors").rename(folder / "lora.safetensors")
+    shutil.copy(folder / "photos/photo-0.jpg", folder / "photo.jpg")
+    Image.open(folder / "photo.jpg").resize((128, 128)).save(folder / "photo.png")
+    Image.linear_gradient("L").resize((128, 128)).save(folder / "mask.png")
+    (folder / "scores.csv").write_text("image,score\nphotos/photo-0.jpg,0.5\n")
+    (folder / "runs/first").mkdir(parents=True)
+    (folder / "runs/first/model").symlink_to(ASSETS / "nano")
+    samples = folder / "images/00000/samples"
+    samples.mkdir(parents=True)
+    shutil.copy(folder / "photo.png", samples / "00000.png")
+    row = '{"tag": "single_object", "include": [{"class": "car", "count": 1}], "prompt": "a photo of a car"}'
+    (samples.parent / "metadata.jsonl").write_text(row)
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_help_run(shell, tmp_path):
+    help_files(tmp_path)
+    lines = []
+    for block in runnable(ROOT / HELP_PAGE):
+        for line in block["text"].splitlines():
+            if line in lines or any(re.search(pattern, line) for pattern in NOT_RUN):
+                continue
+            tail = next((tail for start, tail in TAILS.items() if re.match(start, line)), "")
+            lines.append(line + tail)
+    assert len(lines) > 25
+    script = "\n".join(f"echo {shlex.quote(line)} >&2\n{line}" for line in lines)
+    done = subprocess.run(
+        ["bash", "-e", "-c", script],
+        cwd=tmp_path,
+        env=shell,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_block_that_fails_is_noticed(shell, tmp_path):

@@ -33,7 +33,7 @@ def overlay(
     Examples:
 
         lumina caption data | lumina shard overlay data -
-        lumina shard overlay data scores.csv --name scores --add
+        lumina shard overlay data scores.csv --name ratings --add
         lumina shard overlay data
         lumina shard overlay data --remove captions@0002
     """

@@ -17,6 +17,7 @@ from lumina_cli.core.evals.captions.provenance import BROUGHT, caption_provenanc
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.inspect import verify_shards
 from lumina_cli.core.shards.overlays.apply import apply_rows
+from lumina_cli.core.shards.overlays.match import validate_row
 from lumina_cli.core.shards.overlays.verify import describe_overlays
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.shards.reader import read_index, read_shards
@@ -291,3 +292,14 @@ def test_rows_from_a_pipe_are_refused_by_their_line(shards, monkeypatch, capsys)
     )
     assert run(["shard", "overlay", shards, "-"]) == 1
     assert "'captions' of line 2 (key alpha) is not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "number"), [("0.5", 0.5), (" 7 ", 7.0), ("1e-3", 0.001), ("", None)])
+def test_scores_of_tables_are_numbers(text, number):
+    assert validate_row({"key": "a", "score": text}, "s.csv line 2")["score"] == number
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "1e999", "5 of 10"])
+def test_text_that_is_not_a_finite_number_is_refused(text):
+    with pytest.raises(LuminaError, match=r"'score' of s\.csv line 2"):
+        validate_row({"key": "a", "score": text}, "s.csv line 2")

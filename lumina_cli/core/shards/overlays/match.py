@@ -44,7 +44,7 @@ def read_input_rows(word: str) -> Iterator[dict]:
 def validate_row(row: dict, where: str) -> dict:
     """Return a row in the form in which it is applied to a sample.
 
-    One caption under "caption" or "text" becomes "captions". An integer that a float64 column cannot
+    One caption under "caption" or "text" becomes "captions", a "score" written as text a number. An integer that a float64 column cannot
     represent exactly is rounded to the nearest float.
 
     Raises:
@@ -54,6 +54,8 @@ def validate_row(row: dict, where: str) -> dict:
     if "captions" not in row and any(isinstance(row.get(name), str) for name in OTHER_NAMES):
         row = {name: value for name, value in with_captions(row).items() if name not in OTHER_NAMES}
     get_captions(row, where)
+    if isinstance(row.get("score"), str):  # CSV files have only text
+        row = row | {"score": _parse_number(row["score"])}
     for name, (shape, fits) in SHAPES.items():
         if row.get(name) is not None and not fits(row[name]):
             raise LuminaError(f"{name!r} of {where} is not {shape}")
@@ -62,6 +64,16 @@ def validate_row(row: dict, where: str) -> dict:
     if row.get("scores") is not None:
         row = row | {"scores": {name: _float(value) for name, value in row["scores"].items()}}
     return row
+
+
+def _parse_number(text: str) -> float | str | None:
+    """Return the number in a cell of a table, None for an empty one, other text as it is."""
+    if not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _is_number(value: Any) -> bool:
