@@ -1,4 +1,4 @@
-"""Image files that changed after packing: a resumed run names them instead of keeping stale images."""
+"""Image files that changed after packing: the next run names them and replaces them in their shards."""
 
 import os
 import shutil
@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from lumina_cli.cli.app import run
-from lumina_cli.core.errors import UsageError
 from lumina_cli.core.shards.image_ref import ImageFile
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.shards.reader import read_shards
@@ -54,10 +53,12 @@ def test_a_newer_image_is_named(photos, tmp_path, capsys, words):
     picture(photos / "1.bmp", 77)
     date(photos / "1.bmp", dest / "000000.tar")
     code, err = pack(photos, dest, capsys, *words)
-    assert code == 2
-    assert f"{photos}/1.bmp has changed since {dest} was written; use --force" in err
-    assert pack(photos, dest, capsys, *words, "--force")[0] == 0
-    assert pack(photos, dest, capsys, *words)[0] == 0
+    assert code == 0
+    assert f"{dest}: rows with another image: 1 ({photos}/1.bmp); shards kept: 1, rewritten: 000000" in err
+    assert "another image" not in pack(photos, dest, capsys, *words)[1]
+    pack(photos, tmp_path / "one", capsys, *words)
+    for name in ("000000.tar", "000001.tar", "manifest.parquet"):
+        assert (dest / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
 
 def test_an_image_of_another_size_is_named_regardless_of_its_date(photos, tmp_path, capsys):
@@ -65,7 +66,7 @@ def test_an_image_of_another_size_is_named_regardless_of_its_date(photos, tmp_pa
     pack(photos, dest, capsys)
     picture(photos / "3.bmp", 3, (40, 24))
     date(photos / "3.bmp", dest / "000001.tar", -LATER)
-    assert "3.bmp has changed since" in pack(photos, dest, capsys)[1]
+    assert "rows with another image: 1 (" in pack(photos, dest, capsys)[1]
 
 
 def test_a_repaired_image_is_named(photos, tmp_path, capsys):
@@ -75,7 +76,7 @@ def test_a_repaired_image_is_named(photos, tmp_path, capsys):
     assert pack(photos, dest, capsys)[0] == 0  # still broken
     picture(photos / "4.bmp", 4)
     date(photos / "4.bmp", dest / "shards.json")
-    assert "4.bmp has changed since" in pack(photos, dest, capsys)[1]
+    assert f"rows added: 1 ({photos}/4.bmp); shards kept: 2, new: 000002" in pack(photos, dest, capsys)[1]
 
 
 def test_unchanged_files_are_not_read(photos, tmp_path, capsys, monkeypatch):
@@ -109,11 +110,13 @@ def test_growing_and_unfinished_folders_check_for_changed_files(photos, tmp_path
     picture(photos / "0.bmp", 99)
     date(photos / "0.bmp", left / "000001.tar")
     picture(photos / "5.bmp", 5)
-    assert "0.bmp has changed since" in pack(photos, dest, capsys)[1]
+    err = pack(photos, dest, capsys)[1]
+    assert f"rows added: 1 ({photos}/5.bmp); rows with another image: 1 ({photos}/0.bmp); shards kept" in err
     date(photos / "0.bmp", left / "000000.tar", -LATER)  # replaced by an older file: the journal detects it
     for workers in (0, 2):
-        with pytest.raises(UsageError, match=r"0\.bmp has changed since .*left was written; use --force"):
-            list(write_shards(rows, left, 2, 1.0, workers=workers))
+        shutil.copytree(left, tmp_path / f"left-{workers}")
+        found = list(write_shards(rows, tmp_path / f"left-{workers}", 2, 1.0, workers=workers))
+        assert [row.get("kept", False) for row in found] == [False, True]
 
 
 def test_a_rewritten_last_shard_uses_the_current_files(photos, tmp_path, capsys):

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from PIL import Image
 
 from lumina_cli.cli.app import run
 from lumina_cli.core.errors import UsageError
+from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.pack import write_shards
-from lumina_cli.core.shards.reader import ShardReader
 from lumina_cli.core.sources.source import read_source
 
 COUNT, PER_SHARD = 36, 3
@@ -129,7 +128,7 @@ def test_a_finished_folder_stays_as_it_is(photos, whole, capsys):
     assert all(row["kept"] for row in write(photos, whole))
     with pytest.raises(UsageError, match=r"settings \(per_shard 3, not 5\); use --force to replace them"):
         write(photos, whole, per_shard=5)
-    with pytest.raises(UsageError, match="of more rows than the input has; use --force to replace them"):
+    with pytest.raises(UsageError, match=r"holds 1 of 32 samples that the input does not have \(.*035.jpg\)"):
         write(list(read_source(photos))[:-1], whole)
     assert tree(whole) == before
 
@@ -148,29 +147,36 @@ def begun(photos, dest) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"per_shard": 4}, "holds an unfinished run with different settings (per_shard 3, not 4)"),
-        ({"check": "full"}, "different settings (check quick, not full)"),
-        ({"encode": "png"}, "different settings (encode None, not png)"),
+        ({"per_shard": 4}, "(per_shard 3, not 4)"),
+        ({"check": "full"}, "(check quick, not full)"),
+        ({"encode": "png"}, "(encode None, not png)"),
     ],
 )
-def test_other_settings_are_refused(photos, tmp_path, settings, message):
-    begun(photos, tmp_path)
-    with pytest.raises(UsageError, match=re.escape(f"{message}; use --force to replace them")):
-        write(photos, tmp_path, **settings)
+def test_an_unfinished_run_with_other_settings_is_replaced(photos, tmp_path, settings, message):
+    """Of another source it is refused: DEST may be a mistake."""
+    begun(photos, tmp_path / "s")
+    with pytest.raises(UsageError, match=r"holds an unfinished run with different settings .*; use --force"):
+        list(write_shards(read_source(photos), tmp_path / "s", **{"per_shard": 3, "source": "x"} | settings))
+    told = []
+    write(photos, tmp_path / "s", notify=told.append, **settings)
+    assert told == [f"{tmp_path}/s: an unfinished run with different settings {message} is replaced"]
+    write(photos, tmp_path / "t", **settings)
+    assert tree(tmp_path / "s") == tree(tmp_path / "t")
 
 
-def test_other_rows_are_refused(photos, tmp_path):
-    begun(photos, tmp_path)
-    rows = list(read_source(photos))
-    with pytest.raises(UsageError, match=r"over different rows \(shard 1\); use --force"):
-        write([*rows[:5], rows[6], rows[5], *rows[7:]], tmp_path)
-    with pytest.raises(UsageError, match="over more rows than the input has; use --force"):
-        write(rows[:3], tmp_path)
-    write(rows[:3], tmp_path, force=True)
-    assert len(ShardReader(tmp_path)) == 3
+def test_an_unfinished_run_over_other_rows_is_completed_with_these_rows(photos, tmp_path):
+    rows, told = list(read_source(photos)), []
+    swapped = [*rows[:5], rows[6], rows[5], *rows[7:]]
+    for number, other in enumerate((swapped, rows[:3], rows[1:])):
+        begun(photos, tmp_path / f"{number}")
+        write(other, tmp_path / f"{number}", notify=told.append)
+        write(other, tmp_path / f"{number}-one")
+        assert tree(tmp_path / f"{number}") == tree(tmp_path / f"{number}-one")
+    place = f"{tmp_path}/{{}}: {{}} shards of an unfinished run over other rows or files were written again"
+    assert told == [place.format(0, 1), place.format(2, 2)]
 
 
-def test_a_changed_image_is_named(tmp_path):
+def test_a_changed_image_of_an_unfinished_run_is_packed_again(tmp_path):
     source, dest = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     for i in range(7):
@@ -179,8 +185,63 @@ def test_a_changed_image_is_named(tmp_path):
     size = (source / "1.png").stat().st_size
     Image.new("RGB", (8, 8), (99, 0, 0)).save(source / "1.png")
     assert (source / "1.png").stat().st_size == size  # only the date differs
-    with pytest.raises(UsageError, match=r"1.png has changed since .*; use --force"):
-        write(source, dest)
+    found = write(source, dest)
+    assert [row.get("kept", False) for row in found] == [False, True, False]
+    write(source, tmp_path / "one")
+    assert tree(dest) == tree(tmp_path / "one")
+
+
+@pytest.mark.parametrize("left", ["nothing", "settings", "empty settings", "a tar", "a partial tar"])
+def test_a_first_try_that_was_aborted_does_not_block_the_next_one(photos, tmp_path, left, lumina):
+    """It had another source and other settings, and did not complete a shard."""
+    dest = tmp_path / "s"
+    (dest / "journal").mkdir(parents=True)
+    if left != "nothing":
+        text = '{"version": 1, "per_shard": 7, "source": "elsewhere"}' if left != "empty settings" else ""
+        (dest / "journal" / "settings.json").write_text(text)
+    if left == "a tar":  # killed before its note was written
+        (dest / "000000.index.jsonl").write_text("")
+        (dest / "000000.tar").write_bytes(bytes(1024))
+    if left == "a partial tar":
+        (dest / f".{'0a' * 6}.part.tar").write_bytes(bytes(512))
+    words = f"--per-shard {PER_SHARD} --max-bad-rate 1 --workers 0"
+    code, rows, err = lumina(f"shard {photos} {dest} {words}")
+    assert (code, len(rows)) == (0, COUNT // PER_SHARD)
+    assert "unfinished" not in err
+    lumina(f"shard {photos} {tmp_path / 't'} {words}")
+    assert tree(dest) == tree(tmp_path / "t")
+
+
+def test_an_empty_source_does_not_block_the_folder(photos, tmp_path, lumina):
+    (tmp_path / "empty").mkdir()
+    broken = tmp_path / "rows.jsonl"
+    broken.write_text("{}\n")
+    for source in (tmp_path / "empty", tmp_path / "none", broken):
+        lumina(f"shard {source} {tmp_path / 's'} --per-shard 5")
+        if source == broken:
+            assert (tmp_path / "s" / "shards.json").exists()  # its row is a reject
+    assert lumina(f"shard {photos} {tmp_path / 's'} --per-shard 5 --max-bad-rate 1")[0] == 0
+
+
+def test_force_that_was_killed_does_not_block_the_next_run(photos, tmp_path, monkeypatch):
+    write(photos, tmp_path / "one")
+    for step in range(1, 12, 3):
+        dest = tmp_path / str(step)
+        write(photos, dest)
+        count = iter(range(step))
+
+        def killed(folder, names, count=count, real=filesystem.remove):
+            for name in names:
+                if next(count, None) is None:
+                    raise KeyboardInterrupt
+                real(folder, [name])
+
+        with monkeypatch.context() as patched:
+            patched.setattr(filesystem, "remove", killed)
+            with pytest.raises(KeyboardInterrupt):
+                write(photos, dest, force=True)
+        write(photos, dest)
+        assert tree(dest) == tree(tmp_path / "one")
 
 
 def test_any_number_of_workers_writes_the_same(photos, whole, tmp_path, capsys):

@@ -149,15 +149,10 @@ def test_an_interrupted_run_looks_unfinished(tmp_path):
         write(interrupted(), tmp_path / "s", per_shard=2)
     names = sorted(p.name for p in (tmp_path / "s").iterdir())
     assert names == ["000000.index.jsonl", "000000.tar", "journal"]
-    with pytest.raises(
-        UsageError,
-        match=r"unfinished run with different settings \(per_shard 2, not 1000\); use --force to replace",
-    ):
-        write(rows(1), tmp_path / "s")
-    with pytest.raises(
-        UsageError, match=r"an unfinished run over different rows \(shard 0\); use --force to replace"
-    ):
-        write(rows(1), tmp_path / "s", per_shard=2)
+    with pytest.raises(LuminaError, match="is unfinished; resume it with `lumina shard SOURCE"):
+        list(read_shards(tmp_path / "s"))
+    write(rows(3), tmp_path / "s", per_shard=2)
+    assert len(list(read_shards(tmp_path / "s"))) == 3
 
 
 def use_of(name, folder):

@@ -62,13 +62,24 @@ def pack(
         ),
     ] = None,
     allow: Allow = None,
+    removed: Annotated[
+        str | None,
+        typer.Option(
+            help="Samples in DEST that SOURCE no longer has: drop or keep them. Default: an error that names "
+            "them."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report which shards would be written; write nothing.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing shards in DEST.")] = False,
     json: Json = False,
 ) -> None:
     """Pack images and captions into webdataset shards. Writes one row per shard to stdout.
 
     Image files are copied byte for byte; invalid ones are listed in DEST/rejects.jsonl. Rerun the same
-    command to resume an interrupted run, or to append samples that were added to SOURCE.
+    command to resume an interrupted run, or to update DEST after SOURCE has changed: samples that did not
+    change keep their key and shard, and only the other shards are rewritten.
 
     nano:N?truth=1 also writes KEY.depth.png (uint16, in thousandths) and KEY.masks.png (uint8: 0 is
     background, i + 1 is object i of "things").
@@ -76,6 +87,7 @@ def pack(
     Examples:
 
         lumina shard photos data
+        lumina shard photos data --dry-run
         lumina shard rows.jsonl s3://bucket/data --encode webp --workers 16
         lumina shard "nano:1000?seed=7" nano-data --per-shard 500
     """
@@ -85,10 +97,12 @@ def pack(
     def track_rows(rows):
         return output.track_progress(rows, "images")
 
-    settings = PackSettings(per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links, lines)
+    settings = PackSettings(
+        per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links, lines, removed, dry_run
+    )
     rows = pack_source(source, dest, settings, track_rows, output.write_note)
     shards = output.write_rows(rows, json, label="shards")
-    samples, missing = count_captions(dest) if shards else (0, 0)
+    samples, missing = count_captions(dest) if shards and not dry_run else (0, 0)
     if missing:
         output.write_note(
             f"{missing} of {samples} rows have no caption; `lumina train` needs captions: "

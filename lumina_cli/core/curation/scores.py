@@ -25,7 +25,7 @@ from lumina_cli.core.shards.overlays.reader import (
 )
 from lumina_cli.core.shards.overlays.versions import begin_version
 from lumina_cli.core.shards.overlays.writer import Part, Version, make_row_part, write_values
-from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
+from lumina_cli.core.shards.reader import open_shards, read_entry, read_index, read_totals
 from lumina_cli.core.shards.selection import resolve_shards, selected_keys
 from lumina_cli.core.sources.bad_images import UnreadableImages, open_entry
 
@@ -108,7 +108,9 @@ def score_shards(
 
 def _captions_version(folder: str) -> str:
     """Return a text that identifies the captions: the rows, and the contents of all overlays."""
-    return ",".join(["rows", *(f"{one.name}@{one.version}:{_content_of(one)}" for one in _others(folder))])
+    edits = (read_totals(folder) or {}).get("edits")  # updates that changed rows
+    rows = f"rows {edits}" if edits else "rows"
+    return ",".join([rows, *(f"{one.name}@{one.version}:{_content_of(one)}" for one in _others(folder))])
 
 
 def _content_of(overlay: Overlay) -> str:

@@ -51,6 +51,7 @@ __all__ = [
     "list_names",
     "list_sizes",
     "make_dir",
+    "move",
     "open_file",
     "open_filesystem",
     "open_for_writing",
@@ -243,6 +244,19 @@ def remove(folder: Location, names: list[str]) -> None:
                 system.rm_file(open_filesystem(join(folder, name))[1])
             except FileNotFoundError:
                 continue
+
+
+def move(source: Location, target: Location) -> None:
+    """Move a file within a file system; it replaces `target`."""
+    source, target = to_text(source), to_text(target)
+    if not is_url(source):
+        with disk_errors(target):
+            os.replace(source, target)
+        return
+    system, path = open_filesystem(source)
+    with remote_errors(target, "written"):
+        system.cp_file(path, open_filesystem(target)[1])
+        system.rm_file(path)
 
 
 def make_dir(folder: Location) -> None:

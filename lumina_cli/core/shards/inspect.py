@@ -12,6 +12,7 @@ folder may be any URL that fsspec supports.
                          "upstream": true if an earlier command rejected it
     left_out.json        {kind: number} of images of the source that did not become rows, if there are any
     journal/             only while the folder is unfinished (shards/journal.py)
+    update/              only while an update of the folder is unfinished (shards/update/commit.py)
 
 A line of an index has these keys; keys without a value are omitted:
 
@@ -28,8 +29,10 @@ A line of an index has these keys; keys without a value are omitted:
     rejected_captions    {code: number} of captions that failed their checks
 
 shards.json holds samples, shards, rejects, bytes, rows; "input", a digest of all rows; "settings"; "tars", a
-list of [name, samples, bytes, sha256 of the index, bytes of the index]; and "upstream", [number, digest] of
-the rows that an earlier command rejected.
+list of [name, samples, bytes, sha256 of the index, bytes of the index]; "upstream", [number, digest] of the
+rows that an earlier command rejected; after an update (shards/update/plan.py) also "slots", the places in
+shards that are used, if they are not as many as the rows, and "edits", the number of updates that changed or
+removed rows.
 """
 
 import hashlib

@@ -4,8 +4,8 @@
     journal/000000.json      the note of a shard, written after its files: shard (its number), samples, bytes,
                              index [sha256, bytes], scores (names), rows and files (digests), rejects
 
-A shard with a note is complete. The journal is removed after shards.json is written, and restored if a
-finished folder grows (shards/append.py).
+A shard with a note is complete. The journal is removed after shards.json is written; a finished folder is
+changed by shards/update/.
 
 Notes are separate files because object stores cannot append, and because workers then need no lock. They are
 not synced to disk: after a power failure a file may be shorter than its note states, and `Journal.read` then
@@ -15,7 +15,7 @@ treats the shard as missing, so it is written again.
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from PIL import Image
@@ -38,31 +38,38 @@ class Journal:
         self.dest, self.folder = dest, filesystem.join(dest, "journal")
 
     def clear(self) -> None:
-        """Remove all shards of the folder; shards.json first, so that a kill leaves an unfinished folder."""
+        """Remove all shards of the folder, in an order in which a kill leaves an unfinished folder."""
+        filesystem.make_dir(self.folder)
+        self._write_settings({})
         ours = [name for name in filesystem.list_sizes(self.dest) if is_own_file(name)]
         filesystem.remove(self.dest, [TOTALS] if TOTALS in ours else [])
-        self.remove()
         filesystem.remove(self.dest, [name for name in ours if name != TOTALS])
+        self.remove()
 
-    def begin(self, settings: dict) -> dict | None:
+    def begin(self, settings: dict, notify: Callable[[str], None]) -> dict | None:
         """Return the content of shards.json if the folder is finished; otherwise open the journal.
+
+        An unfinished run without a complete shard, or over the same source with other settings, is replaced;
+        `notify` receives a message about the latter.
 
         Raises:
             UsageError: if the folder holds shards of other settings, or of a run that cannot be resumed.
         """
         totals = read_totals(self.dest)
         if totals is not None:
-            if "input" not in totals:
-                raise self.conflict("holds shards without a record of their input")
-            if totals.get("settings") != settings:
-                difference = _difference(totals.get("settings") or {}, settings)
-                raise self.conflict(f"holds shards written with different settings ({difference})")
+            self.check_finished(totals, settings)
             return totals
         place = filesystem.join(self.folder, _SETTINGS)
         if filesystem.is_file(place):
-            known = parse_row(filesystem.read_file(place).decode(errors="replace").strip(), place)
-            if difference := _difference(known, settings):
-                raise self.conflict(f"holds an unfinished run with different settings ({difference})")
+            known = self._read_settings(place)
+            difference = _difference(known, settings)
+            if difference and self.finished_shards():
+                if known.get("source", ...) != settings.get("source"):
+                    raise self.conflict(f"holds an unfinished run with different settings ({difference})")
+                notify(f"{self.dest}: an unfinished run with different settings ({difference}) is replaced")
+            if difference:
+                self.clear()
+                self._write_settings(settings)
         elif any(is_own_file(name) for name in filesystem.list_sizes(self.dest)):
             raise self.conflict("holds shards of an unfinished run without a journal")
         else:
@@ -71,10 +78,24 @@ class Journal:
         filesystem.remove_partial(self.folder)
         return None
 
-    def reopen(self, settings: dict) -> None:
-        """Turn a finished folder whose shards are already noted here into an unfinished one."""
-        self._write_settings(settings)
-        filesystem.remove(self.dest, [TOTALS])
+    def check_finished(self, totals: dict, settings: dict) -> None:
+        """Check that a finished folder can be updated with these settings.
+
+        Raises:
+            UsageError: if not. Another source is possible: its rows are compared with the samples.
+        """
+        if "input" not in totals:
+            raise self.conflict("holds shards without a record of their input")
+        known = totals.get("settings") or {}
+        if difference := _difference(known | {"source": None}, settings | {"source": None}):
+            raise self.conflict(f"holds shards written with different settings ({difference})")
+
+    def _read_settings(self, place: str) -> dict:
+        """Return the settings of an unfinished run; {} if a power failure cut them off."""
+        try:
+            return parse_row(filesystem.read_file(place).decode(errors="replace").strip(), place)
+        except LuminaError:
+            return {}
 
     def _write_settings(self, settings: dict) -> None:
         place = filesystem.join(self.folder, _SETTINGS)
@@ -112,6 +133,12 @@ class Journal:
         """Write the note of a complete shard."""
         data = json.dumps(note, ensure_ascii=True).encode() + b"\n"
         filesystem.write_file(filesystem.join(self.folder, f"{note['shard']:06d}.json"), data, durable=False)
+
+    def drop(self, numbers: list[int]) -> None:
+        """Remove shards of an unfinished run, each note first."""
+        filesystem.remove(self.folder, [f"{number:06d}.json" for number in numbers])
+        tars = [f"{number:06d}.tar" for number in numbers]
+        filesystem.remove(self.dest, [name for tar in tars for name in (tar, index_path(tar))])
 
     def rejects(self, numbers: list[int]) -> Iterator[dict]:
         """Yield the rejected rows of these shards, in order."""

@@ -1,37 +1,35 @@
 """Packing rows into a folder of shards: planning, writing with workers, resuming, and finishing.
 
-Shard k holds the input rows from k * per_shard on; rejected rows leave it shorter. No shard therefore depends
-on another one: workers can write them in any order, and a killed run is resumed by writing the missing ones.
-The journal (shards/journal.py) holds a note per complete shard.
+In a first run, shard k holds the input rows from k * per_shard on; rejected rows leave it shorter. No shard
+therefore depends on another one: workers can write them in any order, and a killed run is resumed by writing
+the missing ones. The journal (shards/journal.py) holds a note per complete shard. A finished folder is
+updated (shards/update/): samples that did not change stay where they are.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from lumina_cli.core.errors import LuminaError, TooManyRejects, UsageError
 from lumina_cli.core.images.ingest import ENCODINGS
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import locked_folder
-from lumina_cli.core.io.jsonl import chunked, dump_row
+from lumina_cli.core.io.jsonl import chunked
 from lumina_cli.core.io.parallel.process_pool import map_in_order
 from lumina_cli.core.shards import manifest
-from lumina_cli.core.shards.append import (
-    REJECTS,
-    KnownRows,
-    check_changed_files,
-    compare_inputs,
-    count_rows,
-    digest_rejects,
-    reopen_folder,
-    upstream_rejects,
-)
 from lumina_cli.core.shards.journal import VERSION, Journal, check_number, digest_rows, encode_images
-from lumina_cli.core.shards.overlays.reader import list_overlays
-from lumina_cli.core.shards.reader import SELECTED, TOTALS, dump_totals
-from lumina_cli.core.shards.writer import Count, ShardJob, ShardSettings, write_shard
+from lumina_cli.core.shards.reader import SELECTED, TOTALS, dump_totals, open_shards, read_index, read_totals
+from lumina_cli.core.shards.sample import Count, ShardSettings
+from lumina_cli.core.shards.update.changes import is_changed_file
+from lumina_cli.core.shards.update.commit import Staging
+from lumina_cli.core.shards.update.plan import REMOVED
+from lumina_cli.core.shards.update.rejects import REJECTS, digest_rejects, dump_rejects, upstream_rejects
+from lumina_cli.core.shards.update.run import Notify, UpdateSettings, preview_update, update_folder
+from lumina_cli.core.shards.writer import ShardJob, write_shard
 
 CHECKS = ("quick", "full")
 
@@ -49,7 +47,9 @@ def write_shards(
     count: Count | None = None,
     source: str | None = None,
     upstream: Iterable[dict] = (),
-    notify: Callable[[str], None] = lambda line: None,
+    removed: str | None = None,
+    dry_run: bool = False,
+    notify: Notify = lambda line: None,
 ) -> Iterator[dict]:
     """Write rows with images as shards; yield a row per finished shard: shard, samples, bytes, rejects.
 
@@ -60,27 +60,39 @@ def write_shards(
         count     returns the numbers of tokens of texts, for the index
         upstream  rows {key, image, reason} that an earlier command rejected; they are added to the rejects
         workers   processes that write shards; 0 and 1 mean this process
+        removed   what happens to samples of a finished folder that the input does not have: "drop", "keep",
+                  or None: an error
+        dry_run   write nothing; yield a row per shard: shard, action (keep, rewrite or write), and counts
 
     Rejected rows go to rejects.jsonl. The folder is the same, byte for byte, for any number of workers and
     any number of interruptions: the same call resumes ("kept": True marks shards of earlier runs). A finished
-    folder grows if the input starts with all of its rows; `notify` receives a message about it.
+    folder is updated: shards with added, changed or removed samples are rewritten, all others stay. `notify`
+    receives a message about the changes.
 
     Raises:
-        UsageError: if `dest` holds other shards (`force` removes them), or a setting is invalid.
+        UsageError: if `dest` holds other shards (`force` removes them), a sample is missing in the input, or
+            a setting is invalid.
         LuminaError: if another process writes to `dest`.
         TooManyRejects: after the last shard, if more than the fraction `max_bad_rate` of the rows was
             rejected.
     """
-    dest = _check_settings(filesystem.to_text(dest), per_shard, workers, check, encode)
+    dest = filesystem.to_text(dest)
+    _check_settings(dest, per_shard, workers, check, encode, removed)
     settings = {"version": VERSION, "per_shard": per_shard, "check": check, "encode": encode}
     settings |= {"tokenizer": getattr(count, "digest", None), "source": source}
+    making = ShardSettings(check == "full", encode, count, source)
+    run = partial(_run_jobs, workers=workers)
+    update = UpdateSettings(making, settings, list(upstream), removed, run, workers)
+    journal = Journal(dest)
+    if dry_run:
+        yield from _preview(rows, journal, update, notify, force)
+        return
     filesystem.make_dir(dest)
     with locked_folder(dest):
-        journal = Journal(dest)
         if force:
+            Staging(dest).discard()
             journal.clear()
-        making = ShardSettings(check == "full", encode, count, source)
-        totals = yield from _write_folder(rows, journal, settings, making, list(upstream), workers, notify)
+        totals = yield from _write_folder(rows, journal, update, notify)
     bad, samples = totals["rejects"], totals["samples"]
     if bad > max_bad_rate * (bad + samples):
         where = filesystem.join(dest, REJECTS)
@@ -89,43 +101,48 @@ def write_shards(
 
 
 def _write_folder(
-    rows: Iterable[dict],
-    journal: Journal,
-    settings: dict,
-    making: ShardSettings,
-    left_out: list[dict],
-    workers: int,
-    notify: Callable[[str], None],
+    rows: Iterable[dict], journal: Journal, update: UpdateSettings, notify: Callable[[str], None]
 ) -> Iterator[dict]:
     """Yield a row per shard; return the content of shards.json."""
-    groups, kept = chunked(rows, settings["per_shard"]), []
-    finished = journal.begin(settings)
+    Staging(journal.dest).complete(update.workers)
+    finished = journal.begin(update.settings, notify)
     if finished is not None:
-        known = compare_inputs(groups, finished, journal)
-        if known.rest is None and finished.get("upstream", [0]) == digest_rejects(left_out):
-            yield from _report_finished(finished, journal)
-            return finished
-        # From here on a kill is like one in the first run: the journal has the kept shards.
-        _report_growth(finished, known, journal.dest, notify)
-        kept = reopen_folder(journal, finished, known.shards)
-        groups = known.rest or iter(())
-    jobs = _plan_jobs(groups, making, journal, settings["per_shard"], len(kept))
-    notes = _require_notes(chain(kept, _run_jobs(jobs, workers)), journal)
-    return (yield from _finish(notes, journal, settings, workers, left_out))
+        journal.remove()
+        open_shards(journal.dest)  # raises an error if files are missing
+        return (yield from update_folder(rows, journal.dest, finished, update, notify))
+    groups = chunked(rows, update.settings["per_shard"])
+    jobs = _plan_jobs(groups, update.making, journal, update.settings["per_shard"])
+    notes = _require_notes(update.run(run_job, jobs), journal)
+    return (yield from _finish(notes, journal, update, notify))
 
 
-def _report_growth(finished: dict, known: KnownRows, dest: str, notify: Callable[[str], None]) -> None:
-    """Send a message that a finished folder grows."""
-    if known.rest is None:
+def _preview(
+    rows: Iterable[dict],
+    journal: Journal,
+    update: UpdateSettings,
+    notify: Callable[[str], None],
+    force: bool,
+) -> Iterator[dict]:
+    """Yield a row per shard with what a run would do: shard, action (keep, rewrite or write), and counts."""
+    totals = None if force else read_totals(journal.dest)
+    if totals is not None:
+        journal.check_finished(totals, update.settings)
+        open_shards(journal.dest)
+        yield from preview_update(rows, journal.dest, totals, update.making, update.removed, notify)
         return
-    kept, count = len(known.shards), count_rows(finished)
-    line = f"{dest} grows: the input starts with its {count} rows; shards kept: {kept}"
-    line += ", the last one is rewritten" if count > kept * finished["settings"]["per_shard"] else ""
-    notify(line + ("; recreate its overlays" if list_overlays(dest) else ""))
+    for number, group in enumerate(chunked(rows, update.settings["per_shard"])):
+        check_number(number)
+        note = {} if force else journal.read(number)
+        same = note and note["rows"] == digest_rows(encode_images(group))[0]
+        action = "keep" if same else "write"
+        shard = filesystem.join(journal.dest, f"{number:06d}.tar")
+        yield {"shard": shard, "action": action, "rows": len(group)}
 
 
-def _check_settings(dest: str, per_shard: int, workers: int, check: str, encode: str | None) -> str:
-    """Return `dest`.
+def _check_settings(
+    dest: str, per_shard: int, workers: int, check: str, encode: str | None, removed: str | None
+) -> None:
+    """Check the settings, and that shards can be written to `dest`.
 
     Raises:
         UsageError: if a setting is invalid, or shards cannot be written to `dest`.
@@ -138,59 +155,64 @@ def _check_settings(dest: str, per_shard: int, workers: int, check: str, encode:
         )
     if filesystem.is_file(filesystem.join(dest, SELECTED)):
         raise UsageError(f"{dest} holds a selection; write the shards to another folder")
-    for name, value, known in (("check", check, CHECKS), ("encode", encode, (None, *ENCODINGS))):
+    choices = (("check", check, CHECKS), ("encode", encode, (None, *ENCODINGS)))
+    for name, value, known in (*choices, ("removed", removed, (None, *REMOVED))):
         if value not in known:
             raise UsageError(f"unknown --{name} {value!r}; choose from {', '.join(filter(None, known))}")
-    return dest
 
 
 def _plan_jobs(
-    groups: Iterator[list[dict]], making: ShardSettings, journal: Journal, per_shard: int, start: int
+    groups: Iterator[list[dict]], making: ShardSettings, journal: Journal, per_shard: int
 ) -> Iterator[ShardJob]:
-    """Yield the jobs of the shards from number `start` on.
-
-    Raises:
-        UsageError: after the last one, if the journal has notes of shards beyond the input.
-    """
-    done, first, number = set(journal.finished_shards()), start * per_shard, start - 1
-    for number, group in enumerate(groups, start=start):
+    """Yield the jobs of the shards; remove shards of an unfinished run beyond the input."""
+    done, number = set(journal.finished_shards()), -1
+    for number, group in enumerate(groups):
         check_number(number)
-        yield ShardJob(journal.dest, number, first, group, making, number in done)
-        first += len(group)
-    if any(beyond > number for beyond in done):
-        raise journal.conflict("holds an unfinished run over more rows than the input has")
+        yield ShardJob(journal.dest, number, number * per_shard, group, making, number in done)
+    if number >= 0:
+        journal.drop([beyond for beyond in sorted(done) if beyond > number])
 
 
-def _run_jobs(jobs: Iterator[ShardJob], workers: int) -> Iterator[dict]:
+def _run_jobs(work: Callable[[Any], dict], jobs: Iterator, workers: int) -> Iterator[dict]:
     """Yield the notes of jobs in order; processes are started for two shards or more only."""
     if workers < 2:
-        return map(run_job, jobs)
+        return map(work, jobs)
     ahead = list(islice(jobs, 2))
     jobs = chain(ahead, jobs)
-    return map(run_job, jobs) if len(ahead) < 2 else map_in_order(run_job, jobs, workers)
+    return map(work, jobs) if len(ahead) < 2 else map_in_order(work, jobs, workers)
 
 
 def run_job(job: ShardJob) -> dict:
-    """Write a shard unless the journal has its note; return the note (see `write_shard`).
+    """Write a shard of a first run; return its note (see `write_shard`).
 
-    Raises:
-        UsageError: if the note is of other rows, or an image file has changed since.
+    A shard of an interrupted run is kept if it was made from the same rows and files; otherwise it is written
+    again, and the note returned has "replaced".
     """
     journal = Journal(job.dest)
     job = replace(job, rows=encode_images(job.rows))
     note = journal.read(job.number) if job.done else {}
-    if not note:
-        note = write_shard(job)
-        journal.write(note)
-        return note
+    if note and _is_current(job, note):
+        return note | {"kept": True}
+    replaced = {"replaced": True} if note else {}
+    note = write_shard(job)
+    journal.write(note)
+    return note | replaced
+
+
+def _is_current(job: ShardJob, note: dict) -> bool:
+    """Whether a complete shard holds the rows of a job, and their files have not changed since."""
     content, files = digest_rows(job.rows)
     if note["rows"] != content:
-        raise journal.conflict(f"holds an unfinished run over different rows (shard {job.number})")
-    if note["files"] != files:
-        check_changed_files(
-            job.dest, job.number, job.first, job.rows, note["rejects"], job.making.encode, every=True
-        )
-    return note | {"kept": True}
+        return False
+    if note["files"] == files:
+        return True
+    left_out = {reject["row"] for reject in note["rejects"]}
+    kept = [row for number, row in enumerate(job.rows, job.first) if number not in left_out]
+    entries = read_index(filesystem.join(job.dest, f"{job.number:06d}.tar")) if kept else []
+    return len(kept) == len(job.rows) and not any(
+        is_changed_file(row, entry, lambda: None, job.making, every=True)
+        for row, entry in zip(kept, entries, strict=True)
+    )
 
 
 def _require_notes(notes: Iterator[dict], journal: Journal) -> Iterator[dict]:
@@ -209,7 +231,7 @@ def _require_notes(notes: Iterator[dict], journal: Journal) -> Iterator[dict]:
 
 
 def _finish(
-    notes: Iterator[dict], journal: Journal, settings: dict, workers: int, left_out: list[dict]
+    notes: Iterator[dict], journal: Journal, update: UpdateSettings, notify: Notify
 ) -> Iterator[dict]:
     """Yield a row per shard, then write rejects, manifest and, last, shards.json; return its content.
 
@@ -217,8 +239,9 @@ def _finish(
     """
     dest, tars, scores, numbers = journal.dest, [], set(), []
     totals = {"samples": 0, "shards": 0, "rejects": 0, "bytes": 0, "rows": 0}
-    rows_seen = hashlib.sha256()
+    rows_seen, replaced = hashlib.sha256(), 0
     for note in notes:
+        replaced += note.get("replaced", False)
         name = f"{note['shard']:06d}.tar"
         rejects = len(note["rejects"])
         rows_seen.update(note["rows"].encode())
@@ -231,26 +254,21 @@ def _finish(
         for key, more in (("samples", note["samples"]), ("bytes", note["bytes"]), ("rejects", rejects)):
             totals[key] += more
         totals["rows"] += note["samples"] + rejects
-    totals |= {"shards": len(tars), "input": rows_seen.hexdigest(), "settings": settings, "tars": tars}
-    before = upstream_rejects(left_out, totals["rows"])
+    if replaced:
+        notify(f"{dest}: {replaced} shards of an unfinished run over other rows or files were written again")
+    totals |= {"shards": len(tars), "input": rows_seen.hexdigest(), "settings": update.settings, "tars": tars}
+    before = upstream_rejects(update.left_out, totals["rows"])
     if before:
         totals |= {name: totals[name] + len(before) for name in ("rows", "rejects")}
-        totals["upstream"] = digest_rejects(left_out)
+        totals["upstream"] = digest_rejects(update.left_out)
     if totals["rejects"]:
-        lines = "".join(dump_row(row) + "\n" for row in chain(journal.rejects(numbers), before))
-        filesystem.write_file(filesystem.join(dest, REJECTS), lines.encode())
+        lines = dump_rejects(chain(journal.rejects(numbers), before))
+        filesystem.write_file(filesystem.join(dest, REJECTS), lines)
     else:
         filesystem.remove(dest, [REJECTS])
     if tars:
         places = [filesystem.join(dest, name) for name, *_ in tars]
-        manifest.write_manifest(filesystem.join(dest, manifest.NAME), places, sorted(scores), workers)
+        manifest.write_manifest(filesystem.join(dest, manifest.NAME), places, sorted(scores), update.workers)
     filesystem.write_file(filesystem.join(dest, TOTALS), dump_totals(totals))
     journal.remove()
     return totals
-
-
-def _report_finished(totals: dict, journal: Journal) -> Iterator[dict]:
-    """Yield the rows of a finished folder."""
-    journal.remove()
-    for name, samples, size, *_ in totals["tars"]:
-        yield {"shard": filesystem.join(journal.dest, name), "samples": samples, "bytes": size, "kept": True}

@@ -37,6 +37,8 @@ class PackSettings:
     tokenizer: str | None = None
     links: bool = False
     lines: str | None = None
+    removed: str | None = None
+    dry_run: bool = False
 
 
 def pack_source(
@@ -93,6 +95,8 @@ def pack_source(
         count=TokenCounter(packing.tokenizer) if packing.tokenizer else None,
         source=None if source == "-" else source,
         upstream=rejected,
+        removed=packing.removed,
+        dry_run=packing.dry_run,
         notify=notify,
     )
     try:
@@ -100,7 +104,8 @@ def pack_source(
     except TooManyRejects as error:
         _write_left_out(dest, left_out)
         raise TooManyRejects(f"{error}{_first_reason(dest)}") from error
-    _write_left_out(dest, left_out)
+    if not packing.dry_run:
+        _write_left_out(dest, left_out)
     if len(kinds) > 1 and not packing.encode:
         notify(
             f"images have several formats ({', '.join(sorted(kinds))}): webdataset and lumina read all, "

@@ -242,7 +242,11 @@ def test_verify_accepts_overlays_without_hashes_and_names_a_stale_one(shards):
     assert all(row["ok"] for row in verify_shards(shards))
     told = []
     grown = write(shards, rows(7), notify=told.append)
-    assert told[0].endswith("shards kept: 2, the last one is rewritten; recreate its overlays")
+    assert told == [
+        f"{shards}: rows added: 2 (k5, k6); shards kept: 2, rewritten: 000002, new: 000003",
+        f"the overlays of {shards} (captions) do not match its new images; recreate them with "
+        "`lumina shard overlay`",
+    ]
     found = list(verify_shards(grown))
     assert [row["ok"] for row in found] == [True] * 4 + [False]
     assert "captions@0001 does not match: " in found[-1]["problem"]
