@@ -6,7 +6,6 @@ the first keeps the name of the level, and the others are short_2, short_3 and s
 
 import codecs
 import re
-from typing import Any
 
 from lumina_cli.core.errors import LuminaError
 
@@ -121,20 +120,3 @@ def with_captions(row: dict, keys: tuple[str, ...] = KEYS) -> dict:
     if row.get("captions"):
         return row
     return row | next(filter(None, (caption_fields(row.get(name)) for name in keys)), {})
-
-
-def check_caption_text(row: dict, where: str) -> dict:
-    """Return a row whose captions are text without NUL characters; `where` begins the message.
-
-    Raises:
-        LuminaError: if a caption contains a NUL character.
-    """
-    if _has_nul(row.get("captions")):
-        raise LuminaError(f"{where} has a caption that contains NUL characters")
-    return row
-
-
-def _has_nul(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(map(_has_nul, value.values()))
-    return isinstance(value, str) and "\0" in value

@@ -39,10 +39,10 @@ def bounded_lines(lines: Iterable[str | bytes]) -> Iterator[str | bytes | LongLi
 
 
 def check_text(row: dict, where: str) -> None:
-    """Check that UTF-8 can encode the texts of a row: its prompts and captions.
+    """Check that the texts of a row, its prompts and captions, are text that UTF-8 can encode.
 
     Raises:
-        LuminaError: if one contains half of a surrogate pair.
+        LuminaError: if one contains half of a surrogate pair, or a NUL character.
     """
     for name in TEXTS:
         _check_encodable(row.get(name), repr(name), where)
@@ -53,6 +53,8 @@ def check_text(row: dict, where: str) -> None:
 
 
 def _check_encodable(value: Any, name: str, where: str) -> None:
+    if isinstance(value, str) and "\0" in value:
+        raise LuminaError(f"{where}: {name} contains NUL characters")
     if isinstance(value, str) and not is_text(value):
         raise LuminaError(
             f"{where}: {name} is not valid UTF-8 text ({shorten(ascii(value), _SHOWN)}): it contains half of "

@@ -211,9 +211,9 @@ def read_samples(source: str | os.PathLike) -> Iterator[dict]:
 def read_selection(source: str | os.PathLike) -> Iterator[dict]:
     """Yield the rows of a selection, with the same overlays as its shards (shards/overlays/reader.py)."""
     source = filesystem.to_text(source)
-    shards = selected_shards(split_source(source)[0])
-    words = source.rpartition(WORD)
-    _, joiner = open_joiner(f"{shards}{WORD}{words[2]}" if words[1] else shards)
+    folder, wanted = split_source(source)
+    shards = selected_shards(folder)
+    _, joiner = open_joiner(shards if wanted is None else f"{shards}{WORD}{','.join(wanted)}")
     for tar, entries, chosen in selected_entries(source):
         add = joiner.open(tar, entries)
         for entry in chosen:

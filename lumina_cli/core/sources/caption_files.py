@@ -15,7 +15,7 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.suffixes import SUFFIXES, LeftOut, split_suffix
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.captions import KEYS, caption_fields, check_caption_text, decode_text, with_captions
+from lumina_cli.core.io.captions import KEYS, caption_fields, decode_text, with_captions
 from lumina_cli.core.io.jsonl import parse_row, parse_rows
 from lumina_cli.core.sources.row_files import CAPTION_KEY, IMAGE_KEYS
 
@@ -73,7 +73,6 @@ def read_caption_files(places: list[str], lines: str = "one") -> dict:
             row |= caption_fields(text, lines)
         else:
             row |= _parse_json(text, place)
-        check_caption_text(row, place)
     return row
 
 

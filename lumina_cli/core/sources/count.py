@@ -33,4 +33,7 @@ def count_source(source: str) -> int | None:
     with filesystem.open_file(place) as file:
         if get_table_suffix(place):
             return count_table_rows(file, place)
-        return sum(bool(line.strip()) for line in file)
+        first = file.readline().strip()
+        if first.startswith(b"["):  # a JSON array
+            return None
+        return bool(first) + sum(bool(line.strip()) for line in file)

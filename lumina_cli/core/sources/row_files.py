@@ -8,7 +8,7 @@ from typing import IO, Any
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.suffixes import START
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.captions import KEYS, caption_fields, check_caption_text, with_captions
+from lumina_cli.core.io.captions import KEYS, caption_fields, with_captions
 from lumina_cli.core.io.jsonl import check_row, get_error, parse_rows
 from lumina_cli.core.io.tables import Item
 from lumina_cli.core.shards.tar import RejectedImage
@@ -55,7 +55,7 @@ def read_row_file(
             row = finder.locate(_name_fields(row, settings))
             if need and not get_error(row):
                 check_row(row, need, where)
-            yield check_caption_text(row, where)
+            yield row
         except LuminaError as error:
             if not lenient:
                 raise
@@ -79,6 +79,8 @@ def refuse_archive(place: str, start: bytes) -> None:
     Raises:
         LuminaError: if it is one; the message contains the remedy.
     """
+    if place.lower().endswith((".xlsx", ".xls", ".ods")):
+        raise LuminaError(f"{place} is a spreadsheet, which is not read; save it as .csv")
     for magic, (kind, remedy) in ARCHIVES.items():
         if start.startswith(magic):
             raise LuminaError(f"{place} is {kind}, which is not read; {remedy.format(place=place)}")
