@@ -29,7 +29,8 @@ def pack(
     source: Annotated[
         str,
         typer.Argument(
-            help="Image folder, file of rows, '-' for stdin, shards, nano:N?seed=S or hf:NAME; path or URL."
+            help="Image folder, file of rows (.jsonl, .csv, .tsv, .parquet, .json), '-' for stdin, shards, "
+            "nano:N?seed=S or hf:NAME; path or URL."
         ),
     ],
     dest: Annotated[str, typer.Argument(help="Output folder; path or URL (s3://, gs://...).")],
