@@ -50,7 +50,13 @@ def pack(
         typer.Option(help="Exit with code 3 if a larger fraction of the images is invalid.", min=0, max=1),
     ] = 0.05,
     workers: Annotated[
-        int | None, typer.Option(help="Worker processes. Default: one per core.", min=0)
+        str | None,
+        typer.Option(
+            metavar="N|ray[:N]",
+            help="Worker processes; each writes one shard. Default: one per core. ray or ray:N: workers on a "
+            "Ray cluster.",
+            show_default=False,
+        ),
     ] = None,
     links: Annotated[
         bool, typer.Option("--links", help="Follow symlinks that point outside the folder.")
@@ -90,6 +96,7 @@ def pack(
         lumina shard photos data
         lumina shard photos data --dry-run
         lumina shard rows.jsonl s3://bucket/data --encode webp --workers 16
+        lumina shard s3://bucket/photos s3://bucket/data --workers ray:64
         lumina shard "nano:1000?seed=7" nano-data --per-shard 500
     """
     from lumina_cli.core.shards.inspect import count_captions

@@ -115,7 +115,7 @@ class Evaluation:
         found = list(scan_images(to_path(folder), left_out))
         if left_out:
             notify(f"{folder}: not scored: {left_out}")
-        places = ((str(path.parents[1] / "metadata.jsonl"), row) for path, row in found)
+        places = ((str(path.parent.parent / "metadata.jsonl"), row) for path, row in found)
         self.benchmark.check(places, self.judge)
         self.settings |= {"images": to_text(folder)}
         self.total, self.images = len(found), iter(found)

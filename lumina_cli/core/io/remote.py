@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
-from lumina_cli.core.io.location import Location, basename, get_scheme, is_url, join, to_text
+from lumina_cli.core.io.location import Location, basename, get_scheme, is_url, join, parent, to_text
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # scheme -> extra that installs its client
 
@@ -138,6 +138,11 @@ class RemotePath:
     def suffix(self) -> str:
         """The suffix of the last component, with its dot."""
         return Path(self.name).suffix
+
+    @property
+    def parent(self) -> "RemotePath":
+        """The folder that contains this location."""
+        return RemotePath(parent(self.url))
 
     def exists(self) -> bool:
         """Whether a file exists here."""

@@ -107,6 +107,15 @@ class MissingImage:
         raise InvalidImage("the row has no 'image'", "no_image")
 
 
+class DeferredImage:
+    """The image of a row that a worker makes, such as one that is rendered: small, so that it can be sent."""
+
+    @staticmethod
+    def make_all(images: "list[Any]") -> list[dict]:
+        """Return for each of several images of a class the fields of its row: "image" (bytes) and others."""
+        raise NotImplementedError
+
+
 def image_ref(image: Any) -> ImageRef:
     """Return the ImageRef of a row's "image"; unusable values give one whose `read` raises InvalidImage."""
     if isinstance(image, TarImage | RejectedImage):

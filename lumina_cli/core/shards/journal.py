@@ -24,7 +24,7 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.io import png_bytes
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import is_in_memory, parse_row
-from lumina_cli.core.shards.image_ref import ImageFile, image_ref
+from lumina_cli.core.shards.image_ref import DeferredImage, ImageFile, image_ref
 from lumina_cli.core.shards.reader import TOTALS, index_path, is_own_file, read_totals
 
 _SETTINGS = "settings.json"
@@ -170,7 +170,14 @@ def check_number(number: int) -> None:
 
 
 def encode_images(rows: list[dict]) -> list[dict]:
-    """Return rows with PIL images replaced by PNG bytes, the form in which other processes send them."""
+    """Return rows with PIL images replaced by PNG bytes, the form in which other processes send them.
+
+    Deferred images are made.
+    """
+    deferred = [row["image"] for row in rows if isinstance(row.get("image"), DeferredImage)]
+    if deferred:
+        made = iter(deferred[0].make_all(deferred))
+        rows = [row | next(made) if isinstance(row.get("image"), DeferredImage) else row for row in rows]
     return [
         row | {"image": png_bytes(row["image"].convert("RGB"))}
         if isinstance(row.get("image"), Image.Image)

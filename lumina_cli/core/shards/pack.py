@@ -7,19 +7,19 @@ updated (shards/update/): samples that did not change stay where they are.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from lumina_cli.core.errors import LuminaError, TooManyRejects, UsageError
 from lumina_cli.core.images.ingest import ENCODINGS
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import locked_folder
 from lumina_cli.core.io.jsonl import chunked
-from lumina_cli.core.io.parallel.process_pool import map_in_order
+from lumina_cli.core.io.parallel.workers import Workers, parse_workers, run_items
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.journal import VERSION, Journal, check_number, digest_rows, encode_images
 from lumina_cli.core.shards.reader import SELECTED, TOTALS, dump_totals, open_shards, read_index, read_totals
@@ -41,7 +41,7 @@ def write_shards(
     max_bad_rate: float = 0.05,
     force: bool = False,
     *,
-    workers: int = 0,
+    workers: int | str | Workers = 0,
     check: str = "quick",
     encode: str | None = None,
     count: Count | None = None,
@@ -59,7 +59,7 @@ def write_shards(
         encode    re-encode all images as png, webp, jpg or avif
         count     returns the numbers of tokens of texts, for the index
         upstream  rows {key, image, reason} that an earlier command rejected; they are added to the rejects
-        workers   processes that write shards; 0 and 1 mean this process
+        workers   processes that write shards; 0 and 1 mean this process; "ray" or "ray:N": Ray workers
         removed   what happens to samples of a finished folder that the input does not have: "drop", "keep",
                   or None: an error
         dry_run   write nothing; yield a row per shard: shard, action (keep, rewrite or write), and counts
@@ -76,13 +76,14 @@ def write_shards(
         TooManyRejects: after the last shard, if more than the fraction `max_bad_rate` of the rows was
             rejected.
     """
-    dest = filesystem.to_text(dest)
+    dest, workers = filesystem.to_text(dest), parse_workers(workers)
     _check_settings(dest, per_shard, workers, check, encode, removed)
     settings = {"version": VERSION, "per_shard": per_shard, "check": check, "encode": encode}
     settings |= {"tokenizer": getattr(count, "digest", None), "source": source}
     making = ShardSettings(check == "full", encode, count, source)
-    run = partial(_run_jobs, workers=workers)
-    update = UpdateSettings(making, settings, list(upstream), removed, run, workers)
+    places = {"outputs": [dest], "inputs": [source] if source and os.path.exists(source) else []}
+    run = partial(run_items, workers=workers, **places, notify=notify)
+    update = UpdateSettings(making, settings, list(upstream), removed, run, workers.processes)
     journal = Journal(dest)
     if dry_run:
         yield from _preview(rows, journal, update, notify, force)
@@ -140,7 +141,7 @@ def _preview(
 
 
 def _check_settings(
-    dest: str, per_shard: int, workers: int, check: str, encode: str | None, removed: str | None
+    dest: str, per_shard: int, workers: Workers, check: str, encode: str | None, removed: str | None
 ) -> None:
     """Check the settings, and that shards can be written to `dest`.
 
@@ -149,10 +150,7 @@ def _check_settings(
     """
     if per_shard < 1:
         raise UsageError(f"--per-shard {per_shard}: must be at least 1")
-    if workers > 1 and filesystem.is_process_local(dest):
-        raise UsageError(
-            f"{dest} is in the memory of this process, where workers cannot write; use --workers 1"
-        )
+    workers.check_output(dest)
     if filesystem.is_file(filesystem.join(dest, SELECTED)):
         raise UsageError(f"{dest} holds a selection; write the shards to another folder")
     choices = (("check", check, CHECKS), ("encode", encode, (None, *ENCODINGS)))
@@ -171,15 +169,6 @@ def _plan_jobs(
         yield ShardJob(journal.dest, number, number * per_shard, group, making, number in done)
     if number >= 0:
         journal.drop([beyond for beyond in sorted(done) if beyond > number])
-
-
-def _run_jobs(work: Callable[[Any], dict], jobs: Iterator, workers: int) -> Iterator[dict]:
-    """Yield the notes of jobs in order; processes are started for two shards or more only."""
-    if workers < 2:
-        return map(work, jobs)
-    ahead = list(islice(jobs, 2))
-    jobs = chain(ahead, jobs)
-    return map(work, jobs) if len(ahead) < 2 else map_in_order(work, jobs, workers)
 
 
 def run_job(job: ShardJob) -> dict:

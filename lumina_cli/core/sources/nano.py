@@ -1,12 +1,15 @@
 """Nano scenes as rows, rendered in chunks by this process or by workers, always in the same order."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from lumina_cli.core.images.depth import encode_depth, encode_masks
 from lumina_cli.core.images.io import png_bytes
 from lumina_cli.core.io.parallel.process_pool import map_in_order
 from lumina_cli.core.nano.captions import all_captions
-from lumina_cli.core.nano.scene import draw_scene
+from lumina_cli.core.nano.scene import Scene, draw_scene
+from lumina_cli.core.shards.image_ref import DeferredImage
 
 CHUNK = 48  # scenes rendered together; smaller chunks take longer per scene
 # seed, first index, index after the last, size in pixels, held out, whether with depth and masks
@@ -41,15 +44,47 @@ def chunk_rows(job: RenderJob, encode: bool = False) -> list[dict]:
     scenes = [draw_scene(seed, index, held_out) for index in range(start, stop)]
     rows = []
     for index, scene, rendered in zip(range(start, stop), scenes, render(scenes, size), strict=True):
-        name = f"nano-{seed}-held-out" if held_out else f"nano-{seed}"
         image = png_bytes(rendered.image) if encode else rendered.image
-        captions = all_captions(scene, index)
-        row = {"key": f"{name}-{index:06d}", "image": image, "captions": captions, "scene": scene.to_json()}
+        row = scene_row(seed, index, held_out, scene, image)
         known = (
             {"depth": encode_depth(rendered.depth), "masks": encode_masks(rendered.masks)} if truth else {}
         )
         rows.append(row | known)
     return rows
+
+
+@dataclass(frozen=True)
+class DeferredScene(DeferredImage):
+    """The image of one scene: number `offset` of a chunk, which is rendered as a whole."""
+
+    job: RenderJob
+    offset: int
+
+    @staticmethod
+    def make_all(images: "list[DeferredScene]") -> list[dict]:
+        """Render the scenes; return the fields of each row that `chunk_rows` renders."""
+        chunks = {job: chunk_rows(job, encode=True) for job in dict.fromkeys(image.job for image in images)}
+        rows = (chunks[image.job][image.offset] for image in images)
+        return [{name: row[name] for name in ("image", "depth", "masks") if name in row} for row in rows]
+
+
+def deferred_rows(
+    count: int, seed: int, size: int, held_out: bool = False, truth: bool = False
+) -> Iterator[dict]:
+    """Yield the rows of `nano_rows` with images that workers render."""
+    for start in range(0, count, CHUNK):
+        job = (seed, start, min(start + CHUNK, count), size, held_out, truth)
+        for offset, index in enumerate(range(start, job[2])):
+            yield scene_row(
+                seed, index, held_out, draw_scene(seed, index, held_out), DeferredScene(job, offset)
+            )
+
+
+def scene_row(seed: int, index: int, held_out: bool, scene: Scene, image: Any) -> dict:
+    """Return the row of a scene, without depth and masks."""
+    name = f"nano-{seed}-held-out" if held_out else f"nano-{seed}"
+    captions = all_captions(scene, index)
+    return {"key": f"{name}-{index:06d}", "image": image, "captions": captions, "scene": scene.to_json()}
 
 
 def _render_encoded(job: RenderJob) -> list[dict]:

@@ -4,17 +4,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.token_count import TokenCounter
 from lumina_cli.core.errors import TooManyRejects, UsageError
 from lumina_cli.core.images.suffixes import LeftOut
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import dump_row, read_rows
+from lumina_cli.core.io.parallel.workers import Workers, parse_workers
 from lumina_cli.core.shards.pack import write_shards
-from lumina_cli.core.shards.reader import LEFT_OUT, TOTALS
+from lumina_cli.core.shards.reader import LEFT_OUT, TOTALS, read_totals
 from lumina_cli.core.shards.tar import RejectedImage, TarImage
 from lumina_cli.core.sources.settings import split_place
-from lumina_cli.core.sources.source import REJECTS, read_rejects, read_source
+from lumina_cli.core.sources.source import REJECTS, read_deferred, read_rejects, read_source
 
 ENDINGS = {"jpeg": "jpg", "tiff": "tif"} | {
     ending: ending for ending in ("jpg", "png", "webp", "gif", "bmp", "tif", "avif")
@@ -31,7 +31,7 @@ class PackSettings:
     per_shard: int = 1000
     max_bad_rate: float = 0.05
     force: bool = False
-    workers: int | None = None
+    workers: int | str | Workers | None = None
     check: str = "quick"
     encode: str | None = None
     tokenizer: str | None = None
@@ -55,21 +55,17 @@ def pack_source(
 
     Rows that `lumina caption` rejected in a file of rows are rejects of the shards, too. This process renders
     or fetches the rows of nano: and hf: sources, so it also writes them; for other sources, workers read,
-    check and write the files.
+    check and write the files. Ray workers render the scenes of nano: themselves.
 
     Raises:
-        UsageError: if `dest` is the folder of the source, or a setting is invalid.
+        UsageError: if `dest` is the folder of the source, a setting is invalid, or the source is not for Ray.
         LuminaError: if the source is missing or empty, or `dest` cannot be written.
         TooManyRejects: if more than `max_bad_rate` of the images are rejected.
     """
     dest = filesystem.to_text(dest)
     _check_apart(split_place(source)[0], dest)
     made_here = source.partition(":")[0] in ("nano", "hf") and not filesystem.is_url(source)
-    workers = packing.workers
-    if workers is None:
-        workers = (
-            0 if filesystem.is_process_local(dest) or filesystem.is_process_local(source) else cpu_count()
-        )
+    workers = _choose_workers(source, dest, packing.workers, made_here)
     left_out = LeftOut()
     read = {
         "lenient": True,
@@ -78,7 +74,11 @@ def pack_source(
         "left_out": left_out,
         "lines": packing.lines,
     }
-    rows = read_source(source, workers if made_here else 0, **read)
+    if made_here and workers.ray and read_totals(dest) is None:
+        rows = read_deferred(source)
+    else:  # a finished folder is compared with images that this process makes
+        rows = read_source(source, workers.processes if made_here else 0, **read)
+        workers = Workers() if made_here else workers
     rejected = [] if made_here else read_rejects(source)
     if rejected:
         notify(f"{source}{REJECTS} lists {len(rejected)} rejected rows; they are rejects of the shards, too")
@@ -89,7 +89,7 @@ def pack_source(
         packing.per_shard,
         packing.max_bad_rate,
         packing.force,
-        workers=0 if made_here else workers,
+        workers=workers,
         check=packing.check,
         encode=packing.encode,
         count=TokenCounter(packing.tokenizer) if packing.tokenizer else None,
@@ -139,6 +139,28 @@ def _write_left_out(dest: str, left_out: LeftOut) -> None:
         filesystem.write_file(filesystem.join(dest, LEFT_OUT), dump_row(dict(left_out.images)).encode())
     else:
         filesystem.remove(dest, [LEFT_OUT])
+
+
+def _choose_workers(
+    source: str, dest: str, requested: int | str | Workers | None, made_here: bool
+) -> Workers:
+    """Return the workers that were requested; by default one process per core, if processes can be used.
+
+    Raises:
+        UsageError: if Ray workers cannot read the source or write to `dest`.
+    """
+    workers = parse_workers(requested)
+    in_memory = [place for place in (dest, source) if filesystem.is_process_local(place)]
+    if requested is None and in_memory:
+        return Workers(0)
+    if workers.ray and in_memory:
+        workers.check_output(in_memory[0])
+    if workers.ray and made_here and not source.startswith("nano:"):
+        raise UsageError(
+            f"{source}: one process fetches these rows, and its images would pass through it to Ray workers; "
+            "use --workers N"
+        )
+    return workers
 
 
 def _note_formats(rows: Iterator[dict], kinds: set[str]) -> Iterator[dict]:

@@ -160,8 +160,17 @@ def open_row_image(row: dict) -> Image.Image:
     return open_image(ref.read(), ref.origin or str(row.get("key") or "image"), whole=True)
 
 
-def _nano(rest: str, source: str, workers: int) -> Iterator[dict]:
-    from lumina_cli.core.sources.nano import nano_rows
+def read_deferred(source: str) -> Iterator[dict]:
+    """Return the rows of a nano: source with images that workers render (`DeferredImage`).
+
+    Raises:
+        UsageError: if a setting of the source is unknown or invalid.
+    """
+    return _nano(source.partition(":")[2], source, 0, deferred=True)
+
+
+def _nano(rest: str, source: str, workers: int, deferred: bool = False) -> Iterator[dict]:
+    from lumina_cli.core.sources.nano import deferred_rows, nano_rows
 
     count, _, words = rest.partition("?")
     settings = parse_settings(words, NANO, source)
@@ -169,6 +178,8 @@ def _nano(rest: str, source: str, workers: int) -> Iterator[dict]:
     if number < 1:
         raise UsageError(f"{source}: the number of scenes must be at least 1")
     held_out, truth = bool(settings["held_out"]), bool(settings["truth"])
+    if deferred:
+        return deferred_rows(number, settings["seed"], settings["size"], held_out, truth)
     return nano_rows(number, settings["seed"], settings["size"], held_out, workers, truth)
 
 

@@ -137,7 +137,7 @@ def scan_images(folder: AnyPath, left_out: LeftOut | None = None) -> Iterator[tu
     Raises:
         LuminaError: if the folder does not have this layout; the message names the first wrong place.
     """
-    if not folder.is_dir():
+    if not filesystem.is_dir(str(folder)):
         raise LuminaError(f"{folder}: no such folder")
     folders = prompt_folders(folder)
     if not folders:

@@ -176,6 +176,7 @@ class _Pool:
             self.failed_starts += 1
             if self.failed_starts >= ATTEMPTS:
                 raise error_of_worker(error) from error
+            self.run.notify("a Ray worker died while it started; another one takes its place")
             return
         if problem:
             self._end(actor)

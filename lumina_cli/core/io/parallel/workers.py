@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
+from lumina_cli.core.device import cpu_count
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.io.location import Location, is_process_local
 from lumina_cli.core.io.parallel.process_pool import map_in_order
@@ -24,13 +25,18 @@ class Workers:
     count: int | None = 1
     ray: bool = False
 
+    @property
+    def processes(self) -> int:
+        """Number of processes for a step that runs on this machine in any case."""
+        return cpu_count() if self.ray or self.count is None else self.count
+
     def check_output(self, place: Location) -> None:
         """Check that these workers can write to a folder.
 
         Raises:
             UsageError: if it is in the memory of this process.
         """
-        if (self.ray or (self.count or 0) > 1) and is_process_local(place):
+        if (self.ray or self.processes > 1) and is_process_local(place):
             raise UsageError(
                 f"{place} is in the memory of this process, where workers cannot write; use --workers 1"
             )
@@ -99,12 +105,10 @@ def run_items(
 
         run = RayRun(workers.count, tuple(map(str, outputs)), tuple(map(str, inputs)), gpu, notify)
         return map_on_ray(work, items, run)
-    if workers.count is not None and workers.count < 2:
+    if workers.processes < 2:
         return map(work, items)
-    from lumina_cli.core.device import cpu_count
-
     items = iter(items)
     ahead = list(islice(items, 2))
     if len(ahead) < 2:
         return map(work, ahead)
-    return map_in_order(work, chain(ahead, items), workers.count or cpu_count())
+    return map_in_order(work, chain(ahead, items), workers.processes)
