@@ -115,12 +115,12 @@ def copy_folder(source: str, dest: str) -> None:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    """A local folder of six shards with five samples each."""
+    """A local folder of six shards with two samples each."""
     from lumina_cli.core.shards.pack import write_shards
     from lumina_cli.core.sources.source import read_source
 
     folder = tmp_path_factory.mktemp("local") / "shards"
-    list(write_shards(read_source("nano:30?size=64&seed=3"), folder, per_shard=5))
+    list(write_shards(read_source("nano:12?size=64&seed=3"), folder, per_shard=2))
     return folder
 
 
@@ -225,7 +225,7 @@ def test_scores_on_s3_are_those_of_a_local_run(cluster, bucket, shards, tmp_path
     copy_folder(shards, f"{bucket}/scored")
     run = partial(score_shards, f"{bucket}/scored", ["sharpness", "phash"], notify=notes.append)
     rows = kill_after_first(run(workers="ray:2"))
-    assert [row["measured"] for row in rows] == [5] * 6
+    assert [row["measured"] for row in rows] == [2] * 6
     assert len(notes) == 1
     assert read_folder(f"{bucket}/scored") == local
     assert len(sizes) >= 12
@@ -243,7 +243,7 @@ def test_latents_and_text_on_s3_are_those_of_a_local_run(
     copy_folder(shards, f"{bucket}/encoded")
     run = partial(encode_shards, f"{bucket}/encoded", "nano", ["latents", "text"], [64], workers="ray:2")
     rows = list(run(notify=notes.append))
-    assert [row["encoded"] for row in rows[:6]] == [5] * 6
+    assert [row["encoded"] for row in rows[:6]] == [2] * 6
     assert notes == []
     assert read_folder(f"{bucket}/encoded") == local
     assert len(sizes) >= 24
