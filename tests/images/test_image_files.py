@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
+from lumina_cli.core.images.foreign.infotext import read_infotext, write_infotext
 from lumina_cli.core.images.io import MAX_PIXELS, open_image, open_with_format, read_metadata, save_image
-from lumina_cli.core.images.metadata import read_parameters, write_parameters
 
 
 def encoded(image: Image.Image, format: str = "PNG", **settings) -> bytes:
@@ -213,9 +213,9 @@ def test_other_programs_find_their_text_in_exif(suffix, tmp_path):
 
 def test_the_text_of_parameters_comes_back():
     known = {key: ORIGIN[key] for key in ("prompt", "negative", "seed", "size", "model", "plan")}
-    found = read_parameters(write_parameters(ORIGIN))
+    found = read_infotext(write_infotext(ORIGIN))
     assert {key: found[key] for key in known} == known
-    assert write_parameters({"seed": 3}) is None
+    assert write_infotext({"seed": 3}) is None
 
 
 WEB_UI = (
@@ -247,14 +247,15 @@ def test_parameters_of_other_programs_are_mapped(order, tmp_path):
     ["", "a picture of a cup", "red, blue: two cups", "Steps: many", "Steps:, Seed:\x00", "\n\n", '"' * 99],
 )
 def test_other_texts_are_not_parameters(text):
-    assert read_parameters(text) == {}
+    assert read_infotext(text) == {}
 
 
 def test_invalid_settings_are_dropped():
-    assert read_parameters("cup\nSteps: many, Seed: 1e3, Size: large, Sampler: Lyapunov") == {
+    assert read_infotext("cup\nSteps: many, Seed: 1e3, Size: large, Sampler: Lyapunov") == {
         "prompt": "cup",
         "plan": {},
         "parameters": {"Steps": "many", "Seed": "1e3", "Size": "large", "Sampler": "Lyapunov"},
+        "unused": ["seed", "size", "steps", "solver"],
     }
 
 

@@ -4,7 +4,6 @@ Files are untrusted: only the formats of SUFFIXES are decoded, larger images tha
 every failure of a decoder becomes an InvalidImage.
 """
 
-import json
 import os
 import warnings
 from io import BytesIO
@@ -15,9 +14,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
+from lumina_cli.core.images.foreign.reader import read_settings
 from lumina_cli.core.images.icc import expected_space, to_srgb
 from lumina_cli.core.images.jpeg_check import find_fault
-from lumina_cli.core.images.metadata import metadata_settings, read_parameters, stored_texts
+from lumina_cli.core.images.metadata import metadata_settings, stored_metadata
 from lumina_cli.core.images.suffixes import START, describe_content
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import atomic_write
@@ -151,19 +151,13 @@ def too_large_error(name: str) -> InvalidImage:
 
 
 def read_metadata(source: ImageSource, name: str | None = None) -> dict:
-    """Return the metadata that `save_image` stored, or the parameters that another program stored; else {}.
+    """Return the metadata that `save_image` stored, or the settings that another program stored; else {}.
 
-    The parameters of other programs are mapped to our names as far as possible; "parameters" holds them as
-    written (see images/metadata.py).
+    The settings of other programs are mapped to our names as far as possible; "parameters" holds them as
+    written (see images/foreign/settings.py).
     """
-    text, parameters = decode_image(source, name, stored_texts)
-    try:
-        value = json.loads(text) if isinstance(text, str) and text.startswith("{") else None
-    except (ValueError, RecursionError):
-        value = None
-    if isinstance(value, dict):
-        return value
-    return read_parameters(parameters) if parameters else {}
+    ours, texts = decode_image(source, name, stored_metadata)
+    return read_settings(texts) or ours or {}
 
 
 def save_image(
