@@ -4,6 +4,7 @@
 """
 
 import re
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ ENOUGH_GIB = 15  # transformer and text encoder in bfloat16, the VAE, and the ac
 WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
 COMPONENTS = (*WEIGHT_COMPONENTS, "tokenizer")
 HUB_FILES = ["model_index.json", *(f"{component}/*" for component in (*COMPONENTS, "scheduler"))]
+_offline: ContextVar[bool] = ContextVar("offline", default=False)  # whether `download` reads the cache only
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -47,6 +49,20 @@ def choose_model(name: str | Path = "auto") -> ModelChoice:
         return ModelChoice(str(name), find_model(name))
     name, reason = _choose_automatically()
     return ModelChoice(name, find_model(name), f"model auto: {name}, because {reason}")
+
+
+def find_local(name: str | Path) -> ModelChoice:
+    """Find a model as `choose_model` does, but without a download.
+
+    Raises:
+        UsageError: as `choose_model`.
+        LuminaError: if the folder is incomplete, or the model is not in the hub's cache.
+    """
+    token = _offline.set(True)
+    try:
+        return choose_model(name)
+    finally:
+        _offline.reset(token)
 
 
 def find_model(name: str | Path) -> Path:
@@ -177,6 +193,13 @@ def download(repo: str) -> Path:
     Raises:
         LuminaError: if the hub cannot be reached, or the model is incomplete.
     """
+    if _offline.get():
+        folder = find_cached(repo)
+        if folder is None:
+            raise LuminaError(
+                f"{repo!r} is not on this machine and is downloaded only on request: add --model {repo}"
+            )
+        return folder
     from huggingface_hub import snapshot_download
 
     try:

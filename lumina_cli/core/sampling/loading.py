@@ -1,18 +1,20 @@
 """Pipelines with model options: LoRAs, quantization, memory budget, image editing, attention maps."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lumina_cli.core.device import pick_device
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.images.sizes import Size
 from lumina_cli.core.models.folder import component_errors
-from lumina_cli.core.models.locate import ModelChoice, choose_model
+from lumina_cli.core.models.locate import ModelChoice, choose_model, find_local
 from lumina_cli.core.sampling.batching import local_device
 from lumina_cli.core.sampling.model_options import ModelOptions
 from lumina_cli.core.sampling.output.metadata import Lora
 from lumina_cli.core.sampling.pipeline import Pipeline, default_dtype, load_pipeline
+from lumina_cli.core.sampling.request import check_settings
 from lumina_cli.core.sampling.runner import generate_rows
 from lumina_cli.core.weights.fingerprint import digest_adapter
 
@@ -165,10 +167,12 @@ def replay(
     changes: dict,
     format: str,
     note: Note,
+    variants: Sequence[Mapping[str, Any]] = ({},),
 ) -> Iterator[dict]:
     """Yield the rows of `replay_images`, with models opened with `options`.
 
-    LoRAs and quantization are those of `options` or, if it has none, those of each image.
+    `variants` are those of `replay_images`. LoRAs and quantization are those of `options` or, if it has none,
+    those of each image.
 
     Raises:
         UsageError: if `options` contain image editing or attention maps.
@@ -180,8 +184,10 @@ def replay(
         own = options.quantize or (
             None if options.memory else quantize
         )  # a budget cannot be combined with quantization
-        return open_pipeline(replace(options, loras=options.loras or loras, quantize=own), name, note)
+        choice = name if model is not None or name == "auto" else find_local(name)
+        return open_pipeline(replace(options, loras=options.loras or loras, quantize=own), choice, note)
 
     if options.init or options.attention:
         raise UsageError("--from regenerates an image as it was generated: omit --init and --attention")
-    yield from replay_images(paths, load, out, model, changes, format, note)
+    check_settings(changes)
+    yield from replay_images(paths, load, out, model, changes, format, variants, note)

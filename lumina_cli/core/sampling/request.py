@@ -1,8 +1,9 @@
 """Sampling requests: a job describes one image, a request the settings that all rows share."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lumina_cli.core.encoders.prompts import full_negative, full_prompt
 from lumina_cli.core.errors import LuminaError, UsageError
@@ -57,7 +58,7 @@ class SamplingRequest:
         """
         if not isinstance(self.plan, Plan):
             given = dict(self.plan or {})
-            check_at_least(1, calls=given.get("calls"))
+            check_settings(given)
             Plan.from_json({name: value for name, value in given.items() if name != "calls"})
             if self.preset is not None:
                 find_preset(self.preset).resolve(1.0, given)
@@ -121,6 +122,20 @@ def check_size(size: Size) -> None:
     """
     if size is not None and not parse_ratio(size):
         parse_size(size)
+
+
+def check_settings(given: Mapping[str, Any]) -> None:
+    """Validate settings of a plan that a plan itself cannot or does not restrict.
+
+    Images of earlier versions may have a negative guidance, which repels from the prompt.
+
+    Raises:
+        UsageError: if "calls" or "guidance" is invalid.
+    """
+    check_at_least(1, calls=given.get("calls"))
+    guidance = given.get("guidance")
+    if isinstance(guidance, int | float) and guidance < 0:
+        raise UsageError(f"guidance must be at least 0 (1 disables it), not {guidance:g}")
 
 
 def check_at_least(least: int, **numbers: int | None) -> None:

@@ -191,7 +191,10 @@ def refused(path) -> str:
 
 def test_images_without_settings_are_rejected(tmp_path):
     path = save_image(Image.new("RGB", (8, 8)), tmp_path / "x.png")
-    assert refused(path) == f"{path} does not contain generation settings: no metadata of lumina or A1111"
+    assert (
+        refused(path)
+        == f"{path} does not contain generation settings: no metadata of lumina, A1111, ComfyUI or similar"
+    )
     save_image(Image.new("RGB", (8, 8)), path, {"prompt": "a"})
     assert refused(path).startswith(
         f"{path}: the image does not contain its generation settings: its metadata lacks"

@@ -1,7 +1,6 @@
 """Replay: generate an image again from its metadata."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,101 +8,21 @@ from PIL import Image, ImageChops
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
-from lumina_cli.core.flow.presets import apply
-from lumina_cli.core.images.io import open_image, read_metadata
-from lumina_cli.core.sampling.editing.img2img import Edit, EditHook, pixel_hash, read_edit
-from lumina_cli.core.sampling.output.filenames import FileNames
-from lumina_cli.core.sampling.output.metadata import GenerationRecord, Lora, from_metadata
+from lumina_cli.core.images.io import open_image
+from lumina_cli.core.models.locate import find_local
+from lumina_cli.core.sampling.editing.img2img import EditHook, image_size
+from lumina_cli.core.sampling.editing.replay_record import (
+    ReplayRecord,
+    lora_state,
+    read_replay,
+    read_replay_edit,
+    unchanged_loras,
+)
+from lumina_cli.core.sampling.output.filenames import FileNames, slug
+from lumina_cli.core.sampling.output.metadata import GenerationRecord
 from lumina_cli.core.sampling.pipeline import Pipeline
-from lumina_cli.core.sampling.request import Job, ResolvedRequest
-from lumina_cli.core.weights.fingerprint import digest_adapter
 
 Note = Callable[[str], None]
-CHANGES = ("seed", "size", "system", "negative", "negative_system")  # in addition to settings of the plan
-KINDS = {"prompt": str, "negative": str, "system": str, "model": str, "seed": int, "number": int}
-
-
-@dataclass(frozen=True)
-class ReplayRecord:
-    """What the metadata of an image contains.
-
-    settings   of its plan: all of them, or those that another program stored
-    model      name of the model as it was requested; None for images of other programs
-    weights    see `GenerationRecord`; None if unknown
-    edit       the image that it was edited from, as `Edit.settings` describes it
-    loras      files of its LoRAs
-    quantize   kind of quantization of the weights
-    """
-
-    job: Job
-    settings: Mapping[str, Any]
-    size: tuple[int, int] | None
-    system: str = "real"
-    negative_system: bool = True
-    model: str | None = None
-    weights: str | None = None
-    edit: Mapping[str, Any] | None = None
-    loras: tuple[Lora, ...] = ()
-    quantize: str | None = None
-
-    @property
-    def ours(self) -> bool:
-        """Whether this package generated the image; only then can a replay be identical."""
-        return self.model is not None
-
-    def resolve(self, plan: Plan, changes: Mapping[str, Any]) -> ResolvedRequest:
-        """Return the settings to use: `plan`, overridden by the image's settings, then by `changes`."""
-        settings = {name: value for name, value in changes.items() if name not in CHANGES}
-        plan = apply(apply(plan, dict(self.settings)), settings)
-        with_system = changes.get("negative_system", self.negative_system)
-        return ResolvedRequest(plan, changes.get("system") or self.system, with_system)
-
-    def changed_job(self, changes: Mapping[str, Any]) -> Job:
-        """Return its job, with the "seed" and the "negative" prompt of `changes` if they are given."""
-        own = {name: changes[name] for name in ("seed", "negative") if changes.get(name) is not None}
-        return replace(self.job, **own)
-
-
-def read_replay(path: str | Path) -> ReplayRecord:
-    """Read the metadata of an image file, of this package or in A1111's "parameters" format.
-
-    Raises:
-        LuminaError: if the file cannot be read, its metadata is missing or invalid, or it is a grid's
-            sheet.
-    """
-    metadata = read_metadata(path)
-    if "grid" in metadata:
-        raise LuminaError(f"{path} is the sheet of a grid; use one of its images")
-    if "parameters" in metadata:
-        return _read_foreign(metadata)
-    if not metadata:
-        raise LuminaError(f"{path} does not contain generation settings: no metadata of lumina or A1111")
-    try:
-        record = from_metadata(metadata)
-    except LuminaError as error:
-        raise LuminaError(f"{path}: {error}") from error
-    for name, kind in KINDS.items():
-        if type(getattr(record, name)) is not kind:
-            raise LuminaError(f"{path}: invalid metadata: {name} is {getattr(record, name)!r}")
-    return ReplayRecord(
-        job=Job(record.prompt, record.seed, record.number, record.negative),
-        settings=record.plan.to_json(),
-        size=record.size,
-        system=record.system,
-        negative_system=record.negative_system,
-        model=record.model,
-        weights=record.weights,
-        edit=record.edit,
-        loras=record.loras,
-        quantize=record.quantize,
-    )
-
-
-def _read_foreign(metadata: dict) -> ReplayRecord:
-    """The record of an image of another program."""
-    size = metadata.get("size")
-    job = Job(metadata["prompt"], metadata.get("seed", 0), 0, metadata.get("negative", ""))
-    return ReplayRecord(job, metadata.get("plan", {}), tuple(size) if size else None)
 
 
 def replay_images(
@@ -113,6 +32,7 @@ def replay_images(
     model: str | None = None,
     changes: Mapping[str, Any] | None = None,
     format: str = "png",
+    variants: Sequence[Mapping[str, Any]] = ({},),
     note: Note | None = None,
 ) -> Iterator[dict]:
     """Generate images again from their metadata; yield a row with an "image" for each file.
@@ -121,7 +41,10 @@ def replay_images(
                   one of them differs from those of the previous image
         model     used for all images; None: the model that each image names
         changes   settings of the plan, and any of CHANGES, that override those of the images
+        variants  further changes; each image is generated once with each of them
         note      called with one line for each reason why an image will differ
+
+    A model that only the metadata of an image names is never downloaded.
 
     LoRAs are applied if their files still exist unchanged. Without changes, a row contains "apart", the
     largest difference between a PNG and its replay in levels of 255: 0 is identical, 1 is what the batch may
@@ -134,27 +57,64 @@ def replay_images(
     """
     note, changes = note or (lambda line: None), dict(changes or {})
     found = [(path, read_replay(path)) for path in paths]
-    edits = [_read_edit(path, replay) for path, replay in found]
+    edits = [read_replay_edit(path, replay) for path, replay in found]
+    if model is None:
+        for path, replay in found:
+            _check_model(path, replay)
     names = FileNames(out, format, 1)
     loader = _ModelLoader(load, model)
     for index, ((path, replay), edit) in enumerate(zip(found, edits, strict=True)):
         pipeline = None  # the loader may load another model: nothing may keep the previous one in memory
         pipeline = loader.pipeline_for(replay)
-        resolved, job = replay.resolve(pipeline.plan, changes), replay.changed_job(changes)
-        _report_differences(path, replay, pipeline, resolved.plan, note)
         if edit:
             pipeline = pipeline.with_hooks(EditHook(edit, note))
-        size = pipeline.size_for(changes.get("size") or replay.size)
-        record = GenerationRecord.of(pipeline, resolved, job, size)
-        target, _ = names.assign(index, {"key": f"{Path(path).stem}-again"}, record)
-        (image,) = pipeline.generate_batch([job], resolved, size)
-        target = names.save_generated(image, target, record)
-        row = {
-            "prompt": job.prompt, "from": str(path), "image": str(target), "seed": job.seed,
-            "number": job.number, "model": pipeline.name, "size": "{}x{}".format(*size),
-            "kernel": pipeline.kernel,
-        }  # fmt: skip
-        yield row | ({} if changes else difference(path, image))
+        for variant in variants:
+            own = changes | variant
+            resolved, job = replay.resolve(pipeline.plan, own), replay.changed_job(own)
+            if variant is variants[0]:
+                _report_differences(path, replay, pipeline, resolved.plan, note)
+            size = _choose_size(path, replay, own, pipeline, note)
+            record = GenerationRecord.of(pipeline, resolved, job, size)
+            target, _ = names.assign(index, {"key": _name_replay(path, own)}, record)
+            (image,) = pipeline.generate_batch([job], resolved, size)
+            target = names.save_generated(image, target, record)
+            row = {
+                "prompt": job.prompt, "from": str(path), "image": str(target), "seed": job.seed,
+                "number": job.number, "model": pipeline.name, "size": "{}x{}".format(*size),
+                "kernel": pipeline.kernel,
+            }  # fmt: skip
+            yield row | ({} if own else difference(path, image))
+
+
+def _check_model(path: str | Path, replay: ReplayRecord) -> None:
+    """Check that the model that an image names is on this machine.
+
+    Raises:
+        LuminaError: if it is not.
+    """
+    try:
+        if replay.model is not None:
+            find_local(replay.model)
+    except LuminaError as error:
+        raise LuminaError(f"{path}: its metadata names the model of another machine: {error}") from error
+
+
+def _choose_size(
+    path: str | Path, replay: ReplayRecord, changes: Mapping[str, Any], pipeline: Pipeline, note: Note
+) -> tuple[int, int]:
+    """Return the size of an image; that of another program's image becomes one that the model supports."""
+    if changes.get("size") or replay.ours or replay.size is None:
+        return pipeline.size_for(changes.get("size") or replay.size)
+    size = image_size(replay.size, pipeline.default_size, pipeline.token_side)
+    if size != replay.size:
+        note("{}: {}x{} becomes {}x{}, a size of this model".format(path, *replay.size, *size))
+    return size
+
+
+def _name_replay(path: str | Path, changes: Mapping[str, Any]) -> str:
+    """Return the start of a file name: that of the image and, if it is new, the prompt."""
+    prompt = changes.get("prompt")
+    return f"{Path(path).stem}-{slug(prompt) if prompt else 'again'}"
 
 
 class _ModelLoader:
@@ -167,7 +127,7 @@ class _ModelLoader:
 
     def pipeline_for(self, replay: ReplayRecord) -> Pipeline:
         """Return the pipeline of an image; the previous one if model, LoRAs and quantization are the same."""
-        needed = self.model or replay.model or "auto", _unchanged_loras(replay.loras), replay.quantize
+        needed = self.model or replay.model or "auto", unchanged_loras(replay.loras), replay.quantize
         if needed != self.loaded:
             self.pipeline = None
             self.pipeline, self.loaded = self.load(*needed), needed
@@ -191,11 +151,13 @@ def _report_differences(
     """Report why the image will differ, except for requested changes."""
     if not replay.ours:
         used = ", ".join(["prompt", *replay.settings])
-        note(f"{path} is from another program: its {used} are used, but its noise and model differ")
+        program = replay.program or "another program"
+        lost = f"; its {', '.join(replay.unused)} cannot be used here" if replay.unused else ""
+        note(f"{path} is from {program}: its {used} are used, but its noise and model differ{lost}")
         return
     applied = {(scale, digest) for _, scale, digest in pipeline.loras}
     lost = [
-        f"with the LoRA {lora[0]} at {lora[1]:g}, which {_state(lora)}"
+        f"with the LoRA {lora[0]} at {lora[1]:g}, which {lora_state(lora)}"
         for lora in replay.loras
         if lora[1:] not in applied
     ]
@@ -213,41 +175,3 @@ def _report_differences(
             lost.append("with another fit of its cache")
     for what in lost:
         note(f"{path} was generated {what}; the result will differ")
-
-
-def _unchanged_loras(loras: Iterable[Lora]) -> tuple[str, ...]:
-    """LoRAs whose files are unchanged, as "path:scale"; `repr` keeps every digit of a scale."""
-    return tuple(f"{lora[0]}:{lora[1]!r}" for lora in loras if not _state(lora, ""))
-
-
-def _state(lora: Lora, unchanged: str = "is not used here") -> str:
-    """What happened to the file of a LoRA; `unchanged` if nothing did."""
-    path, _, digest = lora
-    try:
-        same = Path(path).is_file() and digest_adapter(Path(path)) == digest
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    if same:
-        return unchanged
-    return "has changed since" if Path(path).is_file() else "no longer exists"
-
-
-def _read_edit(path: str | Path, replay: ReplayRecord) -> Edit | None:
-    """Return the edit that an image is the result of, if any.
-
-    Raises:
-        LuminaError: if its metadata is incomplete, or the edited image or mask has changed or is missing.
-    """
-    if replay.edit is None:
-        return None
-    try:
-        edit = read_edit(replay.edit["init"], replay.edit.get("mask"), replay.edit["strength"])
-        known = {name: replay.edit.get(name) for name in ("pixels", "mask_pixels")}
-    except (KeyError, AttributeError, TypeError) as error:
-        raise LuminaError(f"{path}: cannot replay the edit: metadata field {error} is missing") from error
-    except LuminaError as error:
-        raise LuminaError(f"{path} was edited from another image: {error}") from error
-    for name, image in (("init", edit.image), ("mask", edit.mask)):
-        if image and pixel_hash(image) != known["pixels" if name == "init" else "mask_pixels"]:
-            raise LuminaError(f"{path} was edited from {replay.edit[name]}, which has changed since")
-    return edit
