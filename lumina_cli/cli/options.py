@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -96,16 +96,27 @@ def read_rows(arguments: list[str] | None, key: str) -> Iterator[dict]:
     return _read_arguments(arguments, key)
 
 
-def count_rows(arguments: list[str] | None, key: str) -> int | None:
-    """Return the number of rows that `read_rows` will yield, with its errors; None if it reads stdin."""
-    return sum(1 for _ in _read_arguments(arguments, key)) if arguments and "-" not in arguments else None
+def count_rows(
+    arguments: list[str] | None, key: str, visit: Callable[[str, dict], None] | None = None
+) -> int | None:
+    """Return the number of rows that `read_rows` will yield, with its errors; None if it reads stdin.
+
+    visit   called with (word, row) for each of them
+    """
+    if not arguments or "-" in arguments:
+        return None
+    return sum(1 for _ in _read_arguments(arguments, key, visit))
 
 
-def _read_arguments(arguments: list[str], key: str) -> Iterator[dict]:
+def _read_arguments(
+    arguments: list[str], key: str, visit: Callable[[str, dict], None] | None = None
+) -> Iterator[dict]:
     count = 0
     for word in arguments:
         for row in _read_argument(word, key):
             count += 1
+            if visit:
+                visit(word, row)
             yield row
     if not count:
         places = ", ".join("stdin" if word == "-" else word for word in arguments)

@@ -117,5 +117,26 @@ def test_ratios_become_sizes_of_training(size, resolution, found):
     assert found in crop_sizes(ratio[2] or resolution)
 
 
+@pytest.mark.parametrize(
+    ("size", "resolution", "found"),
+    [
+        ("16:9", 128, (176, 96)), ("4:3", 128, (144, 112)), ("portrait", 128, (112, 144)),
+        ("9:16", 128, (96, 176)), ("3:2", 128, (144, 96)), ("2:1", 128, (160, 80)), ("16:9", 64, (80, 48)),
+        ("square", 128, (128, 128)), ("landscape@256", 128, (304, 224)),
+    ],
+)  # fmt: skip
+def test_small_models_have_sizes_in_steps_of_a_token(size, resolution, found):
+    assert fit_ratio(parse_ratio(size), resolution, 16) == found
+
+
+@pytest.mark.parametrize("resolution", [64, 128, 256, 512])
+def test_every_ratio_has_a_near_size(resolution):
+    for width, height in ((a, b) for a in range(1, 21) for b in range(1, 21) if 1 / 4 <= a / b <= 4):
+        found = fit_ratio((width, height, None), resolution)
+        assert 0.5 <= found[0] * found[1] / resolution**2 <= 1.07
+        off = found[0] / found[1] / (width / height)
+        assert max(off, 1 / off) <= (1.3 if resolution == 64 else 1.15)
+
+
 def test_other_sizes_are_not_ratios():
     assert [parse_ratio(size) for size in ("1024x768", "512", 512, (64, 64), None)] == [None] * 5

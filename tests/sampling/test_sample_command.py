@@ -105,8 +105,68 @@ def test_prompts_from_csv_with_sizes_seeds_and_negatives(sample, tmp_path):
 
 def test_snapped_ratio_is_reported_once(sample):
     code, rows, talk = sample("two cups", "a ball", "--size", "16:9@128")
-    assert (code, {row["size"] for row in rows}) == (0, {"192x80"})
-    assert talk == "size 16:9@128: 192x80, the nearest size of training\n"
+    assert (code, {row["size"] for row in rows}) == (0, {"176x96"})
+    assert talk == "size 16:9@128: 176x96, the nearest size of this model\n"
+
+
+def test_several_seeds_equal_single_ones(sample, tmp_path):
+    code, rows, talk = sample("two cups", "a ball", "--seed", "3,7-8", "--batch", "1")
+    assert (code, talk) == (0, "")
+    assert [(row["prompt"], row["seed"]) for row in rows[:4]] == [
+        ("two cups", 3), ("two cups", 7), ("two cups", 8), ("a ball", 3),
+    ]  # fmt: skip
+    code, again, _ = sample("two cups", "--seed", "7")
+    assert (again[0]["image"], again[0].get("resumed")) == (rows[1]["image"], True)
+    (tmp_path / "p.csv").write_text("prompt,seed\na cup,1\na car,\n")
+    code, rows, _ = sample("p.csv", "--seed", "5,6")
+    assert [(row["prompt"], row["seed"]) for row in rows] == [("a cup", 1), ("a car", 5), ("a car", 6)]
+
+
+def test_numbers_of_images_sort_and_old_names_are_found(sample, tmp_path):
+    _, few, _ = sample("a ball", "--count", "2")
+    assert [row["image"] for row in few] == ["out/00000-a-ball-s0-0.png", "out/00000-a-ball-s0-1.png"]
+    _, rows, _ = sample("a ball", "--count", "12")
+    names = [row["image"] for row in rows]
+    assert names[:3] == [*(row["image"] for row in few), "out/00000-a-ball-s0-02.png"]
+    assert names[2:] == sorted(names[2:])
+    assert len(list((tmp_path / "out").iterdir())) == 12
+    _, again, _ = sample("a ball", "--count", "3")
+    assert [row["image"] for row in again] == names[:3]
+    assert all(row["resumed"] for row in again)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "note"),
+    [
+        ("p.csv", "prompt,sede\na ball,3\n", "p.csv: not used for generation: 'sede' (did you mean 'seed'?); rows "),
+        ("p.csv", "prompt,steps,note\na ball,3,x\n", "p.csv: not used for generation: 'steps', 'note'; rows "),
+        ("p.jsonl", '{"prompt": "a ball", "negative_prompt": "x", "id": 3}\n', "'negative_prompt' (did you mean 'negative'?)"),
+        ("p.jsonl", '{"prompt": "a ball", "width": 64}\n', "p.jsonl: not used for generation: 'width'; rows "),
+        ("p.jsonl", '{"prompt": "a ball", "id": 3, "image": "x.png", "width": 64}\n', ""),
+    ],
+)  # fmt: skip
+def test_keys_that_have_no_effect_are_noted(name, text, note, sample, tmp_path):
+    (tmp_path / name).write_text(text)
+    code, _, talk = sample(name)
+    assert code == 0
+    assert note in talk
+    assert talk.count("\n") == bool(note)
+
+
+def test_captions_become_prompts_when_requested(sample, monkeypatch):
+    rows = [
+        {"key": "a1", "image": "x.png", "captions": {"en": {"short": "a ball", "detailed": "a car"}, "zh": {"tags": "球"}}},
+        {"key": "b2", "captions": {"en": {"short": "two cups"}}},
+    ]  # fmt: skip
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for which, prompts in (("short", ["a ball", "two cups"]), ("longest", ["a car", "two cups"])):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        code, found, _ = sample("-", "--captions", which)
+        assert (code, [row["prompt"] for row in found]) == (0, prompts)
+        assert found[1]["image"] == "out/b2-s0.png"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    code, _, talk = sample("-", "--captions", "zh:tags")
+    assert (code, talk) == (1, "lumina sample: row 2 has no caption zh:tags, only en:short\n")
 
 
 def test_force_generates_existing_images_again(sample):

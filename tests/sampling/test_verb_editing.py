@@ -1,6 +1,7 @@
 """`lumina sample` with replays, grids, editing, attention maps, LoRAs and quantization."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from lumina_cli.cli.app import run
+from lumina_cli.core.flow.presets import find_preset
 from lumina_cli.core.images.io import open_image, read_metadata
 
 FEW = ("--plan", "solver=euler", "--steps", "2")
@@ -109,8 +111,14 @@ def test_memory_budget_keeps_the_image(sample):
         (
             ["--from", "m.png", "--grid", "steps=1,2"],
             2,
-            "--from cannot be combined with PROMPTS, --grid or --preset",
+            "--from regenerates single images and cannot be combined with --grid",
         ),
+        (["x", "--guidance", "-3"], 2, "guidance must be at least 0 (1 disables it), not -3"),
+        (["x", "--plan", "guidance=-0.5"], 2, "guidance must be at least 0 (1 disables it), not -0.5"),
+        (["x", "--grid", "guidance=-1,2", *FEW], 2, "guidance must be at least 0 (1 disables it), not -1"),
+        (["x", "--seed", "1,b"], 2, "seed is '1,b', but must be an integer, or a list such as 1,2,7-9"),
+        (["x", "--seed", "1-1000000000000"], 2, "has more than 100000 seeds"),
+        (["x", "--captions", "shrt"], 2, "--captions is 'shrt', but must be one of detailed, medium"),
         (["--from", "m.png"], 1, "m.png"),
         (["--from", "plain.png"], 1, "does not contain generation settings"),
         (["x", "--attention", "cup", *FEW], 2, "cup"),
@@ -129,3 +137,43 @@ def test_incompatible_options_are_one_line_errors(sample, tmp_path, words, code,
     assert (done, rows) == (code, [])
     assert talk.count("\n") == 1
     assert line in talk
+
+
+def test_from_takes_new_prompts_seeds_and_a_preset(sample):
+    _, (first,), _ = sample("two cups", "--seed", "3", "--size", "64x48", *FEW)
+    code, rows, talk = sample(
+        "a ball", "a car", "--from", first["image"], "--seed", "5,7", "--preset", "fast"
+    )
+    assert (code, talk) == (0, "")
+    assert [(row["prompt"], row["seed"], row["size"]) for row in rows] == [
+        ("a ball", 5, "64x48"), ("a ball", 7, "64x48"), ("a car", 5, "64x48"), ("a car", 7, "64x48"),
+    ]  # fmt: skip
+    plan = read_metadata(rows[0]["image"])["plan"]
+    assert plan == find_preset("fast").resolve(plan["shift"], {}).to_json()
+    assert [Path(row["image"]).stem for row in rows[:2]] == [
+        "00000-two-cups-s3-a-ball-s5",
+        "00000-two-cups-s3-a-ball-s7",
+    ]
+
+
+def test_prompts_of_from_equal_prompts_with_the_same_settings(sample):
+    _, (first, other), _ = sample("two cups", "a ball", "--seed", "3", "--batch", "1", *FEW)
+    _, (row,), _ = sample("a ball", "--from", first["image"])
+    assert open_image(row["image"]).tobytes() == open_image(other["image"]).tobytes()
+
+
+def test_gallery_of_a_folder_that_exists(sample, tmp_path, monkeypatch):
+    sample("two cups", *FEW)
+    with open("/dev/null") as null:
+        monkeypatch.setattr("sys.stdin", null)
+        assert sample("--gallery") == (0, [], "gallery: pictures/gallery.html\n")
+        assert sample("--gallery", "--out", "none")[0] == 1
+
+
+def test_gallery_of_another_program_is_kept(sample, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "gallery.html").write_text("<h1>mine</h1>")
+    code, rows, talk = sample("two cups", "--gallery", *FEW)
+    assert (code, rows, len(list((tmp_path / "pictures").iterdir()))) == (1, [], 1)
+    assert "pictures/gallery.html was not written by lumina and is not replaced; move it away first" in talk
+    assert (tmp_path / "pictures" / "gallery.html").read_text() == "<h1>mine</h1>"

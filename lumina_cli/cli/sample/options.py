@@ -17,8 +17,18 @@ Prompts = Annotated[
 
 # Image
 Seed = Annotated[
-    int | None,
-    typer.Option(help="Random seed; the same seed gives the same image. [default: 0]", rich_help_panel=IMAGE),
+    str | None,
+    typer.Option(
+        help="Random seed, or several (1,2,7-9); the same seed gives the same image. [default: 0]",
+        rich_help_panel=IMAGE,
+    ),
+]
+Captions = Annotated[
+    str | None,
+    typer.Option(
+        help="Use a caption of each row as its prompt: detailed, medium, short, tags, longest, zh:short...",
+        rich_help_panel=IMAGE,
+    ),
 ]
 Count = Annotated[int, typer.Option(min=1, help="Images per prompt.", rich_help_panel=IMAGE)]
 Size = Annotated[
@@ -92,7 +102,9 @@ Lora = Annotated[
 From = Annotated[
     list[Path] | None,
     typer.Option(
-        "--from", help="Regenerate an image from its metadata. Repeatable.", rich_help_panel=EDITING
+        "--from",
+        help="Regenerate an image from its metadata, also with new PROMPTS or settings. Repeatable.",
+        rich_help_panel=EDITING,
     ),
 ]
 Init = Annotated[
@@ -161,7 +173,11 @@ Grid = Annotated[
 ]
 Gallery = Annotated[
     bool,
-    typer.Option("--gallery", help="Write an HTML gallery of the output folder.", rich_help_panel=OUTPUT),
+    typer.Option(
+        "--gallery",
+        help="Write an HTML gallery of the output folder; without prompts, of one that exists.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 SplitOption = Annotated[
     str | None,

@@ -61,7 +61,7 @@ class ModelFolder:
         return self.factor * self.config.patch_size
 
     def size_for(self, size: Size) -> tuple[int, int]:
-        """Return width and height in pixels; a ratio, or a word for one, becomes the nearest training size.
+        """Return width and height in pixels; a ratio, or a word for one, becomes the nearest size.
 
         Raises:
             UsageError: if the model does not support the size.
@@ -70,7 +70,7 @@ class ModelFolder:
             return self.default_size
         ratio, step = parse_ratio(size), self.token_side
         if ratio:
-            size = fit_ratio(ratio, self.default_size[0])
+            size = fit_ratio(ratio, self.default_size[0], step)
         return parse_size(size, step, step * self.config.axes_len[2], step * self.config.axes_len[1])
 
     def plan_for(self, plan: PlanLike, preset: str | Path | None = None) -> Plan:

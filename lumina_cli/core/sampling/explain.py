@@ -138,7 +138,9 @@ def explain_row(
     Raises:
         UsageError: if one of the attention `words` is not in the prompt, or the size is invalid.
     """
-    job = Job(row["prompt"], row.get("seed", request.seed), 0, row.get("negative", request.negative) or "")
+    job = Job(
+        row["prompt"], row.get("seed", request.seeds[0]), 0, row.get("negative", request.negative) or ""
+    )
     for word in words:
         from lumina_cli.core.sampling.editing.attention_maps import word_tokens
 

@@ -32,7 +32,8 @@ class Job:
 class SamplingRequest:
     """Settings of all rows.
 
-    seed, size, negative   for rows that have none of their own
+    seed, size, negative   for rows that have none of their own; with several seeds, each row has images of
+                           each
     count                  images per row
     plan                   a Plan, or settings that override the preset's; "calls" may be given instead of
                            "steps"
@@ -41,7 +42,7 @@ class SamplingRequest:
     negative_system        whether the negative prompt also gets the system prompt; None: as in the preset
     """
 
-    seed: int = 0
+    seed: int | tuple[int, ...] = 0
     count: int = 1
     size: Size = None
     plan: PlanLike = None
@@ -49,6 +50,11 @@ class SamplingRequest:
     system: str = "real"
     negative: str = ""
     negative_system: bool | None = None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of rows that have none of their own."""
+        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
 
     def check(self) -> None:
         """Validate what can be validated without a model.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,11 +157,12 @@ def find_tasks(
     position = 0
     for index, row in enumerate(rows, start):
         size = size_of(row, request, pipeline, sizes, note)
-        seed, negative = row.get("seed", request.seed), row.get("negative", request.negative) or ""
+        seeds = (row["seed"],) if "seed" in row else request.seeds
+        negative = row.get("negative", request.negative) or ""
         tokens = 0
         if split.has(index):
             tokens = pipeline.text.tokens.count([resolved.prompt(Job(row["prompt"]))])[0]
-        for number in range(request.count):
+        for seed, number in product(seeds, range(request.count)):
             job = Job(row["prompt"], seed, number, negative)
             record = GenerationRecord.of(pipeline, resolved, job, size, weights)
             path, exists = names.assign(index, row, record)
@@ -174,7 +175,7 @@ def find_tasks(
 def size_of(
     row: dict, request: SamplingRequest, model: ModelFolder, known: dict, note: Note
 ) -> tuple[int, int]:
-    """Return (width, height) of a row's images; a ratio becomes the nearest size of training.
+    """Return (width, height) of a row's images; a ratio becomes the nearest size.
 
     `known` caches sizes by what was requested; `note` is called once for each ratio.
     """
@@ -183,7 +184,7 @@ def size_of(
     if requested not in known:
         known[requested] = model.size_for(requested)
         if parse_ratio(requested):
-            note("size {}: {}x{}, the nearest size of training".format(requested, *known[requested]))
+            note("size {}: {}x{}, the nearest size of this model".format(requested, *known[requested]))
     return known[requested]
 
 

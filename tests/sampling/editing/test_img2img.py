@@ -235,7 +235,8 @@ def test_invalid_strength_is_rejected(strength, tmp_path):
         ((192, 96), (192, 96)),  # a multiple of the token size, slightly larger than the default
         ((129, 128), (128, 128)),
         ((640, 640), (128, 128)),
-        ((1600, 900), (192, 80)),
+        ((1600, 900), (176, 96)),
+        ((900, 1200), (112, 144)),
         ((16, 16), (128, 128)),
     ],
 )
@@ -246,9 +247,9 @@ def test_image_size_is_valid_for_the_model(own, expected):
 def test_scaling_and_cropping_are_reported_once(pipe):
     notes = []
     edit = pipe.with_hooks(EditHook(Edit(noise_picture((200, 160)), 0.3, name="p.png"), notes.append))
-    assert edit.default_size == (64, 64)
-    assert edit.generate(JOBS)[0].size == edit.generate(JOBS)[0].size == (64, 64)
-    assert notes == ["p.png: 200x160 scaled to 64x64, 16 pixels of its width cropped"]
+    assert edit.default_size == (64, 48)
+    assert edit.generate(JOBS)[0].size == edit.generate(JOBS)[0].size == (64, 48)
+    assert notes == ["p.png: 200x160 scaled to 64x48, 3 pixels of its height cropped"]
 
 
 def test_edit_settings_contain_names_and_fingerprints(tmp_path):

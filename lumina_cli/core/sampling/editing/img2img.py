@@ -21,8 +21,8 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan, interpolate
 from lumina_cli.core.flow.path import velocity as straight
 from lumina_cli.core.flow.solvers import Velocity
-from lumina_cli.core.images.buckets import best_size
 from lumina_cli.core.images.io import open_image
+from lumina_cli.core.images.sizes import fit_ratio
 from lumina_cli.core.sampling.hooks import Batch, BatchHook, Components
 
 STRENGTH = 0.6  # default without a mask; with a mask it is 1
@@ -218,11 +218,11 @@ def image_size(own: tuple[int, int], default: tuple[int, int], token_side: int) 
         token_side   width and height in pixels of an image token
 
     It is the image's own size if that is a multiple of `token_side` and not much larger than the default;
-    otherwise the training size with the nearest aspect ratio.
+    otherwise the size with the nearest aspect ratio, see `fit_ratio`.
     """
     fits = all(length % token_side == 0 for length in own)
     area = own[0] * own[1] / (default[0] * default[1])
-    return own if fits and 1 / 4 <= area <= LARGEST else best_size(*own, resolution=default[0])
+    return own if fits and 1 / 4 <= area <= LARGEST else fit_ratio((*own, None), default[0], token_side)
 
 
 def to_pixels(image: Image.Image) -> Tensor:

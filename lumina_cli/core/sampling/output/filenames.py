@@ -15,6 +15,7 @@ from lumina_cli.core.io.remote import AnyPath, to_path
 from lumina_cli.core.sampling.output.metadata import GenerationRecord, from_metadata, to_metadata
 
 MAX_SLUG = 60  # characters
+MAX_DIGITS = 5  # of the number of an image in names that are looked up
 Replaceable = Callable[[AnyPath], bool]
 
 
@@ -38,8 +39,23 @@ class FileNames:
         """
         key = slug(str(row.get("key", "")))
         stem = key or "-".join(filter(None, (f"{index:05d}", slug(record.prompt))))
-        stem = f"{stem}-s{record.seed}" + (f"-{record.number}" if self.count > 1 else "")
+        stem = f"{stem}-s{record.seed}"
+        if self.count > 1:
+            stem = self._add_number(stem, record)
         return self.next_free(stem, self.format, lambda path: record.describes(read_record(path)))
+
+    def _add_number(self, stem: str, record: GenerationRecord) -> str:
+        """Add the number of an image, with as many digits as the largest one, so that names sort.
+
+        An image of an earlier version, or of a run with another count, keeps its name.
+        """
+        width = len(str(self.count - 1))
+        for digits in (width, *(other for other in range(1, MAX_DIGITS) if other != width)):
+            name = f"{stem}-{record.number:0{digits}d}"
+            path = self.out / f"{name}.{self.format}"
+            if self.exists(path) and record.describes(read_record(path)):
+                return name
+        return f"{stem}-{record.number:0{width}d}"
 
     def next_free(self, stem: str, format: str, replaceable: Replaceable) -> tuple[AnyPath, bool]:
         """Return the first of stem, stem-2, stem-3... that is not assigned, and whether the file exists.

@@ -4,6 +4,7 @@ Prompts and file names are untrusted text: the template escapes them, and the co
 page allows only its own script.
 """
 
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -22,6 +23,12 @@ from lumina_cli.core.io.html import inline_script
 from lumina_cli.core.registry import ASSETS
 
 NAME = "gallery.html"
+MARKED = 4096  # bytes at the start of a gallery that contain one of MARKS
+# the generator, and the start of the galleries of version 0.1
+MARKS = (
+    b'<meta name="generator" content="lumina">',
+    b":root { --ground: #faf9f7; --card: #fff; --ink: #1f2328;",
+)
 ALWAYS = (
     "solver",
     "steps",
@@ -66,7 +73,8 @@ def write_gallery(folder: str | Path, title: str | None = None, note: Note | Non
         note    called with one line for each file that is not a readable image
 
     Raises:
-        LuminaError: if the folder does not exist or contains no images, or writing fails.
+        LuminaError: if the folder does not exist or contains no images, if its gallery.html is of another
+            program, or writing fails.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -80,11 +88,29 @@ def write_gallery(folder: str | Path, title: str | None = None, note: Note | Non
                 (note or (lambda line: None))(f"not in the gallery: {error}")
     if not images:
         raise LuminaError(f"{folder} contains no images for a gallery")
+    check_gallery(folder)
     images.sort(key=lambda image: not image.sheet)  # sheets first
     target = folder / NAME
     with disk_errors(target), atomic_write(target) as aside:
         aside.write_text(render(images, title or folder.resolve().name), encoding="utf-8", newline="\n")
     return target
+
+
+def check_gallery(folder: str | Path) -> None:
+    """Check that a gallery can be written to a folder.
+
+    Raises:
+        LuminaError: if the folder contains a gallery.html of another program.
+    """
+    target = Path(folder) / NAME
+    if not os.path.lexists(target):
+        return
+    try:
+        start = target.read_bytes()[:MARKED] if target.is_file() else b""
+    except OSError:
+        start = b""
+    if not any(mark in start for mark in MARKS):
+        raise LuminaError(f"{target} was not written by lumina and is not replaced; move it away first")
 
 
 def render(images: list[GalleryImage], title: str) -> str:
