@@ -13,6 +13,7 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import jsonl
 from lumina_cli.core.io.parallel.workers import Workers as WorkersSetting
 from lumina_cli.core.io.parallel.workers import parse_workers
+from lumina_cli.core.io.tables import TABLES
 
 Json = Annotated[bool, typer.Option("--json", help="Write JSON Lines to stdout, even on a terminal.")]
 Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda or cuda:N. Default: a GPU if present.")]
@@ -47,7 +48,7 @@ Allow = Annotated[
         "local files and files in the folder of their own SOURCE.",
     ),
 ]
-ROW_FILES = (".jsonl", ".ndjson", ".csv", ".txt")
+ROW_FILES = (*jsonl.JSON_FILES, *TABLES, ".txt")
 DeprecatedShard = Annotated[str | None, typer.Option("--shard", hidden=True)]
 
 
@@ -80,7 +81,7 @@ def resolve_split(split: str | None, shard: str | None) -> str | None:
 
 
 def read_rows(arguments: list[str] | None, key: str) -> Iterator[dict]:
-    """Yield rows from words, files of rows (.jsonl, .csv, .txt) or stdin ("-", or a pipe without arguments).
+    """Yield rows from words, files of rows (ROW_FILES) or stdin ("-", or a pipe without arguments).
 
     Each row has a value for `key`; a word, or a line of plain text, is that value. A word that is the path of
     a file is never that value.

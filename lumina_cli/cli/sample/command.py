@@ -163,7 +163,7 @@ def _count_images(
 ) -> int | None:
     """Return the number of images of a split, `each` for one row and seed; None if stdin contains the rows.
 
-    wanted   rows times seeds of the whole, of which some rows may have a seed of their own
+    wanted   number for all splits, where rows may have a seed of their own
     """
     if rows is None or wanted is None:
         return None

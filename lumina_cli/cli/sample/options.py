@@ -11,7 +11,8 @@ SPEED, OUTPUT = "Speed and memory", "Output"
 Prompts = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Prompts, files of prompts (.txt, .jsonl, .csv), or '-' for stdin.", show_default=False
+        help="Prompts, files of prompts (.txt, .jsonl, .json, .csv, .tsv, .parquet), or '-' for stdin.",
+        show_default=False,
     ),
 ]
 

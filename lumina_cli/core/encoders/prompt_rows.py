@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.io.jsonl import LANGUAGE, LEVELS, get_captions
+from lumina_cli.core.io.captions import LANGUAGE
+from lumina_cli.core.io.jsonl import LEVELS, get_captions
 from lumina_cli.core.registry import did_you_mean
 
 USED = ("prompt", "seed", "size", "negative", "key")
