@@ -56,6 +56,7 @@ class Captioner(Protocol):
         domain       the domain of the instructions that it was trained on; None for any
         languages    supported languages; None for any
         lanes        number of batches that it processes concurrently
+        one_by_one   whether each image is a batch of its own, whose row is written as soon as it is finished
         found        the model that it runs if none was named; None without a name
         own_check    scorer that rejects captions of unsuitable images; None if the engine supports any image
 
@@ -68,6 +69,7 @@ class Captioner(Protocol):
     domain: str | None
     languages: tuple[str, ...] | None
     lanes: int
+    one_by_one: bool
     found: str | None
     own_check: str | None
 
@@ -85,6 +87,7 @@ class Engine:
     domain: str | None = None
     languages: tuple[str, ...] | None = None
     lanes = 1
+    one_by_one = False
     found: str | None = None
     own_check: str | None = None
 

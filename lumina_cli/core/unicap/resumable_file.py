@@ -4,6 +4,7 @@
     FILE.rejects.jsonl   one line per skipped row: "row" (its number in the source), key, image, reason, and
                          optionally "code", the reason in one word
     FILE.state.json      the settings of the run
+    FILE.answers.jsonl   answers of a paid endpoint that no row contains yet, see engines/journal.py
 
 The number of lines is the progress, so no separate counter can disagree with it. A torn last line is dropped.
 A run resumes at the start of the batch that was interrupted, so the model sees the same batches as in an

@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from lumina_cli.core.errors import UsageError
+from lumina_cli.core.errors import TooManyRejects, UsageError
+from lumina_cli.core.unicap.engines.journal import ROWS, AnswerJournal
 from lumina_cli.core.unicap.items import CaptionRequest, Row
 from lumina_cli.core.unicap.resumable_file import ResumableFile
 from lumina_cli.core.unicap.reuse import EarlierCaptions, add_earlier_captions
@@ -69,11 +70,21 @@ def run_captions(
     stored |= {"reuse": str(reuse)} if reuse else {}
     with ResumableFile(out, stored, batch, request.is_fully_rejected) as file:
         observer.file = file
+        journal = AnswerJournal(out.with_name(f"{out.name}.answers.jsonl"), max(ROWS, 8 * batch))
+        options["journal"] = journal
         observer.on_resume()
-        with contextlib.closing(caption(_remaining(file, own_rows, observer), pass_bad=False)) as captioned:
-            for row in _with_messages(captioned, observer):
-                if file.write(row):
-                    yield row
+        captioned = caption(_remaining(file, own_rows, observer), pass_bad=False)
+        with contextlib.closing(journal), contextlib.closing(captioned):
+            try:
+                for row in _with_messages(captioned, observer):
+                    new = file.write(row)
+                    journal.row_written()
+                    if new:
+                        yield row
+            except TooManyRejects:  # after the last row
+                journal.delete()
+                raise
+            journal.delete()
 
 
 def _remaining(file: ResumableFile, rows: Iterable[Row], observer: CaptionObserver) -> Iterator[Row]:

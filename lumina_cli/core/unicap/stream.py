@@ -32,6 +32,7 @@ def caption_rows(
     scorer: Any = None,
     observer: CaptionObserver | None = None,
     pass_bad: bool = False,
+    journal: Any = None,
 ) -> Iterator[Row]:
     """Yield each row with the requested captions merged into `captions[language][level]`.
 
@@ -42,6 +43,7 @@ def caption_rows(
         scorer          a scorer of captions, or a function that opens one
         observer        receives progress and rejects
         pass_bad        also yield the rows that failed, with "error" and "code"
+        journal         AnswerJournal for the answers of a paid endpoint
 
     A row fails if its image cannot be opened, or if all its requested captions were rejected. Captions that
     fail their checks more than `request.retries` times are stored under `rejected_captions` with the reason.
@@ -53,7 +55,7 @@ def caption_rows(
     """
     observer = observer or CaptionObserver()
     seen = unreadable = rejected = 0
-    for items, calls in _caption_batches(rows, captioner, request, open_image, batch, scorer):
+    for items, calls in _caption_batches(rows, captioner, request, open_image, batch, scorer, journal):
         observer.on_batch(items, calls)
         for item in items:
             seen += 1
@@ -90,6 +92,7 @@ def _caption_batches(
     open_image: Callable,
     batch: int,
     scorer: Any,
+    journal: Any = None,
 ) -> Iterator[tuple[Sequence[CaptionItem], int]]:
     """Yield batches of finished items, each with the number of engine calls it took."""
     groups = chunked((CaptionItem(index, row) for index, row in enumerate(rows)), batch)
@@ -99,35 +102,41 @@ def _caption_batches(
     engine = captioner if hasattr(captioner, "answer") or hasattr(captioner, "map_rows") else captioner()
     try:
         request.check_engine(engine)
+        if hasattr(engine, "journal"):
+            engine.journal = journal
         groups = _prepend(first, groups)
         if hasattr(engine, "map_rows"):
             yield from engine.map_rows(groups, request, open_image)
         else:
             scorer = scorer() if callable(scorer) else scorer or open_own_check(engine)
-            yield from _caption_concurrently(_with_open_images(groups, open_image), engine, request, scorer)
+            lanes = getattr(engine, "lanes", 1)
+            if getattr(engine, "one_by_one", False):
+                groups, lanes = ([item] for group in groups for item in group), lanes * batch
+            opened = _with_open_images(groups, open_image)
+            yield from _caption_concurrently(opened, engine, request, scorer, lanes)
     finally:
         if hasattr(engine, "close"):
             engine.close()
 
 
 def _caption_concurrently(
-    groups: Iterator[list[CaptionItem]], engine: Captioner, request: CaptionRequest, scorer: Any
+    groups: Iterator[list[CaptionItem]], engine: Captioner, request: CaptionRequest, scorer: Any, lanes: int
 ) -> Iterator[tuple[list[CaptionItem], int]]:
-    """Caption up to `engine.lanes` batches at a time; yield them in order."""
+    """Caption up to `lanes` batches at a time; yield them in order."""
 
     def work(items: list[CaptionItem]) -> tuple[list[CaptionItem], int]:
         calls = caption_batch([item for item in items if item.error is None], engine, request, scorer)
         return items, calls
 
-    if engine.lanes < 2:
+    if lanes < 2:
         yield from map(work, groups)
         return
     waiting: deque[Future] = deque()
-    pool = ThreadPoolExecutor(engine.lanes)
+    pool = ThreadPoolExecutor(lanes)
     try:
         for items in groups:
             waiting.append(pool.submit(work, items))
-            if len(waiting) >= engine.lanes:
+            while waiting and (len(waiting) >= lanes or waiting[0].done()):
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

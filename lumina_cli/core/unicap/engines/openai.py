@@ -15,6 +15,7 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.unicap.engines.answer_text import message_text
+from lumina_cli.core.unicap.engines.journal import AnswerJournal
 from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
 TEMPERATURE, TOP_P, RETRY_TEMPERATURE = 0.2, 0.8, 0.3  # as in engines/transformers.py
@@ -42,7 +43,8 @@ class Captioner(Engine):
     """
 
     structured = "guided"
-    lanes = 2  # the next batch starts while the last answers of one are pending
+    lanes = 2  # the next images start while the last answers of others are pending
+    one_by_one = True
 
     def __init__(
         self,
@@ -60,6 +62,7 @@ class Captioner(Engine):
         if not self.url.startswith(("http://", "https://")):
             raise UsageError(f"--endpoint {self.url!r} is not a URL such as http://localhost:8000/v1")
         self.answered = False
+        self.journal: AnswerJournal | None = None  # set for a run that may be resumed
         self.rejected_settings: set[str] = set()  # settings that this endpoint rejects
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -96,7 +99,8 @@ class Captioner(Engine):
         try:
             for question in questions:
                 place = id(question.image)
-                if question.image is not None and place not in urls:
+                known = self.journal and self.journal.find(question, self.name)
+                if question.image is not None and place not in urls and not known:
                     urls[place] = await asyncio.to_thread(data_url, question.image)
                 tasks.append(asyncio.create_task(self._ask(question, urls.get(place))))
             return await asyncio.gather(*tasks)
@@ -105,6 +109,17 @@ class Captioner(Engine):
                 task.cancel()
 
     async def _ask(self, question: Question, url: str | None) -> Answer:
+        """Return the answer from the journal or the endpoint; it is on disk when this ends."""
+        if self.journal is None:
+            return await self._request_answer(question, url)
+        if known := self.journal.find(question, self.name):
+            self.answered = True
+            return known
+        answer = await self._request_answer(question, url)
+        self.journal.add(question, self.name, answer)
+        return answer
+
+    async def _request_answer(self, question: Question, url: str | None) -> Answer:
         async with self.slots:
             try:
                 while True:
