@@ -1,6 +1,7 @@
 """Selections by conditions, copies, sources and scores."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from lumina_cli.core.curation.scores import score_shards
 from lumina_cli.core.curation.select import SelectionSettings, parse_best, select_samples
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.atomic import lock_folder
 from lumina_cli.core.shards.overlays.apply import apply_rows
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.sources.source import open_row_image, read_source
@@ -298,3 +300,25 @@ def test_the_command_line_writes_a_selection(shards, tmp_path, capsys):
     assert "choose from exact, near" in capsys.readouterr().err
     assert run(["shard", "cat", str(tmp_path / "a")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == steps[-1]["left"]
+
+
+def test_two_selections_into_one_folder_at_once_are_refused(shards, tmp_path, lumina):
+    dest = tmp_path / "best"
+    select_samples(shards, str(dest), SelectionSettings(best=2))
+    before = {path.name: path.read_bytes() for path in dest.iterdir()}
+    number = lock_folder(str(dest))  # as another process holds it
+    for words in ("--best 2", "--best 1 --force", ""):
+        code, _, err = lumina(f"shard select {shards} {dest} {words}")
+        assert code == 1
+        assert f"{dest} is being written by another process; wait for it, or choose another folder" in err
+    assert {path.name: path.read_bytes() for path in dest.iterdir()} == before
+    os.close(number)
+    assert lumina(f"shard select {shards} {dest} --best 1 --force")[0] == 0
+
+
+def test_a_selection_that_fails_leaves_no_folder(shards, tmp_path):
+    with pytest.raises(LuminaError, match="remains"):
+        select_samples(shards, str(tmp_path / "none"), SelectionSettings(where=("width > 99999",)))
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(UsageError, match="holds shards"):
+        select_samples(shards, shards, SelectionSettings(best=1))

@@ -1,6 +1,7 @@
 """`lumina eval`: rows, messages and exit codes."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from PIL import Image
 
 from lumina_cli.cli import app
 from lumina_cli.core.evals.geneval.prompts import nano_prompts
+from lumina_cli.core.io.atomic import lock_folder
 from lumina_cli.core.nano.scene import KINDS, TINTS
 from lumina_cli.core.registry import JUDGES
 from lumina_cli.core.weights.fingerprint import fingerprint
@@ -310,3 +312,26 @@ def test_a_real_pipeline_generates_for_the_benchmark(monkeypatch, lumina, tiny_f
         assert (code, len(rows)) == (0, 6), err
         origin = from_metadata(read_metadata(rows[3]["filename"]))
         assert (origin.number, origin.plan.solver, origin.plan.steps) == (3000, solver, 3)
+
+
+def test_two_evaluations_into_one_folder_at_once_are_refused(tmp_path, capsys):
+    words = [
+        "eval",
+        "geneval",
+        "--ceiling",
+        "--per-task",
+        "1",
+        "--pictures",
+        "1",
+        "--out",
+        str(tmp_path / "e"),
+    ]
+    (tmp_path / "e").mkdir()
+    number = lock_folder(str(tmp_path / "e"))  # as another process holds it
+    assert app.run(words) == 1
+    err = capsys.readouterr().err
+    assert f"{tmp_path}/e is being written by another process; wait for it, or choose another folder" in err
+    assert list((tmp_path / "e").iterdir()) == []
+    os.close(number)
+    assert app.run(words) == 0
+    assert (tmp_path / "e" / "summary.json").exists()

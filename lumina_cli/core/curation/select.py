@@ -32,6 +32,8 @@ from lumina_cli.core.curation.filter_expr import Comparison, column, evaluate, i
 from lumina_cli.core.curation.sample_table import PLACE, Samples
 from lumina_cli.core.curation.scores import CAPTION, caption_score
 from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.atomic import locked_folder
 from lumina_cli.core.shards.selection import check_dest, read_samples, write_selection
 
 DUPLICATES = ("exact", "near")
@@ -83,8 +85,22 @@ def select_samples(source: str, dest: str, choice: SelectionSettings, force: boo
 
     Raises:
         UsageError: if a setting is invalid, or if `dest` contains another selection and `force` is False.
-        LuminaError: if no samples remain, or if no sample has the score to rank by.
+        LuminaError: if no samples remain, if no sample has the score to rank by, or if another process is
+            writing a selection to `dest`.
     """
+    dest = filesystem.to_text(dest)
+    known = filesystem.is_dir(dest)
+    filesystem.make_dir(dest)
+    try:
+        with locked_folder(dest):
+            return _select(source, dest, choice, force)
+    finally:
+        if not known:
+            filesystem.remove_dir(dest)  # if it is empty, because nothing was selected
+
+
+def _select(source: str, dest: str, choice: SelectionSettings, force: bool) -> dict:
+    """Write a selection to a locked folder; see `select_samples`."""
     _check_settings(choice)
     conditions = [part for text in choice.where for part in parse_where(text)]
     samples = Samples(source)

@@ -11,10 +11,18 @@ from PIL.Image import Image
 from lumina_cli.core.evals import report
 from lumina_cli.core.evals.batches import BatchItem, GeneratorOpener, evaluate_batch
 from lumina_cli.core.evals.geneval.ground_truth import ground_truth_generator
-from lumina_cli.core.evals.geneval.layout import ImageGenerator, generate_images, plan_groups, scan_images
+from lumina_cli.core.evals.geneval.layout import (
+    ImageGenerator,
+    generate_images,
+    plan_groups,
+    scan_images,
+    sweep_samples,
+)
 from lumina_cli.core.evals.geneval.rules import GenEval
 from lumina_cli.core.evals.judges import Judge
 from lumina_cli.core.images.suffixes import LeftOut
+from lumina_cli.core.io.atomic import locked_folder
+from lumina_cli.core.io.filesystem import make_dir
 from lumina_cli.core.io.location import Location, to_text
 from lumina_cli.core.io.parallel.workers import Workers, run_items
 from lumina_cli.core.io.remote import to_path
@@ -121,13 +129,26 @@ class Evaluation:
         self.total, self.images = len(found), iter(found)
 
     def __iter__(self) -> Iterator[dict]:
-        rows = []
+        """Yield a row per image, then write the files.
+
+        Raises:
+            LuminaError: if another process is writing an evaluation to `out`.
+        """
+        if self.out is None:
+            yield from self._score()
+            return
+        make_dir(str(self.out))
+        with locked_folder(str(self.out)):
+            yield from self._score()
+            report.write_scores(self.out, self.scores, self.summary)
+            sweep_samples(self.out)
+
+    def _score(self) -> Iterator[dict]:
+        self.scores = []
         for row in self.scored or self.benchmark.score(self.images, self.judge, self.batch):
-            rows.append(row)
+            self.scores.append(row)
             yield row
-        self.summary = self.benchmark.summarise(rows, self.seed) | {"settings": self.settings}
-        if self.out:
-            report.write_scores(self.out, rows, self.summary)
+        self.summary = self.benchmark.summarise(self.scores, self.seed) | {"settings": self.settings}
 
     @property
     def title(self) -> str:

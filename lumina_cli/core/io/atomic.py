@@ -1,18 +1,30 @@
-"""Atomic writes: a file or folder is written under a temporary name, then renamed; plus locks of folders."""
+"""Atomic writes: a file or folder is written under a temporary name, then renamed; plus locks of folders.
+
+A temporary name identifies the process that writes the file, so that another process can distinguish a file
+that is being written from an abandoned one: .HOST PID START RANDOM.part, each as eight hex digits.
+"""
 
 import errno
 import os
 import re
 import shutil
+import socket
 import stat
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
 from lumina_cli.core.errors import LuminaError
 
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+_NAME = re.compile(r"\.([0-9a-f]{8})([0-9a-f]{8})([0-9a-f]{8})[0-9a-f]{8}\.part(\..*)?")
+_OLD_NAME = re.compile(r"\.[0-9a-f]{12}\.part(\..*)?")  # of earlier versions: random digits
+DAY = 24 * 3600  # seconds after which a file of another machine counts as abandoned
+_swept: set[tuple[int, str]] = set()  # (process, folder)
 _TORCH_WRITER = re.compile(r"inline_container|iostream error|PytorchStreamWriter")
 
 
@@ -23,14 +35,14 @@ def atomic_write(path: str | Path, replace: bool = True, durable: bool = True) -
     The temporary name keeps the suffix, because some writers choose the format by it. Missing parent folders
     are created. Without `durable` the file survives a killed process, but possibly not a power failure.
     Without `replace` an existing file is kept; a file system without hard links may miss one created at the
-    same moment.
+    same moment. Temporary files that killed processes left in the folder are removed.
 
     Raises:
         FileExistsError: if `path` exists when the block ends, and not `replace`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.urandom(6).hex()}.part{path.suffix}")
+    aside = path.with_name(partial_name(path.suffix))
     try:
         yield aside
         apply_umask(aside)
@@ -39,11 +51,82 @@ def atomic_write(path: str | Path, replace: bool = True, durable: bool = True) -
                 os.fsync(file.fileno())  # or a power failure can leave an empty file under the final name
         if replace or not _linked(aside, path):
             aside.replace(path)
+        sweep_once(path.parent)
     except BaseException:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
         aside.unlink(missing_ok=True)
         raise
+
+
+def partial_name(suffix: str) -> str:
+    """Return a new name of a temporary file of this process."""
+    pid = os.getpid()
+    return f".{_host()}{pid:08x}{_start_of(pid) or 0:08x}{os.urandom(4).hex()}.part{suffix}"
+
+
+def sweep(folder: str | os.PathLike, exclusive: bool = False) -> None:
+    """Remove the temporary files in a local folder that no process is writing.
+
+    Files of other machines are removed after a DAY, or at once if no other machine can be writing the folder
+    (`exclusive`).
+    """
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".part") or ".part." in entry.name:
+                with suppress(OSError):
+                    if _is_abandoned(entry, exclusive):
+                        _remove(Path(entry.path))
+
+
+def sweep_once(folder: Path) -> None:
+    """Call `sweep` for the first file that this process writes to a folder."""
+    place = (os.getpid(), os.path.abspath(folder))
+    if place not in _swept:
+        _swept.add(place)
+        sweep(folder)
+
+
+def _is_abandoned(entry: os.DirEntry, exclusive: bool) -> bool:
+    found = _NAME.fullmatch(entry.name)
+    if found is None:
+        return exclusive and _OLD_NAME.fullmatch(entry.name) is not None
+    host, pid, start = found[1], int(found[2], 16), int(found[3], 16)
+    if host != _host():
+        return exclusive or time.time() - entry.stat(follow_symlinks=False).st_mtime > DAY
+    return _start_of(pid) != start
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@lru_cache
+def _host() -> str:
+    """Return eight hex digits that identify this machine since it was started."""
+    boot = ""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    return f"{zlib.crc32(f'{socket.gethostname()} {boot}'.encode()):08x}"
+
+
+def _start_of(pid: int) -> int | None:
+    """Return when a process was started, as process numbers are used again; None if it does not run.
+
+    Without /proc the time is 0.
+    """
+    try:
+        os.kill(pid, 0)
+        status = Path(f"/proc/{pid}/stat").read_bytes()
+        state, *fields = status.rpartition(b")")[2].split()
+        return None if state == b"Z" else int(fields[18]) & 0xFFFFFFFF
+    except (ProcessLookupError, OverflowError):
+        return None
+    except (OSError, ValueError, IndexError):  # a process of another user, or no /proc
+        return 0
 
 
 def apply_umask(path: Path) -> None:
@@ -120,10 +203,11 @@ def open_aside(aside: Path, path: str | Path) -> Iterator[IO[bytes]]:
             file.close()
 
 
-def lock_file(file: int | IO, place: str | Path, other: str) -> None:
+def lock_file(file: int | IO, place: str | Path, other: str, shared: bool = False) -> None:
     """Lock an open file or folder for this process until it is closed, or the process dies.
 
-    `other` is the advice in the error message. On a file system without locks this does nothing.
+    `other` is the advice in the error message. Several processes can hold a `shared` lock. On a file system
+    without locks this does nothing.
 
     Raises:
         LuminaError: if another process holds the lock.
@@ -132,7 +216,7 @@ def lock_file(file: int | IO, place: str | Path, other: str) -> None:
         import fcntl
 
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise LuminaError(f"{place} is being written by another process; {other}") from None
         except OSError:  # a network file system without locks
@@ -156,8 +240,11 @@ def locked_folder(folder: str) -> Iterator[None]:
             os.close(number)
 
 
-def lock_folder(folder: str) -> int | None:
-    """Return the descriptor of a folder that is locked until it is closed; None if it cannot be opened."""
+def lock_folder(folder: str, shared: bool = False) -> int | None:
+    """Return the descriptor of a folder that is locked until it is closed; None if it cannot be opened.
+
+    `shared` is that of `lock_file`.
+    """
     if not os.path.isdir(folder):
         return None
     try:
@@ -165,7 +252,7 @@ def lock_folder(folder: str) -> int | None:
     except OSError:  # not every system can open a folder
         return None
     try:
-        lock_file(number, folder, "wait for it, or choose another folder")
+        lock_file(number, folder, "wait for it, or choose another folder", shared)
     except LuminaError:
         os.close(number)
         raise

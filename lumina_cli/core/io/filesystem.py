@@ -4,7 +4,6 @@ Local paths are opened directly, URLs through fsspec (io/remote.py). Files are w
 """
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.io.atomic import atomic_write, disk_errors, open_aside
+from lumina_cli.core.io.atomic import atomic_write, disk_errors, open_aside, sweep
 from lumina_cli.core.io.location import (
     Location,
     basename,
@@ -66,7 +65,6 @@ __all__ = [
     "to_text",
     "write_file",
 ]
-PARTIAL = re.compile(r"\.[0-9a-f]{12}\.part(\..*)?")  # names of the temporary files of `atomic_write`
 
 
 def is_file(place: Location) -> bool:
@@ -268,17 +266,17 @@ def make_dir(folder: Location) -> None:
     """
     folder = to_text(folder)
     if os.path.exists(folder) and not os.path.isdir(folder) and not is_url(folder):
-        raise UsageError(f"{folder} is a file; shards are written to a folder")
+        raise UsageError(f"{folder} is a file, not a folder")
     if not is_url(folder):
         with disk_errors(folder):
             os.makedirs(folder, exist_ok=True)
 
 
 def remove_partial(folder: Location) -> None:
-    """Remove the temporary files that killed writers left in a local folder."""
+    """Remove the temporary files that killed writers left in a local folder that this process has locked."""
     folder = to_text(folder)
     if not is_url(folder):
-        remove(folder, [name for name in list_sizes(folder) if PARTIAL.fullmatch(name)])
+        sweep(folder, exclusive=True)
 
 
 def remove_dir(folder: Location) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.sizes import parse_ratio
+from lumina_cli.core.io.atomic import sweep
 from lumina_cli.core.io.remote import AnyPath, to_path
 from lumina_cli.core.models.folder import ModelFolder
 from lumina_cli.core.models.locate import ModelChoice, choose_model
@@ -286,3 +287,4 @@ def _make_folder(out: AnyPath) -> None:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LuminaError(f"cannot write to {out}: {error.strerror or error}") from error
+    sweep(out)  # other processes may be writing there: only what dead ones left is removed

@@ -22,6 +22,7 @@ from lumina_cli.core.io.jsonl import chunked
 from lumina_cli.core.io.parallel.workers import Workers, parse_workers, run_items
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.journal import VERSION, Journal, check_number, digest_rows, encode_images
+from lumina_cli.core.shards.overlays.lock import release_all
 from lumina_cli.core.shards.reader import SELECTED, TOTALS, dump_totals, open_shards, read_index, read_totals
 from lumina_cli.core.shards.sample import Count, ShardSettings
 from lumina_cli.core.shards.update.changes import is_changed_file
@@ -89,6 +90,7 @@ def write_shards(
         yield from _preview(rows, journal, update, notify, force)
         return
     filesystem.make_dir(dest)
+    release_all(dest)
     with locked_folder(dest):
         if force:
             Staging(dest).discard()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.io.atomic import atomic_write, disk_errors, lock_file
+from lumina_cli.core.io.atomic import atomic_write, disk_errors, lock_file, sweep
 from lumina_cli.core.io.jsonl import dump_row, get_error
 from lumina_cli.core.shards.tar import RejectedImage
 
@@ -83,6 +83,7 @@ class ResumableFile:
     def __exit__(self, *_) -> None:
         with contextlib.suppress(OSError), self._file:  # write errors were reported when they happened
             os.fsync(self._file.fileno())
+        sweep(self.path.parent)
 
     def _compare_settings(self, settings: Row) -> None:
         if self.state.is_file():

@@ -508,6 +508,27 @@ def test_two_updates_at_once_are_refused(photos, data, pack):
     assert pack()[0] == 0
 
 
+def test_shards_are_not_rewritten_while_overlays_are_written(photos, data, pack, lumina):
+    add_photo(photos, "a")
+    number = lock_folder(str(data), shared=True)  # as `shard score` in another process holds it
+    code, _, err = pack()
+    assert code == 1
+    assert f"{data} is being written by another process" in err
+    (data / "overlays" / "captions").mkdir(parents=True)
+    other = lock_folder(str(data / "overlays" / "captions"))
+    assert lumina(f"shard score {data} --scores sharpness")[0] == 0  # another overlay, at the same time
+    assert lumina(f"shard overlay {data} --remove captions@0001")[0] == 2
+    os.close(number)
+    number = lock_folder(str(data))  # as `shard pack`
+    for words in (f"score {data} --scores entropy", f"encode {data} --model nano --size 64"):
+        code, _, err = lumina(f"shard {words}")
+        assert code == 1
+        assert f"{data} is being written by another process" in err
+    os.close(number)
+    os.close(other)
+    assert pack()[0] == 0
+
+
 def test_a_dry_run_names_what_would_be_rewritten_and_writes_nothing(photos, data, pack, tmp_path):
     assert [row["action"] for row in pack("--dry-run")[1]] == ["keep"] * 3
     changed_folder(photos)

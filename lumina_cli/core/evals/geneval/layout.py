@@ -123,6 +123,13 @@ def _is_current(path: AnyPath, wanted: dict, recognize: Callable[[str], str]) ->
     return {key: found.get(key) for key in wanted} == json.loads(json.dumps(wanted))
 
 
+def sweep_samples(out: AnyPath) -> None:
+    """Remove temporary files that killed runs left in the folders of the prompts."""
+    for folder in prompt_folders(out):
+        filesystem.remove_partial(str(folder))
+        filesystem.remove_partial(str(folder / "samples"))
+
+
 def prompt_folders(folder: AnyPath) -> list[AnyPath]:
     """Return the numbered subfolders, in numerical order."""
     found = [name for name in filesystem.list_folders(str(folder)) if name.isdigit()]

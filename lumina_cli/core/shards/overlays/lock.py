@@ -11,7 +11,8 @@ from lumina_cli.core.io.atomic import lock_folder
 from lumina_cli.core.shards.overlays import reader
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # of an overlay, and of a version
-_held: dict[tuple[str, str], int] = {}  # (shards, name) -> descriptor of the locked folder of the overlay
+# (shards, name) -> descriptors of the locked folder of the overlay, and of the shards (a shared lock)
+_held: dict[tuple[str, str], list[int]] = {}
 
 
 @contextmanager
@@ -40,15 +41,30 @@ def acquire(shards: str, name: str) -> None:
         return
     refuse_links(folder + "none")
     filesystem.make_dir(folder)
-    number = lock_folder(folder.rstrip("/"))
-    if number is not None:
-        _held[shards, name] = number
+    found = lock_folder(folder.rstrip("/"))
+    numbers = [] if found is None else [found]
+    try:
+        base = lock_folder(shards, shared=True)  # no process may rewrite the shards meanwhile
+    except LuminaError:
+        close(numbers)
+        raise
+    _held[shards, name] = numbers if base is None else [*numbers, base]
 
 
 def release(shards: str, name: str) -> None:
     """Unlock the folder of an overlay."""
-    number = _held.pop((shards, name), None)
-    if number is not None:
+    close(_held.pop((shards, name), []))
+
+
+def release_all(shards: str) -> None:
+    """Unlock the overlays of shards that this process holds, such as those of an interrupted call."""
+    for held in [key for key in _held if key[0] == shards]:
+        release(*held)
+
+
+def close(numbers: list[int]) -> None:
+    """Close descriptors, which unlocks what they lock."""
+    for number in numbers:
         os.close(number)
 
 

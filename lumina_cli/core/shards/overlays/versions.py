@@ -43,6 +43,9 @@ def begin_version(shards: str, name: str, settings: dict) -> Version:
             if done is None:
                 filesystem.remove_partial(folder)
             return Version(shards, name, found[-1], settings, known.get("order", 0))
+        if not known:  # killed before it was begun
+            filesystem.remove_partial(folder)
+            filesystem.remove_dir(folder)
     number = 1 + max(_highest_number(found), _highest_removed(shards, name))
     version = Version(shards, name, f"{number:04d}", settings, _next_order(shards))
     filesystem.make_dir(version.folder)
