@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 MAX_DEPTH = 256  # levels of nested lists and objects in JSON
@@ -43,6 +44,34 @@ def parse_json(text: str | bytes) -> Any:
     if text.count("[") + text.count("{") > MAX_DEPTH or _LONG.search(text):
         check_json_value(value)
     return value
+
+
+def read_text(path: Any, most: int = MAX_SETTINGS) -> str:
+    """Return the text of a small UTF-8 file, at a path or at a RemotePath (io/remote.py).
+
+    Raises:
+        InvalidJSON: if it has more than `most` bytes.
+        UnicodeDecodeError: if it is not UTF-8.
+        OSError: if it cannot be read.
+    """
+    if isinstance(path, str | Path):
+        with open(path, "rb") as file:
+            data = file.read(most + 1)
+    else:
+        data = path.read_bytes()
+    if len(data) > most:
+        raise InvalidJSON(f"larger than {most >> 20} MiB")
+    return data.decode()
+
+
+def read_json_file(path: Any) -> Any:
+    """Return the value in a JSON file of at most MAX_SETTINGS bytes.
+
+    Raises:
+        ValueError: if it is larger, not JSON, or beyond the limits of `parse_json`.
+        OSError: if it cannot be read.
+    """
+    return parse_json(read_text(path))
 
 
 def check_json_value(value: Any) -> None:

@@ -13,11 +13,12 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 
 from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.limits import MAX_RECIPE, InvalidJSON, read_text
 from lumina_cli.core.registry import did_you_mean
 
 PACKAGE = Path(__file__).resolve().parent.parent
 COMMAND_LINE = "on the command line"
-_MAX_NODES = 10_000
+_MAX_NODES, _MAX_DEPTH = 10_000, 20
 _TAGS = tuple(
     f"tag:yaml.org,2002:{name}" for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp")
 )
@@ -74,7 +75,9 @@ def find_recipe(name: str | Path) -> Path:
 
 def _read(path: Path, places: Places) -> dict:
     try:
-        node = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.SafeLoader)
+        node = _compose(read_text(path, MAX_RECIPE).removeprefix("\ufeff"), f"{path.name} line {{}}")
+    except InvalidJSON as error:
+        raise UsageError(f"{path.name} is {error.msg}, too large for a recipe") from None
     except UnicodeDecodeError:
         raise UsageError(f"{path.name} is not UTF-8 text") from None
     except OSError as error:
@@ -89,6 +92,25 @@ def _read(path: Path, places: Places) -> dict:
             "with lines such as `name: value`"
         )
     return _Reader(f"{path.name} line {{}}", places).read_value(node, ())
+
+
+def _compose(text: str, place: str) -> yaml.Node | None:
+    """Return the node of YAML text.
+
+    The events are read first, because composing a node recurses to its depth.
+
+    Raises:
+        UsageError: if it is nested too deeply, or has too many nodes.
+        yaml.YAMLError: if it is not YAML.
+    """
+    depth = count = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        count += isinstance(event, yaml.NodeEvent)
+        if depth > _MAX_DEPTH or count > _MAX_NODES:
+            where = place.format(event.start_mark.line + 1)
+            raise UsageError(f"{where}: nested or repeated too deeply for a recipe")
+    return yaml.compose(text, Loader=yaml.SafeLoader)
 
 
 def _describe_syntax_error(error: yaml.YAMLError, name: str) -> str:
@@ -106,7 +128,7 @@ class _Reader:
     def read_value(self, node: yaml.Node, path: KeyPath) -> Any:
         where = self.place.format(node.start_mark.line + 1)
         self.count += 1
-        if self.count > _MAX_NODES or len(path) > 20:
+        if self.count > _MAX_NODES or len(path) > _MAX_DEPTH:
             raise UsageError(f"{where}: nested or repeated too deeply for a recipe")
         if node.tag not in _TAGS:
             tag = node.tag.replace("tag:yaml.org,2002:", "!!")
@@ -165,7 +187,7 @@ def _parse_value(text: str, path: KeyPath, places: Places) -> Any:
     if not text.startswith(("[", "{")):
         return convert_scalar(text, f"{COMMAND_LINE}: {join_path(path)}")
     try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        node = _compose(text, COMMAND_LINE)
     except yaml.YAMLError as error:
         raise UsageError(f"{COMMAND_LINE}: {join_path(path)}: {getattr(error, 'problem', error)}") from None
     return _Reader(COMMAND_LINE, places).read_value(node, path)

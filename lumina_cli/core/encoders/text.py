@@ -13,6 +13,7 @@ from transformers.models.gemma2.modeling_gemma2 import Gemma2Model
 from transformers.utils import logging
 
 from lumina_cli.core.encoders.tokenizer import MAX_TOKENS, PromptTokenizer
+from lumina_cli.core.weights.config_check import check_config
 from lumina_cli.core.weights.files import raise_misfit
 
 
@@ -73,6 +74,7 @@ def load_gemma(folder: Path, dtype: torch.dtype) -> Gemma2Model:
     Raises:
         LuminaError: if the weights do not fit the config.
     """
+    check_config(folder)
     with quiet_transformers():
         model, found = Gemma2Model.from_pretrained(
             folder,

@@ -12,6 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.utils import logging
 from torch import Tensor
 
+from lumina_cli.core.weights.config_check import check_config
 from lumina_cli.core.weights.files import raise_misfit
 
 
@@ -77,6 +78,7 @@ def load_autoencoder(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
     Raises:
         LuminaError: if the weights do not fit the config.
     """
+    check_config(folder)
     with quiet_diffusers():
         model, found = AutoencoderKL.from_pretrained(
             folder,

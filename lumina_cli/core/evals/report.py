@@ -15,6 +15,7 @@ from lumina_cli.core.evals.geneval.rules import by_prompt
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import dump_row, read_rows
 from lumina_cli.core.io.remote import AnyPath
+from lumina_cli.core.limits import read_json_file
 from lumina_cli.core.registry import did_you_mean
 
 OPERATORS = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -118,7 +119,7 @@ def read_scores(place: Path) -> tuple[dict, list[dict]]:
     folder = place.parent if named else place
     path = folder / "summary.json"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_json_file(path)
         rows = list(read_rows(folder / "rows.jsonl", key="correct"))
     except FileNotFoundError:
         raise LuminaError(f"{path}: missing; create it with `lumina eval geneval --out {folder}`") from None

@@ -1,10 +1,8 @@
 """The plan: every setting that decides how an image is generated from its noise and its caption."""
 
-import json
-import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +12,13 @@ from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow.cache_spec import parse_cache_spec
 from lumina_cli.core.flow.guidance import NORMS, Guidance, guide
 from lumina_cli.core.flow.solvers import Solver, Velocity
+from lumina_cli.core.limits import parse_json, read_json_file, shorten
 from lumina_cli.core.registry import GUIDANCE, SOLVERS, Registry, did_you_mean
 
 UNITS = ("time", "steps", "sigma")
+MAX_STEPS = 10_000  # of a plan: plans come from files and images of other people, too
+LARGEST = sys.float_info.max  # an integer beyond does not fit into a float
+_STEPS = f"an integer of at least 1, and at most {MAX_STEPS}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Plan:
         _check(isinstance(self.solver, str), "solver", self.solver, SOLVERS)
         SOLVERS.load(self.solver)
         whole = isinstance(self.steps, int) and not isinstance(self.steps, bool)
-        _check(whole and self.steps >= 1, "steps", self.steps, "an integer of at least 1")
+        _check(whole and 1 <= self.steps <= MAX_STEPS, "steps", self.steps, _STEPS)
         _check(_is_number(self.shift) and self.shift > 0, "shift", self.shift, "a positive number")
         fits = isinstance(self.guide, str) and self.guide in GUIDANCE
         _check(fits, "guide", self.guide, GUIDANCE)
@@ -191,9 +193,9 @@ class Plan:
         values: Any = settings
         if isinstance(settings, str):
             try:
-                values = json.loads(settings)
+                values = parse_json(settings)
             except ValueError as error:
-                raise UsageError(f"the plan {settings!r} is not JSON: {error}") from error
+                raise UsageError(f"the plan {shorten(settings, 200)!r} is not JSON: {error}") from error
         _check(isinstance(values, dict), "a plan", values, 'settings by name, such as {"steps": 17}')
         known = [field.name for field in fields(cls)]
         for name in values:
@@ -213,7 +215,7 @@ def read_settings(text: str) -> dict:
             pairs = [word.partition("=") for word in text.split(",") if word]
             settings = {name.strip(): _read_value(value.strip()) for name, _, value in pairs}
         else:
-            settings = json.loads(Path(text).read_text(encoding="utf-8"))
+            settings = read_json_file(text)
     except (OSError, ValueError) as error:
         raise UsageError(
             f"--plan {text!r}: expected settings such as steps=20,shift=3, or a JSON file ({error})"
@@ -227,17 +229,28 @@ def _read_value(text: str):
     if text == "off":
         return None
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    fits = isinstance(value, int | float) and not isinstance(value, bool)
+    return fits and abs(value) <= LARGEST
+
+
+def _show(value) -> str:
+    try:
+        return shorten(repr(value), 200)
+    except (
+        ValueError,
+        RecursionError,
+    ):  # too many digits, or nested too deeply
+        return "such a value"
 
 
 def _check(fits: bool, name: str, value, wanted: str | Registry) -> None:
     if not fits:
         if isinstance(wanted, Registry):  # only now: listing its names reads the metadata of all packages
             wanted = f"one of {', '.join(wanted.names())}"
-        raise UsageError(f"{name} must be {wanted}, not {value!r}")
+        raise UsageError(f"{name} must be {wanted}, not {_show(value)}")

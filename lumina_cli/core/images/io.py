@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.images.foreign.reader import read_settings
 from lumina_cli.core.images.icc import expected_space, to_srgb
-from lumina_cli.core.images.jpeg_check import find_fault
+from lumina_cli.core.images.jpeg_check import MAX_SCANS, find_fault, has_too_many_scans
 from lumina_cli.core.images.metadata import metadata_settings, stored_metadata
 from lumina_cli.core.images.suffixes import START, describe_content
 from lumina_cli.core.io import filesystem
@@ -211,6 +211,8 @@ def decode_image(source: ImageSource, name: str | None, use):
     file = BytesIO(source) if isinstance(source, bytes) else source
     try:
         with Image.open(file, formats=_FORMATS) as image:
+            if image.format in ("JPEG", "MPO"):
+                check_scans(source, name)
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             return use(image)
@@ -231,6 +233,17 @@ def _read_start(source: ImageSource) -> bytes:
         return source[:START]
     with open(source, "rb") as file:
         return file.read(START)
+
+
+def check_scans(source: ImageSource, name: str) -> None:
+    """Check that a JPEG does not have more than MAX_SCANS scans.
+
+    Raises:
+        InvalidImage: if it has.
+    """
+    data = source if isinstance(source, bytes) else Path(str(source)).read_bytes()
+    if has_too_many_scans(data):
+        raise InvalidImage(f"{name}: more than {MAX_SCANS} scans; decode and save it again", "too_large")
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.limits import parse_json
+from lumina_cli.core.limits import InvalidJSON, check_json_value, parse_json
 
 TABLES = (".csv", ".tsv", ".parquet", ".json")
 BATCH = 64  # rows of a Parquet file read together; they may contain images
@@ -73,8 +73,13 @@ def _delimited_rows(file: IO[bytes], place: str, tabs: bool) -> Iterator[Item]:
     try:
         reader: Any = None
         names, reader = _open_reader(text, tabs)
-        for cells in reader:
+        for cells in _read_lines(reader):
             if not cells:
+                continue
+            if isinstance(cells, csv.Error):  # of one line; the next line is read
+                kind = "TSV" if tabs else "CSV"
+                where = f"{place} line {reader.line_num}"
+                yield where, LuminaError(f"{where} is not {kind}: {cells}")
                 continue
             where = f"{place} line {reader.line_num}"
             if len(cells) != len(names):
@@ -91,6 +96,17 @@ def _delimited_rows(file: IO[bytes], place: str, tabs: bool) -> Iterator[Item]:
     finally:
         with suppress(ValueError):  # the file is closed already
             text.detach()
+
+
+def _read_lines(reader: Any) -> Iterator[list[str] | csv.Error]:
+    """Yield the cells of each line, or the error of the line."""
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield error
 
 
 def _open_reader(text: IO[str], tabs: bool) -> tuple[list[str], Any]:
@@ -156,6 +172,10 @@ def _json_rows(file: IO[bytes], place: str, key: str | None) -> Iterator[Item] |
 def _load(text: str, place: str) -> Any:
     try:
         return parse_json(text)
+    except InvalidJSON as error:  # of one item, perhaps
+        with suppress(ValueError, RecursionError):
+            return json.loads(text)
+        raise LuminaError(f"{place} is not JSON: {error.msg}") from error
     except ValueError as error:
         where = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise LuminaError(f"{place}{where} is not JSON: {getattr(error, 'msg', error)}") from error
@@ -168,7 +188,11 @@ def _items(value: Any, place: str, key: str | None) -> Iterator[Item]:
         if isinstance(row, str) and key is not None:
             row = {key: row}
         if isinstance(row, dict):
-            yield where, row
+            try:
+                check_json_value(row)
+                yield where, row
+            except InvalidJSON as error:
+                yield where, LuminaError(f"{where} is not a JSON object: {error.msg}")
         else:
             yield where, LuminaError(f"{where}: expected a JSON object, got {type(row).__name__}")
 

@@ -1,6 +1,5 @@
 """A model folder's settings, read without loading weights: shapes, default plan, default size."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,8 +11,10 @@ from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.path import shift_from_scheduler
 from lumina_cli.core.flow.presets import apply, find_preset
 from lumina_cli.core.images.sizes import Size, fit_ratio, parse_ratio, parse_size
-from lumina_cli.core.models.locate import ModelChoice, first_line
+from lumina_cli.core.limits import read_json_file
+from lumina_cli.core.models.locate import WEIGHT_COMPONENTS, ModelChoice, first_line
 from lumina_cli.core.nextdit.config import config_from_diffusers
+from lumina_cli.core.weights.config_check import check_config
 from lumina_cli.core.weights.fingerprint import identify_model
 from lumina_cli.core.weights.json_files import read_json
 
@@ -38,6 +39,9 @@ class ModelFolder:
         self.name, self.folder, self.reason = choice.name, Path(choice.folder), choice.reason
         self.identity = identify_model(self.folder)
         self.weights = self.identity.current
+        for component in WEIGHT_COMPONENTS:
+            with component_errors(self.folder / component):
+                check_config(self.folder / component)
         with component_errors(self.folder / "transformer"):
             self.config = config_from_diffusers(read_json(self.folder / "transformer" / "config.json"))
         with component_errors(self.folder / "vae"):
@@ -101,7 +105,7 @@ def default_plan(folder: Path) -> Plan:
         if not path.is_file():
             continue
         with component_errors(path):
-            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings = read_json_file(path)
             if name == "plan.json":
                 return Plan.from_json(settings)
             return replace(Plan(), shift=shift_from_scheduler(settings))

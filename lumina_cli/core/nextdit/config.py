@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.limits import shorten
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.weights.relatives import find_class
+
+# Configs are other people's files: larger numbers would take all memory before the weights are compared.
+MOST_LAYERS, MOST_WIDTH, MOST_POSITIONS = 1000, 1 << 18, 1 << 16
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,9 @@ def is_whole(value: Any, least: int = 1) -> bool:
 
 
 def is_three(value: Any) -> bool:
-    """Whether `value` is three integers of at least 1."""
-    return isinstance(value, list | tuple) and len(value) == 3 and all(map(is_whole, value))
+    """Whether `value` is three integers from 1 to MOST_POSITIONS."""
+    fits = isinstance(value, list | tuple) and len(value) == 3 and all(map(is_whole, value))
+    return fits and max(value) <= MOST_POSITIONS
 
 
 def is_positive(value: Any) -> bool:
@@ -121,7 +126,7 @@ def is_even_three(value: Any) -> bool:
 
 WANTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "axes_dim": (is_even_three, "three even integers of at least 2"),
-    "axes_len": (is_three, "three integers of at least 1"),
+    "axes_len": (is_three, f"three integers of at least 1, and at most {MOST_POSITIONS}"),
     "norm_eps": (is_positive, "a positive number"),
     "ffn_dim": (lambda value: value is None or is_whole(value), "an integer of at least 1, or None"),
     "num_refiner_layers": (lambda value: is_whole(value, 0), "an integer of at least 0"),
@@ -138,7 +143,10 @@ def check_field(field: str, name: str, value: Any) -> None:
     """
     fits, wanted = WANTED.get(field, (is_whole, "an integer of at least 1"))
     if not fits(value):
-        raise ValueError(f"{name} must be {wanted}, not {value!r}")
+        raise ValueError(f"{name} must be {wanted}, not {shorten(repr(value), 200)}")
+    most = MOST_LAYERS if field.endswith("layers") else MOST_WIDTH
+    if isinstance(value, int) and value > most:
+        raise ValueError(f"{name} must be at most {most}, not {value}")
 
 
 LARGE = {"num_kv_heads": 8, "text_dim": 2304}

@@ -30,6 +30,7 @@ from lumina_cli.core.nextdit.dialects import (
     rename,
 )
 from lumina_cli.core.nextdit.model import NextDiT
+from lumina_cli.core.weights.config_check import check_config
 from lumina_cli.core.weights.files import check_state_dict, read_weights, write_weights
 from lumina_cli.core.weights.json_files import read_json, write_json
 from lumina_cli.core.weights.relatives import find_relative
@@ -259,6 +260,7 @@ def load_transformer(
         LuminaError: if a file is missing or damaged, or if the weights do not fit the config.
     """
     folder = Path(folder)
+    check_config(folder)
     config = config_from_diffusers(read_json(folder / "config.json"))
     # q, k and v are joined to new tensors: read apart from the others, their pages can be freed
     state_dict = from_any(read_weights(folder, apart=SPLIT_WEIGHTS), source=folder)

@@ -18,6 +18,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import InvalidImage, open_image
 from lumina_cli.core.images.suffixes import LeftOut
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.tar_headers import BoundedTarInfo
 from lumina_cli.core.shards.foreign.samples import Member, group_members, split_first_dot
 
 LONGEST_KEY = 80
@@ -214,7 +215,7 @@ def _members(tar: str, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:
     whole = file.seek(0, 2)
     file.seek(0)
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=BoundedTarInfo) as archive:
             for member in archive:
                 archive.members = []  # tarfile otherwise keeps every header in memory
                 if member.size < 0 or member.offset_data + member.size > whole:

@@ -1,6 +1,6 @@
 """Nano scenes as rows, rendered in chunks by this process or by workers, always in the same order."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,9 @@ def nano_rows(
 
     "depth" and "masks" are the bytes of PNG files.
     """
-    jobs = [(seed, i, min(i + CHUNK, count), size, held_out, truth) for i in range(0, count, CHUNK)]
-    if workers > 0 and len(jobs) > 4 * workers:
+    starts = range(0, count, CHUNK)
+    jobs = ((seed, i, min(i + CHUNK, count), size, held_out, truth) for i in starts)
+    if workers > 0 and len(starts) > 4 * workers:
         yield from in_workers(jobs, workers)
     else:
         for job in jobs:
@@ -97,7 +98,7 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def in_workers(jobs: list[RenderJob], workers: int) -> Iterator[dict]:
+def in_workers(jobs: Iterable[RenderJob], workers: int) -> Iterator[dict]:
     """Yield the rows of all chunks, rendered by worker processes, in order."""
     for rows in map_in_order(_render_encoded, jobs, workers, _start_worker):
         yield from rows

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.captions import LINES
+from lumina_cli.core.limits import shorten
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.shards.overlays.reader import split_source
 
@@ -64,5 +65,5 @@ def to_whole(text: str, where: str) -> int:
     """
     try:
         return int(text)
-    except ValueError:
-        raise UsageError(f"{where}: {text!r} is not a whole number") from None
+    except ValueError:  # also raised for more than 4300 digits
+        raise UsageError(f"{where}: {shorten(text, 60)!r} is not a whole number") from None

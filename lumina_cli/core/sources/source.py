@@ -37,6 +37,8 @@ from lumina_cli.core.sources.row_files import read_row_file
 from lumina_cli.core.sources.screen import screen_rows
 from lumina_cli.core.sources.settings import HUB, NANO, parse_settings, split_place, to_whole
 
+MOST_SCENES = 10**9
+SIZES = (8, 2048)  # pixels of a scene
 REJECTS = ".rejects.jsonl"  # suffix after the name of a file of rows
 
 
@@ -177,6 +179,10 @@ def _nano(rest: str, source: str, workers: int, deferred: bool = False) -> Itera
     number = to_whole(count, f"{source}: the number of scenes")
     if number < 1:
         raise UsageError(f"{source}: the number of scenes must be at least 1")
+    if number > MOST_SCENES:
+        raise UsageError(f"{source}: the number of scenes must be at most {MOST_SCENES:,}")
+    if not SIZES[0] <= settings["size"] <= SIZES[1]:
+        raise UsageError(f"{source}: size must be from {SIZES[0]} to {SIZES[1]} pixels")
     held_out, truth = bool(settings["held_out"]), bool(settings["truth"])
     if deferred:
         return deferred_rows(number, settings["seed"], settings["size"], held_out, truth)

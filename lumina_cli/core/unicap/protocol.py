@@ -1,12 +1,13 @@
 """The interface of captioning engines: questions, answers, and the engine protocol."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
+
+from lumina_cli.core.limits import read_json_file
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Engine:
         """
         if known is None and model and (Path(model) / "config.json").is_file():
             try:
-                known = json.loads((Path(model) / "config.json").read_text(encoding="utf-8"))
+                known = read_json_file(Path(model) / "config.json")
                 known = known.get("captioning") if isinstance(known, dict) else None
             except (OSError, ValueError):
                 known = None

@@ -12,7 +12,6 @@ uninterrupted run; rows that are in the file already are not written again.
 """
 
 import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from typing import IO, Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors, lock_file, sweep
 from lumina_cli.core.io.jsonl import dump_row, get_error
+from lumina_cli.core.limits import parse_json
 from lumina_cli.core.shards.tar import RejectedImage
 
 Row = dict[str, Any]
@@ -237,7 +237,7 @@ def _count_lines(path: Path) -> int:
 
 def _parse(text: str | bytes) -> Row:
     try:
-        row = json.loads(text)
+        row = parse_json(text)
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}

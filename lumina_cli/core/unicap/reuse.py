@@ -5,7 +5,6 @@ bytes per row of the earlier file: its offset, and eight bytes of the hash of it
 """
 
 import hashlib
-import json
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.jsonl import get_captions, get_error, is_in_memory
+from lumina_cli.core.limits import parse_json
 
 Row = dict[str, Any]
 REUSED = "_taken_captions"  # temporary key of a row: {language: [level]} copied from the earlier file
@@ -111,9 +111,9 @@ def add_earlier_captions(earlier: EarlierCaptions | None, rows: Iterable[Row]) -
 
 def _parse_captioned(line: bytes) -> Row:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         return row if isinstance(row, dict) and not get_error(row) and get_captions(row) else {}
-    except (ValueError, RecursionError, LuminaError):
+    except (ValueError, LuminaError):
         return {}
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from lumina_cli.core.limits import parse_json
 from lumina_cli.core.unicap.checks.chat_tokens import strip_chat_tokens
 from lumina_cli.core.unicap.checks.languages import NAMES
 from lumina_cli.core.unicap.prompts import MAX_TOKENS, instruction
@@ -68,8 +69,8 @@ def parse_captions(text: str, pairs: Sequence[CaptionType]) -> dict[CaptionType,
     fenced = _FENCED.search(text)
     text = fenced[1] if fenced else text[text.find("{") : text.rfind("}") + 1]
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
+        found = parse_json(text)
+    except ValueError:
         return {}
     found = found if isinstance(found, dict) else {}
     captions = {}

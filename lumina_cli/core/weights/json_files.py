@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.limits import read_json_file
 from lumina_cli.core.weights.content import check_content
 
 UNSAFE = re.compile(r"(?:GLOBAL|global|[Cc]lass) ([\w.]+)")
@@ -21,7 +22,7 @@ def read_json(path: Path) -> dict:
         LuminaError: if the file is missing, not JSON, or holds anything but an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_file(path)
     except FileNotFoundError as error:
         raise LuminaError(f"{path} does not exist; the diffusers layout requires it") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.limits import parse_json
 from lumina_cli.core.weights.content import SAFETENSORS
 from lumina_cli.core.weights.files import read_weights
 from lumina_cli.core.weights.json_files import read_json, summarize_error
@@ -97,7 +98,7 @@ def write_adapter(adapter: AdapterFile) -> None:
 def _unpack(packed: str, path: Path) -> dict:
     """Return the settings of the transformer from a diffusers header, which may cover other components."""
     try:
-        words = json.loads(packed)
+        words = parse_json(packed)
     except ValueError as error:
         raise LuminaError(f"{path}: the {CONFIG} in its header is not JSON") from error
     if not isinstance(words, dict):

@@ -18,6 +18,7 @@ from lumina_cli.core.images.suffixes import LeftOut, is_image
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import disk_errors
 from lumina_cli.core.io.remote import AnyPath
+from lumina_cli.core.limits import read_json_file
 
 NOISE_STRIDE = 1000  # image k of prompt i has noise 1000 i + k: a larger count keeps the earlier images
 
@@ -171,7 +172,7 @@ def read_prompt(path: AnyPath) -> dict:
         LuminaError: if the file is missing or is not a single JSON object.
     """
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = read_json_file(path)
     except FileNotFoundError:
         raise LuminaError(
             f"{path}: missing; GenEval's layout stores the metadata of the prompt in it"

@@ -1,11 +1,11 @@
 """Reads the settings of other programs from the texts in an image, in any of their formats."""
 
-import json
 from collections.abc import Iterable
 
 from lumina_cli.core.images.foreign.comfyui import is_graph, read_graph
 from lumina_cli.core.images.foreign.infotext import read_infotext
 from lumina_cli.core.images.foreign.records import read_record
+from lumina_cli.core.limits import parse_json
 
 # text chunks of a PNG file, in lower case, in which programs store their settings
 CHUNKS = (
@@ -25,8 +25,8 @@ def read_json(text: object) -> dict | None:
     if not text.lstrip().startswith("{"):
         return None
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = parse_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 

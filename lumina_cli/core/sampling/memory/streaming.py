@@ -22,6 +22,7 @@ from lumina_cli.core.nextdit.convert import (
     to_diffusers,
 )
 from lumina_cli.core.nextdit.lora.merge import LoraStack
+from lumina_cli.core.weights.config_check import check_config
 from lumina_cli.core.weights.files import check_state_dict, raise_misfit
 from lumina_cli.core.weights.json_files import read_json
 from lumina_cli.core.weights.lazy import LazyWeights
@@ -119,6 +120,7 @@ def read_transformer(
         LuminaError: if a file is damaged or its weights do not match the config.
     """
     stored = LazyWeights(folder)
+    check_config(folder)
     model = empty_model(config_from_diffusers(read_json(folder / "config.json")))
     outlines = from_any(stored.meta_tensors())
     check_state_dict(model, outlines, str(folder))
@@ -157,6 +159,7 @@ def gemma_outline(folder: Path) -> Gemma2Model:
 
     `TextEncoder` uses the hidden states before the last layer.
     """
+    check_config(folder)
     config = Gemma2Config.from_pretrained(folder, local_files_only=True)
     config.num_hidden_layers -= 1
     config._attn_implementation = "eager"

@@ -8,6 +8,7 @@ from pathlib import Path
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.limits import read_json_file
 from lumina_cli.core.registry import SOLVERS
 from lumina_cli.core.sampling.teacache.policy import Curve
 
@@ -94,7 +95,7 @@ def read_cache_fit(folder: Path, weights: str, earlier: Collection[str] = ()) ->
     """
     path, remedy = Path(folder) / FIT_FILE, f"create one with `lumina bench teacache --model {folder}`"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json_file(path)
         curve = Curve(tuple(map(float, found["curve"]["heights"])), float(found["curve"]["until"]))
         measures = tuple(Measurement(**one) for one in found["measures"])
         fit = CacheFit(found["weights"], curve, float(found["r2"]), int(found["points"]), measures)

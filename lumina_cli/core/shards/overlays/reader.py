@@ -21,7 +21,6 @@ are applied; "SHARDS?overlay=" selects none. shards/overlays/writer.py writes ov
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,6 +28,7 @@ from dataclasses import dataclass, field
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import get_captions, parse_row
+from lumina_cli.core.limits import parse_json
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.shards.tar import read_span
 
@@ -212,7 +212,7 @@ def read_json(place: str) -> dict | None:
     if not filesystem.is_file(place):
         return None
     try:
-        found = json.loads(filesystem.read_file(place))
+        found = parse_json(filesystem.read_file(place))
     except ValueError as error:
         damaged = filesystem.parent(place) if place.endswith(".json") else place
         raise LuminaError(f"{place} is corrupt (not JSON); delete {damaged} and rerun") from error
