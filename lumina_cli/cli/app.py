@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import logging
 import os
 import re
 import signal
@@ -20,7 +21,9 @@ from lumina_cli import __version__
 from lumina_cli.cli import output
 from lumina_cli.cli.help import HelpGroup, VerbApp
 from lumina_cli.core.errors import LuminaError, UsageError
+from lumina_cli.core.limits import shorten
 from lumina_cli.core.registry import did_you_mean
+from lumina_cli.core.secrets import add_url_secrets, mask_secrets
 
 VERBS = ("caption", "shard", "train", "sample", "eval", "bench", "convert", "doctor")
 INTERRUPTED = 130
@@ -114,6 +117,8 @@ def run(args: list[str]) -> int:
     debug = "--debug" in words or bool(os.environ.get("LUMINA_DEBUG"))
     output.wide = "--wide" in words
     args = [word for word in words if word not in ("--debug", "--wide")] + args[len(words) :]
+    for word in words:
+        add_url_secrets(word)
     verb = next((f"lumina {word}" for word in args if word in VERBS), "lumina")
     try:
         with output.single_notes():
@@ -139,8 +144,8 @@ def run(args: list[str]) -> int:
             return UsageError.exit_code
         message, code = _describe_error(error)
         if debug:
-            traceback.print_exc()
-    sys.stderr.write(f"{verb}: {output.to_one_line(message)}\n")
+            sys.stderr.write(mask_secrets(traceback.format_exc()))
+    sys.stderr.write(f"{verb}: {output.to_one_line(shorten(mask_secrets(message)))}\n")
     return code
 
 
@@ -230,6 +235,23 @@ def _handle_sigint() -> None:
         signal.signal(signal.SIGINT, handle)
 
 
+def _mask_logs() -> None:
+    """Mask secrets in what any library logs: HTTP clients log the URLs of their requests."""
+    create = logging.getLogRecordFactory()
+
+    def create_masked(*args, **settings) -> logging.LogRecord:
+        record = create(*args, **settings)
+        try:
+            text = record.getMessage()
+        except Exception:  # a broken record is reported when it is written
+            return record
+        if (masked := mask_secrets(text)) != text:
+            record.msg, record.args = masked, None
+        return record
+
+    logging.setLogRecordFactory(create_masked)
+
+
 def main() -> NoReturn:
     """Run `lumina` with the arguments of this process: the entry point of the console script."""
     _handle_sigint()
@@ -238,6 +260,7 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    _mask_logs()
     code = run(sys.argv[1:])
     gc.freeze()  # the garbage collection at exit takes over a second once torch is loaded
     sys.exit(code)

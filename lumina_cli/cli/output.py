@@ -11,6 +11,8 @@ import typer
 
 from lumina_cli.cli.tables import MAX_CELL, format_row, lay_out_rows, to_one_line
 from lumina_cli.core.io import jsonl as jsonl
+from lumina_cli.core.limits import shorten
+from lumina_cli.core.secrets import mask_secrets
 
 MAX_TABLE_ROWS = 40
 WIDE = 10_000  # characters of a table with --wide
@@ -129,7 +131,7 @@ def _clear_status() -> None:
 
 def write_note(text: str) -> None:
     """Write one line to stderr, above the progress bar; in `single_notes`, only the first of equal ones."""
-    line = to_one_line(text)
+    line = to_one_line(shorten(mask_secrets(text)))
     if _notes is not None:
         _notes[line] += 1
     if _notes is None or _notes[line] == 1:

@@ -1,6 +1,7 @@
 """Run folders of `lumina train`: saved settings, the plan of a dry run, the note on a finished run."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def _check_data(source: str) -> None:
     from lumina_cli.core.sources.source import read_source
 
     rows = read_source(source)
-    if Path(split_place(source)[0]).exists():
+    if os.path.exists(split_place(source)[0]):
         next(rows, None)
 
 

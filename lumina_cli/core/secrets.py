@@ -25,6 +25,7 @@ _PLACEHOLDERS = frozenset(
 _SHORTEST = 5  # characters; a shorter secret is part of too many words
 _WORD = 11  # characters; a secret of at most this length is masked only as a whole word
 _USER = re.compile(r"(?<=://)([^\s/?#\"'@:]*):[^\s/?#\"']+@")
+_LOGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^\s/?#@:]*):([^\s/?#]+)@")
 _QUERY = re.compile(
     r"(?i)([?&](?:[\w.-]*(?:api[-_]?key|token|secret|password|signature|credential)|sig|key)=)[^&\s\"']+"
 )
@@ -43,21 +44,26 @@ def add_secret(value: str | None) -> None:
         _added.add(value)
 
 
-def add_url_secrets(url: str) -> None:
-    """Mask the password of a URL from now on, also where it occurs alone or as a Basic authorization."""
-    found = re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^\s/?#@:]*):([^\s/?#]+)@", url)
-    if found:
+def add_url_secrets(text: str) -> None:
+    """Mask the passwords of the URLs in `text` from now on, also alone and as a Basic authorization."""
+    for found in _LOGIN.finditer(text):
         add_secret(found[2])
         add_secret(base64.b64encode(f"{found[1]}:{found[2]}".encode(errors="replace")).decode())
 
 
-def mask_secrets(text: str) -> str:
-    """Return `text` with every secret replaced by ***."""
+def mask_known(text: str) -> str:
+    """Return a caption, or another text that is not a message, with the known secrets replaced by ***."""
     for value in _known_secrets():
         for form in (value, quote(value, safe="")):
             if form in text:
                 whole = re.escape(form) if len(form) > _WORD else rf"(?<![\w-]){re.escape(form)}(?![\w-])"
                 text = re.sub(whole, MASK, text)
+    return text
+
+
+def mask_secrets(text: str) -> str:
+    """Return a message with everything replaced by *** that is a secret, or has the form of one."""
+    text = mask_known(text)
     if "://" in text:
         text = _USER.sub(rf"\1:{MASK}@", text)
         text = _QUERY.sub(rf"\1{MASK}", text)

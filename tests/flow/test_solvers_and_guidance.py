@@ -369,8 +369,8 @@ def test_a_plan_round_trips_through_json():
     ("settings", "words"),
     [
         ({"solver": "eular"}, "unknown solver 'eular'; did you mean 'euler'?"),
-        ({"steps": 0}, "steps must be an integer of at least 1, not 0"),
-        ({"steps": True}, "steps must be an integer of at least 1, not True"),
+        ({"steps": 0}, "steps must be an integer of at least 1, and at most 10000, not 0"),
+        ({"steps": True}, "steps must be an integer of at least 1, and at most 10000, not True"),
         (
             {"solver": ["euler"]},
             "solver must be one of euler, midpoint, heun, rk4, dpmpp_2m, unipc, not ['euler']",

@@ -195,7 +195,7 @@ def test_shapes_that_do_not_determine_the_axes_are_refused(official):
         ({"num_kv_heads": "1"}, "num_kv_heads must be an integer of at least 1, not '1'"),
         ({"cap_feat_dim": True}, "cap_feat_dim must be an integer of at least 1, not True"),
         ({"norm_eps": "1e-5"}, "norm_eps must be a positive number, not '1e-5'"),
-        ({"axes_lens": 300}, "axes_lens must be three integers of at least 1, not 300"),
+        ({"axes_lens": 300}, "axes_lens must be three integers of at least 1, and at most 65536, not 300"),
         (
             {"axes_dim_rope": [7, 5, 4]},
             r"axes_dim_rope must be three even integers of at least 2, not \[7, 5, 4\]",

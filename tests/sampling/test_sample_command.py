@@ -234,7 +234,7 @@ def test_auto_prints_its_choice_and_the_reason(sample, monkeypatch, tiny_folder)
     ("words", "code", "message"),
     [
         (["a", "--plan", "solver=eular"], 2, "unknown solver 'eular'; did you mean 'euler'?"),
-        (["a", "--steps", "0"], 2, "steps must be an integer of at least 1, not 0"),
+        (["a", "--steps", "0"], 2, "steps must be an integer of at least 1, and at most 10000, not 0"),
         (["a", "--plan", "renorm=of"], 2, "renorm must be a positive number, row, or off, not 'of'"),
         (["a", "--calls", "0"], 2, "calls must be an integer of at least 1, not 0"),
         (["a", "--calls", "4", "--steps", "4", "--preset", "diffusers"], 2, "--steps and --calls are mutually exclusive"),

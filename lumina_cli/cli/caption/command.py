@@ -9,6 +9,7 @@ from lumina_cli.cli import options as shared
 from lumina_cli.cli import output
 from lumina_cli.cli.caption import options
 from lumina_cli.core.io.jsonl import is_in_memory, parse_split
+from lumina_cli.core.secrets import mask_url
 
 
 def caption(
@@ -88,7 +89,11 @@ def caption(
         split=own,
         out=out,
         reuse=reuse,
-        settings={"sources": source, "engine": engine.removeprefix("ray:"), "model": model},
+        settings={
+            "sources": [mask_url(each) for each in source],
+            "engine": engine.removeprefix("ray:"),
+            "model": model,
+        },
         batch=batch,
         max_bad_rate=max_bad_rate,
         scorer=partial(open_scorer, score, device, stats) if score else None,

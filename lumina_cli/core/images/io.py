@@ -212,7 +212,7 @@ def decode_image(source: ImageSource, name: str | None, use):
     try:
         with Image.open(file, formats=_FORMATS) as image:
             if image.format in ("JPEG", "MPO"):
-                check_scans(source, name)
+                check_scans(source)
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             return use(image)
@@ -235,7 +235,7 @@ def _read_start(source: ImageSource) -> bytes:
         return file.read(START)
 
 
-def check_scans(source: ImageSource, name: str) -> None:
+def check_scans(source: ImageSource, name: str = "") -> None:
     """Check that a JPEG does not have more than MAX_SCANS scans.
 
     Raises:
@@ -243,7 +243,8 @@ def check_scans(source: ImageSource, name: str) -> None:
     """
     data = source if isinstance(source, bytes) else Path(str(source)).read_bytes()
     if has_too_many_scans(data):
-        raise InvalidImage(f"{name}: more than {MAX_SCANS} scans; decode and save it again", "too_large")
+        start = f"{name}: " if name else ""
+        raise InvalidImage(f"{start}more than {MAX_SCANS} scans; decode and save it again", "too_large")
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from typing import IO, Any
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.io.location import Location, basename, get_scheme, is_url, join, parent, to_text
 
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # scheme -> extra that installs its client
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}  # scheme -> extra that installs its client
 
 
 class NotFound(LuminaError):

@@ -24,6 +24,7 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.io import png_bytes
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import is_in_memory, parse_row
+from lumina_cli.core.secrets import mask_url
 from lumina_cli.core.shards.image_ref import DeferredImage, ImageFile, image_ref
 from lumina_cli.core.shards.reader import TOTALS, index_path, is_own_file, read_totals
 
@@ -155,6 +156,8 @@ class Journal:
 
 def _difference(known: dict, settings: dict) -> str:
     """Describe how stored settings differ from those of this run: "per_shard 1000, not 500"; "" if not."""
+    if isinstance(known.get("source"), str):  # earlier versions stored the password of a URL
+        known = known | {"source": mask_url(known["source"])}
     names = [name for name in sorted(known.keys() | settings.keys()) if known.get(name) != settings.get(name)]
     return "; ".join(f"{name} {known.get(name)}, not {settings.get(name)}" for name in names)
 

@@ -1,5 +1,6 @@
 """Packing a SOURCE as shards: which rows are read, and by which processes."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from lumina_cli.core.images.suffixes import LeftOut
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import dump_row, read_rows
 from lumina_cli.core.io.parallel.workers import Workers, parse_workers
+from lumina_cli.core.secrets import mask_url
 from lumina_cli.core.shards.pack import write_shards
 from lumina_cli.core.shards.reader import LEFT_OUT, TOTALS, read_totals
 from lumina_cli.core.shards.tar import RejectedImage, TarImage
@@ -93,7 +95,7 @@ def pack_source(
         check=packing.check,
         encode=packing.encode,
         count=TokenCounter(packing.tokenizer) if packing.tokenizer else None,
-        source=None if source == "-" else source,
+        source=None if source == "-" else mask_url(source),
         upstream=rejected,
         removed=packing.removed,
         dry_run=packing.dry_run,
@@ -183,5 +185,5 @@ def _check_apart(source: str, dest: str) -> None:
     """
     place = filesystem.parent(source) if source.endswith(".tar") else filesystem.to_text(source)
     remote = filesystem.is_url(place) or filesystem.is_url(dest)
-    if place == dest if remote else Path(place).exists() and Path(place).resolve() == Path(dest).resolve():
+    if place == dest if remote else os.path.exists(place) and Path(place).resolve() == Path(dest).resolve():
         raise UsageError(f"{dest} is the folder of the source; choose another folder for the shards")

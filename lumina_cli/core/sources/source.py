@@ -15,6 +15,7 @@ thousandths of a world unit along the ray; masks is 8-bit grey, 0 for the backgr
 `decode_masks` of images/io.py read them.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def read_source(
     """
     word = str(source)
     kind, _, rest = word.partition(":")
-    if kind in ("nano", "hf") and not filesystem.is_url(word) and not Path(word).exists():
+    if kind in ("nano", "hf") and not filesystem.is_url(word) and not os.path.exists(word):
         if kind == "nano":
             return _nano(rest, word, workers)
         return screen_rows(_hub(rest, word), f"hf://datasets/{rest.partition('?')[0]}")

@@ -232,7 +232,7 @@ def test_notes_name_their_row(pipe, tmp_path):
 
 
 def test_invalid_plan_is_rejected_before_generating(pipe, tmp_path):
-    with pytest.raises(UsageError, match="steps must be an integer of at least 1, not 0"):
+    with pytest.raises(UsageError, match="steps must be an integer of at least 1, and at most 10000, not 0"):
         next(generate_grid([{"prompt": "a"}], read_grid("guidance=1,2"), pipe, tmp_path, plan={"steps": 0}))
     assert list(tmp_path.iterdir()) == []
 

@@ -14,7 +14,16 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
+from lumina_cli.core.limits import is_text
+from lumina_cli.core.secrets import mask_known, mask_secrets
 from lumina_cli.core.unicap.engines.answer_text import message_text
+from lumina_cli.core.unicap.engines.http_client import (
+    MAX_ANSWER,
+    check_key,
+    check_url,
+    open_client,
+    watch_response,
+)
 from lumina_cli.core.unicap.engines.journal import AnswerJournal
 from lumina_cli.core.unicap.protocol import Answer, Engine, Question
 
@@ -22,6 +31,7 @@ TEMPERATURE, TOP_P, RETRY_TEMPERATURE = 0.2, 0.8, 0.3  # as in engines/transform
 RETRIES = 5  # per request, by the client: after 0.5 s, then doubling up to 8 s
 TIMEOUT = 300.0  # seconds for one answer
 MAX_PIXELS = 4_000_000  # larger images are downscaled; models do so anyway
+MAX_CHARACTERS = 100_000  # of an answer
 LOSSLESS = 512 * 512  # pixels up to which an image is sent as PNG, else as JPEG of quality 95
 
 
@@ -56,11 +66,8 @@ class Captioner(Engine):
         timeout: float = TIMEOUT,
     ):
         self.openai = _library()
-        self.url = endpoint or os.environ.get("OPENAI_BASE_URL")
-        if not self.url:
-            raise UsageError("--engine openai needs --endpoint URL, such as http://localhost:8000/v1")
-        if not self.url.startswith(("http://", "https://")):
-            raise UsageError(f"--endpoint {self.url!r} is not a URL such as http://localhost:8000/v1")
+        self.url = check_url(endpoint or os.environ.get("OPENAI_BASE_URL"))
+        self.key = check_key(os.environ.get("OPENAI_API_KEY"))
         self.answered = False
         self.journal: AnswerJournal | None = None  # set for a run that may be resumed
         self.rejected_settings: set[str] = set()  # settings that this endpoint rejects
@@ -74,8 +81,7 @@ class Captioner(Engine):
         self.apply_model_settings(self.name)  # a local server may serve a folder by its path
 
     async def _connect(self, batch: int, retries: int, timeout: float) -> tuple[Any, asyncio.Semaphore]:
-        key = os.environ.get("OPENAI_API_KEY") or "none"
-        client = self.openai.AsyncOpenAI(base_url=self.url, api_key=key, max_retries=retries, timeout=timeout)
+        client = open_client(self.openai, self.url, self.key, retries, timeout)
         return client, asyncio.Semaphore(batch)
 
     def _run(self, work: Any) -> Any:
@@ -120,6 +126,7 @@ class Captioner(Engine):
         return answer
 
     async def _request_answer(self, question: Question, url: str | None) -> Answer:
+        watched = watch_response()
         async with self.slots:
             try:
                 while True:
@@ -135,9 +142,13 @@ class Captioner(Engine):
                 return Answer("", True, error=f"refused by the endpoint: {_short(_error_message(error))}")
             except self.openai.OpenAIError as error:
                 raise LuminaError(self._describe_error(error)) from error
-            except ValueError as error:  # the body is not JSON
-                return Answer("", True, error=f"unreadable answer: {_short(error)}")
-        return self._read(found)
+            except (ValueError, RecursionError) as error:  # the body is not JSON, or nested too deeply
+                reason = f"larger than {MAX_ANSWER >> 20} MiB" if watched else _short(error)
+                return Answer("", True, error=f"unreadable answer: {reason}")
+        try:
+            return self._read(found)
+        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+            return Answer("", True, error=f"unreadable answer: {_short(error)}")
 
     def _request(self, question: Question, url: str | None) -> dict[str, Any]:
         content: list[dict] = [{"type": "text", "text": question.text}]
@@ -178,10 +189,15 @@ class Captioner(Engine):
         if text is None:
             return Answer("", True, error="no text in the endpoint's answer")
         self.answered = True
+        if len(text) > MAX_CHARACTERS:
+            return Answer("", True, error=f"unreadable answer: more than {MAX_CHARACTERS:,} characters")
+        if not is_text(text):
+            return Answer("", True, error="unreadable answer: not valid UTF-8 text")
+        text = mask_known(text)
         finish_reason = choices[0].finish_reason
         if finish_reason == "content_filter":
             return Answer(text, True, error="refused by the endpoint: content filter")
-        tokens = getattr(getattr(found, "usage", None), "completion_tokens", 0) or 0
+        tokens = _count(getattr(getattr(found, "usage", None), "completion_tokens", 0))
         return Answer(text.strip(), finish_reason != "length", tokens)
 
     async def _find_model(self, model: str | None) -> str:
@@ -189,17 +205,17 @@ class Captioner(Engine):
         names = []
         try:
             async for one in self.client.with_options(max_retries=1).models.list():
-                names.append(one.id)
+                names.append(str(one.id))
         except self.openai.APIStatusError as error:
             if model is None or error.status_code in (401, 403):
                 raise LuminaError(self._describe_error(error)) from error
         except self.openai.OpenAIError as error:
             raise LuminaError(self._describe_error(error)) from error
-        except (ValueError, AttributeError, TypeError):  # not every endpoint lists its models
+        except (ValueError, AttributeError, TypeError, RecursionError):  # not every endpoint lists its models
             names = []
         if model or len(names) == 1:
             return model or names[0]
-        offered = f"it offers {', '.join(names[:8])}" if names else "it lists none"
+        offered = f"it offers {_short(', '.join(names[:8]))}" if names else "it lists none"
         raise UsageError(f"--model must select a model of {self.url}; {offered}")
 
     def _describe_error(self, error: Any) -> str:
@@ -264,8 +280,14 @@ def _error_message(error: Any) -> str:
 
 
 def _short(text: Any) -> str:
-    text = " ".join(str(text).split())
+    text = mask_secrets(" ".join(str(text)[:10_000].split()))
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def _count(value: Any) -> int:
+    """Return a number of tokens; 0 for anything else that an endpoint sends."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return value if whole and 0 <= value < MAX_ANSWER else 0
 
 
 @cache

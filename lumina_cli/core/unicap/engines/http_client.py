@@ -1,0 +1,100 @@
+"""The HTTP client of an endpoint: checks of its URL and key, and a limit on the size of its answers."""
+
+from collections.abc import AsyncIterator
+from contextvars import ContextVar
+from importlib import import_module
+from typing import Any
+from urllib.parse import urlsplit
+
+from lumina_cli.core.errors import UsageError
+from lumina_cli.core.secrets import add_secret, add_url_secrets
+
+MAX_ANSWER = 8 << 20  # bytes of a response; the rest is not received
+MAX_COMPRESSED = MAX_ANSWER // 64  # bytes of a compressed one
+EXAMPLE = "such as http://localhost:8000/v1"
+
+# what a request learns about its response; set by `watch_response` in the task of the request
+_watched: ContextVar[dict[str, bool] | None] = ContextVar("watched", default=None)
+
+
+def check_url(url: str | None) -> str:
+    """Return the URL of an endpoint.
+
+    Raises:
+        UsageError: if it is missing or invalid.
+    """
+    if not url:
+        raise UsageError(f"--engine openai needs --endpoint URL, {EXAMPLE}")
+    add_url_secrets(url)
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--endpoint {url!r} is not a URL {EXAMPLE}")
+    try:
+        parts = urlsplit(url)
+        valid = bool(parts.hostname) and parts.port != 0 and url.isprintable() and " " not in url
+    except ValueError:  # a port above 65535, brackets that do not match
+        valid = False
+    if not valid:
+        raise UsageError(f"--endpoint {url!r} has an invalid host or port; give a URL {EXAMPLE}")
+    return url
+
+
+def check_key(key: str | None) -> str:
+    """Return the key for an endpoint, "none" without one.
+
+    Raises:
+        UsageError: if an HTTP header cannot contain it.
+    """
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UsageError("OPENAI_API_KEY has characters that a key cannot contain, such as a line break")
+    add_secret(key)
+    return key or "none"
+
+
+def open_client(openai: Any, url: str, key: str, retries: int, timeout: float) -> Any:
+    """Return the asynchronous client of an endpoint, whose responses are cut off after MAX_ANSWER bytes."""
+    base = openai.DefaultAsyncHttpxClient.__mro__[1]
+    http = import_module(base.__module__.partition(".")[0])  # httpx, or its successor in newer versions
+
+    class BoundedStream(http.AsyncByteStream):  # type: ignore[name-defined]
+        """The body of a response, up to `most` bytes."""
+
+        def __init__(self, stream: Any, most: int):
+            self.stream, self.most = stream, most
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            size = 0
+            async for chunk in self.stream:
+                size += len(chunk)
+                if size > self.most:
+                    if (watched := _watched.get()) is not None:
+                        watched["too_large"] = True
+                    return
+                yield chunk
+
+        async def aclose(self) -> None:
+            await self.stream.aclose()
+
+    async def bound(response: Any) -> None:
+        compressed = response.headers.get("content-encoding", "identity") != "identity"
+        response.stream = BoundedStream(response.stream, MAX_COMPRESSED if compressed else MAX_ANSWER)
+
+    client = openai.DefaultAsyncHttpxClient(event_hooks={"response": [bound]})
+    try:
+        return openai.AsyncOpenAI(
+            base_url=url,
+            api_key=key,
+            max_retries=retries,
+            timeout=timeout,
+            http_client=client,
+            default_headers={"Accept-Encoding": "identity"},
+        )
+    except http.InvalidURL as error:
+        raise UsageError(f"--endpoint {url!r} is not a valid URL ({error}); give a URL {EXAMPLE}") from error
+
+
+def watch_response() -> dict[str, bool]:
+    """Return a dict that gets "too_large" if the response to a request of this task is cut off."""
+    watched: dict[str, bool] = {}
+    _watched.set(watched)
+    return watched
