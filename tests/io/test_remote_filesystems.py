@@ -141,7 +141,7 @@ def test_s3_by_the_command_line(bucket, capsys):
 
 def test_a_client_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
-    with pytest.raises(MissingDependency, match=r"gs://bucket/x .*: `pip install 'lumina-cli\[gs\]'`"):
+    with pytest.raises(MissingDependency, match=r"gs://bucket/x .*: `pip install 'lumina-cli\[gcs\]'`"):
         read_source("gs://bucket/x")
 
 

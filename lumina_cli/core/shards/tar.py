@@ -18,8 +18,8 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import InvalidImage, open_image
 from lumina_cli.core.images.suffixes import LeftOut
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.tar_headers import BoundedTarInfo
 from lumina_cli.core.shards.foreign.samples import Member, group_members, split_first_dot
+from lumina_cli.core.shards.foreign.tar_headers import BoundedTarInfo
 
 LONGEST_KEY = 80
 TRUTH = (

@@ -1,6 +1,6 @@
 """Headers of other people's tars: bounded before they are read.
 
-Python's tarfile reads the long name or the pax records of a member as a whole, whatever size its header
+Python's tarfile reads the long name or the pax records of a member as a whole, at any size that its header
 states, and recurses once per header of a chain.
 """
 

@@ -1,4 +1,4 @@
-"""Headers of tars that lie about their size, or form chains, end in one line at once."""
+"""Headers of tars with impossible sizes, or in chains, are refused in one line at once."""
 
 import io
 import tarfile
