@@ -96,7 +96,7 @@ def score_shards(
     files = [model.partition("#")[0] for name in names if (model := models.get(name))]
     files = [file for file in files if os.path.exists(file)]
     seen = UnreadableImages(max_bad_rate, notify)
-    places = {"outputs": [version.folder], "inputs": [*tars[:1], *files]}
+    places = {"outputs": [folder], "inputs": [*tars[:1], *files]}
     gpu = bool(GPU_SCORES & set(names))
     for row, bad in run_items(_score_shard, jobs, workers, **places, gpu=gpu, notify=notify):
         seen.add(row["shard"], bad, row["measured"] + row["reused"] + row["unreadable"])

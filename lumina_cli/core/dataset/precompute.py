@@ -162,7 +162,7 @@ def _encode(
         for tar, keys in zip(tars, wanted, strict=True)
     ]
     inputs = [*tars[:1], *(encoder.model for _, encoder in begun[:1] if Path(encoder.model).is_dir())]
-    outputs = [version.folder for version, _ in begun]
+    outputs = [version.shards for version, _ in begun[:1]]
     records = run_items(encode_shard, jobs, workers, outputs=outputs, inputs=inputs, gpu=True, notify=notify)
     for version, _ in begun:
         for row, bad, number in islice(records, len(tars)):

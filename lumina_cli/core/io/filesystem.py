@@ -22,6 +22,7 @@ from lumina_cli.core.io.location import (
     parent,
     to_text,
 )
+from lumina_cli.core.io.parallel.process_pool import map_in_threads
 from lumina_cli.core.io.remote import (
     NotFound,
     Unreachable,
@@ -235,13 +236,14 @@ def remove(folder: Location, names: list[str]) -> None:
         for name in names:
             Path(folder, name).unlink(missing_ok=True)
         return
-    system, _ = open_filesystem(folder)
-    for name in names:
-        with remote_errors(join(folder, name), "removed"):
-            try:
-                system.rm_file(open_filesystem(join(folder, name))[1])
-            except FileNotFoundError:
-                continue
+    for _ in map_in_threads(_remove_remote, [join(folder, name) for name in names]):
+        pass
+
+
+def _remove_remote(place: str) -> None:
+    system, path = open_filesystem(place)
+    with remote_errors(place, "removed"), suppress(FileNotFoundError):
+        system.rm_file(path)
 
 
 def move(source: Location, target: Location) -> None:

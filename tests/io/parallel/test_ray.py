@@ -281,3 +281,15 @@ def test_scores_of_images_on_s3_are_those_of_a_local_run(cluster, bucket, tmp_pa
     assert found == local | {"/rows.jsonl": rows}
     assert len([name for name in found if name.endswith(".png")]) == 12
     assert max(sizes) < 8192
+
+
+def test_a_killed_worker_leaves_no_partial_file_in_a_local_folder(cluster, shards, tmp_path, monkeypatch):
+    from lumina_cli.core.curation.scores import score_shards
+
+    copy_folder(shards, tmp_path)
+    rows = score_shards(str(tmp_path), ["entropy"], workers="ray:2")
+    first = next(rows)
+    (tmp_path / "overlays/scores/0001/.0123456789ab.part").touch()  # as a killed worker leaves it
+    worker_processes()[0].kill()
+    assert len([first, *rows]) == 6
+    assert not [path for path in read_folder(tmp_path) if ".part" in path]

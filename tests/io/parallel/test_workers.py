@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from lumina_cli.core.errors import MissingDependency, UsageError
+from lumina_cli.core.io.parallel.process_pool import map_in_threads
 from lumina_cli.core.io.parallel.ray_pool import _probes
 from lumina_cli.core.io.parallel.ray_workers import MAX_RECORD, Surroundings, Worker
 from lumina_cli.core.io.parallel.workers import Workers, parse_workers, run_items
@@ -120,3 +121,14 @@ def test_a_large_record_or_item_is_refused(tmp_path):
         worker.run(ray_pool._pack(ray, blow_up, MAX_RECORD))
     with pytest.raises(LuminaError, match="an item of 16 MiB is too large to send to a Ray worker"):
         ray_pool._pack(ray, blow_up, bytes(ray_pool.MAX_ITEM))
+
+
+def test_threads_keep_the_order_and_read_few_items_ahead():
+    taken = []
+    items = (taken.append(number) or number for number in range(100))
+    found = map_in_threads(lambda number: 2 * number, items, threads=3)
+    assert [next(found) for _ in range(2)] == [0, 2]
+    assert len(taken) <= 8
+    assert list(found) == [2 * number for number in range(2, 100)]
+    with pytest.raises(ZeroDivisionError):
+        list(map_in_threads(lambda number: 1 // number, range(3)))

@@ -1,12 +1,13 @@
-"""Worker processes: results in the order of the jobs, a bounded number of jobs ahead, no orphans."""
+"""Worker processes and threads: results in the order of the jobs, a bounded number ahead, no orphans."""
 
 import os
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import wait
 from typing import Any
@@ -40,6 +41,23 @@ def map_in_order(
         raise LuminaError("a worker process died, probably out of memory; try --workers 1") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def map_in_threads(work: Callable[[Any], Any], items: Iterable, threads: int = 32) -> Iterator:
+    """Yield work(item) for each item, in order, computed by threads: for requests, which mostly wait.
+
+    At most two items per thread are read ahead.
+    """
+    items = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(work, item) for item in islice(items, 2 * threads))
+        try:
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(work, item) for item in islice(items, 1))
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def start_worker(start: Callable | None = None) -> None:

@@ -6,13 +6,14 @@ version complete.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import disk_errors
 from lumina_cli.core.io.jsonl import dump_row
+from lumina_cli.core.io.parallel.process_pool import map_in_threads
 from lumina_cli.core.shards.manifest import write_row_table
 from lumina_cli.core.shards.overlays import reader
 from lumina_cli.core.shards.overlays.lock import release
@@ -86,14 +87,14 @@ class Version:
     def finish(self, tars: Iterable[str]) -> dict:
         """Write overlay.json from the indexes of `tars`, unlock the overlay, and return the content."""
         tars = list(tars)
-        samples, names, fields, size, shards = 0, set(), set(), 0, 0
-        for tar in tars:
-            lines = reader.read_shard_index(self.folder, tar) or []
+        samples, names, fields, shards = 0, set(), set(), 0
+        for lines in read_indexes(self.folder, tars):
             samples, shards = samples + max(0, len(lines) - 1), shards + 1
             names |= {name for line in lines[1:] for name in line["members"]}
             fields |= {name for line in lines[1:] for name in line.get("fields", ())}
-            size += filesystem.file_size(filesystem.join(self.folder, filesystem.basename(tar)))
         info = {"name": self.name, "version": self.version, "order": self.order, "settings": self.settings}
+        written = filesystem.list_sizes(self.folder)
+        size = sum(written[filesystem.basename(tar)] for tar in tars)
         info |= {"samples": samples, "shards": shards, "bytes": size}
         info |= {"members": sorted(names), "fields": sorted(fields)}
         values = filesystem.join(self.folder, VALUES)
@@ -102,6 +103,7 @@ class Version:
             info["digests"]["values"] = hash_file(values)
         filesystem.write_file(filesystem.join(self.folder, DONE), dump_row(info).encode())
         filesystem.remove(self.folder, [BUILDING])
+        filesystem.remove_partial(self.folder)  # of workers that were killed
         release(self.shards, self.name)
         return info
 
@@ -129,12 +131,14 @@ def hash_file(place: str) -> str:
 def indexes_digest(folder: str, tars: Iterable[str]) -> str:
     """Return the sha256 of all indexes of a version, concatenated."""
     digest = hashlib.sha256()
-    for tar in tars:
-        digest.update(filesystem.read_file(reader.overlay_index_path(folder, tar)))
+    for data in map_in_threads(
+        lambda tar: filesystem.read_file(reader.overlay_index_path(folder, tar)), tars
+    ):
+        digest.update(data)
     return digest.hexdigest()
 
 
-def write_values(version: Version, tars: Iterable[str]) -> list[str]:
+def write_values(version: Version, tars: Sequence[str]) -> list[str]:
     """Write values.parquet, the scores and hashes of a version as a table; return its columns.
 
     One row per sample: shard, key, `picture`, score, score_NAME..., hash_NAME... Without any values the file
@@ -142,8 +146,8 @@ def write_values(version: Version, tars: Iterable[str]) -> list[str]:
     """
     names: set[tuple[str, str]] = set()
     some = False
-    for tar in tars:
-        for line in reader.read_shard_index(version.folder, tar) or []:
+    for lines in read_indexes(version.folder, tars):
+        for line in lines:
             names |= {(kind, name) for kind in COLUMNS for name in line.get(kind, {})}
             some = some or line.get("score") is not None
     if not names and not some:
@@ -156,9 +160,15 @@ def write_values(version: Version, tars: Iterable[str]) -> list[str]:
         COLUMNS[kind] + name: pa.float64() if kind == "scores" else pa.string()
         for kind, name in sorted(names)
     }
-    rows = (_values(tar, line) for tar in tars for line in reader.read_shard_index(version.folder, tar)[1:])
+    indexes = zip(tars, read_indexes(version.folder, tars), strict=True)
+    rows = (_values(tar, line) for tar, lines in indexes for line in lines[1:])
     write_row_table(filesystem.join(version.folder, VALUES), rows, pa.schema(list(columns.items())))
     return sorted(columns)
+
+
+def read_indexes(folder: str, tars: Iterable[str]) -> Iterator[list[dict]]:
+    """Yield the lines of the index of each tar in a version, several at a time; [] if there is none."""
+    return map_in_threads(lambda tar: reader.read_shard_index(folder, tar) or [], tars)
 
 
 def _values(tar: str, line: dict) -> dict:
