@@ -190,6 +190,8 @@ def test_archives_are_named_as_what_they_are(tmp_path, lumina, name, message):
         ("rows.xlsx", b"PK\x03\x04", "is a spreadsheet, which is not read; save it as .csv"),
         ("rows.arrow", b"ARROW1\0\0", "is an Arrow file, which is not read; write its table as Parquet"),
         ("model.bin", b"\1\2\0\0\0", "is binary"),
+        ("photo.heic", b"\0\0\0\x18ftypheic", "is HEIC, which is not read; convert it to JPEG or PNG"),
+        ("photo.jxl", b"", "has the suffix of an image format, which is not read; convert it to JPEG or PNG"),
         ("r.parquet", b"PAR1 and nothing else", "is not a readable Parquet file"),
     ],
 )
@@ -210,7 +212,7 @@ def test_paths_are_relative_to_the_file_and_to_the_working_folder(folder, monkey
     rows = [
         {"image": "img/a.png"},
         {"image": "c.png"},
-        {"image": str(folder / "img" / "b.png")},
+        {"image": f"file://{folder}/img/b.png"},
         {"image": "img\\a.png"},
     ]
     (folder / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -84,6 +84,7 @@ class LeftOut:
         self.images: Counter[str] = Counter()
         self.others: Counter[str] = Counter()
         self.captions = 0
+        self.first_rows = ""  # the first file that may hold rows
         self.first_caption = ""
 
     def add_file(self, name: str, kind: str | None = None) -> None:
@@ -97,6 +98,8 @@ class LeftOut:
             self.images[kind.removeprefix("a ")] += 1
         else:
             self.others[suffix or "without suffix"] += 1
+        if suffix in (".parquet", ".jsonl", ".csv", ".tsv"):
+            self.first_rows = self.first_rows or name
 
     def add_image(self, kind: str) -> None:
         """Count an image that is not read, such as a second image of a sample."""

@@ -32,7 +32,7 @@ OTHER_TEXTS = (
 
 
 class Sidecars:
-    """The caption files of one folder; `names` are the names of its files."""
+    """The caption files of one folder; `names` of the constructor are all files that may be read."""
 
     def __init__(self, names: Iterable[str]):
         self.files: dict[tuple[str, str], str] = {}
@@ -40,13 +40,12 @@ class Sidecars:
             stem, dot, ending = name.rpartition(".")
             if dot and f".{ending.lower()}" in SIDECARS:
                 self.files[stem, f".{ending.lower()}"] = name
-        self.unused = {
-            name for name in self.files.values() if not TABLE.fullmatch(name) and not name.startswith(".")
-        }
+        self.names = set(self.files.values())
+        self.unused = {name for name in self.names if not TABLE.fullmatch(name) and not name.startswith(".")}
 
     def find(self, name: str) -> list[str]:
         """Return the names of the caption files of an image, the JSON file first."""
-        stems = (split_suffix(name)[0], os.path.splitext(name)[0], name)
+        stems = (*dict.fromkeys((split_suffix(name)[0], os.path.splitext(name)[0])), name)
         found = []
         for suffixes in ((".json",), TEXTS):
             pairs = ((stem, suffix) for suffix in suffixes for stem in stems)
@@ -136,6 +135,8 @@ class CaptionTables:
 
     def find(self, place: str) -> dict:
         """Return the fields of a row for an image; {} if no table names it."""
+        if not self.rows:
+            return {}
         path = _normalize(place)
         fields = self.rows.get(path)
         if fields is None:

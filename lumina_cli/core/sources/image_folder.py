@@ -64,6 +64,7 @@ def read_folder(
         yield row
     if not some:
         instead = f"; it contains {left_out}" if left_out else ""
+        instead += f"; {left_out.first_rows} may be a file of rows: name it" if left_out.first_rows else ""
         raise LuminaError(f"{folder} contains no images ({', '.join(SUFFIXES)}){instead}")
 
 
@@ -144,13 +145,14 @@ def _images_of(
     """
     sidecars = Sidecars(texts)
     tables.load(folder, texts)
+    remote = filesystem.is_url(folder)
+    below = folder.removeprefix(root).lstrip("/") if remote else os.path.relpath(folder, root)
+    below = "" if folder == root else below.replace(os.sep, "/") + "/"
     for name in sorted(files):
         if not _is_image(folder, name, sidecars, tables.left_out):
             continue
-        remote = filesystem.is_url(folder)
         place = filesystem.join(folder, name) if remote else os.path.join(folder, name)
-        key = place.removeprefix(root).lstrip("/") if remote else os.path.relpath(place, root)
-        key = key.replace(os.sep, "/").removesuffix(name) + split_suffix(name)[0]
+        key = below + split_suffix(name)[0]
         captions = tuple(place.removesuffix(name) + each for each in sidecars.find(name))
         yield Found(key, place, captions, tables.find(place))
     for name in sorted(sidecars.unused):
@@ -163,7 +165,7 @@ def _is_image(folder: str, name: str, sidecars: Sidecars, left_out: LeftOut) -> 
         return False
     if is_image(name):
         return True
-    if name in sidecars.files.values() or TABLE.fullmatch(name):
+    if name in sidecars.names or TABLE.fullmatch(name):
         return False
     kind = None
     if not split_suffix(name)[1]:

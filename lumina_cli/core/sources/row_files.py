@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.suffixes import START
+from lumina_cli.core.images.suffixes import OTHER_IMAGES, READ, START, sniff
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.captions import KEYS, caption_fields, with_captions
 from lumina_cli.core.io.jsonl import check_row, get_error, parse_rows
@@ -86,6 +86,10 @@ def refuse_archive(place: str, start: bytes) -> None:
             raise LuminaError(f"{place} is {kind}, which is not read; {remedy.format(place=place)}")
     if b"ustar" in start[257:265]:
         raise LuminaError(f"{place} is a tar; rename it to {place}.tar to read it as a shard")
+    kind = sniff(start)
+    if kind not in (None, *READ) or OTHER_IMAGES.fullmatch(os.path.splitext(place)[1].lower()):
+        what = f"is {kind}" if kind else "has the suffix of an image format"
+        raise LuminaError(f"{place} {what}, which is not read; convert it to JPEG or PNG")
     if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")) and not start.startswith(b"PAR1"):
         raise LuminaError(f"{place} is binary; a source is a folder, a file of rows, shards or an image")
 
@@ -125,6 +129,8 @@ class _ImageFinder:
             return row
         if ".tar#" in image and _exists(image):
             return row
+        if filesystem.get_scheme(image) == "file":
+            image = filesystem.to_text(image)
         for path in dict.fromkeys((image, image.replace("\\", "/"))):
             beside = filesystem.join(self.folder, path)
             if not os.path.isabs(path) and (self.remote or _exists(beside)):
