@@ -1,21 +1,27 @@
 """`lumina caption`: write rows with captions of images."""
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from itertools import chain
+from pathlib import Path
+from typing import Any
 
 from lumina_cli.cli import options as shared
 from lumina_cli.cli import output
 from lumina_cli.cli.caption import options
+from lumina_cli.cli.caption.sidecars import ROWS, Sidecars
 from lumina_cli.core.io.jsonl import is_in_memory, parse_split
 from lumina_cli.core.secrets import mask_url
 
 
 def caption(
     source: options.Source,
-    levels: options.Levels = "detailed,medium,short,tags",
+    levels: options.Levels = None,
     langs: options.Langs = "en",
+    instruction: options.Instruction = None,
+    prefix: options.Prefix = None,
     domain: options.Domain = "auto",
     derive: options.Derive = "picture",
     seed: options.Seed = 0,
@@ -31,6 +37,7 @@ def caption(
     replace: options.Replace = False,
     reuse: options.Reuse = None,
     out: options.Out = None,
+    sidecars: options.SidecarFiles = False,
     split: options.SplitOption = None,
     allow: options.Allow = None,
     shard: shared.DeprecatedShard = None,
@@ -47,6 +54,8 @@ def caption(
 
     Examples:
 
+        lumina caption photos --levels tags --prefix "ohwx dog" --sidecars
+        lumina caption photos --instruction "Describe the clothes." --engine openai
         lumina caption photos --levels short,tags --langs en,de --out captions.jsonl
         lumina caption data --engine openai --endpoint http://localhost:8000/v1
         lumina caption data --score clip@0.2 | lumina shard overlay data -
@@ -57,18 +66,31 @@ def caption(
     from lumina_cli.core.sources.source import open_row_image, read_source
     from lumina_cli.core.unicap.engines import open_engine
     from lumina_cli.core.unicap.items import CaptionRequest
-    from lumina_cli.core.unicap.prompts import format_list
+    from lumina_cli.core.unicap.prompts import LEVELS, format_list
     from lumina_cli.core.unicap.run import run_captions
     from lumina_cli.core.unicap.scoring.clip import open_scorer
     from lumina_cli.core.unicap.stats import CaptionObserver, CaptionStats
 
     own = parse_split(shared.resolve_split(split, shard))
     writer = ":".join(filter(None, (engine.removeprefix("ray:"), model)))
+    own_text = _read_instruction(instruction)
     request = CaptionRequest(
-        format_list(levels), format_list(langs), domain, derive, seed, retries, score, keep, writer, replace
+        format_list(levels if levels is not None else "detailed" if instruction else ",".join(LEVELS)),
+        format_list(langs),
+        domain,
+        derive,
+        seed,
+        retries,
+        score,
+        keep,
+        writer,
+        replace,
+        own_text,
+        prefix,
     )
+    files, out = _open_sidecars(request, out) if sidecars else (None, out)
     rows = chain.from_iterable(
-        [_check_source(one, read_source(one, lenient=True, notify=_write_note)) for one in source]
+        [_check_source(one, read_source(one, lenient=True, notify=_write_note), files) for one in source]
     )
     counts = [count_source(one) for one in source]
     stats = CaptionStats(None if None in counts else sum(counts))
@@ -99,6 +121,7 @@ def caption(
         scorer=partial(open_scorer, score, device, stats) if score else None,
         observer=Observer(stats),
     )
+    rows = files.follow(rows) if files else rows
     try:
         if out is None:
             output.write_rows(rows, json=json, label="captions", total=counter)
@@ -107,13 +130,50 @@ def caption(
     finally:
         if stats.counts or stats.idle:
             _write_note(stats.line())
+            if files is not None:
+                if out is not None and stats.done:
+                    _complete_sidecars(files, out)
+                _write_note(files.line())
     if out is not None:
         output.write_rows([{"out": str(out), **stats.row()}], json=json)
 
 
-def _check_source(source: str, rows: Iterator[dict]) -> Iterator[dict]:
+def _read_instruction(text: str | None) -> str | None:
+    """Return the text of --instruction, or that of the file that it names."""
+    from lumina_cli.core.errors import LuminaError
+    from lumina_cli.core.io.captions import decode_text
+
+    if text is not None and re.fullmatch(r"\S+\.(?:txt|md)", text) and not Path(text).expanduser().exists():
+        raise LuminaError(f"--instruction {text}: no such file")
+    try:
+        if text is None or "\n" in text or not Path(text).expanduser().is_file():
+            return text
+        return decode_text(Path(text).expanduser().read_bytes(), text)
+    except OSError as error:  # a text that is too long for the name of a file, or an unreadable file
+        if len(text) > 255:
+            return text
+        raise LuminaError(f"--instruction {text}: {(error.strerror or 'cannot be read').lower()}") from error
+
+
+def _open_sidecars(request: Any, out: Path | None) -> tuple[Sidecars, Path | None]:
+    """Return the .txt files of a run and its file of rows; an --out without suffix is a folder."""
+    folder = out if out is not None and (out.is_dir() or not out.suffix) else None
+    return Sidecars(request.pairs, folder, request.replace), folder / ROWS if folder else out
+
+
+def _complete_sidecars(files: Sidecars, out: Path) -> None:
+    """Write the .txt files that an interrupted run left out."""
+    from lumina_cli.core.io.jsonl import read_rows
+
+    for row in read_rows(out):
+        files.write(row, only_missing=True)
+
+
+def _check_source(source: str, rows: Iterator[dict], files: Sidecars | None) -> Iterator[dict]:
     """Yield the rows; print a note before the first one if their images are not files."""
     for number, row in enumerate(rows):
+        if files is not None and number == 0:
+            files.check(row)
         if number == 0 and is_in_memory(row.get("image")):
             _write_note(
                 f"images of {source} are not files, so its rows have no 'image'; to keep both, run "

@@ -18,16 +18,36 @@ Source = Annotated[
 
 # Captions
 Levels = Annotated[
-    str,
+    str | None,
     typer.Option(
-        help="Levels of detail to write, comma-separated: detailed, medium, short, tags.",
+        help="Levels of detail to write, comma-separated: detailed, medium, short, tags. [default: all; "
+        "detailed with --instruction]",
         rich_help_panel=CAPTIONS,
+        show_default=False,
     ),
 ]
 Langs = Annotated[
     str,
     typer.Option(
         help="Languages, comma-separated: en, zh, ja, ru, de, or any other that the model supports.",
+        rich_help_panel=CAPTIONS,
+    ),
+]
+Instruction = Annotated[
+    str | None,
+    typer.Option(
+        help="Your own question about the image, or a file with it. {level} and {language} are filled in. "
+        "The answer may have any length and opening.",
+        metavar="TEXT|FILE",
+        show_default=False,
+        rich_help_panel=CAPTIONS,
+    ),
+]
+Prefix = Annotated[
+    str | None,
+    typer.Option(
+        help="Text before each new caption, such as a trigger word: 'ohwx dog' gives 'ohwx dog, ...'.",
+        show_default=False,
         rich_help_panel=CAPTIONS,
     ),
 ]
@@ -147,6 +167,15 @@ Allow = Annotated[
         metavar="SCHEME",
         callback=shared.allow_schemes_here,
         help="URL scheme that rows may read images from, such as s3. Repeatable.",
+        rich_help_panel=FILES,
+    ),
+]
+SidecarFiles = Annotated[
+    bool,
+    typer.Option(
+        "--sidecars",
+        help="Also write one caption per image, the first of --levels and --langs, to a .txt file next to it "
+        "or into --out, if that is a folder. Existing files with other text are kept (--replace).",
         rich_help_panel=FILES,
     ),
 ]

@@ -12,7 +12,14 @@ from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.unicap.checks.rules import Reason, check_caption
 from lumina_cli.core.unicap.checks.unwrap import unwrap
 from lumina_cli.core.unicap.items import CaptionItem, CaptionRequest
-from lumina_cli.core.unicap.prompts import DOMAINS, MAX_TOKENS, hint, instruction
+from lumina_cli.core.unicap.prompts import (
+    DOMAINS,
+    MAX_TOKENS,
+    add_prefix,
+    hint,
+    instruction,
+    own_instruction,
+)
 from lumina_cli.core.unicap.protocol import Answer, Captioner, Question
 from lumina_cli.core.unicap.structured import (
     CaptionType,
@@ -68,10 +75,17 @@ def caption_batch(
         return 0
     batch = _Batch(captioner, request, scorer)
     if request.derive == "text":
-        return batch.derive_from_text(pending)
-    if request.derive == "once":
-        return batch.ask_jointly([(item, pairs, None) for item, pairs in pending])
-    return batch.ask([batch.image_task(item, *pair) for item, pairs in pending for pair in pairs])
+        calls = batch.derive_from_text(pending)
+    elif request.derive == "once":
+        calls = batch.ask_jointly([(item, pairs, None) for item, pairs in pending])
+    else:
+        calls = batch.ask([batch.image_task(item, *pair) for item, pairs in pending for pair in pairs])
+    for item, _ in pending if request.prefix else ():
+        item.captions = {
+            lang: {level: add_prefix(text, request.prefix) for level, text in texts.items()}
+            for lang, texts in item.captions.items()
+        }
+    return calls
 
 
 @dataclass(frozen=True)
@@ -157,6 +171,8 @@ class _Batch:
         return CaptionTask(item, lang, level, self.instruction(item, lang, level))
 
     def instruction(self, item: CaptionItem, lang: str, level: str) -> str:
+        if self.request.instruction:
+            return own_instruction(self.request.instruction, level, lang)
         return instruction(level, lang, self.domain(item))
 
     def domain(self, item: CaptionItem) -> str:
@@ -212,7 +228,8 @@ class _Batch:
         if plain and not task.text:
             task.text, task.reason = plain[:2000], Reason("empty", "reasoning or markup without a caption")
             return
-        task.reason = check_caption(task.text, task.level, task.lang, self.request.langs, finished)
+        own = task.sees and self.request.instruction is not None
+        task.reason = check_caption(task.text, task.level, task.lang, self.request.langs, finished, own)
 
 
 def writer_name(engine: str | None, captioner: Captioner) -> str | None:

@@ -12,7 +12,13 @@ from PIL import Image
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.io import InvalidImage
 from lumina_cli.core.io.jsonl import get_captions, get_error, get_error_code, is_in_memory
-from lumina_cli.core.unicap.prompts import DOMAINS, LEVELS, check_languages, check_names
+from lumina_cli.core.unicap.prompts import (
+    DOMAINS,
+    LEVELS,
+    check_instruction,
+    check_languages,
+    check_names,
+)
 from lumina_cli.core.unicap.protocol import Captioner
 from lumina_cli.core.unicap.reuse import (
     merge_captions,
@@ -24,6 +30,7 @@ from lumina_cli.core.unicap.reuse import (
 from lumina_cli.core.unicap.structured import CaptionType
 
 Row = dict[str, Any]
+LATER_SETTINGS = ("replace", "instruction", "prefix")  # files of earlier versions do not have them
 DERIVES = ("picture", "text", "once")
 
 
@@ -42,6 +49,8 @@ class CaptionRequest:
     keep       keep all existing captions of a row and request only the missing ones
     engine     name recorded under "captioned_by"; None records nothing
     replace    replace all existing captions, also those that people wrote, which are kept by default
+    instruction  question about the image instead of the built-in ones, with {level} and {language}
+    prefix     text before each new caption, such as a trigger word
 
     Raises:
         UsageError: if a level, language, domain or source is unknown.
@@ -57,6 +66,8 @@ class CaptionRequest:
     keep: bool = False
     engine: str | None = None
     replace: bool = False
+    instruction: str | None = None
+    prefix: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "levels", check_names("level", list(self.levels), LEVELS))
@@ -65,6 +76,8 @@ class CaptionRequest:
         check_names("derive", [self.derive], DERIVES)
         if self.keep and self.replace:
             raise UsageError("--keep and --replace exclude each other; choose one")
+        if self.instruction is not None:
+            check_instruction(self.instruction, self.levels, self.langs, self.derive)
 
     @property
     def pairs(self) -> list[CaptionType]:
@@ -90,7 +103,7 @@ class CaptionRequest:
     def settings(self) -> Row:
         """Return the settings of an output file; those of later versions only if they are set."""
         settings = dict(vars(self))
-        return {name: value for name, value in settings.items() if value or name not in ("replace",)}
+        return {name: value for name, value in settings.items() if value or name not in LATER_SETTINGS}
 
     def is_fully_rejected(self, finished: Row) -> bool:
         """Return whether all requested captions of a finished row were rejected."""
@@ -108,6 +121,8 @@ class CaptionRequest:
         foreign = [lang for lang in self.langs if lang not in known]
         if foreign:
             raise UsageError(f"this model supports {', '.join(known)}, not {', '.join(foreign)}")
+        if self.instruction and not captioner.takes_instructions:
+            raise UsageError("this model only answers its own questions; omit --instruction")
         if self.derive == "text" and not captioner.reads_text:
             raise UsageError("this model only answers questions about images; omit --derive text")
         if self.derive == "once" and not captioner.structured:

@@ -197,6 +197,41 @@ def instruction(level: str, lang: str, domain: str = "synthetic") -> str:
     return before + text + after
 
 
+def check_instruction(text: str, levels: Sequence[str], langs: Sequence[str], derive: str) -> None:
+    """Check an instruction of the user, which asks for one caption unless it has placeholders.
+
+    Raises:
+        UsageError: if it is empty, or does not distinguish the requested captions.
+    """
+    if not text.strip():
+        raise UsageError("--instruction is empty; give a text or a file with text")
+    if derive == "once":
+        raise UsageError("--derive once has a question of its own; omit it or --instruction")
+    asked = (levels, langs) if derive == "picture" else ((), ())
+    for option, values, placeholder in zip(
+        ("--levels", "--langs"), asked, ("{level}", "{language}"), strict=True
+    ):
+        if len(values) > 1 and placeholder not in text:
+            raise UsageError(
+                f"--instruction asks for one caption, but {option} has {len(values)} values; choose one, or "
+                f"write {placeholder} into the text"
+            )
+
+
+def own_instruction(text: str, level: str, lang: str) -> str:
+    """Return an instruction of the user with its placeholders filled in."""
+    return text.strip().replace("{level}", level).replace("{language}", NAMES[lang])
+
+
+def add_prefix(text: str, prefix: str) -> str:
+    """Return a caption after a prefix and a comma; punctuation or a space at the end replaces the comma."""
+    start = prefix.strip()
+    if not start or text.lower().startswith(start.lower()):
+        return text
+    comma = "" if start[-1] in ",.;:!?-–—)，。：" or prefix != prefix.rstrip() else ","
+    return f"{start}{comma} {text}"
+
+
 def hint(code: str, lang: str) -> str:
     """Return a sentence about the problem of the previous answer, or "" if there is none for this code."""
     text = _HINTS.get(code, "").replace("{language}", NAMES[lang])

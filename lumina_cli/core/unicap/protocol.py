@@ -53,6 +53,7 @@ class Captioner(Protocol):
 
         structured   "guided": the engine enforces `form`; "asked": the prompt does; None: unsupported
         reads_text   whether it answers questions without an image
+        takes_instructions  whether it answers questions of the user, not only those that it was trained on
         heeds_hints  whether the prompt of a retry may mention what was wrong
         domain       the domain of the instructions that it was trained on; None for any
         languages    supported languages; None for any
@@ -66,6 +67,7 @@ class Captioner(Protocol):
 
     structured: str | None
     reads_text: bool
+    takes_instructions: bool
     heeds_hints: bool
     domain: str | None
     languages: tuple[str, ...] | None
@@ -84,6 +86,7 @@ class Engine:
 
     structured: str | None = None
     reads_text = True
+    takes_instructions = True
     heeds_hints = True
     domain: str | None = None
     languages: tuple[str, ...] | None = None

@@ -49,12 +49,18 @@ class Reason(str):
 
 
 def check_caption(
-    text: str, level: str, lang: str, asked: tuple[str, ...] = (), finished: bool | None = None
+    text: str,
+    level: str,
+    lang: str,
+    asked: tuple[str, ...] = (),
+    finished: bool | None = None,
+    own: bool = False,
 ) -> Reason | None:
     """Return why `text` is not a valid caption of a level in a language, or None if it is valid.
 
         asked       all requested languages; with the five main ones, the candidates for a wrong language
         finished    False if the engine stopped at its token limit
+        own         the user wrote the instruction, which decides on the length and the opening
 
     Quoted text is text in the image: it is not a refusal, and it may repeat. Codes: empty, broken, refusal,
     error, markup, language, too short, too long, boilerplate, repetition, cut off.
@@ -68,7 +74,8 @@ def check_caption(
             return reason
     if wrong := wrong_language(text, lang, asked, tags=level == "tags"):
         return Reason("language", wrong)
-    found = _length(text, level, lang) or _boilerplate(text) or _repetition(text, level, lang)
+    found = None if own else _length(text, level, lang) or _boilerplate(text)
+    found = found or _repetition(text, level, lang)
     if found is None and finished is False:
         return Reason("cut off", f"cut off at {MAX_TOKENS[level]} tokens")
     return found or _cut(text, level, lang)

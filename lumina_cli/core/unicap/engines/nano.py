@@ -28,6 +28,7 @@ class Captioner(transformers.Captioner):
     domain = "synthetic"
     languages = tuple(LANGS)
     own_check = "nano"
+    takes_instructions = False
 
     def __init__(self, model: str | None = None, device: str | None = None):
         super().__init__(str(model or FOLDER), device)

@@ -71,6 +71,7 @@ class Captioner(Engine):
         if self.tasks:  # Florence-2 follows task tokens only, and its answers have a maximum length
             self.longest = config.text_config.max_position_embeddings - 1
             self.structured, self.reads_text, self.heeds_hints, self.languages = None, False, False, ("en",)
+            self.takes_instructions = False
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Answer the questions, each sampled with its own seed, independent of the batch."""
