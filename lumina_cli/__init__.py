@@ -8,9 +8,11 @@ def load(model: str = "auto", **settings):
 
     `load("nano")("a red car left of a blue ball", seed=7)` returns a list of PIL images.
 
-        model      nano, lumina-image-2, auto, a model or run folder, or a hub id
+        model      nano, lumina-image-2, neta-lumina, netayume-lumina, auto, a model or run folder, a weight
+                   file, or a hub id
         settings   device: "cpu", "cuda"... (default: a GPU if there is one); dtype: of the network (default:
-                   float32 for a small network, else bfloat16 if the device supports it)
+                   float32 for a small network, else bfloat16 if the device supports it); frozen: a model that
+                   provides the other components if `model` is a transformer alone
         returns    a `Pipeline`
 
     Raises:

@@ -2,13 +2,15 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lumina_cli.cli import output
 from lumina_cli.cli.options import Json
 from lumina_cli.core.errors import UsageError
+
+SUFFIXES = (".safetensors", ".pth")
 
 
 class Dialect(StrEnum):
@@ -30,87 +32,79 @@ class Precision(StrEnum):
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="A .safetensors or .pth file, or a model folder.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A .safetensors or .pth file, a model or run folder, the name of a model, or a hub id."
+        ),
+    ],
     dest: Annotated[
         Path, typer.Argument(help="A .safetensors or .pth file to write; for diffusers also a folder.")
     ],
     to: Annotated[Dialect, typer.Option(help="Format to convert to.")],
     dtype: Annotated[
-        Precision | None, typer.Option(help="Data type of the written weights. Default: unchanged.")
+        Precision | None,
+        typer.Option(help="Data type of the written transformer or LoRA. Default: unchanged."),
+    ] = None,
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole", help="For comfyui: also write the autoencoder and the text encoder, as one checkpoint."
+        ),
+    ] = False,
+    frozen: Annotated[
+        str | None,
+        typer.Option(
+            help="Model that provides the autoencoder, text encoder and tokenizer if SOURCE is a transformer "
+            "alone."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace DEST if it exists.")] = False,
     json: Json = False,
 ) -> None:
     """Convert weights or a LoRA between formats.
 
-    The formats are those of lumina, the official code, diffusers, ComfyUI and kohya (LoRAs only).
+    The formats are those of lumina, the official code, diffusers, ComfyUI and kohya (LoRAs only). A diffusers
+    folder is a complete model if SOURCE has all components or --frozen provides them, else the transformer.
 
     Examples:
 
-        lumina convert runs/first/model transformer.safetensors --to comfyui
-        lumina convert consolidated.00-of-01.pth transformer --to diffusers --dtype bf16
+        lumina convert runs/first/model checkpoint.safetensors --to comfyui --whole
+        lumina convert checkpoint.safetensors model --to diffusers
+        lumina convert consolidated.00-of-01.pth model --to diffusers --frozen lumina-image-2
         lumina convert lora.safetensors lora-kohya.safetensors --to kohya
     """
     if dest.exists() and not force:
         raise UsageError(f"{dest} already exists; use --force to replace it")
-    if dest.suffix not in (".safetensors", ".pth") and to is not Dialect.diffusers:
+    if dest.suffix not in SUFFIXES and to is not Dialect.diffusers:
         raise UsageError(f"{dest} must end in .safetensors or .pth; only diffusers stores weights in folders")
-    output.write_rows(iter([_convert_weights(source, dest, to, dtype)]), json)
+    if whole and (to is not Dialect.comfyui or dest.suffix != ".safetensors"):
+        raise UsageError("--whole writes ComfyUI's checkpoint: add --to comfyui and name a .safetensors file")
+    if frozen is not None and dest.suffix in SUFFIXES and not whole:
+        raise UsageError("--frozen completes a folder or, with --whole, a ComfyUI checkpoint")
+    output.write_rows(iter([_convert(source, dest, to, dtype, whole, frozen)]), json)
 
 
-def _convert_weights(source: Path, dest: Path, to: Dialect, dtype: Precision | None) -> dict:
-    """Read weights, check them against the network's shapes, rename and write them; return a row."""
-    output.show_status(f"reading {source}")
+def _convert(
+    name: str, dest: Path, to: Dialect, dtype: Precision | None, whole: bool, frozen: str | None
+) -> dict:
+    """Convert a LoRA or the weights of a model; return a row."""
     import torch
 
-    from lumina_cli.core.nextdit import convert
+    from lumina_cli.core.models.convert import convert_model, find_source
     from lumina_cli.core.nextdit.lora.names import is_adapter
+    from lumina_cli.core.weights.lora_files import read_names
 
-    folder = source / "transformer" if (source / "transformer").is_dir() else source
-    weights = convert.read_weights(folder)
+    source = find_source(name)
     torch_dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(dtype)
-    if is_adapter(weights):
+    if is_adapter(read_names(source)):
         return _convert_lora(source, dest, to, torch_dtype)
     if to is Dialect.kohya:
         raise UsageError(f"{source} contains a whole network; --to kohya is for LoRAs")
-    found = convert.detect_dialect(weights, source)
-    weights = convert.from_any(weights)
-    config, model = _build_network(folder, weights)
-    convert.check_state_dict(model, weights, str(source))
-    if torch_dtype is not None:
-        weights = {name: tensor.to(torch_dtype) for name, tensor in weights.items()}
-    if dest.suffix in (".safetensors", ".pth"):
-        convert.write_weights(convert.to_dialect(weights, to, config), dest)
-    else:
-        model.load_state_dict(weights, assign=True)
-        convert.save_transformer(model, dest)
-    return {
-        "source": str(source),
-        "from": found,
-        "dest": str(dest),
-        "to": to.value,
-        "tensors": len(weights),
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
-        "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()})),
-    }
+    return convert_model(source, dest, to.value, torch_dtype, whole, frozen) | {"source": name}
 
 
-def _build_network(folder: Path, weights: dict) -> tuple[Any, Any]:
-    """Return (config, network on the meta device), from config.json or from the shapes of the weights."""
-    import torch
-
-    from lumina_cli.core.nextdit import NextDiT, convert
-    from lumina_cli.core.weights.json_files import read_json
-
-    if (folder / "config.json").is_file():
-        config = convert.config_from_diffusers(read_json(folder / "config.json"))
-    else:
-        config = convert.infer_config({name: tuple(tensor.shape) for name, tensor in weights.items()})
-    with torch.device("meta"):
-        return config, NextDiT(config)
-
-
-def _convert_lora(source: Path, dest: Path, to: Dialect, dtype: Any) -> dict:
+def _convert_lora(source: Path, dest: Path, to: Dialect, dtype: object) -> dict:
     """Convert a LoRA, to a torch.dtype unless None; print a note about tensors that `to` cannot represent."""
     from lumina_cli.core.nextdit.lora.merge import convert_lora
 

@@ -15,6 +15,6 @@ def doctor(json: Json = False) -> None:
         lumina doctor --json | jq "select(.ok == false)"
     """
     from lumina_cli.core.doctor import run_checks
-    from lumina_cli.core.models.locate import find_cached
+    from lumina_cli.core.models.hub import find_cached
 
     output.write_rows(run_checks(find_cached), json, label="checks")

@@ -36,7 +36,7 @@ Finding = tuple[bool | None, str, str]  # ok, found, fix
 def run_checks(cached: Callable[[str], Path | None]) -> Iterator[dict]:
     """Yield one row per component, the required ones first; a check that fails yields a row too.
 
-    cached   returns the folder of a hub model if all of it is on this machine: `models.locate.find_cached`
+    cached   returns the folder of a hub model if all of it is on this machine: `models.hub.find_cached`
     """
     yield _run_check("python", _check_python)
     for name in REQUIRED:

@@ -212,6 +212,8 @@ MODELS = Registry(
     {
         "nano": f"{CORE}.models.locate:find_nano",
         "lumina-image-2": f"{CORE}.models.locate:find_lumina_image_2",
+        "neta-lumina": f"{CORE}.models.locate:find_neta_lumina",
+        "netayume-lumina": f"{CORE}.models.locate:find_netayume_lumina",
     },
 )
 # Components that `lumina train` trains: a transformer, or one of nano's small frozen components.

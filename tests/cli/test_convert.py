@@ -67,7 +67,9 @@ def test_weights_of_another_network_are_rejected(tmp_path, lumina):
     write_weights({"conv.weight": torch.zeros(3)}, tmp_path / "x.safetensors")
     code, _, err = lumina(f"convert {tmp_path}/x.safetensors {tmp_path}/y --to diffusers")
     assert code == 1
-    assert err.startswith("lumina convert: 1 tensors (conv.weight) are not weights of a Next-DiT")
+    assert err.startswith(
+        f"lumina convert: {tmp_path}/x.safetensors: 1 tensors (conv.weight) are not weights of a Next-DiT"
+    )
     assert not (tmp_path / "y").exists()
 
 
@@ -119,7 +121,8 @@ def test_unconvertible_tensors_of_a_lora_are_reported(lora, tmp_path, lumina):
     write_weights(read_weights(lora) | {"text_encoder.layers.0.mlp.lora_A.weight": torch.zeros(2)}, lora)
     code, (row,), err = lumina(f"convert {lora} {tmp_path}/x.safetensors --to kohya --dtype bf16")
     assert (code, row["unused"]) == (0, 1)
-    assert err == f"{lora}: not used: 1 tensor (text_encoder.layers.0.mlp.lora_A.weight) of a text encoder\n"
+    name = "text_encoder.layers.0.mlp.lora_A.weight"
+    assert err == f"{lora}: 4 of 5 layers are used; not used: 1 tensor ({name}) of a text encoder\n"
     assert {tensor.dtype for tensor in read_weights(tmp_path / "x.safetensors").values()} == {torch.bfloat16}
 
 

@@ -116,7 +116,7 @@ WEIGHTS = [
 )
 def test_a_hub_model_is_ok_only_if_it_is_complete(files, ok, found, tmp_path):
     hub_cache(tmp_path, *files)
-    code = "import json; from lumina_cli.core import doctor; from lumina_cli.core.models.locate import find_cached\n"
+    code = "import json; from lumina_cli.core import doctor; from lumina_cli.core.models.hub import find_cached\n"
     code += (
         "print(json.dumps(doctor._run_check('lumina-image-2', lambda: doctor._check_hub_model(find_cached))))"
     )

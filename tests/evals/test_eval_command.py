@@ -52,6 +52,7 @@ class FakePipeline:
     name: str = "tiny"
     reason: str | None = None
     default_size: tuple = (16, 16)
+    default_system: str = "real"
     plan: FakePlan = field(default_factory=FakePlan)
     jobs: list = field(default_factory=list)
 

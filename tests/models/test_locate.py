@@ -6,7 +6,8 @@ import pytest
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.models.folder import ModelFolder, component_errors, default_plan
-from lumina_cli.core.models.locate import ModelChoice, find_model, missing_files, newest_model
+from lumina_cli.core.models.layout import missing_files, newest_model
+from lumina_cli.core.models.locate import ModelChoice, find_model
 
 
 def test_a_run_folder_stands_for_its_newest_model(tmp_path, tiny_folder):

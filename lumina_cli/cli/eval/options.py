@@ -39,7 +39,15 @@ Seed = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        help="Model to generate with: a name, a model or run folder, or a hub id.",
+        help="Model to generate with: a name, a model or run folder, a weight file, or a hub id.",
+        rich_help_panel=SUBJECT,
+    ),
+]
+Frozen = Annotated[
+    str | None,
+    typer.Option(
+        help="Model that provides the autoencoder, text encoder and tokenizer if --model is a transformer "
+        "alone.",
         rich_help_panel=SUBJECT,
     ),
 ]

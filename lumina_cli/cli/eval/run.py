@@ -31,6 +31,7 @@ app = VerbApp(cls=default_command("run", BENCHMARKS), help=HELP)
 def run(
     benchmark: options.Benchmark,
     model: options.Model = None,
+    frozen: options.Frozen = None,
     images: options.Images = None,
     ceiling: options.Ceiling = False,
     prompts: options.Prompts = "nano",
@@ -64,6 +65,8 @@ def run(
     from lumina_cli.cli.eval.generator import make_generator, make_opener
     from lumina_cli.core.evals.run import Evaluation
 
+    if frozen is not None and model is None:
+        raise UsageError("--frozen completes the transformer that --model names: pass --model too")
     if (images is not None) == (ceiling or model is not None):
         raise UsageError("pass exactly one of --model NAME, --images DIR or --ceiling")
     if (plan or preset) and (images or ceiling):
@@ -75,10 +78,10 @@ def run(
     else:
         scores.choose_prompts(prompts, per_task, langs.split(","), split)
         if processes.ray:
-            opener = make_opener(model, ceiling, seed, plan, preset)
+            opener = make_opener(model, ceiling, seed, plan, preset, frozen)
             scores.generate_on(processes, opener, (benchmark, judge), pictures, output.write_note)
         else:
-            scores.generate(make_generator(model, ceiling, seed, plan, preset), pictures)
+            scores.generate(make_generator(model, ceiling, seed, plan, preset, frozen=frozen), pictures)
     if json or not sys.stdout.isatty():
         output.write_rows(scores, json=True, label="images", total=scores.total)
         output.write_rows([scores.summary], json=True)

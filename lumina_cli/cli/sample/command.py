@@ -30,6 +30,7 @@ def sample(
     guidance: options.Guidance = None,
     plan: options.Settings = "",
     model: options.Model = "auto",
+    frozen: options.Frozen = None,
     lora: options.Lora = None,
     from_: options.From = None,
     init: options.Init = None,
@@ -101,6 +102,12 @@ def sample(
     model_options = ModelOptions(
         tuple(lora or ()), quantize, init, mask, strength, tuple(attention or ()), memory, kernel, compile
     )
+    if frozen is not None:
+        from lumina_cli.core.models.locate import choose_model
+
+        if processes.ray:
+            raise UsageError("--frozen is for this machine; on workers, use a folder that convert wrote")
+        model = choose_model(model, frozen)
     if explain:
         from lumina_cli.core.sampling.explain import explain_rows
 

@@ -43,8 +43,8 @@ Negative = Annotated[str | None, typer.Option(help="Negative prompt.", rich_help
 System = Annotated[
     str | None,
     typer.Option(
-        help="System prompt, as text or by name: real, base, align, aesthetics, 4grid, dual-panel, "
-        "two-panel, empty. [default: real]",
+        help="System prompt, as text or by name: real, base, align, aesthetics, neta, 4grid, dual-panel, "
+        "two-panel, empty. [default: real, or the model's own]",
         rich_help_panel=IMAGE,
     ),
 ]
@@ -91,7 +91,17 @@ Settings = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        help="Model: nano, lumina-image-2, auto, a model or run folder, or a hub id.", rich_help_panel=MODEL
+        help="Model: nano, lumina-image-2, neta-lumina, netayume-lumina, auto, a model or run folder, a "
+        "weight file (ComfyUI's too), or a hub id.",
+        rich_help_panel=MODEL,
+    ),
+]
+Frozen = Annotated[
+    str | None,
+    typer.Option(
+        help="Model that provides the autoencoder, text encoder and tokenizer if --model is a transformer "
+        "alone.",
+        rich_help_panel=MODEL,
     ),
 ]
 Lora = Annotated[

@@ -14,6 +14,7 @@ SYSTEM_PROMPTS = {
     "prompts or user prompts.",
     "aesthetics": f"{_ASSISTANT} high-quality images with highest degree of aesthetics based on user "
     "prompts.",
+    "neta": f"{_ASSISTANT} anime images based on textual prompts.",
     "4grid": f"{_ASSISTANT} four high-quality images with highest degree of aesthetics arranged in 2x2 grids "
     "based on user prompts.",
     "dual-panel": "Generate a dual-panel image where the lower half displays a depth map, while the upper "

@@ -29,8 +29,6 @@ from lumina_cli.core.io.remote import to_path
 
 __all__ = ["Evaluation", "ground_truth_generator", "pipeline_generator"]
 
-SYSTEM = "real"  # the system prompt before each prompt
-
 
 def pipeline_generator(pipeline: Any, job: Callable[[str, int, int], Any], seed: int = 0) -> ImageGenerator:
     """Return a generator of images that calls a sampling pipeline with its own plan.
@@ -42,10 +40,14 @@ def pipeline_generator(pipeline: Any, job: Callable[[str, int, int], Any], seed:
 
     def generate(rows: list[dict], numbers: list[int]) -> list[Image]:
         jobs = [job(row["prompt"], seed, number) for row, number in zip(rows, numbers, strict=True)]
-        return pipeline.generate(jobs, system=SYSTEM)
+        return pipeline.generate(jobs, system=pipeline.default_system)
 
     settings = {"model": pipeline.name, "weights": pipeline.weights_for(pipeline.plan), "seed": seed}
-    settings |= {"size": list(pipeline.default_size), "system": SYSTEM, "plan": pipeline.plan.to_json()}
+    settings |= {
+        "size": list(pipeline.default_size),
+        "system": pipeline.default_system,
+        "plan": pipeline.plan.to_json(),
+    }
     return ImageGenerator(generate, settings, partial(pipeline.recognize, plan=pipeline.plan))
 
 

@@ -3,11 +3,20 @@
 from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.models.locate import newest_model
+from lumina_cli.core.models.layout import newest_model
 from lumina_cli.core.nextdit.config import NAMED
 from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
 
 FROZEN = ("vae", "text_encoder", "tokenizer")
+MODEL_INDEX = {
+    "_class_name": "Lumina2Pipeline",
+    "_diffusers_version": "0.33.0",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "Gemma2Model"],
+    "tokenizer": ["transformers", "GemmaTokenizer"],
+    "transformer": ["diffusers", "Lumina2Transformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 
 
 def find_components(name: str) -> Path:

@@ -12,7 +12,9 @@ from lumina_cli.core.flow.path import shift_from_scheduler
 from lumina_cli.core.flow.presets import apply, find_preset
 from lumina_cli.core.images.sizes import Size, fit_ratio, parse_ratio, parse_size
 from lumina_cli.core.limits import read_json_file
-from lumina_cli.core.models.locate import WEIGHT_COMPONENTS, ModelChoice, first_line
+from lumina_cli.core.models.hub import SYSTEMS
+from lumina_cli.core.models.layout import WEIGHT_COMPONENTS, first_line
+from lumina_cli.core.models.locate import ModelChoice
 from lumina_cli.core.nextdit.config import config_from_diffusers
 from lumina_cli.core.weights.config_check import check_config
 from lumina_cli.core.weights.fingerprint import identify_model
@@ -48,6 +50,11 @@ class ModelFolder:
             blocks = read_json(self.folder / "vae" / "config.json")["block_out_channels"]
         self.factor = 2 ** (len(blocks) - 1)
         self.plan = default_plan(self.folder)
+
+    @property
+    def default_system(self) -> str:
+        """The system prompt that the model was trained with, by name."""
+        return SYSTEMS.get(self.name, "real")
 
     @property
     def longest_text(self) -> int:

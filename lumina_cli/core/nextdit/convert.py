@@ -58,6 +58,7 @@ __all__ = [
 Weights = dict[str, Tensor]
 
 QKV_WEIGHT = f"{QKV}.weight"
+SCALES = (".scale_weight", ".weight_scale", "scaled_fp8", ".comfy_quant", ".absmax")  # of quantized weights
 SPLIT_WEIGHTS = tuple(f"{module}.weight" for module in QKV_IN_DIFFUSERS.values())
 
 
@@ -219,6 +220,11 @@ def detect_dialect(state_dict: Mapping[str, Any], source: str | Path | None = No
     where = f"{source}: " if source else ""
     if relative := find_relative(state_dict):
         raise LuminaError(f"{where}these are the weights {relative.refusal}")
+    if scales := [name for name in state_dict if name.endswith(SCALES)]:
+        raise LuminaError(
+            f"{where or 'the file '}contains quantized weights ({scales[0]}); use the same model in bf16, "
+            "fp16 or fp32"
+        )
     if any(name.startswith(COMFYUI_PREFIX + "cap_embedder.") for name in state_dict):
         return "comfyui"
     if any(name.startswith("time_caption_embed.") for name in state_dict):

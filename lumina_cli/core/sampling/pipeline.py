@@ -73,9 +73,8 @@ class Pipeline(ModelFolder):
         config = transformer.config
         if text.dim != config.text_dim or vae.channels != config.in_channels:
             raise LuminaError(
-                f"{self.folder}: the components do not match: the text encoder outputs {text.dim} features "
-                f"and the transformer expects {config.text_dim}; the autoencoder has {vae.channels} latent "
-                f"channels and the transformer expects {config.in_channels}"
+                f"{self.folder}: the components do not match: the transformer expects {config.text_dim} "
+                f"text features and {config.in_channels} latent channels, not {text.dim} and {vae.channels}"
             )
 
     def with_hooks(self, *hooks: BatchHook) -> "Pipeline":
@@ -99,7 +98,7 @@ class Pipeline(ModelFolder):
         return f"{self.weights}+fit:{fit}" if fit else self.weights
 
     def recognize(self, weights: str, plan: Plan) -> str:
-        """Return `weights_for` of an image as this version states it; see `recognize_weights`."""
+        """See `recognize_weights`."""
         return recognize_weights(weights, plan, self.folder, self.identity)
 
     @property
@@ -134,7 +133,7 @@ class Pipeline(ModelFolder):
         seed: int = 0,
         count: int = 1,
         size: Size = None,
-        system: str = "real",
+        system: str | None = None,
         negative: str = "",
         preset: str | Path | None = None,
         **settings,
@@ -145,7 +144,7 @@ class Pipeline(ModelFolder):
             seed       any integer; an image depends on the seed, its number and its size, not on the batch
             count      images per prompt
             size       (width, height), "WIDTHxHEIGHT", "16:9" or one number for a square; None: model default
-            system     system prompt, by name or as text
+            system     system prompt, by name or as text; None: the model's own
             negative   negative prompt
             preset     official, diffusers, comfyui, fast or a YAML file; None: the model's own plan
             settings   fields of `Plan` to change, such as steps=8 or solver="euler"; calls=N sets a budget
@@ -178,11 +177,12 @@ class Pipeline(ModelFolder):
         jobs: Sequence[Job],
         plan: Plan | None = None,
         size: tuple[int, int] | None = None,
-        system: str = "real",
+        system: str | None = None,
         on_step: StepCallback | None = None,
     ) -> list[Image.Image]:
         """Generate one batch, an image for each job, under `plan`; see `generate_batch`."""
-        return self.generate_batch(jobs, ResolvedRequest(plan or self.plan, system), size, on_step)
+        resolved = ResolvedRequest(plan or self.plan, system or self.default_system)
+        return self.generate_batch(jobs, resolved, size, on_step)
 
     def generate_batch(
         self,
@@ -259,12 +259,14 @@ def load_pipeline(
     name: str | Path | ModelChoice = "auto",
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    frozen: str | Path | None = None,
 ) -> Pipeline:
     """Load a model by name, folder or hub id.
 
         device    None: the first GPU, or the CPU
         dtype     of the transformer; None: float32 if its weight files are smaller than 1 GiB, as nano's are,
                   otherwise bfloat16 if the device supports it; the autoencoder follows
+        frozen    see `find_model`
 
     In float32 an image is the same in any batch, within one level of 255. In bfloat16 the size of the batch
     changes the order of sums, and so details of the image; with a batch of one it depends on its own request
@@ -274,7 +276,7 @@ def load_pipeline(
         UsageError: if the model is unknown.
         LuminaError: if a component is missing or damaged; the message names it.
     """
-    choice = name if isinstance(name, ModelChoice) else choose_model(name)
+    choice = name if isinstance(name, ModelChoice) else choose_model(name, frozen)
     folder, device = choice.folder, pick_device(device)
     dtype = dtype or default_dtype(folder, device)
     with component_errors(folder / "transformer"):

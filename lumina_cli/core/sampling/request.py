@@ -38,7 +38,7 @@ class SamplingRequest:
     plan                   a Plan, or settings that override the preset's; "calls" may be given instead of
                            "steps"
     preset                 the plan to start from, by name or as a YAML file; None: the model's own plan
-    system                 the system prompt, by name or as text
+    system                 the system prompt, by name or as text; None: the model's own
     negative_system        whether the negative prompt also gets the system prompt; None: as in the preset
     """
 
@@ -47,7 +47,7 @@ class SamplingRequest:
     size: Size = None
     plan: PlanLike = None
     preset: str | Path | None = None
-    system: str = "real"
+    system: str | None = None
     negative: str = ""
     negative_system: bool | None = None
 
@@ -69,7 +69,7 @@ class SamplingRequest:
             if self.preset is not None:
                 find_preset(self.preset).resolve(1.0, given)
         check_size(self.size)
-        full_prompt("", self.system)
+        full_prompt("", self.system or "real")
         check_at_least(1, count=self.count)
 
     def resolve(self, model: ModelFolder) -> "ResolvedRequest":
@@ -81,7 +81,9 @@ class SamplingRequest:
         with_system = self.negative_system
         if with_system is None:
             with_system = True if self.preset is None else find_preset(self.preset).negative_system
-        return ResolvedRequest(model.plan_for(self.plan, self.preset), self.system, with_system)
+        return ResolvedRequest(
+            model.plan_for(self.plan, self.preset), self.system or model.default_system, with_system
+        )
 
 
 @dataclass(frozen=True)

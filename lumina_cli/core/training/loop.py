@@ -15,7 +15,7 @@ from lumina_cli.core.encoders.vae import Autoencoder
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow.path import scheduler_config
 from lumina_cli.core.flow.plan import Plan
-from lumina_cli.core.models.components import find_components, find_transformer
+from lumina_cli.core.models.components import MODEL_INDEX, find_components, find_transformer
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.config import NAMED
 from lumina_cli.core.nextdit.convert import save_transformer
@@ -31,15 +31,6 @@ from lumina_cli.core.weights.run_folder import RunFolder
 SCHEMA = Recipe
 EVERY = 1024  # images between two rows while latents are cached
 COPIED = ("vae", "text_encoder", "tokenizer", "scheduler", "plan.json", "model_index.json")
-MODEL_INDEX = {
-    "_class_name": "Lumina2Pipeline",
-    "_diffusers_version": "0.33.0",
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "Gemma2Model"],
-    "tokenizer": ["transformers", "GemmaTokenizer"],
-    "transformer": ["diffusers", "Lumina2Transformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
 
 
 def train_transformer(

@@ -36,12 +36,25 @@ def read_weights(path: str | Path, apart: tuple[str, ...] = ()) -> dict[str, Ten
         return read_folder(path, apart)
     if not path.exists():
         raise LuminaError(f"{path} does not exist; expected a weight file or a folder with one")
-    check_content(path)
+    check_suffix(path)
     if path.suffix in SAFETENSORS:
         return read_safetensors(path, apart)
-    if path.suffix in PICKLED:
-        return read_pickled(path)
-    raise LuminaError(f"{path} has an unknown suffix; weight files end in .safetensors, {', '.join(PICKLED)}")
+    check_content(path)
+    return read_pickled(path)
+
+
+def check_suffix(path: Path) -> None:
+    """Check that the name of a file is that of weights.
+
+    Raises:
+        LuminaError: if it is not.
+    """
+    if path.suffix == ".gguf":
+        raise LuminaError(f"{path} is a GGUF file, which lumina does not read; use a .safetensors file")
+    if path.suffix not in (*SAFETENSORS, *PICKLED):
+        raise LuminaError(
+            f"{path} has an unknown suffix; weight files end in .safetensors, {', '.join(PICKLED)}"
+        )
 
 
 def read_folder(folder: Path, apart: tuple[str, ...] = ()) -> dict[str, Tensor]:

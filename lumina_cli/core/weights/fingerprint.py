@@ -69,6 +69,14 @@ def fingerprint_weights(folder: Path) -> str:
     return _hash_weights(folder, {*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")})
 
 
+def hash_files(paths: Iterable[Path]) -> str:
+    """Return 12 hex digits that change with the content or the names of files."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        _hash_pages(digest, path, Path(path.name))
+    return digest.hexdigest()[:12]
+
+
 def _hash_weights(folder: Path, paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(paths):

@@ -11,7 +11,7 @@ from torch import Tensor
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
 from lumina_cli.core.limits import parse_json
-from lumina_cli.core.weights.content import SAFETENSORS
+from lumina_cli.core.weights.content import SAFETENSORS, check_content
 from lumina_cli.core.weights.files import read_weights
 from lumina_cli.core.weights.json_files import read_json, summarize_error
 
@@ -67,6 +67,24 @@ def _only_file(folder: Path) -> Path:
     if len(files) != 1:
         raise LuminaError(f"{folder} holds {len(files)} .safetensors files; give the path of the LoRA file")
     return files[0]
+
+
+def read_names(path: str | Path) -> dict[str, None]:
+    """Return the tensor names in a file, or in the files of a folder of weights.
+
+    Raises:
+        LuminaError: if it cannot be read; see `read_weights`.
+    """
+    path = Path(path)
+    weights = path / "transformer" if (path / "transformer").is_dir() else path
+    if weights.suffix not in SAFETENSORS or not weights.is_file():
+        return dict.fromkeys(read_weights(weights))
+    check_content(weights)
+    try:
+        with safe_open(weights, "pt") as file:
+            return dict.fromkeys(file.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise LuminaError(f"{path} is not a readable safetensors file: {summarize_error(error)}") from error
 
 
 def read_header(path: Path) -> dict[str, str]:

@@ -55,9 +55,9 @@ class PlannedModel(ModelFolder):
         self.record_changes(describe_loras(applied, lambda line: None), options.quantize)
 
 
-def plan_model(name: str) -> PlannedModel:
+def plan_model(model: str | ModelChoice) -> PlannedModel:
     """Return a model without its weights."""
-    return PlannedModel(choose_model(name), ModelOptions())
+    return PlannedModel(model if isinstance(model, ModelChoice) else choose_model(model), ModelOptions())
 
 
 @dataclass(frozen=True)
