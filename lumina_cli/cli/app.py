@@ -21,7 +21,7 @@ from lumina_cli import __version__
 from lumina_cli.cli import output
 from lumina_cli.cli.help import HelpGroup, VerbApp
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.limits import shorten
+from lumina_cli.core.limits import is_text, shorten
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.secrets import add_url_secrets, mask_secrets
 
@@ -121,6 +121,7 @@ def run(args: list[str]) -> int:
         add_url_secrets(word)
     verb = next((f"lumina {word}" for word in args if word in VERBS), "lumina")
     try:
+        _check_words(args)
         with output.single_notes():
             code = get_command(app).main(args, prog_name="lumina", standalone_mode=False) or 0
         if code == INTERRUPTED:
@@ -147,6 +148,18 @@ def run(args: list[str]) -> int:
             sys.stderr.write(mask_secrets(traceback.format_exc()))
     sys.stderr.write(f"{verb}: {output.to_one_line(shorten(mask_secrets(message)))}\n")
     return code
+
+
+def _check_words(args: list[str]) -> None:
+    """Check that each argument is UTF-8 text, unless it names an existing file or is in an existing folder.
+
+    Raises:
+        UsageError: if one is not, as typed in a Latin-1 terminal; it could not be stored in any row.
+    """
+    for number, word in enumerate(args, 1):
+        places = (word, word.partition("=")[2], word.partition("?")[0], os.path.dirname(word))
+        if not is_text(word) and not any(not is_text(place) and os.path.lexists(place) for place in places):
+            raise UsageError(f"argument {number} is not valid UTF-8 text: {word!a}; use a UTF-8 terminal")
 
 
 def _resume_hint(verb: str, words: list[str]) -> str:

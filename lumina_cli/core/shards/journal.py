@@ -26,7 +26,7 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import is_in_memory, parse_row
 from lumina_cli.core.secrets import mask_url
 from lumina_cli.core.shards.image_ref import DeferredImage, ImageFile, image_ref
-from lumina_cli.core.shards.reader import TOTALS, index_path, is_own_file, read_totals
+from lumina_cli.core.shards.reader import TOTALS, dump_totals, index_path, is_own_file, read_totals
 
 _SETTINGS = "settings.json"
 VERSION = 1  # of the bytes that are written; a folder of another version is never resumed
@@ -100,7 +100,7 @@ class Journal:
 
     def _write_settings(self, settings: dict) -> None:
         place = filesystem.join(self.folder, _SETTINGS)
-        filesystem.write_file(place, json.dumps(settings, ensure_ascii=False).encode() + b"\n", False)
+        filesystem.write_file(place, dump_totals(settings), False)
 
     def conflict(self, why: str) -> UsageError:
         """Return the error for a folder that this run cannot resume."""

@@ -1,6 +1,5 @@
 """Reading shards: their tars, indexes and totals, rows in order and rows by number. Paths may be URLs."""
 
-import json
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
@@ -13,8 +12,9 @@ from lumina_cli.core.images.io import InvalidImage
 from lumina_cli.core.images.suffixes import LeftOut
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.captions import decode_text, with_captions
-from lumina_cli.core.io.jsonl import parse_row
-from lumina_cli.core.limits import prune_json
+from lumina_cli.core.io.jsonl import dump_row, parse_row
+from lumina_cli.core.io.row_checks import LongLine
+from lumina_cli.core.limits import MAX_ROW, prune_json
 from lumina_cli.core.shards.overlays.reader import Add, open_joiner
 from lumina_cli.core.shards.tar import TRUTH, RejectedImage, TarImage, find_tars, read_span, scan_tar
 
@@ -151,9 +151,11 @@ def _read_leniently(tar: str, entry: dict, add: Add | None) -> dict:
 def read_entry(tar: str, entry: dict, deep: bool = True) -> dict:
     """Return the row for a line of an index.
 
-    With `deep`, a row that was packed before MAX_DEPTH was checked is read, with null below that depth.
+    With `deep`, a row that was packed before the limits of rows is read, with null below MAX_DEPTH.
     """
     row = {name: entry[name] for name in ("key", "width", "height") if entry.get(name) is not None}
+    if not deep:
+        _check_lengths(tar, entry)
     if entry.get("row"):
         text = read_span(tar, *entry["row"], f"{entry['key']}.json")
         row = _parse_member(text.decode(errors="replace"), f"{tar}#{entry['key']}.json", deep) | row
@@ -164,6 +166,12 @@ def read_entry(tar: str, entry: dict, deep: bool = True) -> dict:
         except LuminaError as error:
             raise InvalidImage(str(error), "bad_caption") from error
     return row | {name: TarImage(tar, *span) for name, span in image_spans(entry).items()}
+
+
+def _check_lengths(tar: str, entry: dict) -> None:
+    for name in ("row", "text"):
+        if entry.get(name) and entry[name][1] > MAX_ROW:
+            raise LuminaError(f"{tar}#{entry['key']}: its {name} is {LongLine.reason}")
 
 
 def _parse_member(text: str, where: str, deep: bool) -> dict:
@@ -223,4 +231,4 @@ def _fits(span: Any, size: int) -> bool:
 
 def dump_totals(totals: dict) -> bytes:
     """Return the bytes of shards.json."""
-    return json.dumps(totals, ensure_ascii=False).encode() + b"\n"
+    return dump_row(totals).encode() + b"\n"

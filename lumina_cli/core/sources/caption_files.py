@@ -17,6 +17,8 @@ from lumina_cli.core.images.suffixes import SUFFIXES, LeftOut, split_suffix
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.captions import KEYS, caption_fields, decode_text, with_captions
 from lumina_cli.core.io.jsonl import parse_row, parse_rows
+from lumina_cli.core.io.row_checks import LongLine
+from lumina_cli.core.limits import MAX_ROW
 from lumina_cli.core.sources.row_files import CAPTION_KEY, IMAGE_KEYS
 
 SIDECARS = (".json", ".txt", ".caption")
@@ -67,7 +69,10 @@ def read_caption_files(places: list[str], lines: str = "one") -> dict:
     for place in places:
         if "captions" in row:
             break
-        text = decode_text(filesystem.read_file(place), place)
+        data = filesystem.read_part(place, 0, MAX_ROW + 1)
+        if len(data) > MAX_ROW:
+            raise LuminaError(f"{place} is {LongLine.reason}")
+        text = decode_text(data, place)
         if place.lower().endswith(TEXTS):
             row |= caption_fields(text, lines)
         else:
