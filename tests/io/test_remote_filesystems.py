@@ -139,6 +139,48 @@ def test_s3_by_the_command_line(bucket, capsys):
     assert "no such source" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_an_update_on_s3_that_was_killed_is_resumed(bucket, monkeypatch):
+    put_photos(f"{bucket}/grown")
+    source, move, told = f"{bucket}/grown", filesystem.move, []
+
+    def pack(dest):
+        return list(write_shards(read_source(source, lenient=True), dest, 3, 1.0, notify=told.append))
+
+    for name in ("one", "two"):
+        pack(f"{bucket}/{name}")
+    before = {row["key"]: str(row["image"]).rpartition("/")[2] for row in read_shards(f"{bucket}/one")}
+    data = filesystem.read_file(f"{source}/0.png")
+    filesystem.write_file(f"{source}/00.png", data)
+    filesystem.write_file(f"{source}/0.txt", b"a changed caption")
+    pack(f"{bucket}/one")
+    assert told[0].startswith(
+        f"{bucket}/one: rows added: 1 ({source}/00.png); rows changed: 1 ({source}/0.png: cap"
+    )
+    after = {row["key"]: str(row["image"]).rpartition("/")[2] for row in read_shards(f"{bucket}/one")}
+    assert {key: after[key] for key in before} == before
+    moves = iter(range(2))
+
+    def killed(source, target):
+        if next(moves, None) is None:
+            raise KeyboardInterrupt
+        move(source, target)
+
+    monkeypatch.setattr(filesystem, "move", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pack(f"{bucket}/two")
+    monkeypatch.undo()
+    with pytest.raises(LuminaError, match="is unfinished; resume it"):
+        list(read_shards(f"{bucket}/two"))
+    assert all(row["kept"] for row in pack(f"{bucket}/two"))
+    names = filesystem.list_sizes(f"{bucket}/one")
+    assert filesystem.list_sizes(f"{bucket}/two") == names
+    for name in names:
+        assert filesystem.read_file(f"{bucket}/one/{name}") == filesystem.read_file(f"{bucket}/two/{name}")
+    assert filesystem.list_sizes(f"{bucket}/two/update") == {}
+
+
 def test_a_client_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(MissingDependency, match=r"gs://bucket/x .*: `pip install 'lumina-cli\[gcs\]'`"):
