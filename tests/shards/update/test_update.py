@@ -250,6 +250,30 @@ def test_duplicate_rows_keep_their_keys(photos, tmp_path):
     assert pack([rows[0], rows[2], {**rows[0], "n": 4}])[1] == {"b": 1, "b-3": 3, "b-2": 4}
 
 
+def test_a_new_row_never_takes_the_place_of_another_row_of_its_image(photos, tmp_path):
+    """Several rows of one image differ in their keys; a new key is a new sample."""
+    rows = [{"key": f"{n:03d}", "image": str(photos / "b.png"), "n": n} for n in range(0, 40, 2)]
+
+    def pack(found, **settings):
+        told = []
+        list(write_shards(found, tmp_path / "s", 4, notify=told.append, **settings))
+        held = {row["key"]: (Path(row["image"].tar).name, row["n"]) for row in read_shards(tmp_path / "s")}
+        return told, held
+
+    before = pack(rows)[1]
+    more = [{**rows[0], "key": f"{n:03d}", "n": n} for n in (39, 1, 5)]
+    told, after = pack([more[0], *rows[::-1], *more[1:]])
+    assert told == [
+        f"{tmp_path}/s: rows added: 3 ({', '.join([str(photos / 'b.png')] * 3)}); shards kept: 5, new: 000005"
+    ]
+    assert {key: after[key] for key in before} == before
+    assert {key: after[key][1] for key in after.keys() - before.keys()} == {"039": 39, "001": 1, "005": 5}
+    renamed = [{**row, "key": "other"} if row["n"] == 4 else row for row in [*rows, *more]]
+    with pytest.raises(UsageError, match="holds 1 of 23 samples that the input does not have"):
+        pack(renamed)
+    assert pack(renamed, removed="drop")[1].keys() == after.keys() - {"004"} | {"other"}
+
+
 # --- removed samples
 
 

@@ -44,8 +44,8 @@ def read_input_rows(word: str) -> Iterator[dict]:
 def validate_row(row: dict, where: str) -> dict:
     """Return a row in the form in which it is applied to a sample.
 
-    One caption under "caption" or "text" becomes "captions", a "score" written as text a number. An integer that a float64 column cannot
-    represent exactly is rounded to the nearest float.
+    One caption under "caption" or "text" becomes "captions", a "score" written as text a number. An integer
+    that a float64 column cannot represent exactly is rounded to the nearest float.
 
     Raises:
         LuminaError: if readers of the shards would refuse the row; the message names its key.

@@ -12,9 +12,9 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import get_error, parse_row, to_json_value
 from lumina_cli.core.shards.image_ref import ImageFile, MemoryImage, find_member, image_ref
 from lumina_cli.core.shards.journal import digest_rows
-from lumina_cli.core.shards.sample import ShardSettings, dump_line, is_truth, raw_key, read_truth, stored_row
-from lumina_cli.core.shards.tar import TRUTH, RejectedImage, TarImage, read_span, sanitize_key
-from lumina_cli.core.shards.update.samples import PackedSample, is_same_key
+from lumina_cli.core.shards.sample import ShardSettings, dump_line, is_truth, read_truth, stored_row
+from lumina_cli.core.shards.tar import TRUTH, RejectedImage, TarImage, read_span
+from lumina_cli.core.shards.update.samples import PackedSample
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,6 @@ class RowChange:
     number   of the row in the input
     row      the row that replaces it
     image    whether its image must be read again; otherwise it is copied from the shard
-    rename   whether it gets a new key
     origin   the file that it is from
     """
 
@@ -33,19 +32,12 @@ class RowChange:
     number: int
     row: dict
     image: bool
-    rename: bool
     origin: str | None
 
     def digest(self) -> str:
         """Return a text that identifies the change."""
-        return " ".join(
-            [
-                self.key,
-                str(self.number),
-                *digest_rows([self.row]),
-                f"{self.image} {self.rename} {self.origin}",
-            ]
-        )
+        parts = [self.key, self.number, *digest_rows([self.row]), self.image, self.origin]
+        return " ".join(map(str, parts))
 
 
 class RowComparison:
@@ -59,12 +51,11 @@ class RowComparison:
         """Return what must be replaced for row `number` of the input, or None if nothing has changed."""
         entry, origin = sample.entry, sample.entry.get("origin")
         given = image_ref(row.get("image")).origin
-        rename = not is_same_key(sanitize_key(raw_key(row, given), {}), entry["key"])
         invalid = bool(get_error(row)) or isinstance(row.get("image"), RejectedImage)
         image = invalid or (not sample.moved and self.is_new_image(row, sample.shard, entry))
-        if not (image or rename) and sample.same and self._same_truth(row, sample):
+        if not image and sample.same and self._same_truth(row, sample):
             return None
-        return RowChange(entry["key"], number, row, image, rename, given if sample.moved else origin)
+        return RowChange(entry["key"], number, row, image, given if sample.moved else origin)
 
     def same_row(self, row: dict, entry: dict) -> bool:
         """Whether a row has the fields that its sample stores."""

@@ -23,10 +23,9 @@ from lumina_cli.core.shards.sample import (
     fetch_image,
     make_reject,
     make_samples,
-    raw_key,
     read_truth,
 )
-from lumina_cli.core.shards.tar import TRUTH, TarImage, read_span, sanitize_key
+from lumina_cli.core.shards.tar import TRUTH, TarImage, read_span
 from lumina_cli.core.shards.update.changes import RowChange, raise_invalid
 from lumina_cli.core.shards.update.commit import Staging
 from lumina_cli.core.shards.update.samples import shard_index
@@ -56,7 +55,7 @@ class ShardEdit:
     @property
     def resets_overlays(self) -> bool:
         """Whether overlays of the shard no longer belong to its images."""
-        return bool(self.removed or self.added or any(each.image or each.rename for each in self.changed))
+        return bool(self.removed or self.added or any(each.image for each in self.changed))
 
     def digest(self) -> str:
         """Return 16 hex digits that identify the edit: what it changes, and the state of the files."""
@@ -98,14 +97,13 @@ def _edited_samples(edit: ShardEdit, rejects: list[dict], lost: list[str]) -> It
     tar = filesystem.join(edit.dest, f"{edit.number:06d}.tar")
     entries = shard_index(edit.dest, edit.number) if edit.base else []
     changed = {each.key: each for each in edit.changed}
-    gone = {*edit.removed, *(each.key for each in edit.changed if each.rename)}
-    keys = {entry["key"]: 1 for entry in entries if entry["key"] not in gone}
+    keys = {entry["key"]: 1 for entry in entries if entry["key"] not in edit.removed}
     for entry in entries:
         if entry["key"] in edit.removed:
             continue
         change = changed.get(entry["key"])
         try:
-            yield copy_sample(tar, entry) if change is None else _new_sample(edit, tar, entry, change, keys)
+            yield copy_sample(tar, entry) if change is None else _new_sample(edit, tar, entry, change)
         except LuminaError as error:
             if change is None:
                 raise
@@ -143,7 +141,7 @@ def _stored_truth(tar: str, entry: dict) -> dict[str, bytes]:
     return {name: read_span(tar, *entry[name], name) for name in TRUTH if entry.get(name)}
 
 
-def _new_sample(edit: ShardEdit, tar: str, entry: dict, change: RowChange, keys: dict[str, int]) -> Sample:
+def _new_sample(edit: ShardEdit, tar: str, entry: dict, change: RowChange) -> Sample:
     """Return the sample that replaces another one.
 
     Raises:
@@ -161,7 +159,4 @@ def _new_sample(edit: ShardEdit, tar: str, entry: dict, change: RowChange, keys:
         image = stored_image(tar, entry)
     truth = read_truth(row)
     check_captions(row)
-    key = entry["key"]
-    if change.rename:
-        key = sanitize_key(raw_key(row, image_ref(row.get("image")).origin), keys)
-    return build_sample(row, key, image, truth, change.origin)
+    return build_sample(row, entry["key"], image, truth, change.origin)
