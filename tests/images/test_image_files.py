@@ -9,8 +9,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
-from lumina_cli.core.images.foreign.infotext import read_infotext, write_infotext
 from lumina_cli.core.images.io import MAX_PIXELS, open_image, open_with_format, read_metadata, save_image
+from lumina_cli.core.images.metadata.infotext import read_infotext, write_infotext
 
 
 def encoded(image: Image.Image, format: str = "PNG", **settings) -> bytes:
@@ -49,6 +49,34 @@ RED_GLASS = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
 )
 def test_every_mode_becomes_rgb(image, format, expected):
     assert colour(encoded(image, format)) == expected
+
+
+def png_16(pixels: np.ndarray, transparent: tuple[int, ...]) -> bytes:
+    """Return a 16-bit PNG of pixels (H, W) or (H, W, 3) with a transparent level or color."""
+    height, width = pixels.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2 if pixels.ndim == 3 else 0, 0, 0, 0)),
+        (b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize("key", [0, 5, 1000, 40_000, 65_535])
+def test_16_bit_transparency_is_honoured_as_8_bit_is(key):
+    other = 30_000
+    grey = np.array([[key, other], [other, key]], np.uint16)
+    image = open_image(png_16(grey, (key,)))
+    assert (image.getpixel((0, 0)), image.getpixel((1, 0))) == ((255,) * 3, (round(other / 257),) * 3)
+    image = open_image(png_16(np.stack([grey, np.full_like(grey, 700), grey], axis=-1), (key, 700, key)))
+    assert image.getpixel((0, 0)) == (255, 255, 255)
+    assert image.getpixel((1, 0)) == (other >> 8, 700 >> 8, other >> 8)
 
 
 def test_a_transparent_colour_is_white():

@@ -10,15 +10,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
-from lumina_cli.core.images.foreign.reader import read_settings
 from lumina_cli.core.images.icc import expected_space, to_srgb
 from lumina_cli.core.images.jpeg_check import MAX_SCANS, find_fault, has_too_many_scans
-from lumina_cli.core.images.metadata import metadata_settings, stored_metadata
+from lumina_cli.core.images.metadata.reader import read_settings
+from lumina_cli.core.images.metadata.stored import metadata_settings, stored_metadata
 from lumina_cli.core.images.suffixes import START, describe_content
+from lumina_cli.core.images.transparency import layer_to_mask, scale_transparent_color, to_8_bit
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import atomic_write
 from lumina_cli.core.io.remote import AnyPath, RemotePath, to_path
@@ -75,6 +75,18 @@ def open_image(source: ImageSource, name: str | None = None, whole: bool = False
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         _check_whole(data, name or (str(source) if isinstance(source, str | Path) else "image"))
     return image
+
+
+def open_mask(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Return a mask in mode "L", rotated by its EXIF orientation.
+
+    White areas are selected. Transparent pixels are not selected; of a layer painted in one color, the
+    painted pixels are.
+
+    Raises:
+        InvalidImage: as `open_image`.
+    """
+    return decode_image(source, name, lambda image: _to_mask(_upright(image)))
 
 
 def _check_whole(data: bytes, name: str) -> None:
@@ -154,7 +166,7 @@ def read_metadata(source: ImageSource, name: str | None = None) -> dict:
     """Return the metadata that `save_image` stored, or the settings that another program stored; else {}.
 
     The settings of other programs are mapped to our names as far as possible; "parameters" holds them as
-    written (see images/foreign/settings.py).
+    written (see images/metadata/settings.py).
     """
     ours, texts = decode_image(source, name, stored_metadata)
     return read_settings(texts) or ours or {}
@@ -215,6 +227,7 @@ def decode_image(source: ImageSource, name: str | None, use):
                 check_scans(source)
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
+            scale_transparent_color(image)
             return use(image)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise too_large_error(name) from error
@@ -266,7 +279,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         )
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I"):
-        image = _to_8_bit(image)
+        image = to_8_bit(image)
     if image.has_transparency_data and image.mode not in ("RGBA", "LA"):
         image = image.convert("LA" if image.mode == "L" else "RGBA")
     elif image.mode not in _PLAIN_MODES:
@@ -279,10 +292,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to uint8; Pillow itself clips it to white."""
-    values = np.asarray(image).astype(np.float64)
-    return Image.fromarray(np.clip(np.round(values / 257), 0, 255).astype(np.uint8))
+def _to_mask(image: Image.Image) -> Image.Image:
+    """Return a mask as 8-bit grey; transparent pixels are black."""
+    if image.mode.startswith("I"):
+        image = to_8_bit(image)
+    return layer_to_mask(image) if image.has_transparency_data else _to_rgb(image).convert("L")
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -220,6 +220,69 @@ def test_black_mask_is_rejected(tmp_path):
         read_edit(tmp_path / "p.png", tmp_path / "m.png")
 
 
+def layer(mask: Image.Image, color=(255, 255, 255)) -> Image.Image:
+    """Return a layer of one color whose alpha channel is the mask."""
+    image = Image.new("RGBA", mask.size, color)
+    image.putalpha(mask)
+    return image
+
+
+def grey_and_alpha(mask: Image.Image) -> Image.Image:
+    return Image.merge("LA", (mask, Image.new("L", mask.size, 255)))
+
+
+def on_transparent_red(mask: Image.Image) -> Image.Image:
+    """White and black regions, and a red rest that is transparent."""
+    pixels = np.array(Image.merge("RGBA", (mask, mask, mask, Image.new("L", mask.size, 255))))
+    pixels[:8] = (255, 0, 0, 0)
+    return Image.fromarray(pixels)
+
+
+def with_transparent_color(mask: Image.Image) -> Image.Image:
+    """A palette image whose black is transparent."""
+    image = mask.convert("1").convert("P")
+    image.info["transparency"] = 0
+    return image
+
+
+def in_16_bits(mask: Image.Image) -> Image.Image:
+    return Image.fromarray(np.asarray(mask).astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        layer, lambda mask: layer(mask, (0, 0, 0)), lambda mask: layer(mask, (200, 30, 30)), grey_and_alpha,
+        on_transparent_red, with_transparent_color, in_16_bits, lambda mask: mask.convert("RGB"),
+        lambda mask: mask.convert("1"), lambda mask: Image.merge("RGBA", (mask,) * 4),
+    ],
+)  # fmt: skip
+def test_a_layer_is_the_same_mask_as_its_grey_twin(convert, tmp_path):
+    noise_picture().save(tmp_path / "p.png")
+    box_mask().save(tmp_path / "grey.png")
+    convert(box_mask()).save(tmp_path / "other.png")
+    grey, other = (read_edit(tmp_path / "p.png", tmp_path / name) for name in ("grey.png", "other.png"))
+    assert other.mask.tobytes() == grey.mask.tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "LA", "1"])
+def test_white_mask_is_rejected(mode, tmp_path):
+    noise_picture().save(tmp_path / "p.png")
+    Image.new("L", (64, 64), 255).convert(mode).save(tmp_path / "m.png")
+    with pytest.raises(LuminaError, match=r"m\.png is entirely white; omit it to regenerate the whole image"):
+        read_edit(tmp_path / "p.png", tmp_path / "m.png")
+    assert read_edit(tmp_path / "p.png", tmp_path / "m.png", recorded=True).mask.getextrema() == (255, 255)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "1"])
+def test_black_or_transparent_mask_is_rejected(mode, tmp_path):
+    noise_picture().save(tmp_path / "p.png")
+    mask = Image.new("L", (64, 64), 0)
+    (layer(mask) if mode == "RGBA" else mask.convert(mode)).save(tmp_path / "m.png")
+    with pytest.raises(LuminaError, match=r"m\.png is entirely black; white areas are regenerated"):
+        read_edit(tmp_path / "p.png", tmp_path / "m.png")
+
+
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), "much", True])
 def test_invalid_strength_is_rejected(strength, tmp_path):
     with pytest.raises(

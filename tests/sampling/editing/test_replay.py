@@ -1,5 +1,6 @@
 """Replay of images from their metadata: identical where possible, otherwise one clear line."""
 
+import os
 import shutil
 from copy import copy
 from dataclasses import replace
@@ -212,6 +213,83 @@ def test_invalid_metadata_is_rejected(change, tmp_path):
     )
     path = save_image(Image.new("RGB", (8, 8)), tmp_path / "x.png", record | change)
     assert refused(path).startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/proc/kmsg",
+        "/dev/zero",
+        "/etc/passwd",
+        "folder",
+        "/proc/self/environ",
+        "fifo.png",
+        "link.png",
+        "notes.txt",
+    ],
+)
+@pytest.mark.parametrize("kind", ["init", "mask"])
+def test_files_that_metadata_names_are_opened_only_if_they_are_data(kind, name, pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").write_text("a")
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "link.png").symlink_to("/proc/kmsg")
+    photo = str(save_image(Image.new("RGB", (8, 8)), tmp_path / "photo.png"))
+    path = drawn(pipe, tmp_path)
+    edit = {"init": photo, "strength": 0.5, "pixels": "0", "mask_pixels": "0"} | {kind: name}
+    save_image(open_image(path), path, read_metadata(path) | {"edit": edit})
+    with pytest.raises(LuminaError, match="this is not an image file and is not opened"):
+        again(pipe, [path], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/proc/kmsg", "/dev/zero", "notes.txt"])
+def test_loras_that_metadata_names_are_opened_only_if_they_are_data(name, pipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("a")
+    path, notes = drawn(pipe, tmp_path), []
+    save_image(open_image(path), path, read_metadata(path) | {"loras": [[name, 1.0, "0"]]})
+    again(pipe, [path], tmp_path, note=notes.append)
+    assert notes[-1].endswith(
+        f"with the LoRA {name} at 1, which is not a LoRA file and is not opened; the result will differ"
+    )
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing", "lumina-image-2"])
+def test_models_that_metadata_names_are_not_downloaded(name, pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *words, **settings: pytest.fail("downloaded")
+    )
+    monkeypatch.setattr("lumina_cli.core.models.locate.find_cached", lambda repo: None)
+    path = drawn(pipe, tmp_path)
+    save_image(open_image(path), path, read_metadata(path) | {"model": name})
+    with pytest.raises(
+        LuminaError, match="is not on this machine and is downloaded only on request: add --model"
+    ):
+        again(pipe, [path], tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"size": [10**9, 64]}, {"size": [True, 64]}, {"plan": {"steps": 10**9}}])
+def test_absurd_metadata_is_rejected_before_a_model_is_loaded(change, pipe, tmp_path):
+    path = drawn(pipe, tmp_path)
+    save_image(open_image(path), path, read_metadata(path) | change)
+    with pytest.raises(LuminaError, match=f"^{path}"):
+        list(replay_images([path], lambda *wanted: pytest.fail("loaded"), tmp_path / "again"))
+
+
+@pytest.mark.parametrize(
+    ("size", "found"), [("1024x768", "64x48"), ("64x48", "64x48"), ("50x50", "64x64"), ("x", "64x64")]
+)
+def test_sizes_of_other_programs_become_sizes_of_the_model(size, found, pipe, tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text(
+        "parameters", f"two cups\nSteps: 99999999, Sampler: DPM fast, Seed: 8, CFG scale: 3, Size: {size}"
+    )
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
+    notes = []
+    (row,) = again(pipe, [tmp_path / "x.png"], tmp_path, changes={"steps": 2}, note=notes.append)
+    assert (row["size"], row["prompt"], row["seed"]) == (found, "two cups", 8)
+    assert "cannot be used here" in notes[0]
 
 
 @pytest.fixture

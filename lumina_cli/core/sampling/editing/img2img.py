@@ -21,7 +21,7 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan, interpolate
 from lumina_cli.core.flow.path import velocity as straight
 from lumina_cli.core.flow.solvers import Velocity
-from lumina_cli.core.images.io import open_image
+from lumina_cli.core.images.io import open_image, open_mask, png_bytes
 from lumina_cli.core.images.sizes import fit_ratio
 from lumina_cli.core.sampling.hooks import Batch, BatchHook, Components
 
@@ -119,31 +119,55 @@ class Edit:
         return found
 
 
-def read_edit(init: str | Path, mask: str | Path | None = None, strength: float | None = None) -> Edit:
+def read_edit(
+    init: str | Path | Image.Image,
+    mask: str | Path | Image.Image | None = None,
+    strength: float | None = None,
+    recorded: bool = False,
+) -> Edit:
     """Read an image and a mask; both are rotated upright according to their EXIF data.
 
         strength   0 to 1; None: 0.6, or 1 with a mask
+        recorded   whether the mask was used before, by a version that allowed an entirely white one
 
     Raises:
         UsageError: if the sizes of image and mask differ, or the strength is invalid.
-        LuminaError: if a file cannot be read, or the mask is entirely black.
+        LuminaError: if a file cannot be read, or the mask is entirely black or white.
     """
     if strength is None:
         strength = STRENGTH if mask is None else 1.0
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
         raise UsageError(f"strength must be between 0 (unchanged) and 1 (pure noise), not {strength!r}")
-    image = open_image(init)
+    image, name = open_image(_to_source(init)), _name_source(init)
     if mask is None:
-        return Edit(image, float(strength), name=str(init))
-    area = open_image(mask).convert("L").point(lambda level: 255 if level > 127 else 0)
+        return Edit(image, float(strength), name=name)
+    area = threshold_mask(open_mask(_to_source(mask)))
+    mask = _name_source(mask)
     if area.size != image.size:
         sizes = ["{}x{}".format(*one.size) for one in (area, image)]
         raise UsageError(
-            f"the mask {mask} is {sizes[0]}, but {init} is {sizes[1]}; they must have the same size"
+            f"the mask {mask} is {sizes[0]}, but {name} is {sizes[1]}; they must have the same size"
         )
-    if area.getextrema()[1] == 0:
+    low, high = area.getextrema()
+    if high == 0:
         raise LuminaError(f"the mask {mask} is entirely black; white areas are regenerated")
-    return Edit(image, float(strength), area, str(init), str(mask))
+    if low == 255 and not recorded:
+        raise LuminaError(f"the mask {mask} is entirely white; omit it to regenerate the whole image")
+    return Edit(image, float(strength), area, name, mask)
+
+
+def threshold_mask(mask: Image.Image) -> Image.Image:
+    """Return a mask (mode L) with only black and white."""
+    return mask.point(lambda level: 255 if level > 127 else 0)
+
+
+def _to_source(image: str | Path | Image.Image) -> str | Path | bytes:
+    """Return what `open_image` reads; an image in memory as a file that keeps its pixels and its alpha."""
+    return png_bytes(image) if isinstance(image, Image.Image) else image
+
+
+def _name_source(image: str | Path | Image.Image) -> str:
+    return str(getattr(image, "filename", "") or "image") if isinstance(image, Image.Image) else str(image)
 
 
 class EditHook(BatchHook):

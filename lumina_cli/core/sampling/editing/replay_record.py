@@ -14,10 +14,10 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.presets import apply, find_preset
-from lumina_cli.core.images.io import read_metadata
+from lumina_cli.core.images.io import open_image, read_metadata
 from lumina_cli.core.images.sizes import parse_size
 from lumina_cli.core.images.suffixes import SUFFIXES
-from lumina_cli.core.sampling.editing.img2img import Edit, pixel_hash, read_edit
+from lumina_cli.core.sampling.editing.img2img import Edit, pixel_hash, read_edit, threshold_mask
 from lumina_cli.core.sampling.output.metadata import Lora, from_metadata
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
 from lumina_cli.core.weights.fingerprint import digest_adapter
@@ -181,7 +181,10 @@ def read_replay_edit(path: str | Path, replay: ReplayRecord) -> Edit | None:
                 "image file and is not opened"
             )
     try:
-        edit = read_edit(*names, strength=strength)
+        edit = read_edit(*names, strength=strength, recorded=True)
+        if edit.mask is not None and pixel_hash(edit.mask) != known["mask_pixels"]:
+            # earlier versions read transparent pixels of a mask as white
+            edit = replace(edit, mask=threshold_mask(open_image(names[1]).convert("L")))
     except LuminaError as error:
         raise LuminaError(f"{path} was edited from another image: {error}") from error
     for name, image in (("init", edit.image), ("mask", edit.mask)):

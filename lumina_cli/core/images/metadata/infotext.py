@@ -12,7 +12,7 @@ quoted as JSON, or is a JSON object or array.
 import json
 import re
 
-from lumina_cli.core.images.foreign.settings import build_metadata
+from lumina_cli.core.images.metadata.settings import build_metadata
 
 NEGATIVE = "Negative prompt: "
 _MARK = re.compile(r"(?:^|,\s*|\s)(?:Steps|Seed|Sampler)\s*:")

@@ -5,8 +5,8 @@ import json
 import pytest
 from PIL import Image, PngImagePlugin
 
-from lumina_cli.core.images.foreign.reader import read_settings
 from lumina_cli.core.images.io import read_metadata, save_image
+from lumina_cli.core.images.metadata.reader import read_settings
 
 IMAGE = Image.new("RGB", (8, 8))
 GRAPH = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lumina_cli.core.images.foreign.comments import decode_comment
+from lumina_cli.core.images.metadata.comments import decode_comment
 
 TEXTS = (
     "a red car\nSteps: 20, Seed: 7",

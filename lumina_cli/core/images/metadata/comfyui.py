@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lumina_cli.core.images.foreign.settings import build_metadata
+from lumina_cli.core.images.metadata.settings import build_metadata
 
 _MAX_NODES = 10_000
 _TEXT_INPUTS = (

@@ -1,6 +1,6 @@
 """Metadata in image files: the JSON record of lumina, and the infotext that other programs read.
 
-Both are stored side by side: the JSON is complete, the infotext (`foreign/infotext.py`) can be read by many
+Both are stored side by side: the JSON is complete, the infotext (`infotext.py`) can be read by many
 other programs. In a PNG both are text chunks ("lumina", "parameters"); other formats hold the JSON as the
 EXIF image description and the text as the EXIF user comment.
 """
@@ -12,9 +12,9 @@ from pathlib import Path
 from PIL import Image, PngImagePlugin
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.images.foreign.comments import decode_comment
-from lumina_cli.core.images.foreign.infotext import write_infotext
-from lumina_cli.core.images.foreign.reader import CHUNKS, read_json
+from lumina_cli.core.images.metadata.comments import decode_comment
+from lumina_cli.core.images.metadata.infotext import write_infotext
+from lumina_cli.core.images.metadata.reader import CHUNKS, read_json
 
 _METADATA_KEY, _PARAMETERS_KEY = "lumina", "parameters"
 _EXIF_DESCRIPTION, _EXIF_IFD, _EXIF_COMMENT = 0x010E, 0x8769, 0x9286

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lumina_cli.core.images.foreign.settings import build_metadata
+from lumina_cli.core.images.metadata.settings import build_metadata
 
 _TEXT = 2000  # characters of a setting that are kept for people
 # our names by the names of other programs, in lower case without punctuation

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from lumina_cli.core.images.foreign.comfyui import is_graph, read_graph
-from lumina_cli.core.images.foreign.infotext import read_infotext
-from lumina_cli.core.images.foreign.records import read_record
+from lumina_cli.core.images.metadata.comfyui import is_graph, read_graph
+from lumina_cli.core.images.metadata.infotext import read_infotext
+from lumina_cli.core.images.metadata.records import read_record
 from lumina_cli.core.limits import parse_json
 
 # text chunks of a PNG file, in lower case, in which programs store their settings

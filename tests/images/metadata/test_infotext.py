@@ -2,7 +2,7 @@
 
 import pytest
 
-from lumina_cli.core.images.foreign.infotext import read_infotext
+from lumina_cli.core.images.metadata.infotext import read_infotext
 
 START = "a red car, (shiny:1.2)\nNegative prompt: blurry\n"
 LINE = "Steps: 20, Sampler: Euler, CFG scale: 4.5, Seed: 7, Size: 512x768, "
