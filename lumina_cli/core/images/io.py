@@ -18,7 +18,7 @@ from lumina_cli.core.images.jpeg_check import MAX_SCANS, find_fault, has_too_man
 from lumina_cli.core.images.metadata.reader import read_settings
 from lumina_cli.core.images.metadata.stored import metadata_settings, stored_metadata
 from lumina_cli.core.images.suffixes import START, describe_content
-from lumina_cli.core.images.transparency import layer_to_mask, scale_transparent_color, to_8_bit
+from lumina_cli.core.images.transparency import scale_transparent_color, to_8_bit, to_mask
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import atomic_write
 from lumina_cli.core.io.remote import AnyPath, RemotePath, to_path
@@ -86,7 +86,7 @@ def open_mask(source: ImageSource, name: str | None = None) -> Image.Image:
     Raises:
         InvalidImage: as `open_image`.
     """
-    return decode_image(source, name, lambda image: _to_mask(_upright(image)))
+    return decode_image(source, name, lambda image: to_mask(_upright(image)))
 
 
 def _check_whole(data: bytes, name: str) -> None:
@@ -290,13 +290,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-def _to_mask(image: Image.Image) -> Image.Image:
-    """Return a mask as 8-bit grey; transparent pixels are black."""
-    if image.mode.startswith("I"):
-        image = to_8_bit(image)
-    return layer_to_mask(image) if image.has_transparency_data else _to_rgb(image).convert("L")
 
 
 def png_bytes(image: Image.Image) -> bytes:

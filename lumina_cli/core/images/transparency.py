@@ -24,11 +24,15 @@ def scale_transparent_color(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in color)
 
 
-def layer_to_mask(image: Image.Image) -> Image.Image:
-    """Return the mask (mode L) of an image with transparency: its grey, black where it is transparent.
+def to_mask(image: Image.Image) -> Image.Image:
+    """Return the mask (mode L) in an image: its grey, black where it is transparent.
 
     Of a layer painted in one color, which may be black, the painted pixels are white.
     """
+    if image.mode.startswith("I"):
+        image = to_8_bit(image)
+    if not image.has_transparency_data:
+        return image.convert("RGB").convert("L")
     image = image.convert("RGBA")
     alpha, grey = np.asarray(image.getchannel("A")), np.asarray(image.convert("RGB").convert("L"))
     visible = grey[alpha > 0]
