@@ -254,3 +254,12 @@ def test_the_first_other_reason_is_in_the_error(folder, lumina):
     code, _, err = lumina(f"shard {folder}/img {folder}/out")
     assert code == 3
     assert f"lists the reasons; the first: {folder}/img/a.png: truncated or not an image" in err
+
+
+@pytest.mark.parametrize("column", ["caption", "blip_caption", "prompt", "captions_2"])
+def test_a_data_set_of_the_hub_may_call_its_captions_otherwise(column):
+    from lumina_cli.core.sources.settings import HUB
+    from lumina_cli.core.sources.source import _hub_row
+
+    row = _hub_row({"image": {"bytes": image(), "path": None}, column: "a cup", "license": "CC0"}, "k", HUB)
+    assert (row["captions"], row["license"]) == ({"en": {"short": "a cup"}}, "CC0")

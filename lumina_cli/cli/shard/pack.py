@@ -95,7 +95,6 @@ def pack(
 
         lumina shard photos data
         lumina shard photos data --dry-run
-        lumina shard rows.jsonl s3://bucket/data --encode webp --workers 16
         lumina shard s3://bucket/photos s3://bucket/data --workers ray:64
         lumina shard "nano:1000?seed=7" nano-data --per-shard 500
     """

@@ -112,8 +112,13 @@ def _name_fields(row: dict, settings: dict[str, Any]) -> dict:
         return {each: value for each, value in row.items() if each != "captions"} | caption_fields(
             row.get(text)
         )
+    return with_captions(row, caption_keys(row))
+
+
+def caption_keys(row: dict) -> tuple[str, ...]:
+    """Return the keys of a row that may hold a caption, in order of priority."""
     others = (each for each in row if isinstance(each, str) and CAPTION_KEY.fullmatch(each))
-    return with_captions(row, (*KEYS, *others))
+    return (*KEYS, *others)
 
 
 class _ImageFinder:

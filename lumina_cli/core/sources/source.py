@@ -34,7 +34,7 @@ from lumina_cli.core.shards.image_ref import MissingImage, image_ref
 from lumina_cli.core.shards.reader import read_shards
 from lumina_cli.core.shards.selection import is_selection, read_selection
 from lumina_cli.core.sources.image_folder import image_row, read_folder
-from lumina_cli.core.sources.row_files import read_row_file
+from lumina_cli.core.sources.row_files import caption_keys, read_row_file
 from lumina_cli.core.sources.screen import screen_rows
 from lumina_cli.core.sources.settings import HUB, NANO, parse_settings, split_place, to_whole
 
@@ -235,5 +235,5 @@ def _reason(error: Exception) -> str:
 
 def _hub_row(row: dict, key: str, settings: dict) -> dict:
     image, text = row.pop(settings["image"]), row.pop(settings["text"], None)
-    row = {"key": key, **row, "image": image.get("bytes") or image.get("path")}
-    return row | caption_fields(text)
+    row = {"key": key, **row, "image": image.get("bytes") or image.get("path")} | caption_fields(text)
+    return with_captions(row, caption_keys(row))
