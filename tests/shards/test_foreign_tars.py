@@ -46,6 +46,7 @@ NAMES = {
     "capitals": ["UPPER.PNG", "UPPER.TXT", "Mixed.Png", "Mixed.Txt"],
     "other suffixes": ["a.jfif", "a.caption", "b.MPO", "b.txt"],
     "the whole name": ["a.png", "a.png.txt", "b.png", "b.png.txt"],
+    "no suffix": ["a", "a.txt", "Photo 22.05", "Photo 22.05.txt", "x/b", "x/b.caption"],
     "folders": ["./v1.0/a.png", "./v1.0/a.txt", "v2.0/a.png", "v2.0/a.txt"],
 }
 
@@ -56,7 +57,8 @@ def test_each_image_has_its_caption(tmp_path, case):
     members = []
     for name in NAMES[case]:
         text = name.lower().endswith((".txt", ".caption"))
-        stem = name.rpartition(".")[0].removesuffix(".png") if text else name.rpartition(".")[0]
+        whole = case == "no suffix" and not text
+        stem = name if whole else name.rpartition(".")[0].removesuffix(".png")
         number = stems.setdefault(stem, len(stems) + 1)
         format = "JPEG" if name.lower().endswith((".jfif", ".mpo")) else "PNG"
         members.append((name, f"caption {number}".encode() if text else image(number, format)))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import InvalidImage, open_image
-from lumina_cli.core.images.suffixes import LeftOut
+from lumina_cli.core.images.suffixes import READ, START, LeftOut, sniff, split_suffix
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.foreign.samples import Member, group_members, split_first_dot
 from lumina_cli.core.shards.foreign.tar_headers import BoundedTarInfo
@@ -190,17 +190,19 @@ def scan_tar(tar: str, left_out: LeftOut | None = None) -> Iterator[dict]:
         LuminaError: if the tar is truncated; all complete samples are yielded before.
     """
     members: list[Member] = []
-    problem = None
+    problem, images = None, set()
     with filesystem.open_file(tar) as file:
         try:
             for member in _members(tar, file):
                 members.append(member)
+                if not split_suffix(member[0].rpartition("/")[2])[1] and _has_image(file, *member[1:]):
+                    images.add(member[0])
         except LuminaError as error:
             problem = error
             last = split_first_dot(members[-1][0])[0] if members else ""
             while members and split_first_dot(members[-1][0])[0] == last:
                 members.pop()  # the sample at the end is not complete
-    for sample in group_members(members, TRUTH, left_out):
+    for sample in group_members(members, TRUTH, left_out, images):
         parts = {name: list(span) for name, (_, *span) in sample.parts.items()}
         offset, length = parts.pop("image")
         entry = {"key": sample.key, "image": sample.image, "offset": offset, "length": length}
@@ -208,6 +210,15 @@ def scan_tar(tar: str, left_out: LeftOut | None = None) -> Iterator[dict]:
         yield entry | {"text" if name == ".txt" else name: span for name, span in parts.items()}
     if problem is not None:
         raise problem
+
+
+def _has_image(file: IO[bytes], offset: int, size: int) -> bool:
+    """Whether a member is an image by its first bytes; the position in the file stays the same."""
+    at = file.tell()
+    file.seek(offset)
+    start = file.read(min(size, START))
+    file.seek(at)
+    return sniff(start) in READ
 
 
 def _members(tar: str, file: IO[bytes]) -> Iterator[tuple[str, int, int]]:

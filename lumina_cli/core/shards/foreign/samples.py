@@ -5,7 +5,7 @@ An image that this rule would lose is a sample of its own, named by its whole st
 An image name that occurs twice is two samples; the n-th caption file of that name belongs to the n-th image.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from lumina_cli.core.images.suffixes import SUFFIXES, LeftOut, is_image
@@ -24,17 +24,21 @@ class Sample:
 
 
 def group_members(
-    members: Iterable[Member], truth: Sequence[str] = (), left_out: LeftOut | None = None
+    members: Iterable[Member],
+    truth: Sequence[str] = (),
+    left_out: LeftOut | None = None,
+    images: Collection[str] = (),
 ) -> Iterator[Sample]:
     """Yield the samples of a tar in the order of their images.
 
     truth     names of ground truth: the member KEY.NAME.png belongs to the sample KEY
     left_out  receives the members that belong to no sample
+    images    names without suffix whose content is an image
 
     Parts have the keys "image", ".json", ".txt" (any suffix of TEXTS), and the names of `truth`.
     """
     visible = [member for member in members if not member[0].rpartition("/")[2].startswith(".")]
-    names = _Names(visible, truth)
+    names = _Names(visible, truth, images)
     left_out = LeftOut() if left_out is None else left_out
     used: set[int] = set()
     found = list(names.samples(left_out, used))
@@ -49,8 +53,8 @@ class _Names:
     whole  whole stem and suffix in lower case -> positions of all members
     """
 
-    def __init__(self, members: list[Member], truth: Sequence[str]):
-        self.members, self.truth = members, truth
+    def __init__(self, members: list[Member], truth: Sequence[str], images: Collection[str]):
+        self.members, self.truth, self.images = members, truth, images
         self.plain: dict[str, list[int]] = {}
         self.whole: dict[tuple[str, str], list[int]] = {}
         for at, (name, *_) in enumerate(members):
@@ -69,7 +73,7 @@ class _Names:
         """Yield the samples; add the positions of their members to `used`."""
         images: dict[str, list[int]] = {}
         for at, (name, *_) in enumerate(self.members):
-            if is_image(name) and (key := self._key(name)) is not None:
+            if (is_image(name) or name in self.images) and (key := self._key(name)) is not None:
                 images.setdefault(key, []).append(at)
         order = []
         for key, places in images.items():
@@ -94,6 +98,8 @@ class _Names:
     def _key(self, name: str) -> str | None:
         """Return the key of the sample that an image is the image of; None if it is a part of another one."""
         stem, suffix = split_first_dot(name)
+        if name in self.images:
+            return name
         if suffix in SUFFIXES:
             return stem
         if stem not in self.plain:
