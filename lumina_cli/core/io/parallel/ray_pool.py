@@ -16,6 +16,7 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.atomic import partial_name
 from lumina_cli.core.io.location import is_url
 from lumina_cli.core.io.parallel.ray_library import connected, error_of_worker, import_ray
 from lumina_cli.core.io.parallel.ray_workers import MAX_ITEM, Surroundings, Worker
@@ -70,16 +71,20 @@ def map_on_ray(work: Callable[[Any], Any], items: Iterable, run: RayRun) -> Iter
 @contextmanager
 def _probes(outputs: Iterable[str]) -> Iterator[dict[str, str]]:
     """Create a file in each local output folder for the block; a node that sees it shares the folder."""
-    name = f".{os.urandom(6).hex()}.part"  # one that `remove_partial` removes after a kill
+    name = partial_name("")  # after a kill it is removed like any temporary file
     folders = [filesystem.to_text(folder) for folder in outputs if not is_url(folder)]
     for folder in folders:
         filesystem.make_dir(folder)
-        filesystem.write_file(filesystem.join(folder, name), b"", durable=False)
+        _touch(filesystem.join(folder, name))
     try:
         yield {folder: filesystem.join(folder, name) for folder in folders}
     finally:
         for folder in folders:
             filesystem.remove(folder, [name])
+
+
+def _touch(probe: str) -> None:
+    filesystem.write_file(probe, b"", durable=False)
 
 
 @dataclass
@@ -147,6 +152,8 @@ class _Pool:
     def _start_workers(self) -> None:
         wanted = min(self.count, len(self.queue) + len(self.running))
         for _ in range(wanted - len(self.starting) - len(self.idle) - len(self.running)):
+            for probe in self.surroundings.probes.values():
+                _touch(probe)  # old temporary files count as abandoned
             actor = _Actor(self.kind.remote(self.surroundings))
             self.starting[actor.handle.check.remote()] = actor
 
