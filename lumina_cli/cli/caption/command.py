@@ -54,12 +54,10 @@ def caption(
 
     Examples:
 
-        lumina caption photos --levels tags --prefix "ohwx dog" --sidecars
-        lumina caption photos --instruction "Describe the clothes." --engine openai
         lumina caption photos --levels short,tags --langs en,de --out captions.jsonl
         lumina caption data --engine openai --endpoint http://localhost:8000/v1
         lumina caption data --score clip@0.2 | lumina shard overlay data -
-        lumina caption data --split 3/16 --out captions-03.jsonl
+        lumina caption photos --levels tags --prefix "ohwx dog" --sidecars
     """
     output.show_status(f"loading the engine {engine}")
     from lumina_cli.core.sources.count import count_source
