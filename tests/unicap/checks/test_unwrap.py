@@ -173,6 +173,38 @@ WITH_CLOSINGS = [
     'Here\'s a short caption:\n\n**"A red car on a hill."**\n\nLet me know if you\'d like it more poetic or detailed!',
 ]  # fmt: skip
 
+# Answers that contain "A brown dog runs across a lawn."
+DOG = [
+    '<thought>A dog, I think.</thought> A brown dog runs across a lawn.',
+    '<|im_start|>system\nYou are helpful.<|im_end|>\n<|im_start|>user\nDescribe<|im_end|>\n<|im_start|>assistant\nA brown dog runs across a lawn.<|im_end|>',
+    'A brown dog runs across a lawn.<|endoftext|><|endoftext|><|endoftext|>',
+    '<start_of_image>A brown dog runs across a lawn.<end_of_turn>',
+    '<|begin_of_text|>A brown dog runs across a lawn.<|end_of_text|>',
+    "Sure thing! Below is the caption you requested:\n\n> A brown dog runs across a lawn.\n\nFeel free to ask if you'd like any adjustments.",
+    '**Answer:**\n\nA brown dog runs across a lawn.',
+    '{\n  "description": "A brown dog runs across a lawn.",\n  "objects": ["dog"]\n}',
+    '<DETAILED_CAPTION>A brown dog runs across a lawn.</s>',
+    'A brown dog<box>[[10, 20, 30, 40]]</box> runs across a lawn.',
+    '<p>A brown dog runs across a lawn.</p><br>',
+    'The description is as follows: A brown dog runs across a lawn.',
+    'Caption (short): A brown dog runs across a lawn.',
+    'A brown dog runs across a lawn. Do you want me to describe the background as well?',
+    'A brown dog runs across a lawn. I hope this description is helpful! Let me know if you have any other questions.',
+    '### Image Description\n\nA brown dog runs across a lawn.\n\n### Notes\n\nLet me know if you want changes.',
+    '<|channel|>final<|message|>A brown dog runs across a lawn.',
+    '</think>\n\nA brown dog runs across a lawn.',
+    '<reasoning>\nstep 1\n</reasoning>\n<caption>A brown dog runs across a lawn.</caption>',
+    '[/INST] A brown dog runs across a lawn.</s>',
+    'AI Assistant: A brown dog runs across a lawn.',
+    '<|assistant|>A brown dog runs across a lawn.<|endofassistant|>',
+    'Model response: A brown dog runs across a lawn.',
+    'Output: "A brown dog runs across a lawn."',
+    'RuntimeError: CUDA error: an illegal memory access was encountered',
+    "I can't make out anything in this blurry image.",
+    'The photo is too blurred to give a description.',
+    'image too blurry to describe',
+]  # fmt: skip
+
 # Answers that contain the tags "car, ball, red car".
 TAGS = [
     '- car\n- ball\n- red car',
@@ -408,6 +440,11 @@ def test_markup_and_polite_words_are_removed(text):
 @pytest.mark.parametrize("text", WITH_CLOSINGS, ids=range(len(WITH_CLOSINGS)))
 def test_closings_of_assistants_are_removed(text):
     assert unwrap(text, "medium", "en") == "A red car on a hill."
+
+
+@pytest.mark.parametrize("text", DOG, ids=range(len(DOG)))
+def test_a_sentence_is_taken_out_of_several_layers(text):
+    assert unwrap(text, "medium", "en") == "A brown dog runs across a lawn."
 
 
 @pytest.mark.parametrize("text", TAGS, ids=range(len(TAGS)))
