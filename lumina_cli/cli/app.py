@@ -119,6 +119,7 @@ def run(args: list[str]) -> int:
     args = [word for word in words if word not in ("--debug", "--wide")] + args[len(words) :]
     for word in words:
         add_url_secrets(word)
+    output.hints.clear()
     verb = next((f"lumina {word}" for word in args if word in VERBS), "lumina")
     try:
         _check_words(args)
@@ -130,7 +131,7 @@ def run(args: list[str]) -> int:
         return code
     except KeyboardInterrupt:
         message, code = ("terminated", TERMINATED) if _terminations else ("interrupted", INTERRUPTED)
-        message += _resume_hint(verb, words)
+        message += f"; {output.hints[-1]}" if output.hints else _resume_hint(verb, words)
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):
             raise
@@ -164,9 +165,6 @@ def _check_words(args: list[str]) -> None:
 
 def _resume_hint(verb: str, words: list[str]) -> str:
     """Return how to resume an interrupted command, or an empty string if it cannot be resumed."""
-    if verb == "lumina train":
-        out = next((word for word in words if word.startswith("out=")), "out=RUN")
-        return f"; resume with `lumina train {out} --resume`"
     if verb not in RESUMABLE or NOT_RESUMABLE & set(words[:2]):
         return ""
     piped = verb == "lumina caption" and not any(word.split("=")[0] == "--out" for word in words)

@@ -23,6 +23,7 @@ _status: list[str] = []  # the status line on screen, if any
 _notes: Counter[str] | None = None  # how often each note of this command was written
 wide = False  # set by --wide: tables may be wider than the terminal
 interrupts: list[bool] = []  # not empty once Ctrl-C was pressed
+hints: list[str] = []  # how to resume the interrupted command, if it is known
 
 
 def check_interrupted() -> None:
@@ -48,14 +49,17 @@ class ProgressCounter:
     def __init__(self, total: int | None = None):
         self.total, self.move = total, None
 
-    def __call__(self, done: float, skipped: int = 0, total: int | None = None) -> None:
+    def __call__(
+        self, done: float, skipped: int = 0, total: int | None = None, label: str | None = None
+    ) -> None:
         """Show that `done` items are finished; `skipped` ones needed no work and leave the total.
 
-        A `total` replaces the expected one.
+        A `total` replaces the expected one, a `label` that of the bar.
         """
         self.total = self.total if total is None else total
         if self.move:
-            self.move(completed=done, total=None if self.total is None else self.total - skipped)
+            total = None if self.total is None else self.total - skipped
+            self.move(completed=done, total=total, description=label and to_one_line(label))
 
 
 def write_rows(

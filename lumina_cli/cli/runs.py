@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,15 @@ def find_saved_recipe(out: str | None, resume: bool) -> Path:
     """
     from lumina_cli.core.recipe import packaged_recipes
     from lumina_cli.core.registry import PARTS
-    from lumina_cli.core.training.resume import settings_file
+    from lumina_cli.core.training.resume import repair_settings, settings_file
 
     if resume and not out:
         raise UsageError("--resume needs out=FOLDER, the run to resume")
     if not resume:
         known = ", ".join(name for name in packaged_recipes() if not name.startswith("sample/"))
         raise UsageError(f"no recipe given; try `lumina train nano`. Packaged recipes: {known}")
+    for part in PARTS:
+        repair_settings(Path(out), part, output.write_note)
     saved = [path for path in (settings_file(Path(out), part) for part in PARTS) if path.is_file()]
     if not saved:
         raise LuminaError(f"{out} has no run to resume; start one with a recipe, without --resume")
@@ -42,19 +45,86 @@ def find_saved_recipe(out: str | None, resume: bool) -> Path:
     return saved[0]
 
 
+def load_settings(recipe: str | Path, schema: type, overrides: list[str]) -> Any:
+    """Return the settings of a recipe; relative paths in it are also relative to its own folder.
+
+    Raises:
+        UsageError: as `load_recipe`.
+    """
+    from lumina_cli.core.recipe import find_recipe, load_recipe
+    from lumina_cli.core.training.config import absolute_paths
+
+    return absolute_paths(load_recipe(recipe, schema, overrides), find_recipe(recipe).parent)
+
+
 def resolve_resumed_settings(settings: Any, recipes: list[str], out: Path, overrides: list[str]) -> Any:
     """Return the settings to resume with; print a note if they differ from those of the recipe."""
-    from lumina_cli.core.training.resume import resumed_settings, settings_file
+    from lumina_cli.core.training.resume import (
+        describe_changes,
+        repair_settings,
+        resumed_settings,
+        settings_file,
+    )
 
     recipe = recipes[0] if recipes else None
-    settings, differences = resumed_settings(settings, recipe, out, overrides)
+    repair_settings(out, settings.part, output.write_note)
+    settings, before, differences = resumed_settings(settings, recipe, out, overrides)
     if differences:
         path = settings_file(out, settings.part)
         output.write_note(f"resuming with {path}, which differs from {recipe} in {', '.join(differences)}")
+    changes = describe_changes(before, settings)
+    if changes and settings.part != "transformer":  # its checkpoints contain the settings to compare with
+        schedule = "; the learning rate continues on the schedule of the new steps" * ("steps" in changes)
+        output.write_note(f"resuming with changed settings: {changes}{schedule}")
     return settings
 
 
-def plan_training(settings: Any, out: Path, resume: bool, stage: str) -> list[dict]:
+def select_stage(settings: Any, stage: str | None) -> Any:
+    """Return the settings with the stage that `--stage` names, if it is given.
+
+    Raises:
+        UsageError: if the part or the recipe does not have the stage.
+    """
+    if stage is None:
+        return settings
+    if settings.part != "transformer":
+        if stage == "all":
+            return settings
+        raise UsageError(f"--stage {stage}: the part {settings.part} has no stages")
+    settings.select_stages(stage)
+    return settings.model_copy(update={"stage": stage})
+
+
+@contextlib.contextmanager
+def locked(out: Path, part: str) -> Iterator[None]:
+    """Keep other processes from training in a run folder during the block.
+
+    Raises:
+        LuminaError: if another process is training in it.
+    """
+    from lumina_cli.core.weights.run_folder import RunFolder
+
+    with contextlib.nullcontext() if part == "transformer" else RunFolder(out).locked():
+        yield  # the training of a transformer locks its folder itself
+
+
+@contextlib.contextmanager
+def resume_hint(out: Path, settings: Any, resume: bool) -> Iterator[None]:
+    """Name the way to resume when the block is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from lumina_cli.core.training.resume import packaged_recipe, settings_file
+
+        # with --resume, the saved settings may still be those before the new overrides
+        saved = not resume and settings_file(out, settings.part).exists()
+        name = "" if settings.part == "transformer" else f"{packaged_recipe(settings.part)} "
+        way = f"resume with `lumina train {name}out={shlex.quote(str(out))} --resume`"
+        output.hints.append(way if saved else "rerun the same command to resume")
+        raise
+
+
+def plan_training(settings: Any, out: Path, resume: bool) -> list[dict]:
     """Return one row per stage that would be trained.
 
     Raises:
@@ -66,13 +136,13 @@ def plan_training(settings: Any, out: Path, resume: bool, stage: str) -> list[di
         if resume:
             check_state(out / f"{settings.part}.pt")
         return [{**settings.model_dump(mode="json"), "out": str(out)}]
-    from lumina_cli.core.training.loop import pending_stages
+    from lumina_cli.core.training.resume_point import pending_stages
 
-    rows = pending_stages(settings, out, resume, stage)
+    rows = pending_stages(settings, out, resume, note=output.write_note)
     if rows:
         _check_data(settings.data)
     else:
-        _note_completed(out)
+        _note_completed(out, settings)
     return [{**row, "out": str(out)} for row in rows]
 
 
@@ -86,16 +156,22 @@ def _check_data(source: str) -> None:
         next(rows, None)
 
 
-def note_if_completed(rows: Iterator[dict], out: Path) -> Iterator[dict]:
-    """Yield the rows of a training; print a note if every stage was already complete."""
+def note_if_completed(rows: Iterator[dict], out: Path, settings: Any) -> Iterator[dict]:
+    """Yield the rows of a training; print a note if every selected stage was already complete."""
     trained = False
     with contextlib.closing(rows):
         for row in rows:
             trained = trained or "loss" in row
+            if row.get("phase") == "resume" and "why" in row:
+                output.write_note(row["why"])
             yield row
     if not trained:
-        _note_completed(out)
+        _note_completed(out, settings)
 
 
-def _note_completed(out: Path) -> None:
-    output.write_note(f"nothing left to train in {out}: training is complete; raise the steps to continue")
+def _note_completed(out: Path, settings: Any) -> None:
+    if getattr(settings, "stage", "all") == "all":
+        text = "training is complete; raise the steps to continue"
+    else:
+        text = f"stage {settings.stage} is complete; for other stages add `--stage all`, or raise its steps"
+    output.write_note(f"nothing left to train in {out}: {text}")

@@ -21,7 +21,12 @@ def train(
             help="Recipe, by name or path, then settings such as out=runs/first or stages.hq.steps=200.",
         ),
     ] = None,
-    stage: Annotated[str, typer.Option(help="Stage to train: low, high, hq or all.")] = "all",
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="Stage to train: low, high, hq or all. Default: all; with --resume, that of the run."
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -57,21 +62,21 @@ def train(
     output.show_status(f"loading the recipe {recipe}")
     part = load_recipe(recipe, runs.PartSchema, overrides)
     trainer = PARTS.load(part)
-    module = import_module(trainer.__module__)
-    settings = load_recipe(recipe, module.SCHEMA, overrides)
+    settings = runs.load_settings(recipe, import_module(trainer.__module__).SCHEMA, overrides)
     out = Path(out or getattr(settings, "out", None) or Path("runs") / Path(recipe).stem)
     if resume:
         settings = runs.resolve_resumed_settings(settings, recipes, out, overrides)
-    if stage != "all" and part != "transformer":
-        raise UsageError(f"--stage {stage}: the part {part} has no stages")
+    settings = runs.select_stage(settings, stage)
     if dry_run:
-        output.write_rows(runs.plan_training(settings, out, resume, stage), json, label="stages")
-    else:
-        from lumina_cli.core.training.progress import describer
+        output.write_rows(runs.plan_training(settings, out, resume), json, label="stages")
+        return
+    from lumina_cli.core.training.progress import describer
 
-        metrics = trainer(settings, out, resume=resume, **_stage_dependencies(part, stage))
-        rows = runs.note_if_completed(metrics, out)
-        output.write_rows(rows, json, label="training", describe=describer(settings, stage))
+    counter = output.ProgressCounter()
+    with runs.resume_hint(out, settings, resume), runs.locked(out, part):
+        metrics = trainer(settings, out, resume=resume, **_dependencies(part, counter))
+        rows = runs.note_if_completed(metrics, out, settings)
+        output.write_rows(rows, json, label="training", total=counter, describe=describer(settings))
 
 
 def _parse_words(words: list[str]) -> tuple[list[str], list[str], str | None]:
@@ -83,12 +88,13 @@ def _parse_words(words: list[str]) -> tuple[list[str], list[str], str | None]:
     return recipes, overrides, next((word[4:] for word in words if word.startswith("out=")), None)
 
 
-def _stage_dependencies(part: str, stage: str) -> dict:
+def _dependencies(part: str, counter: output.ProgressCounter) -> dict:
     """Return what the trainer of a part needs from other packages, which it may not import itself."""
     if part == "transformer":
         from lumina_cli.core.dataset.training_data import TrainingData
 
-        return {"stage": stage, "open_data": partial(TrainingData, notify=output.write_note)}
+        open_data = partial(TrainingData, notify=output.write_note)
+        return {"open_data": open_data, "note": output.write_note, "progress": counter}
     if part == "captioner":
         from lumina_cli.core.training.nano.caption_batches import PromptSet
         from lumina_cli.core.unicap.checks.rules import check_caption

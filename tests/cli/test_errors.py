@@ -75,8 +75,7 @@ def test_errors_are_one_line_with_their_code(error, code, message, doctor_raises
 @pytest.mark.parametrize(
     ("command", "hint"),
     [
-        ("train nano out=a", "; resume with `lumina train out=a --resume`"),
-        ("train nano", "; resume with `lumina train out=RUN --resume`"),
+        ("train nano out=a", ""),  # before the run has opened; see tests/training
         ("caption photos --out=a.jsonl", "; rerun the same command to resume"),
         ("caption photos", ""),  # what went into a pipe is lost
         ("shard photos data", "; rerun the same command to resume"),

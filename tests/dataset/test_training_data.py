@@ -1,6 +1,7 @@
 """Training data: batch planning, latent caches and batches of a stage."""
 
 import json
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lumina_cli.core.dataset.latent_cache import LatentStore, build_stores, check_captions
+from lumina_cli.core.dataset.cache_check import FILES
+from lumina_cli.core.dataset.latent_cache import build_stores, check_captions
+from lumina_cli.core.dataset.latent_store import LatentStore
 from lumina_cli.core.dataset.sampler import Sampler
 from lumina_cli.core.dataset.source_fingerprint import fingerprint
 from lumina_cli.core.dataset.training_data import TrainingData, caption_kinds, missing_captions, pad
@@ -330,6 +333,7 @@ def test_progress_is_readable_json(tmp_path):
         "reject_bytes": 0,
         "ready": 0,
         "done": True,
+        "crc": {name: zlib.crc32((tmp_path / name).read_bytes()) for name in FILES},
     }
 
 

@@ -8,8 +8,7 @@ from torch import nn
 
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.training.config import OptimizerSettings, Stage
-from lumina_cli.core.training.ema import ema_decay, update_ema
-from lumina_cli.core.training.optim import Optimizer, learning_rate, split_parameters
+from lumina_cli.core.training.optim import Optimizer, ema_decay, learning_rate, split_parameters, update_ema
 
 TINY = NextDiTConfig(
     dim=24,

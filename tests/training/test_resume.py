@@ -54,23 +54,30 @@ def stages_of(capsys):
 @pytest.mark.parametrize("named", [True, False])
 def test_a_resume_keeps_the_settings_of_the_run(named, started, recipe, tmp_path, capsys):
     before = saved(started)
-    assert run(["train", *[recipe] * named, f"out={started}", "--resume"]) == 0
-    assert saved(started) == before
+    assert before["stage"] == "low"
+    assert run(["train", *[recipe] * named, f"out={started}", "--resume", "--stage", "all"]) == 0
+    assert saved(started) == before | {"stage": "all"}
     assert before["data"] == str(tmp_path / "others.jsonl")
     assert stages_of(capsys) == [("hq", 1), ("hq", 2)]
 
 
 def test_a_resume_reports_the_settings_that_differ_from_the_recipe(started, recipe, capsys):
     assert run(["train", recipe, f"out={started}", "--resume", "--dry-run"]) == 0
-    told = f"resuming with {started}/recipe.yaml, which differs from {recipe} in data, stages.low.steps\n"
-    assert capsys.readouterr().err == told
-    assert run(["train", f"out={started}", "--resume", "--dry-run"]) == 0
-    assert capsys.readouterr().err == ""
+    told = (
+        f"resuming with {started}/recipe.yaml, which differs from {recipe} in data, stage, stages.low.steps\n"
+    )
+    done = f"nothing left to train in {started}: stage low is complete; for other stages add `--stage all`, "
+    assert capsys.readouterr().err == told + done + "or raise its steps\n"
+    assert run(["train", f"out={started}", "--resume", "--dry-run", "--stage", "hq"]) == 0
+    assert capsys.readouterr().err.startswith(
+        "resuming at step 3 with changed settings: stage from low to hq\n"
+    )
 
 
 def test_overrides_change_a_resumed_run(started, recipe, capsys):
     assert (
-        run(["train", recipe, f"out={started}", "--resume", "stages.low.steps=4", "stages.hq.steps=1"]) == 0
+        run(f"train {recipe} out={started} --resume --stage all stages.low.steps=4 stages.hq.steps=1".split())
+        == 0
     )
     assert stages_of(capsys) == [("low", 4), ("hq", 1)]
     assert [stage["steps"] for stage in saved(started)["stages"].values()] == [4, 1]
@@ -114,8 +121,9 @@ def test_a_nano_component_resumes_with_its_settings(tmp_path, capsys, monkeypatc
 
 def test_differences_are_dotted_names():
     one = {"a": 1, "b": {"c": 2, "d": 3}, "e": {}}
-    assert differences(one, one) == []
-    assert differences(one, {"a": 2, "b": {"c": 2, "d": 4, "f": 5}, "e": 1}) == ["a", "b.d", "b.f", "e"]
+    assert differences(one, one) == {}
+    found = differences(one, {"a": 2, "b": {"c": 2, "d": 4, "f": 5}, "e": 1})
+    assert found == {"a": (1, 2), "b.d": (3, 4), "b.f": (None, 5), "e": ({}, 1)}
 
 
 @pytest.mark.parametrize("option", [[], ["--dry-run"]])

@@ -19,7 +19,7 @@ from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.convert import from_official, load_transformer
 from lumina_cli.core.sampling.pipeline import default_plan
 from lumina_cli.core.training.config import Recipe
-from lumina_cli.core.training.loop import describe_run, train_transformer
+from lumina_cli.core.training.loop import train_transformer
 from lumina_cli.core.training.objective import (
     LOW,
     MAIN,
@@ -28,6 +28,7 @@ from lumina_cli.core.training.objective import (
     stage_loss,
     velocity_loss,
 )
+from lumina_cli.core.training.resume_point import describe_run
 from lumina_cli.core.training.trainer import Trainer, build_model, compile_blocks
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "official_nextdit_tiny"
@@ -213,9 +214,8 @@ def test_training_lowers_the_loss_and_exports_a_model_that_opens(recipe, tmp_pat
     assert means[-1] < means[0]
     model = load_transformer(tmp_path / "model" / "transformer")
     assert model.dtype == torch.bfloat16
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted(
-        p.name for p in tiny_folder.iterdir()
-    )
+    names = [*(p.name for p in tiny_folder.iterdir()), "SHA256SUMS"]
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted(names)
     assert rows[-1] == {"step": 30, "model": str(tmp_path / "model")}
 
 

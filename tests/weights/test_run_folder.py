@@ -21,7 +21,7 @@ def save(run, step, value=1.0):
         weights,
         weights,
         {"adamw": {"state": {0: {"step": torch.tensor(1.0)}}}},
-        {"step": step, "stage": "low"},
+        {"step": step, "stage": "low", "stage_step": step},
     )
 
 
@@ -30,7 +30,7 @@ def test_checkpoints_round_trip_and_only_the_last_are_kept(tmp_path):
     for step in (5, 10, 15):
         save(run, step, float(step))
     assert run.steps() == [10, 15]
-    assert run.state() == {"step": 15, "stage": "low"}
+    assert run.newest_whole() == ({"step": 15, "stage": "low", "stage_step": 15}, {})
     weights, _, optimizer = run.load(15)
     assert weights["w"].tolist() == [[15.0] * 2] * 2
     assert optimizer["adamw"]["state"][0]["step"] == 1

@@ -2,11 +2,13 @@
 
 A cache folder contains latents.bin (float16, one image after another), rows.jsonl (captions, score and latent
 shape of each image), rejects.jsonl (rows whose image cannot be read) and progress.json. progress.json is
-written after each chunk and records the sizes of the other files. What they contain beyond these sizes is a
-chunk that an interruption cut short: it is truncated, and the build continues from there.
+written after each chunk and records the sizes and checksums of the other files. What they contain beyond
+these sizes is a chunk that an interruption cut short: it is truncated, and the build continues from there. A
+damaged cache is built again.
 """
 
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import groupby, islice
@@ -17,9 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lumina_cli.core.dataset.cache_check import FILES, discard_cache, find_cache_damage, read_progress
 from lumina_cli.core.errors import LuminaError, TooManyRejects
 from lumina_cli.core.images.buckets import best_size, crop_image
-from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.io.atomic import atomic_write, disk_errors, locked_folder
 from lumina_cli.core.io.jsonl import dump_row, get_captions
 from lumina_cli.core.shards.tar import TarImage
 from lumina_cli.core.sources.source import open_row_image
@@ -28,7 +31,6 @@ CHUNK = 64  # images encoded together
 MAX_BAD_RATE = 0.05
 EMPTY = {"rows": 0, "row_bytes": 0, "latent_bytes": 0, "rejects": 0, "reject_bytes": 0, "done": False}
 EMPTY |= {"ready": 0}  # rows with precomputed latents
-FILES = {"rows.jsonl": "row_bytes", "latents.bin": "latent_bytes", "rejects.jsonl": "reject_bytes"}
 Encode = Callable[[Tensor], Tensor]
 LatentsBySize = dict[int, Tensor]  # size in pixels -> latents (C, H, W)
 FindLatents = Callable[[dict], LatentsBySize]
@@ -36,56 +38,15 @@ FindLatents = Callable[[dict], LatentsBySize]
 OpenedImage = tuple[Image.Image | None, LatentsBySize]
 
 
-class LatentStore:
-    """The cached latents of one source at one size; N images.
-
-    shapes    (N, 3)   channels, height and width of the latents of each image
-    captions  N dicts  language -> level -> text
-    scores    (N,)     "score" of the rows, nan if a row has none
-    images    N texts  "TAR#MEMBER", None if an image is not from shards
-    ends      (N,)     end of the latents of each image in latents.bin, in numbers
-    """
-
-    def __init__(self, folder: Path):
-        rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-        self.folder = folder
-        self.shapes = np.array([row["shape"] for row in rows], np.int64).reshape(-1, 3)
-        self.captions = [row["captions"] for row in rows]
-        self.images = [row.get("image") for row in rows]
-        self.scores = np.array([np.nan if row["score"] is None else row["score"] for row in rows], np.float64)
-        self.ends = self.shapes.prod(1).cumsum()
-        self.values = np.memmap(folder / "latents.bin", np.float16, "r")
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.captions)
-
-    def read(self, rows: np.ndarray) -> Tensor | list[Tensor]:
-        """Return the latents of `rows` (B,): float32 (B, C, H, W), or a list of (C, H, W) of mixed sizes."""
-        shapes = self.shapes[rows]
-        if (shapes == shapes[0]).all():
-            length = int(shapes[0].prod())
-            # One gather from the memory map, instead of one copy per image.
-            at = (self.ends[rows] - length)[:, None] + np.arange(length)
-            return torch.from_numpy(self.values[at].astype(np.float32)).reshape(
-                len(rows), *shapes[0].tolist()
-            )
-        spans = [self.values[self.ends[row] - self.shapes[row].prod() : self.ends[row]] for row in rows]
-        return [
-            torch.from_numpy(span.astype(np.float32)).reshape(*shape.tolist())
-            for span, shape in zip(spans, shapes, strict=True)
-        ]
-
-
 class _Writer:
     """Appends chunks to a cache folder; opening it truncates the files after the last complete chunk."""
 
     def __init__(self, folder: Path, size: int):
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.size = folder, size
-        self.progress = dict(EMPTY)
-        if (folder / "progress.json").exists():
-            self.progress |= json.loads((folder / "progress.json").read_text(encoding="utf-8"))
+        self.progress = EMPTY | (read_progress(folder) or {})
+        # a cache that an earlier release began has no checksums, and gets none
+        started = self.progress["rows"] or self.progress["rejects"]
+        self.checksums = self.progress.get("crc") or ({} if started else dict.fromkeys(FILES, 0))
 
     def consumed(self) -> int:
         """Return the number of rows of the source that are done, including rejects."""
@@ -93,14 +54,14 @@ class _Writer:
 
     def open(self, stack: ExitStack) -> None:
         """Open the files for writing after the last complete chunk."""
-        self.files = []
+        self.files = {}
         for name, size in FILES.items():
             path = self.folder / name
             path.touch()
             file = stack.enter_context(path.open("r+b"))
             file.truncate(self.progress[size])
             file.seek(self.progress[size])
-            self.files.append(file)
+            self.files[name] = file
 
     def add(self, rows: list[dict], images: list[OpenedImage], rejects: list[dict], encode: Encode) -> None:
         """Write the latents of the images of `rows` at this size; encode those that are not precomputed."""
@@ -110,23 +71,31 @@ class _Writer:
         for i, latent in zip(missing, encoded, strict=True):
             latents[i] = latent
         for row, latent in zip(rows, latents, strict=True):
+            values = latent.to(torch.float16).numpy().tobytes()
             kept = {"captions": get_captions(row), "score": row.get("score"), "shape": list(latent.shape)}
+            kept["crc"] = zlib.crc32(values)
             if isinstance(row["image"], TarImage):  # locates the overlays of its shard
                 kept["image"] = str(row["image"])
-            self.files[0].write(dump_row(kept).encode() + b"\n")
-            self.files[1].write(latent.to(torch.float16).numpy().tobytes())
+            self._write("rows.jsonl", dump_row(kept).encode() + b"\n")
+            self._write("latents.bin", values)
         for reject in rejects:
-            self.files[2].write(dump_row(reject).encode() + b"\n")
+            self._write("rejects.jsonl", dump_row(reject).encode() + b"\n")
         rejected = self.progress["rejects"] + len(rejects)
         precomputed = self.progress["ready"] + len(rows) - len(missing)
         self.record(rows=self.progress["rows"] + len(rows), rejects=rejected, ready=precomputed)
 
+    def _write(self, name: str, data: bytes) -> None:
+        self.files[name].write(data)
+        if self.checksums:
+            self.checksums[name] = zlib.crc32(data, self.checksums[name])
+
     def record(self, **changes) -> None:
         """Record in progress.json that what was written so far is complete."""
-        for file in self.files:
+        for file in self.files.values():
             file.flush()
-        sizes = {size: file.tell() for size, file in zip(FILES.values(), self.files, strict=True)}
+        sizes = {size: self.files[name].tell() for name, size in FILES.items()}
         self.progress |= sizes | changes
+        self.progress |= {"crc": self.checksums} if self.checksums else {}
         with atomic_write(self.folder / "progress.json") as aside:
             aside.write_text(json.dumps(self.progress), encoding="utf-8")
 
@@ -137,6 +106,7 @@ def build_stores(
     encode: Encode,
     max_bad_rate: float = MAX_BAD_RATE,
     find: FindLatents | None = None,
+    note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[int]:
     """Encode the images of `rows` in one pass, at each size that is not cached; yield the rows done so far.
 
@@ -144,14 +114,36 @@ def build_stores(
     encode        maps pixels (B, 3, H, W) in [-1, 1] to latents (B, C, h, w)
     max_bad_rate  fraction of the images that may be unreadable; they are recorded in rejects.jsonl
     find          returns the precomputed latents of a row by size; an image is opened only if one is missing
+    note          receives one line about each damaged cache folder, which is built again
 
     Raises:
-        LuminaError: if a row has no captions, or if `rows` is empty.
+        LuminaError: if a row has no captions, if `rows` is empty, or if another process builds such a folder.
         TooManyRejects: at the end, if more than `max_bad_rate` of the images, or all of them, are unreadable.
     """
-    writers = [_Writer(folder, size) for size, folder in folders.items() if not is_complete(folder)]
-    if not writers:
+    damaged = {folder: reason for folder in folders.values() if (reason := find_cache_damage(folder))}
+    sizes = [size for size, folder in folders.items() if folder in damaged or not is_complete(folder)]
+    if not sizes:
         return
+    with ExitStack() as stack:
+        for size in sizes:
+            with disk_errors(folders[size]):
+                folders[size].mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked_folder(str(folders[size])))
+        for folder, reason in damaged.items():
+            discard_cache(folder)
+            note(f"latent cache {folder} is damaged ({reason}): building it again")
+        writers = [_Writer(folders[size], size) for size in sizes]
+        yield from _build(writers, rows, encode, max_bad_rate, find)
+
+
+def _build(
+    writers: list[_Writer],
+    rows: Iterable[dict],
+    encode: Encode,
+    max_bad_rate: float,
+    find: FindLatents | None,
+) -> Iterator[int]:
+    """Encode the images of `rows` for each writer; yield the rows done so far."""
     # Sizes may have stopped at different rows: begin at the first one, and skip it for sizes that are ahead.
     done = min(writer.consumed() for writer in writers)
     rows = islice(rows, done, None)
@@ -248,15 +240,14 @@ def encode_images(images: list[Image.Image], size: int, encode: Encode) -> list[
 
 def is_complete(folder: Path) -> bool:
     """Return whether the build of a cache folder was finished."""
-    progress = folder / "progress.json"
-    return progress.exists() and json.loads(progress.read_text(encoding="utf-8"))["done"]
+    return bool((read_progress(folder) or {}).get("done"))
 
 
 def count_rejects(folder: Path) -> int:
     """Return the number of rows of the source that a complete cache folder rejected."""
-    return json.loads((folder / "progress.json").read_text(encoding="utf-8")).get("rejects", 0)
+    return (read_progress(folder) or {}).get("rejects", 0)
 
 
 def count_precomputed(folder: Path) -> int:
     """Return how many latents of a complete cache folder were precomputed by `lumina shard encode`."""
-    return json.loads((folder / "progress.json").read_text(encoding="utf-8")).get("ready", 0)
+    return (read_progress(folder) or {}).get("ready", 0)

@@ -12,20 +12,22 @@ from lumina_cli.core.sources.settings import split_place
 _ENCODED = re.compile(r"/overlays/(latents|text)-[^/]*/\d+/[^/]*$")  # written by `lumina shard encode`
 
 
-def fingerprint(source: str, component: Path) -> str:
+def fingerprint(name: str, component: Path, source: str | None = None) -> str:
     """Return 16 hex digits that change if a source or the files of a model component (`component`) change.
+
+    `name` is that of the source in the digest; `source` names its files if `name` does not.
 
     Files of sources are compared by name, size and time, including the overlays of shards and the shards of a
     selection; the files of the component by content.
     """
-    digest = hashlib.sha256(source.encode())
-    place = split_place(source)[0]
+    digest = hashlib.sha256(name.encode())
+    place = split_place(name if source is None else source)[0]
     folders = [place, selected_shards(place)] if is_selection(place) else [place]
     for folder in folders:
-        for name, version in sorted(_files(folder)):
-            if _ENCODED.search(name):
+        for file_name, version in sorted(_files(folder)):
+            if _ENCODED.search(file_name):
                 continue  # computed from the other files, so not a change of the data
-            digest.update(f"{filesystem.basename(name)} {version}".encode(errors="surrogateescape"))
+            digest.update(f"{filesystem.basename(file_name)} {version}".encode(errors="surrogateescape"))
     for file in sorted(p for p in component.rglob("*") if p.is_file()):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:16]

@@ -6,7 +6,7 @@ N images, K kinds of caption (language and level), B batch, M text tokens, C cha
 width.
 """
 
-import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +15,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lumina_cli.core.dataset.caption_tokens import CaptionTokens
 from lumina_cli.core.dataset.latent_cache import (
     Encode,
-    LatentStore,
     build_stores,
     count_precomputed,
     count_rejects,
 )
+from lumina_cli.core.dataset.latent_store import LatentStore
 from lumina_cli.core.dataset.precomputed import PrecomputedFeatures, PrecomputedLatents
 from lumina_cli.core.dataset.sampler import BatchPlan, Sampler, counted_random
 from lumina_cli.core.dataset.source_fingerprint import fingerprint
 from lumina_cli.core.device import cpu_count
-from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.io.atomic import atomic_write
 from lumina_cli.core.io.captions import get_base_level
 from lumina_cli.core.io.jsonl import chunked
+from lumina_cli.core.sources.count import count_source
+from lumina_cli.core.sources.settings import split_place
 from lumina_cli.core.sources.source import read_source
 
-MAX_TOKENS = 256
 DROP, HOLD_BACK, CHOOSE = 3, 4, 5  # random streams; the sampler uses 1 and 2
 
 
@@ -59,14 +59,22 @@ class TrainingData:
     recipe  settings of `lumina train` for a transformer
     cache   folder for latents and tokens, in subfolders per source, autoencoder and size
     frozen  model folder with the frozen components
-    notify  receives a message about files of the source that are not read
+    notify  receives a message about files of the source that are not read, and about damaged caches
     """
 
     def __init__(self, recipe, cache: Path, frozen: Path, notify: Callable[[str], None] = lambda line: None):
         self.recipe, self.frozen, self.notify = recipe, frozen, notify
-        key = fingerprint(recipe.data, frozen / "vae")
         sizes = sorted({stage.size for stage in recipe.stages.values()})
-        self.folders = {size: cache / f"{key}-{size}" for size in sizes}
+        keys = (fingerprint(name, frozen / "vae", recipe.data) for name in _names_of(recipe.data))
+        found = ({size: cache / f"{key}-{size}" for size in sizes} for key in keys)
+        self.folders = next(found)
+        if not any(folder.exists() for folder in self.folders.values()):
+            earlier = next(found, {})  # of a release that saved relative paths
+            self.folders = earlier if any(folder.exists() for folder in earlier.values()) else self.folders
+
+    def count(self) -> int | None:
+        """Return the number of rows of the data, if it is known without reading all of it."""
+        return count_source(self.recipe.data)
 
     def prepare(self, encode: Encode) -> Iterator[int]:
         """Encode images that are not cached yet, at all sizes of the recipe; yield the number of rows done.
@@ -78,7 +86,9 @@ class TrainingData:
         """
         rows = read_source(self.recipe.data, workers=cpu_count(), notify=self.notify)
         find = PrecomputedLatents(self.frozen, list(self.folders))
-        return build_stores(rows, self.folders, encode, self.recipe.max_bad_rate, find)
+        return build_stores(
+            rows, self.folders, encode, self.recipe.max_bad_rate, find, note=self.notify
+        )
 
     def rejects(self) -> tuple[int, Path]:
         """Return the number of images that `prepare` rejected, and the file with the reasons."""
@@ -97,13 +107,11 @@ class TrainingData:
             LuminaError: if no caption has the languages and levels of the stage, or if the stage selects the
                 best images and no row has a score.
         """
-        return StageData(
-            LatentStore(self.folders[self.recipe.stages[name].size]),
-            self.recipe,
-            name,
-            tokenizer,
-            self.frozen,
-        )
+        store = LatentStore(self.folders[self.recipe.stages[name].size])
+        stage = StageData(store, self.recipe, name, tokenizer, self.frozen)
+        for line in store.notes:
+            self.notify(line)
+        return stage
 
 
 class StageData:
@@ -193,46 +201,15 @@ class StageData:
         return trained
 
 
-class CaptionTokens:
-    """The tokens of all captions of the kinds that a stage trains on, cached next to the latents.
+def _names_of(source: str) -> list[str]:
+    """Return a source and, if it is a path, its path relative to the working folder.
 
-    lengths  (N, K) tokens of each caption, 0 if an image does not have it
+    Earlier releases named the caches of a recipe with a relative path after that path.
     """
-
-    def __init__(self, store: LatentStore, kinds: list[tuple[str, str]], system: str, tokenizer):
-        # The tokens of a sample text identify the tokenizer in the name of the cache.
-        sample = full_prompt("a sample of 10 words, 一个样本, ein Muster", system)
-        name = repr((kinds, full_prompt("", system), tokenizer([sample]), len(store)))
-        path = store.folder / f"tokens-{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
-        if not path.exists():
-            lengths, values = tokenize(store.captions, kinds, system, tokenizer)
-            with atomic_write(path) as aside:
-                np.savez(aside, lengths=lengths, values=values)
-        with np.load(path) as arrays:
-            self.lengths, self.values = arrays["lengths"], arrays["values"]
-        self.ends = self.lengths.ravel().astype(np.int64).cumsum().reshape(self.lengths.shape)
-
-    def read(self, row: int, kind: int) -> np.ndarray:
-        """Return the token ids (M,) of one caption."""
-        return self.values[self.ends[row, kind] - self.lengths[row, kind] : self.ends[row, kind]]
-
-
-def tokenize(
-    captions: list[dict], kinds: list[tuple[str, str]], system: str, tokenizer
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lengths (N, K) of captions and their token ids, concatenated.
-
-    Each caption follows its system prompt and is truncated to MAX_TOKENS.
-    """
-    texts = ((row.get(lang) or {}).get(level) for row in captions for lang, level in kinds)
-    lengths, values = [], []
-    for chunk in chunked(texts, 8192):
-        ids = iter(tokenizer([full_prompt(text, system) for text in chunk if text is not None]))
-        for text in chunk:
-            found = next(ids)[:MAX_TOKENS] if text is not None else []
-            lengths.append(len(found))
-            values.append(np.array(found, np.int32))
-    return np.array(lengths, np.int32).reshape(len(captions), len(kinds)), np.concatenate(values)
+    place = split_place(source)[0]
+    if not os.path.isabs(place) or not os.path.exists(place):
+        return [source]
+    return [source, os.path.relpath(place) + source[len(place) :]]
 
 
 def caption_kinds(captions: list[dict], settings) -> tuple[list[tuple[str, str]], list[float]]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.models.layout import newest_model
+from lumina_cli.core.models.layout import check_export, newest_model
 from lumina_cli.core.nextdit.config import NAMED
 from lumina_cli.core.registry import ASSETS, MODELS, did_you_mean
 
@@ -54,6 +54,8 @@ def find_transformer(name: str) -> Path:
     """
     folders = [newest_model(Path(name)) / "transformer", Path(name) / "transformer", Path(name)]
     folder = next((folder for folder in folders if (folder / "config.json").is_file()), None)
+    if folder is not None and folder.parent == Path(name) / "model":
+        check_export(Path(name))
     if folder is None:
         hint = did_you_mean(name, NAMED) or f"; it is not a model folder and not one of {', '.join(NAMED)}"
         raise LuminaError(f"model {name!r} is unknown{hint}")

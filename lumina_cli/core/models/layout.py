@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.weights.checksums import SUMS, find_damage, read_checksums
 from lumina_cli.core.weights.content import check_content
 from lumina_cli.core.weights.json_files import find_indexes, read_json, read_weight_map
 from lumina_cli.core.weights.relatives import find_class
 
 WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
+MAX_VERIFIED = 1 << 30  # bytes; `train --resume` verifies larger files
 COMPONENTS = (*WEIGHT_COMPONENTS, "tokenizer")
 
 
@@ -26,6 +28,7 @@ def model_folder(folder: Path) -> Path:
         run, folder = folder, newest_model(folder)
         if folder == run:
             raise LuminaError(f"{run} has no checkpoint yet; train one with `lumina train ... out={run}`")
+        check_export(run)
     check_pipeline(folder)
     missing = missing_files(folder)
     if len(missing) >= len(COMPONENTS):
@@ -34,6 +37,26 @@ def model_folder(folder: Path) -> Path:
         raise LuminaError(f"{folder} is incomplete; missing: {', '.join(missing)}")
     check_files(folder)
     return folder
+
+
+def check_export(run: Path) -> None:
+    """Compare the transformer that a run exported with its checksums; skip files too large to read twice.
+
+    Raises:
+        LuminaError: if it is damaged.
+    """
+    folder = run / "model"
+    names = [name for name in read_checksums(folder) or () if name.startswith("transformer/")]
+    small = [
+        name
+        for name in names
+        if not (folder / name).is_file() or (folder / name).stat().st_size <= MAX_VERIFIED
+    ]
+    if reason := find_damage(folder, small):
+        raise LuminaError(
+            f"{folder} is damaged: {reason}; `lumina train out={run} --resume` exports it again; "
+            f"if you changed it, delete {folder / SUMS}"
+        )
 
 
 def check_pipeline(folder: Path) -> None:

@@ -1,12 +1,11 @@
 """Many rendered nano scenes, for training the small frozen components."""
 
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 
 from lumina_cli.core.io.atomic import atomic_write
+from lumina_cli.core.io.parallel.process_pool import map_in_order
 from lumina_cli.core.nano.scene import draw_scene
 
 CHUNK = 50
@@ -43,18 +42,24 @@ def render_images(
     returns    images (count, size, size, 3) uint8, boxes (count, MOST, 4) float32 in pixels
     """
     images_path, boxes_path = (cache / f"{what}-{seed}-{count}-{size}.npy" for what in ("pictures", "boxes"))
-    if not (images_path.exists() and boxes_path.exists()):
+    shapes = (count, size, size, 3), (count, MOST, 4)
+    if not (_is_whole(images_path, shapes[0]) and _is_whole(boxes_path, shapes[1])):
         jobs = [(seed, i, min(i + CHUNK, count), size) for i in range(0, count, CHUNK)]
         boxes = []
-        with (
-            ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
-            atomic_write(images_path) as aside,
-        ):
-            images = np.lib.format.open_memmap(aside, "w+", np.uint8, (count, size, size, 3))
-            for job, (rendered, boxed) in zip(jobs, pool.map(_render_chunk, jobs), strict=True):
+        with atomic_write(images_path) as aside:
+            images = np.lib.format.open_memmap(aside, "w+", np.uint8, shapes[0])
+            for job, (rendered, boxed) in zip(jobs, map_in_order(_render_chunk, jobs, workers), strict=True):
                 images[job[1] : job[2]] = rendered
                 boxes.append(boxed)
             images.flush()
         with atomic_write(boxes_path) as aside:
             np.save(aside, np.concatenate(boxes))
     return np.load(images_path, mmap_mode="r"), np.load(boxes_path)
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Return whether an array file exists and has this shape; a damaged one is rendered again."""
+    try:
+        return np.load(path, mmap_mode="r").shape == shape
+    except (OSError, ValueError, EOFError):
+        return False

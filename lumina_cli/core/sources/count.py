@@ -3,7 +3,9 @@
 from lumina_cli.core.images.suffixes import is_image
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.tables import count_table_rows, get_table_suffix
+from lumina_cli.core.shards.overlays.reader import read_json
 from lumina_cli.core.shards.reader import read_totals
+from lumina_cli.core.shards.selection import DONE
 from lumina_cli.core.sources.image_folder import find_images
 from lumina_cli.core.sources.settings import exists, split_place
 
@@ -19,6 +21,9 @@ def count_source(source: str) -> int | None:
         number = rest.partition("?")[0]
         return int(number) if number.isdecimal() and len(number) < 20 else None
     place, _ = split_place(source)
+    if filesystem.is_file(filesystem.join(place, DONE)):
+        found = (read_json(filesystem.join(place, DONE)) or {}).get("samples")
+        return found if isinstance(found, int) else None
     if filesystem.is_dir(place):
         if any(name.endswith(".tar") for name in filesystem.list_names(place)):
             found = (read_totals(place) or {}).get("samples")

@@ -54,6 +54,10 @@ class StageBatches(Protocol):
 class TrainingSource(Protocol):
     """The training data of one run."""
 
+    def count(self) -> int | None:
+        """Return the number of images, if it is known without reading them."""
+        ...
+
     def prepare(self, encode: Encode) -> Iterator[int]:
         """Cache the latents of all images; yield the number of images done.
 

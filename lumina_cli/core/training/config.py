@@ -1,7 +1,8 @@
 """The recipe of a transformer: each setting of `lumina train`, its default and its meaning."""
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -87,6 +88,8 @@ class Validation(Strict):
 class Recipe(Strict):
     """The settings of `lumina train` for the part `transformer`."""
 
+    paths: ClassVar[tuple[str, ...]] = ("model", "frozen", "data", "cache")  # see `absolute_paths`
+
     part: Literal["transformer"] = "transformer"
     """The part that the recipe trains."""
     model: str
@@ -133,6 +136,8 @@ class Recipe(Strict):
     """Sampling plan of the exported model (its `plan.json`); empty: that of `frozen`."""
     validation: Validation = Validation()
     """Validation settings."""
+    stage: Literal["low", "high", "hq", "all"] = "all"
+    """Stage to train, as `--stage`; `--resume` keeps it."""
     stages: dict[str, Stage]
     """Training stages, by name: low, high, hq. They run in this order."""
 
@@ -170,15 +175,50 @@ class Recipe(Strict):
             raise ValueError(str(error)) from error
         return plan
 
-    def select_stages(self, stage: str) -> list[str]:
-        """Return the names of the stages that `--stage` selects.
+    def select_stages(self, stage: str | None = None) -> list[str]:
+        """Return the names of the stages that `--stage` selects; None: those of the setting `stage`.
 
         Raises:
             UsageError: if the recipe does not have the stage.
         """
+        stage = stage or self.stage
         if stage == "all":
             return list(self.stages)
         if stage not in self.stages:
             hint = did_you_mean(stage, self.stages) or f"; the recipe has {', '.join(self.stages)}"
             raise UsageError(f"no stage {stage!r}{hint}")
         return [stage]
+
+
+def absolute_paths(settings: Any, base: Path | None = None) -> Any:
+    """Return settings whose relative paths are absolute, so that they also apply in another working folder.
+
+    settings   an instance of a schema; its `paths` are the names of settings that may be paths
+    base       folder of the recipe; a path that does not exist in the working folder may exist there
+
+    A new cache belongs to the working folder. Anything else that does not exist, such as a hub id, is kept.
+    """
+    changes = {}
+    for name in getattr(settings, "paths", ()):
+        value = getattr(settings, name)
+        if value is not None and (found := _absolute(name, str(value), base)):
+            changes[name] = type(value)(found)
+    return settings.model_copy(update=changes)
+
+
+def _absolute(name: str, value: str, base: Path | None) -> str | None:
+    """Return the absolute path that the value of a setting stands for; None if it is not a relative path."""
+    from lumina_cli.core.io.location import is_url
+    from lumina_cli.core.nextdit.config import NAMED
+    from lumina_cli.core.registry import MODELS
+    from lumina_cli.core.shards.overlays.reader import split_source
+
+    names = {"model": NAMED, "frozen": MODELS}.get(name, ())
+    if value in names or value == "-" or is_url(value) or os.path.isabs(value):
+        return None
+    places = [value, *([split_source(value)[0], value.rpartition("?")[0]] if name == "data" else [])]
+    for folder in [Path.cwd(), *([base] if base else [])]:
+        for place in filter(None, places):  # a source may have settings or overlays after "?"
+            if (folder / place).exists():
+                return os.path.abspath(folder / place) + value[len(place) :]
+    return os.path.abspath(value) if name == "cache" else None

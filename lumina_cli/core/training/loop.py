@@ -4,7 +4,8 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,20 +13,22 @@ import torch
 from lumina_cli.core.device import pick_device
 from lumina_cli.core.encoders.text import TextEncoder
 from lumina_cli.core.encoders.vae import Autoencoder
-from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow.path import scheduler_config
 from lumina_cli.core.flow.plan import Plan
-from lumina_cli.core.models.components import MODEL_INDEX, find_components, find_transformer
-from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
-from lumina_cli.core.nextdit.config import NAMED
+from lumina_cli.core.models.components import MODEL_INDEX, find_components
 from lumina_cli.core.nextdit.convert import save_transformer
-from lumina_cli.core.registry import MODELS
 from lumina_cli.core.training.batches import OpenData, StageBatches, Tokenize, TrainingSource, prefetch
-from lumina_cli.core.training.config import Recipe
+from lumina_cli.core.training.config import Recipe, absolute_paths
 from lumina_cli.core.training.optim import learning_rate
 from lumina_cli.core.training.progress import MetricsWindow
+from lumina_cli.core.training.resume_point import (
+    ResumePoint,
+    find_model_damage,
+    find_resume_point,
+    read_saved,
+)
 from lumina_cli.core.training.tensorboard import event_file
-from lumina_cli.core.training.trainer import TOKEN_SIDE, Trainer, stage_shift
+from lumina_cli.core.training.trainer import Trainer
 from lumina_cli.core.weights.run_folder import RunFolder
 
 SCHEMA = Recipe
@@ -37,112 +40,98 @@ def train_transformer(
     recipe: Recipe,
     out: Path,
     resume: bool = False,
-    stage: str = "all",
+    stage: str | None = None,
     open_data: OpenData | None = None,
+    note: Callable[[str], None] = lambda text: None,
+    progress: Callable[..., None] = lambda done, total=None, label=None: None,
 ) -> Iterator[dict]:
-    """Train the stages that `stage` selects ("all": each of them); yield rows of metrics; write `out/model`.
+    """Train the stages that the recipe selects; yield rows of metrics; write `out/model`.
 
-    `open_data` opens the training data. A run that was killed at any moment continues with `resume` and ends
-    with the same weights as an uninterrupted one. An interrupt (Ctrl-C) finishes the step, writes a
-    checkpoint and raises KeyboardInterrupt; closing the generator writes a checkpoint, too.
+    stage      replaces the setting `stage` of the recipe
+    open_data  opens the training data
+    note       receives one line about damaged files, or about settings that a resume changes
+    progress   receives the images cached so far, their total (None: unknown) and a label
+
+    A run that was killed at any moment continues with `resume` and ends with the same weights as an
+    uninterrupted one. An interrupt (Ctrl-C) finishes the step, writes a checkpoint and raises
+    KeyboardInterrupt; closing the generator writes a checkpoint, too. The settings are saved when the run has
+    opened with them, so that a resume with settings that fail leaves the saved ones unchanged.
 
     Raises:
         UsageError: if the recipe does not have the stage, or `recipe.frozen` is unknown.
-        LuminaError: if there is nothing to resume, if a checkpoint exists and `resume` is False, if a
-            checkpoint is damaged or does not fit the recipe, if the data cannot be used, or if the gradient
-            is not finite in ten consecutive steps.
+        LuminaError: if there is nothing to resume, if a checkpoint exists and `resume` is False, if all
+            checkpoints are damaged or the newest does not fit the recipe, if another process trains in `out`,
+            if the data cannot be used, or if the gradient is not finite in ten consecutive steps.
     """
+    recipe = absolute_paths(recipe.model_copy(update={"stage": stage or recipe.stage}))
     run = RunFolder(out, recipe.keep)
-    state, pending = resume_point(run, recipe, resume, stage)
-    frozen = find_components(recipe.frozen)
-    run.write_recipe(recipe.model_dump(mode="json"))
-    device = pick_device()
+    recipe.select_stages()
+    with run.locked():
+        point = find_resume_point(run, recipe, resume)
+        for line in point.notes:
+            note(line)
+        yield from _train(recipe, run, point, open_data, note, progress)
+
+
+def _train(
+    recipe: Recipe,
+    run: RunFolder,
+    point: ResumePoint,
+    open_data: OpenData,
+    note: Callable[[str], None],
+    progress: Callable[..., None],
+) -> Iterator[dict]:
+    """Train the pending stages of a locked run folder; yield rows of metrics."""
+    frozen, device = find_components(recipe.frozen), pick_device()
     encoder = TextEncoder(frozen, device)
+    tokenize = _tokenizer_of(encoder)
     trainer = Trainer(recipe, encoder, device)
-    if state:
-        trainer.load(*run.load(state["step"]), state["step"], str(run.path))
-    run.rewind_metrics(trainer.step)
-    if pending:
-        data = open_data(recipe, recipe.cache or out / "cache", frozen)
-        yield from _cache_latents(data, frozen, device)
-    for name, first in pending:
-        batches = data.stage(name, _tokenizer_of(encoder))
+    _restore(trainer, run, point, note)
+    if point.damaged:
+        yield {"phase": "resume", "step": trainer.step, "damaged": list(point.damaged)}
+    data = open_data(recipe, recipe.cache or run.path / "cache", frozen)
+    vae = Autoencoder(frozen, device)
+    if (reason := find_model_damage(run)) and (run.path / "model").is_dir() and point.state:
+        note(f"{reason}; exporting the model again, from step {trainer.step}")
+        export(trainer, run, frozen, recipe.stages[point.state["stage"]].size // vae.factor)
+    if point.pending:
+        for row in _cache_latents(data, vae, progress):
+            if point.fresh:  # so that `--resume` continues a run that is interrupted here
+                run.write_recipe(recipe.model_dump(mode="json"))
+            yield row
+    elif _changes_data(run, recipe):
+        next(data.prepare(vae.encode), None)  # nothing to train, but new settings are saved only if they work
+    for name, _ in point.pending[1:]:  # an error in the settings of a later stage ends the run now
+        data.stage(name, tokenize)
+    for name, first in point.pending:
+        batches = data.stage(name, tokenize)
+        if name == point.pending[0][0]:
+            run.write_recipe(recipe.model_dump(mode="json"))
         if batches.missing:
             yield {"phase": "captions", "stage": name, "lacking": batches.missing}
-        yield from _train_stage(trainer, run, batches, name, first)
-        export(trainer, run, frozen)
-    if not pending:
-        export(trainer, run, frozen)
+        yield from _train_stage(trainer, run, batches, name, first, point.state, note)
+        export(trainer, run, frozen, recipe.stages[name].size // vae.factor)
+    if not point.pending:
+        run.write_recipe(recipe.model_dump(mode="json"))
+        export(trainer, run, frozen, recipe.stages[point.state["stage"]].size // vae.factor)
     yield {"step": trainer.step, "model": str(run.path / "model")}
 
 
-def describe_run(recipe: Recipe, stage: str = "all") -> Iterator[dict]:
-    """Yield a row of sizes and settings per stage, without training or reading data.
-
-    Raises:
-        UsageError: if the recipe does not have the stage.
-    """
-    parameters = None
-    if recipe.model in NAMED:
-        with torch.device("meta"):
-            model = NextDiT(NextDiTConfig.named(recipe.model))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-    for name in recipe.select_stages(stage):
-        settings = recipe.stages[name]
-        tokens = (settings.size // TOKEN_SIDE) ** 2
-        row = {"stage": name, "model": recipe.model, "parameters": parameters, "data": recipe.data}
-        row |= {"image_tokens": tokens, "pictures": settings.steps * settings.batch}
-        yield row | settings.model_dump(mode="json") | {"shift": round(stage_shift(settings), 4)}
+def _restore(trainer: Trainer, run: RunFolder, point: ResumePoint, note: Callable[[str], None]) -> None:
+    """Load the checkpoint of a resume point, and remove what was written after it."""
+    if point.state:
+        step = point.state["step"]
+        trainer.load(*run.load(step), step, str(run.path))
+    for damaged in point.damaged:
+        run.set_aside(damaged)
+    if unreadable := run.rewind_metrics(trainer.step):
+        note(f"{run.metrics}: removed {unreadable} unreadable line{'s' if unreadable > 1 else ''}")
 
 
-def pending_stages(recipe: Recipe, out: Path, resume: bool, stage: str) -> list[dict]:
-    """Return the rows of `describe_run` for the stages that remain to be trained.
-
-    Raises:
-        UsageError, LuminaError: as `train_transformer` would, as far as that is known without reading data.
-    """
-    _, pending = resume_point(RunFolder(out, recipe.keep), recipe, resume, stage)
-    if recipe.frozen not in MODELS:  # locating a named model may start a download
-        find_components(recipe.frozen)
-    if recipe.model not in NAMED:
-        find_transformer(recipe.model)
-    return [row for row in describe_run(recipe, stage) if row["stage"] in dict(pending)]
-
-
-def resume_point(
-    run: RunFolder, recipe: Recipe, resume: bool, stage: str
-) -> tuple[dict | None, list[tuple[str, int]]]:
-    """Return the state of the last checkpoint, if any, and (stage, first step) of each stage to train.
-
-    Raises:
-        UsageError: if the recipe does not have the stage.
-        LuminaError: if there is nothing to resume, if a checkpoint exists and `resume` is False, or if an
-            earlier stage is not finished.
-    """
-    names, order, state = recipe.select_stages(stage), list(recipe.stages), run.state()
-    if state is None:
-        if resume and not (run.path / "recipe.yaml").exists():
-            raise LuminaError(f"{run.path} has no run to resume; start one without --resume")
-        return None, [(name, 0) for name in names]
-    if state["stage"] not in order:
-        raise LuminaError(f"{run.path} stopped in stage {state['stage']}, which the recipe does not have")
-    finished = state["stage_step"] >= recipe.stages[state["stage"]].steps
-    remaining = order[order.index(state["stage"]) + finished :]
-    pending = [
-        (name, state["stage_step"] if name == state["stage"] else 0) for name in remaining if name in names
-    ]
-    # A finished stage may be followed by another one without --resume, so that `--stage` can run them singly.
-    if not resume and not (finished and stage != "all" and pending):
-        raise LuminaError(
-            f"{run.path} contains checkpoints up to step {state['step']}; "
-            "resume it with --resume, or choose a different out="
-        )
-    if pending and pending[0][0] != remaining[0]:
-        name = remaining[0]
-        raise LuminaError(
-            f"{run.path} has not finished stage {name}; finish it with `--stage {name} --resume`"
-        )
-    return state, pending
+def _changes_data(run: RunFolder, recipe: Recipe) -> bool:
+    """Whether the data of a finished run differs from the saved settings, so that it has to be opened."""
+    saved = read_saved(run)
+    return saved is None or absolute_paths(saved).data != recipe.data
 
 
 def _tokenizer_of(encoder: TextEncoder) -> Tokenize:
@@ -152,13 +141,15 @@ def _tokenizer_of(encoder: TextEncoder) -> Tokenize:
     return tokenize
 
 
-def _cache_latents(data: TrainingSource, frozen: Path, device: torch.device) -> Iterator[dict]:
+def _cache_latents(data: TrainingSource, vae: Autoencoder, progress: Callable[..., None]) -> Iterator[dict]:
     """Cache the latents of the data; yield rows of progress, rejects and precomputed latents."""
-    vae = Autoencoder(frozen, device)
-    done = 0
+    done, total = 0, data.count()
+    known = {} if total is None else {"total": total}
+    progress(0, total=total, label="cache latents")
     for done in data.prepare(vae.encode):
+        progress(done, total=total, label="cache latents")
         if done % EVERY == 0:
-            yield {"phase": "cache latents", "pictures": done}
+            yield {"phase": "cache latents", "pictures": done} | known
     rejects, why = data.rejects()
     if done and rejects:
         yield {"phase": "cache latents", "pictures": done, "rejects": rejects, "why": str(why)}
@@ -168,15 +159,25 @@ def _cache_latents(data: TrainingSource, frozen: Path, device: torch.device) -> 
 
 
 def _train_stage(
-    trainer: Trainer, run: RunFolder, data: StageBatches, name: str, first: int
+    trainer: Trainer,
+    run: RunFolder,
+    data: StageBatches,
+    name: str,
+    first: int,
+    state: dict | None,
+    note: Callable[[str], None],
 ) -> Iterator[dict]:
-    """Train one stage from its step `first` to its end; yield rows of metrics."""
+    """Train one stage from its step `first` to its end; yield rows of metrics.
+
+    `state` is that of the checkpoint that the run continues from, if any; `note` is that of
+    `train_transformer`.
+    """
     recipe, stage = trainer.recipe, trainer.recipe.stages[name]
     held_back = list(data.held_back()) if recipe.validation.samples else []
-    window = MetricsWindow(run.state() if first else None)
+    window = MetricsWindow(state if first else None)
     steps = range(first, stage.steps)
     with (
-        stop_requested() as stopped,
+        stop_requested(note) as stopped,
         log_to(run, trainer.step) as log,
         closing(prefetch(data.batch, steps)) as batches,
     ):
@@ -203,12 +204,17 @@ def _train_stage(
 
 def _save(trainer: Trainer, run: RunFolder, state: dict) -> None:
     weights, ema = trainer.model.state_dict(), trainer.ema.state_dict()
+    state = state | {"recipe": trainer.recipe.model_dump(mode="json")}
     run.save(weights, ema, trainer.optimizer.state_dict(), state)
 
 
-def export(trainer: Trainer, run: RunFolder, frozen: Path) -> Path:
-    """Write the averaged weights and the frozen components as `model/`, a model folder; return its path."""
+def export(trainer: Trainer, run: RunFolder, frozen: Path, side: int) -> Path:
+    """Write the averaged weights and the frozen components as `model/`, a model folder; return its path.
+
+    `side` is the latent side of the images that it was trained on last, which is its default when sampling.
+    """
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[trainer.recipe.export]
+    trainer.ema.config = replace(trainer.ema.config, sample_size=side)
     with run.model_aside(frozen, COPIED) as folder:
         save_transformer(trainer.ema, folder / "transformer", dtype)
         plan = trainer.recipe.plan
@@ -239,8 +245,11 @@ def log_to(run: RunFolder, step: int) -> Iterator[Callable[[dict], dict]]:
 
 
 @contextmanager
-def stop_requested() -> Iterator[threading.Event]:
-    """Provide an event that the first Ctrl-C sets; the second one interrupts at once, as usual."""
+def stop_requested(note: Callable[[str], None] = lambda text: None) -> Iterator[threading.Event]:
+    """Provide an event that the first Ctrl-C sets; the second one interrupts at once, as usual.
+
+    `note` receives one line when it is set, because the step may take a while.
+    """
     requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield requested
@@ -249,6 +258,8 @@ def stop_requested() -> Iterator[threading.Event]:
     def request(number, frame) -> None:
         requested.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        with suppress(RuntimeError):  # if the signal interrupts the writing of another line
+            note("stopping after this step, with a checkpoint; another Ctrl-C stops at once, without one")
 
     before = signal.signal(signal.SIGINT, request)
     try:

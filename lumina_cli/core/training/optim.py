@@ -1,4 +1,10 @@
-"""Optimizer and learning rate: Muon for the matrices of attention and feed-forward, AdamW for the rest."""
+"""Optimizer, learning rate, and moving average of the weights.
+
+Muon trains the matrices of attention and feed-forward, AdamW the rest. The exponential moving average
+generates better images than the weights themselves.
+"""
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -75,3 +81,14 @@ def learning_rate(stage: Stage, step: int) -> float:
     falling = stage.decay * stage.steps
     left = min(1.0, (stage.steps - step) / falling) if falling else 1.0
     return stage.lr * warm * left
+
+
+def ema_decay(updates: int, decay: float) -> float:
+    """Return the decay after `updates` steps: low at first, so that the untrained weights fade quickly."""
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+@torch.no_grad()
+def update_ema(average: Iterable[Tensor], weights: Iterable[Tensor], decay: float) -> None:
+    """Move each tensor of `average` towards the matching tensor of `weights` by 1 - decay, in place."""
+    torch._foreach_lerp_(list(average), list(weights), 1 - decay)

@@ -21,9 +21,8 @@ from lumina_cli.core.nextdit.config import NAMED
 from lumina_cli.core.nextdit.convert import check_state_dict, load_transformer
 from lumina_cli.core.training.batches import TrainingBatch
 from lumina_cli.core.training.config import Recipe, Stage
-from lumina_cli.core.training.ema import ema_decay, update_ema
 from lumina_cli.core.training.objective import draw_time_and_noise, even_times, stage_loss, velocity_loss
-from lumina_cli.core.training.optim import Optimizer
+from lumina_cli.core.training.optim import Optimizer, ema_decay, update_ema
 
 TOKEN_SIDE = 16  # pixels along one side of an image token
 CHECK = 2  # random stream of the validation noise

@@ -14,7 +14,8 @@ from PIL import Image
 from lumina_cli.cli.app import run
 from lumina_cli.core.curation import scores as scoring
 from lumina_cli.core.curation.scores import score_shards
-from lumina_cli.core.dataset.latent_cache import LatentStore, build_stores
+from lumina_cli.core.dataset.latent_cache import build_stores
+from lumina_cli.core.dataset.latent_store import LatentStore
 from lumina_cli.core.dataset.precompute import encode_shards
 from lumina_cli.core.dataset.precomputed import PrecomputedLatents
 from lumina_cli.core.dataset.shard_encoders import LATENTS, TEXT, decode_npy, split_features

@@ -21,13 +21,12 @@ from lumina_cli.core.nano.dataset import render_images
 from lumina_cli.core.nano.scene import draw_scene
 from lumina_cli.core.registry import ASSETS
 from lumina_cli.core.training.config import OptimizerSettings
-from lumina_cli.core.training.ema import ema_decay, update_ema
 from lumina_cli.core.training.nano.caption_batches import CaptionWriter, PromptSet
 from lumina_cli.core.training.nano.caption_losses import DenseHead
 from lumina_cli.core.training.nano.captioner_settings import SEED, Settings
 from lumina_cli.core.training.nano.fit import fit
 from lumina_cli.core.training.nano.sub_batches import Batches, SplitBatch
-from lumina_cli.core.training.optim import Optimizer
+from lumina_cli.core.training.optim import Optimizer, ema_decay, update_ema
 from lumina_cli.core.training.progress import TrainingProgress
 from lumina_cli.core.weights.run_folder import staged_folder
 

@@ -1,7 +1,7 @@
 """Settings of the captioner's training."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,6 +15,7 @@ class Settings(BaseModel):
     """Settings of `lumina train nano-captioner`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    paths: ClassVar[tuple[str, ...]] = ("tokenizer",)  # see `absolute_paths`
 
     part: str = "captioner"
     """The part that the recipe trains."""

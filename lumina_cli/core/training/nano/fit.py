@@ -40,7 +40,10 @@ def fit(
         LuminaError: if `resume` is set and the saved state is missing, damaged or of another network.
     """
     steps, save_every = progress.settings.steps, progress.settings.save_every
-    first, start = (progress.load() if resume else 0), time.monotonic()
+    first, damage = progress.load() if resume else (0, None)
+    start = time.monotonic()
+    if damage:
+        yield {"phase": "resume", "step": first, "why": damage}
     if first >= steps:  # the process may have been killed, or the disk full, before the last export ended
         yield {"step": first} | (export() or {})
     for step in range(first, steps):
