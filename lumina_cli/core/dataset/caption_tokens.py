@@ -47,7 +47,7 @@ class CaptionTokens:
 def _read_tokens(path: Path, shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the lengths and token ids in a cache file; None if it does not exist or is damaged."""
     try:
-        with np.load(path) as arrays:  # verifies the checksums of the zip archive
+        with path.open("rb") as file, np.load(file) as arrays:  # verifies the checksums of the zip archive
             lengths, values = arrays["lengths"], arrays["values"]
     except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error):
         return None

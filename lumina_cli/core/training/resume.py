@@ -118,7 +118,8 @@ def _find_fault(path: Path, schema: type) -> str | None:
         load_recipe(path, schema)
     except LuminaError as error:
         return str(error)
-    return None
+    named = any(line.startswith("part:") for line in path.read_text(encoding="utf-8").splitlines())
+    return None if named else "it does not name a part"
 
 
 def _saved_copy(out: Path) -> Recipe | None:

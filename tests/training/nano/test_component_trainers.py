@@ -158,14 +158,51 @@ def test_a_damaged_state_is_a_one_line_error(progress, damage):
     progress.save(3)
     whole = progress.path.read_bytes()
     progress.path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
-    with pytest.raises(LuminaError, match=r"detector.pt cannot be read \(.+\); delete it") as caught:
+    with pytest.raises(
+        LuminaError, match=r"detector.pt is damaged \(.+\); delete it to start over"
+    ) as caught:
         progress.load()
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "empty", "missing"])
+def test_a_damaged_state_falls_back_to_the_previous_one(progress, damage):
+    progress.save(2)
+    progress.save(3)
+    whole = progress.path.read_bytes()
+    at = whole.index(bytes(progress.model.weight.detach().numpy().tobytes()))
+    changed = {
+        "flipped": whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :],
+        "truncated": whole[:-100],
+        "empty": b"",
+    }
+    progress.path.unlink()
+    if damage in changed:
+        progress.path.write_bytes(changed[damage])
+    step, line = progress.load()
+    assert step == 2
+    assert line.startswith(f"{progress.path} is damaged (")
+    assert line.endswith(f"; resuming from {progress.path.with_name('detector.previous.pt')} at step 2")
+
+
+@pytest.mark.parametrize("text", ["7", "", "part: detector\nstpes: 3\n", None])
+def test_damaged_settings_of_a_component_are_restored(progress, text, lumina):
+    progress.save(2)
+    path = progress.path.with_suffix(".yaml")
+    content = path.read_text()
+    path.unlink()
+    if text is not None:
+        path.write_text(text)
+    _, rows, err = lumina(f"train out={path.parent} --resume --dry-run")
+    assert rows[0]["width"] == 16
+    assert err.startswith(f"{path} is damaged (")
+    assert "restored from the newest checkpoint" in err
+    assert path.read_text() == content
+
+
 def test_a_state_of_another_network_is_a_one_line_error(progress):
     progress.save(3)
-    assert progress.load() == 3
+    assert progress.load() == (3, None)
     progress.model = torch.nn.Linear(3, 3)
     with pytest.raises(LuminaError, match="holds a different network than the recipe describes"):
         progress.load()
