@@ -86,9 +86,7 @@ class TrainingData:
         """
         rows = read_source(self.recipe.data, workers=cpu_count(), notify=self.notify)
         find = PrecomputedLatents(self.frozen, list(self.folders))
-        return build_stores(
-            rows, self.folders, encode, self.recipe.max_bad_rate, find, note=self.notify
-        )
+        return build_stores(rows, self.folders, encode, self.recipe.max_bad_rate, find, note=self.notify)
 
     def rejects(self) -> tuple[int, Path]:
         """Return the number of images that `prepare` rejected, and the file with the reasons."""

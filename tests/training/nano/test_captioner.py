@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lumina_cli.cli.train import _stage_dependencies
+from lumina_cli.cli.output import ProgressCounter
+from lumina_cli.cli.train import _dependencies
 from lumina_cli.core.evals.captions.truth import score_captions
 from lumina_cli.core.nano.caption_parser import facts_of, main_relations, parse_caption
 from lumina_cli.core.nano.captioner import ANSWER, GRID, IMAGE, TEMPLATE, add_questions, build_captioner
@@ -27,7 +28,7 @@ from lumina_cli.core.unicap.prompts import MAX_TOKENS, instruction
 from lumina_cli.core.unicap.protocol import Question
 from lumina_cli.core.unicap.structured import rewriting
 
-PROMPTS = _stage_dependencies("captioner", "all")["prompts"]
+PROMPTS = _dependencies("captioner", ProgressCounter())["prompts"]
 FOLDER = ASSETS / "nano" / "captioner"
 UNSEEN = 800_001
 SMALL = {

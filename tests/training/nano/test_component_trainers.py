@@ -212,7 +212,7 @@ def test_a_state_saved_on_a_gpu_opens_without_one(progress, monkeypatch):
     with monkeypatch.context() as patch:  # the locations in the file are those of a GPU
         patch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
         progress.save(3)
-    assert progress.load() == 3
+    assert progress.load() == (3, None)
 
 
 @pytest.mark.slow
