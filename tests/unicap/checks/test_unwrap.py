@@ -184,7 +184,6 @@ DOG = [
     '**Answer:**\n\nA brown dog runs across a lawn.',
     '{\n  "description": "A brown dog runs across a lawn.",\n  "objects": ["dog"]\n}',
     '<DETAILED_CAPTION>A brown dog runs across a lawn.</s>',
-    'A brown dog<box>[[10, 20, 30, 40]]</box> runs across a lawn.',
     '<p>A brown dog runs across a lawn.</p><br>',
     'The description is as follows: A brown dog runs across a lawn.',
     'Caption (short): A brown dog runs across a lawn.',
@@ -199,10 +198,6 @@ DOG = [
     '<|assistant|>A brown dog runs across a lawn.<|endofassistant|>',
     'Model response: A brown dog runs across a lawn.',
     'Output: "A brown dog runs across a lawn."',
-    'RuntimeError: CUDA error: an illegal memory access was encountered',
-    "I can't make out anything in this blurry image.",
-    'The photo is too blurred to give a description.',
-    'image too blurry to describe',
 ]  # fmt: skip
 
 # Answers that contain the tags "car, ball, red car".

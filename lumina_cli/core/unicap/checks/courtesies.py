@@ -73,8 +73,8 @@ OPENINGS = tuple(
         r"(?:caption|description|answer)(?:\s+[-–—]\s+|\s*=\s*(?=[\"']))(?=\S)",
         r"(?:short|medium|detailed|long|brief|image)\s*:\s+(?=\S)",
         r"(?:option|version|caption|candidate|variant) ?[1A]\s*[:.)]\s*(?=\S)",
-        r"(?:(?:ai |virtual )?assistant|chatbot|bot|gpt|ai|model|(?:model |ai |raw )?(?:output|response)|result"
-        r"|final answer|solution"
+        r"(?:(?:ai |virtual )?assistant|chatbot|bot|gpt|ai|model|(?:model |ai )?(?:output|response)"
+        r"|result|final answer|solution"
         r"|助手|模型|机器人|回答|答案|答"
         r"|アシスタント|回答|答え|ассистент|ответ|assistent|antwort)\s*[:：]\s*(?=\S)",
         r"(?:图片|图像|画面|照片)?(?:的)?(?:简短|详细|中等|简要|简洁|中文)?(?:的)?(?:描述|说明|标题|标签|字幕|关键词)(?:如下)?[：:]\s*(?=\S)",
