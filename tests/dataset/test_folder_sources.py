@@ -3,7 +3,7 @@
 import torch
 from PIL import Image
 
-from lumina_cli.core.dataset.latent_cache import LatentStore
+from lumina_cli.core.dataset.latent_store import LatentStore
 from lumina_cli.core.dataset.source_fingerprint import fingerprint
 from lumina_cli.core.dataset.training_data import TrainingData
 from lumina_cli.core.registry import ASSETS
