@@ -121,7 +121,7 @@ class CaptionRequest:
         foreign = [lang for lang in self.langs if lang not in known]
         if foreign:
             raise UsageError(f"this model supports {', '.join(known)}, not {', '.join(foreign)}")
-        if self.instruction and not captioner.takes_instructions:
+        if self.instruction and not getattr(captioner, "takes_instructions", True):
             raise UsageError("this model only answers its own questions; omit --instruction")
         if self.derive == "text" and not captioner.reads_text:
             raise UsageError("this model only answers questions about images; omit --derive text")
