@@ -18,6 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import parse_row
 from lumina_cli.core.secrets import mask_url
 from lumina_cli.core.shards.image_ref import image_ref
 from lumina_cli.core.shards.reader import index_path, read_index
@@ -25,6 +26,7 @@ from lumina_cli.core.shards.sample import raw_key
 from lumina_cli.core.shards.tar import sanitize_key
 
 _NUMBERED = re.compile(r"-\d+$")  # what makes a key unique
+LINES = 200_000  # lines of indexes in memory, for rows in another order than the shards
 Compare = Callable[[dict, dict], bool]
 
 
@@ -58,8 +60,9 @@ class PackedSamples:
         self.left = {int(name[:-4]): samples for name, samples, *_ in tars}  # unmatched samples by shard
         self.next = 0  # the sample after the last match
         self.table: tuple[np.ndarray, np.ndarray] | None = None
-        # rows come in the order of the shards, except for those that were added
-        self.entries = lru_cache(maxsize=16)(lambda at: read_index(filesystem.join(dest, self.names[at])))
+        most = max((samples for _, samples, *_ in tars), default=1)
+        self._lines = lru_cache(max(4, LINES // most))(self._read_lines)
+        self._entry = lru_cache(64)(self._parse_entry)
 
     def find(self, row: dict) -> PackedSample | None:
         """Return the sample that a row is, and mark it as found; None for a new row."""
@@ -120,9 +123,14 @@ class PackedSamples:
         order = np.argsort(hashes[:at], kind="stable")
         return hashes[order], numbers[order]
 
-    def _entry(self, number: int) -> dict:
+    def _read_lines(self, place: int) -> list[bytes]:
+        return filesystem.read_file(index_path(filesystem.join(self.dest, self.names[place]))).splitlines()
+
+    def _parse_entry(self, number: int) -> dict:
+        """Return the line of the index of a sample."""
         place = int(np.searchsorted(self.ends, number, side="right"))
-        return self.entries(place)[number - (int(self.ends[place - 1]) if place else 0)]
+        start = int(self.ends[place - 1]) if place else 0
+        return parse_row(self._lines(place)[number - start].decode(), self.names[place])
 
     def _take(self, number: int, entry: dict, moved: bool, same: bool) -> PackedSample:
         shard = int(self.names[int(np.searchsorted(self.ends, number, side="right"))][:-4])
