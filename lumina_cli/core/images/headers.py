@@ -13,6 +13,8 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_SPACES = {0: "GRAY", 4: "GRAY"}  # color type -> color space; all others are RGB
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 _SHORT = 1 << 10  # bytes of a compressed text; only Pillow judges longer ones
+MAX_SCANS = 1000  # progressive files have about ten; each takes as long to decode as the whole image
+MAX_PARTS = 100_000  # segments of a JPEG before its first scan, chunks of a PNG
 _MOST = 1 << 20  # bytes of anything unpacked; Pillow refuses a PNG beyond
 
 
@@ -57,6 +59,38 @@ def read_header(data: bytes) -> ImageHeader | None:
     except (struct.error, IndexError, zlib.error):
         return None
     return head if head and head.width and head.height else None
+
+
+def find_excess(data: bytes) -> str | None:
+    """Return what a JPEG or PNG file has far too many of, so that decoding would take minutes; else None."""
+    if data[:2] == b"\xff\xd8":
+        if data.count(b"\xff\xda") > MAX_SCANS:
+            return f"{MAX_SCANS} scans"
+        return f"{MAX_PARTS} segments" if _has_many_segments(data) else None
+    return f"{MAX_PARTS} chunks" if data[:8] == _SIGNATURE and _has_many_chunks(data) else None
+
+
+def _has_many_segments(data: bytes) -> bool:
+    """Whether a JPEG has more than MAX_PARTS segments, padding or stray bytes before its first scan."""
+    at = 2
+    for _ in range(MAX_PARTS):
+        if at + 4 > len(data) or (data[at] == 0xFF and data[at + 1] in (0xD9, 0xDA)):
+            return False
+        kind = data[at + 1]
+        if data[at] != 0xFF or kind == 0xFF:
+            at += 1
+        else:
+            at += 2 if kind in _BARE else 2 + max(2, data[at + 2] << 8 | data[at + 3])
+    return True
+
+
+def _has_many_chunks(data: bytes) -> bool:
+    at = 8
+    for _ in range(MAX_PARTS):
+        if at + 12 > len(data):
+            return False
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return True
 
 
 def _jpeg(data: bytes) -> ImageHeader | None:

@@ -12,7 +12,7 @@ from lumina_cli.core.images.headers import ImageHeader, read_header
 from lumina_cli.core.images.icc import classify_profile
 from lumina_cli.core.images.io import (
     MAX_PIXELS,
-    check_scans,
+    check_excess,
     encode_image,
     inspect_image,
     open_image,
@@ -60,7 +60,7 @@ def ingest_image(data: bytes, name: str, full: bool = False, encode: str | None 
     Raises:
         InvalidImage: if the image cannot be used.
     """
-    check_scans(data, name)
+    check_excess(data, name)
     head = read_header(data)
     seen = inspect_image(data, name) if head is None or full else None  # decodes, and raises InvalidImage
     if head is None:

@@ -13,8 +13,9 @@ from typing import NamedTuple
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
+from lumina_cli.core.images.headers import find_excess
 from lumina_cli.core.images.icc import expected_space, to_srgb
-from lumina_cli.core.images.jpeg_check import MAX_SCANS, find_fault, has_too_many_scans
+from lumina_cli.core.images.jpeg_check import find_fault
 from lumina_cli.core.images.metadata.reader import read_settings
 from lumina_cli.core.images.metadata.stored import metadata_settings, stored_metadata
 from lumina_cli.core.images.suffixes import START, describe_content
@@ -222,9 +223,8 @@ def decode_image(source: ImageSource, name: str | None, use):
         raise InvalidImage(f"{name}: {'is a folder, not an image' if folder else 'no such image'}", "missing")
     file = BytesIO(source) if isinstance(source, bytes) else source
     try:
+        check_excess(source)
         with Image.open(file, formats=_FORMATS) as image:
-            if image.format in ("JPEG", "MPO"):
-                check_scans(source)
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             scale_transparent_color(image)
@@ -248,16 +248,16 @@ def _read_start(source: ImageSource) -> bytes:
         return file.read(START)
 
 
-def check_scans(source: ImageSource, name: str = "") -> None:
-    """Check that a JPEG does not have more than MAX_SCANS scans.
+def check_excess(source: ImageSource, name: str = "") -> None:
+    """Check that a file does not have so many scans, segments or chunks that decoding takes minutes.
 
     Raises:
         InvalidImage: if it has.
     """
     data = source if isinstance(source, bytes) else Path(str(source)).read_bytes()
-    if has_too_many_scans(data):
+    if excess := find_excess(data):
         start = f"{name}: " if name else ""
-        raise InvalidImage(f"{start}more than {MAX_SCANS} scans; decode and save it again", "too_large")
+        raise InvalidImage(f"{start}more than {excess}; decode and save it again", "too_large")
 
 
 def _reason(error: Exception) -> str:

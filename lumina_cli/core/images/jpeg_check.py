@@ -12,13 +12,7 @@ import simplejpeg
 _DAMAGE = re.compile(r"(Corrupt JPEG data: |(?=Premature end))(.*)")
 _BEYOND = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))  # markers without a length
-MAX_SCANS = 1000  # progressive files have about ten; each one takes as long to decode as the whole image
 _METADATA = frozenset((*range(0xE0, 0xF0), 0xFE))  # segments that decoding does not need
-
-
-def has_too_many_scans(data: bytes) -> bool:
-    """Whether a JPEG has more than MAX_SCANS scans, which would take minutes to decode."""
-    return data[:2] == b"\xff\xd8" and data.count(b"\xff\xda") > MAX_SCANS
 
 
 def find_fault(data: bytes) -> str | None:
