@@ -1,11 +1,12 @@
 """Work items in this process, in worker processes and, with a stand-in for Ray, the messages about Ray."""
 
 import os
+import socket
 import sys
 
 import pytest
 
-from lumina_cli.core.errors import MissingDependency, UsageError
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.io.parallel.process_pool import map_in_threads
 from lumina_cli.core.io.parallel.ray_pool import _probes
 from lumina_cli.core.io.parallel.ray_workers import MAX_RECORD, Surroundings, Worker
@@ -112,7 +113,6 @@ def blow_up(size: int) -> str:
 
 def test_a_large_record_or_item_is_refused(tmp_path):
     ray = pytest.importorskip("ray")
-    from lumina_cli.core.errors import LuminaError
     from lumina_cli.core.io.parallel import ray_pool
 
     worker = Worker(Surroundings(str(tmp_path), {}))
@@ -132,3 +132,22 @@ def test_threads_keep_the_order_and_read_few_items_ahead():
     assert list(found) == [2 * number for number in range(2, 100)]
     with pytest.raises(ZeroDivisionError):
         list(map_in_threads(lambda number: 1 // number, range(3)))
+
+
+def test_an_address_without_a_cluster_is_named_at_once():
+    pytest.importorskip("ray")
+    from lumina_cli.core.io.parallel.ray_library import check_address
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        with pytest.raises(LuminaError, match=f"no Ray cluster answers at 127.0.0.1:{port}"):
+            check_address(f"127.0.0.1:{port}")
+        free.listen()
+        check_address(f"127.0.0.1:{port}")
+    for address in ("", "auto", "local", "ray://host:10001"):
+        check_address(address)
+    with pytest.raises(LuminaError, match=r"no Ray cluster answers at no-such-host\.invalid:6379"):
+        check_address("no-such-host.invalid:6379")
+    with pytest.raises(UsageError, match="RAY_ADDRESS http://h:8265 takes jobs"):
+        check_address("http://h:8265")

@@ -2,12 +2,15 @@
 
 import contextlib
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from typing import Any
 
-from lumina_cli.core.errors import LuminaError, MissingDependency
+from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
 from lumina_cli.core.io.parallel.ray_logging import quiet_ray
 
+TIMEOUT = 10.0  # seconds for a cluster to answer
 QUIET = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
@@ -38,10 +41,7 @@ def connected(ray: Any, cpus: int | None = None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    try:
-        start_ray(ray, cpus)
-    except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError...
-        raise LuminaError(f"Ray cannot start: {_last_line(error)}") from error
+    start_ray(ray, cpus)
     try:
         yield
     finally:
@@ -50,12 +50,38 @@ def connected(ray: Any, cpus: int | None = None) -> Iterator[None]:
 
 def start_ray(ray: Any, cpus: int | None = None) -> None:
     """Connect to a cluster as `connected` does; the connection lasts until `ray.shutdown()`."""
+    check_address(os.environ.get("RAY_ADDRESS", ""))
     try:
-        ray.init(num_cpus=cpus, include_dashboard=False, **QUIET)
-    except ValueError:  # an existing cluster has its own number of CPUs
-        if cpus is None:
-            raise
-        ray.init(include_dashboard=False, **QUIET)
+        try:
+            ray.init(num_cpus=cpus, include_dashboard=False, **QUIET)
+        except ValueError:  # an existing cluster has its own number of CPUs
+            if cpus is None:
+                raise
+            ray.init(include_dashboard=False, **QUIET)
+    except Exception as error:  # Ray raises ConnectionError, RuntimeError, ValueError...
+        raise LuminaError(f"Ray cannot start: {' '.join(str(error).split())[:300]}") from error
+
+
+def check_address(address: str) -> None:
+    """Check that a cluster answers at HOST:PORT; Ray itself waits for minutes. Other forms are left to Ray.
+
+    Raises:
+        UsageError: if the address is that of the dashboard.
+        LuminaError: if nothing answers.
+    """
+    if address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"RAY_ADDRESS {address} takes jobs (`ray job submit -- lumina ...`); lumina itself connects to "
+            "the port of the head node, such as HOST:6379"
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon or "//" in address or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), TIMEOUT).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise LuminaError(f"no Ray cluster answers at {address} (RAY_ADDRESS): {reason}") from error
 
 
 def error_of_worker(error: BaseException) -> LuminaError:
