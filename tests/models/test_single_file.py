@@ -189,10 +189,57 @@ def test_a_component_of_another_shape_is_named(tiny_file, name, shape, words):
 
 def test_a_hostile_header_is_one_line(tiny_file):
     header = read_all_metadata(tiny_file)
-    for found in ("[1]", "{", '{"vae": 3}'):
+    for found in ("[1]", "{", '{"vae": 3}', "[" * 100_000):
         save_file(load_file(tiny_file), tiny_file, metadata=header | {"lumina": found})
         with pytest.raises(LuminaError, match="in its header is not a JSON object of configs"):
             find_model(tiny_file)
+
+
+@pytest.mark.parametrize(
+    ("component", "key"),
+    [("transformer", "num_layers"), ("vae", "layers_per_block"), ("text_encoder", "num_hidden_layers")],
+)
+def test_more_layers_than_tensors_are_refused_before_work(tiny_file, component, key):
+    header = read_all_metadata(tiny_file)
+    configs = json.loads(header["lumina"])
+    configs[component][key] = 10**9
+    save_file(load_file(tiny_file), tiny_file, metadata=header | {"lumina": json.dumps(configs)})
+    with pytest.raises(LuminaError, match=f"has {key} 1000000000 for its {component}, more than its"):
+        find_model(tiny_file)
+
+
+def test_a_hub_model_of_another_kind_is_refused_before_its_weights_are_downloaded(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repo, allow_patterns):
+        asked.append(allow_patterns)
+        (tmp_path / "model_index.json").write_text('{"_class_name": "ZImagePipeline"}')
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(
+        LuminaError, match=r"is a ZImagePipeline: of Z-Image, not of Lumina-Image 2\.0; use"
+    ):
+        find_model("someone/some-model")
+    assert asked == [["model_index.json"]]
+
+
+def test_the_tokenizer_of_a_checkpoint_without_one_is_asked_from_the_hub(tiny_file, tiny_folder, monkeypatch):
+    asked = []
+
+    def download(repo, allow_patterns):
+        asked.append((repo, allow_patterns))
+        return str(tiny_folder)
+
+    header, tensors = read_all_metadata(tiny_file), load_file(tiny_file)
+    del tensors[TOKENIZER]
+    save_file(tensors, tiny_file, metadata=header)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert missing_files(find_model(tiny_file)) == []
+    assert asked == [("Alpha-VLLM/Lumina-Image-2.0", ["tokenizer/*"])]
+    save_file(tensors | {"model.diffusion_model.x_pad_token": torch.ones(1)}, tiny_file, metadata=header)
+    with pytest.raises(LuminaError, match="these are the weights of Z-Image"):
+        find_model(tiny_file)
 
 
 def test_weights_in_eight_bits_are_widened(tiny_file):

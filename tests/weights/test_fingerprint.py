@@ -81,6 +81,13 @@ def test_the_bundled_model_is_known_by_its_earlier_fingerprints():
     assert json.loads((NANO / FIT_FILE).read_text())["weights"] == identity.current
 
 
+@pytest.mark.slow
+def test_the_shipped_fit_is_used_by_the_command_of_the_readme(lumina, tmp_path):
+    code, rows, err = lumina(f"sample 'a red ball' --model nano --cache error:0.05 --out {tmp_path}")
+    assert (code, err) == (0, "")
+    assert rows[0]["cached"]["cache"] == "error:0.05"
+
+
 def test_a_fit_that_names_an_earlier_fingerprint_is_used(folder):
     shutil.copyfile(NANO / FIT_FILE, folder / FIT_FILE)
     identity, plan = identify_model(folder), Plan(cache="error:0.05")

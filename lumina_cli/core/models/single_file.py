@@ -20,6 +20,7 @@ from torch import Tensor
 from lumina_cli.core.encoders.vae_names import from_ldm, is_ldm, to_ldm
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import atomic_write, disk_errors
+from lumina_cli.core.limits import parse_json, shorten
 from lumina_cli.core.nextdit.convert import Weights, from_any, to_comfyui
 from lumina_cli.core.weights.content import SAFETENSORS
 from lumina_cli.core.weights.files import read_weights
@@ -32,6 +33,7 @@ TEXT = re.compile(r"text_encoders\.(\w+)\.(?:transformer\.)?(?:model\.)?(.+)$")
 WRITTEN = "text_encoders.gemma2_2b."
 SPIECE, TOKENIZER = "text_encoders.spiece_model", "text_encoders.tokenizer_json"
 UNUSED = ("logit_scale", "lm_head.weight")  # of a text encoder
+LAYERS = re.compile(r"layers|blocks")
 CONFIGS = {
     "transformer": "transformer/config.json",
     "vae": "vae/config.json",
@@ -81,7 +83,7 @@ def read_single_file(path: Path) -> FileParts:
         vae=from_ldm(vae) if is_ldm(vae) else vae,
         text_encoder={name: tensor for name, tensor in text.items() if name not in UNUSED},
         tokenizer={name: _bytes(tensors[key]) for name, key in files.items() if key in tensors},
-        configs=_read_configs(path),
+        configs=_read_configs(path, len(tensors)),
     )
 
 
@@ -94,18 +96,28 @@ def _bytes(tensor: Tensor) -> bytes:
     return tensor.to(torch.uint8).numpy().tobytes()
 
 
-def _read_configs(path: Path) -> dict[str, dict]:
-    """Return the configs in the header of a file that lumina wrote, or of a folder's config.json."""
+def _read_configs(path: Path, tensors: int) -> dict[str, dict]:
+    """Return the configs in the header of a file that lumina wrote, or of a folder's config.json.
+
+    tensors   number of tensors in the file, the most layers that a network of it can have
+    """
     if path.is_dir():
         return {"transformer": read_json(path / "config.json")} if (path / "config.json").is_file() else {}
     if path.suffix not in SAFETENSORS:
         return {}
     try:
-        found = json.loads(read_header(path).get(HEADER, "{}"))
-    except (ValueError, RecursionError):
+        found = parse_json(read_header(path).get(HEADER, "{}"))
+    except (ValueError, LuminaError):
         found = None
     if not isinstance(found, dict) or not all(isinstance(settings, dict) for settings in found.values()):
         raise LuminaError(f"{path}: the {HEADER!r} in its header is not a JSON object of configs")
+    for name, settings in found.items():
+        for key, value in settings.items():
+            if LAYERS.search(key) and isinstance(value, int) and value > tensors:
+                raise LuminaError(
+                    f"{path}: the {HEADER!r} in its header has {key} {shorten(str(value), 40)} for its "
+                    f"{name}, more than its {tensors} tensors"
+                )
     return {name: settings for name, settings in found.items() if name in CONFIGS}
 
 
