@@ -71,7 +71,7 @@ def convert(
 
         lumina convert runs/first/model checkpoint.safetensors --to comfyui --whole
         lumina convert checkpoint.safetensors model --to diffusers
-        lumina convert consolidated.00-of-01.pth model --to diffusers --frozen lumina-image-2
+        lumina convert consolidated.pth model --to diffusers --frozen lumina-image-2
         lumina convert lora.safetensors lora-kohya.safetensors --to kohya
     """
     if dest.exists() and not force:

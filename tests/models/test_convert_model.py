@@ -80,7 +80,8 @@ def test_every_kind_of_source_becomes_a_checkpoint_and_comes_back(
     tiny_folder, run_folder, named, tmp_path, lumina, sample, kind
 ):
     source = {"model folder": tiny_folder, "run folder": run_folder, "name": named}[kind]
-    assert lumina(f"convert {source} {tmp_path}/all.safetensors --to comfyui --whole")[0] == 0
+    code, (row,), err = lumina(f"convert {source} {tmp_path}/all.safetensors --to comfyui --whole")
+    assert (code, err, row["components"]) == (0, "", list(COMPONENTS))
     before = sample(tiny_folder)
     assert same(sample(f"{tmp_path}/all.safetensors"), before)
     code, (row,), err = lumina(f"convert {tmp_path}/all.safetensors {tmp_path}/back --to diffusers")

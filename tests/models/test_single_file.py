@@ -217,9 +217,7 @@ def test_a_hub_model_of_another_kind_is_refused_before_its_weights_are_downloade
         return str(tmp_path)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    with pytest.raises(
-        LuminaError, match=r"is a ZImagePipeline: of Z-Image, not of Lumina-Image 2\.0; use"
-    ):
+    with pytest.raises(LuminaError, match=r"is a ZImagePipeline: of Z-Image, not of Lumina-Image 2\.0; use"):
         find_model("someone/some-model")
     assert asked == [["model_index.json"]]
 

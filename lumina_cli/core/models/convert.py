@@ -88,7 +88,7 @@ def convert_model(
         "tensors": len(parts.transformer),
         "parameters": sum(tensor.numel() for tensor in tensors),
         "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
-        "components": _components(dest),
+        "components": list(COMPONENTS) if whole else _components(dest),
     }
 
 
