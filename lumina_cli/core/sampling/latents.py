@@ -27,6 +27,16 @@ class NonFiniteLatents(LuminaError):
         super().__init__(f"NaN or infinity in call {call}, t {t:.4f}, image {entry + 1}")
         self.call, self.t, self.entry = call, t, entry
 
+    def describe(self, prompt: str, seed: int, plan: Plan) -> str:
+        """Return one line that names the image and the call of the plan."""
+        calls = plan.calls()
+        step = calls[self.call - 1].step + 1
+        return (
+            f"NaN or infinity in the latents of {prompt[:40]!r}, seed {seed}, at call {self.call} of "
+            f"{len(calls)} (step {step}, t {self.t:.4f}); the weights are damaged, or the guidance is too "
+            "strong"
+        )
+
 
 @torch.no_grad()
 def draw_latents(

@@ -27,12 +27,15 @@ def open_pipeline(
     note: Note,
     size: Size = None,
     batch: int = 1,
+    device: str | None = None,
+    dtype: Any = None,
 ) -> Pipeline:
     """Load a model as `options` specify, with hooks for image editing.
 
         note    called with one line per remark: what "auto" chose, LoRA tensors without a target
         size    of most images; with a memory budget it is validated before anything is loaded
         batch   images per batch that a memory budget has to allow
+        device, dtype   see `load_pipeline`; a memory budget decides both
 
     `generate` adds the hook for attention maps.
 
@@ -49,7 +52,7 @@ def open_pipeline(
     if choice.reason:
         note(choice.reason)
     if options.memory is None:
-        pipeline = load_pipeline(choice, local_device())
+        pipeline = load_pipeline(choice, device or local_device(), dtype)
         _change_weights(options, pipeline, note)
     else:
         pipeline = _open_within(options, choice, note, batch)

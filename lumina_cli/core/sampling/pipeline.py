@@ -3,16 +3,16 @@
 from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lumina_cli.core.device import compute_dtype, pick_device
+from lumina_cli.core.device import pick_device
 from lumina_cli.core.encoders.text import MAX_TOKENS, TextEncoder
 from lumina_cli.core.encoders.vae import Autoencoder, vae_dtype
-from lumina_cli.core.errors import LuminaError
+from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan, draw_noise
 from lumina_cli.core.images.sizes import Size, parse_size
 from lumina_cli.core.kernels.dispatch import choose_kernel
@@ -22,16 +22,16 @@ from lumina_cli.core.nextdit import NextDiT
 from lumina_cli.core.nextdit.convert import load_transformer
 from lumina_cli.core.sampling.batching import default_batch_size
 from lumina_cli.core.sampling.hooks import Batch, BatchHook, StepCallback
+from lumina_cli.core.sampling.inputs.python_values import default_dtype, parse_dtype, read_call
 from lumina_cli.core.sampling.latents import NonFiniteLatents, draw_latents
-from lumina_cli.core.sampling.output.metadata import Lora
-from lumina_cli.core.sampling.request import Job, ResolvedRequest, SamplingRequest
+from lumina_cli.core.sampling.output.generated import GeneratedImage, attach_record, to_images
+from lumina_cli.core.sampling.output.metadata import GenerationRecord, Lora
+from lumina_cli.core.sampling.request import Job, ResolvedRequest
 from lumina_cli.core.sampling.teacache.kinds import fit_digest, needs_fit, recognize_weights
 from lumina_cli.core.sampling.teacache.layer_cache import LayerCache, cache_for
 from lumina_cli.core.sampling.text_cache import TextCache
 
 __all__ = ["Job", "Pipeline", "PlanLike", "default_plan", "load_pipeline", "parse_size"]
-
-SMALL_BYTES = 2**30  # smaller weight files compute in float32, in which the batch does not change an image
 
 
 class MemoryLimit(Protocol):
@@ -130,37 +130,55 @@ class Pipeline(ModelFolder):
     def __call__(
         self,
         prompt: str | Sequence[str],
-        seed: int = 0,
-        count: int = 1,
+        seed: int | None = None,
+        count: int | None = None,
         size: Size = None,
         system: str | None = None,
-        negative: str = "",
+        negative: str | Sequence[str | None] | None = None,
         preset: str | Path | None = None,
-        **settings,
-    ) -> list[Image.Image]:
-        """Generate `count` images for every prompt.
+        negative_system: bool | None = None,
+        init: str | Path | Image.Image | None = None,
+        strength: float | None = None,
+        mask: str | Path | Image.Image | None = None,
+        **settings: Any,
+    ) -> list[GeneratedImage]:
+        """Generate `count` images for every prompt. None stands for a default.
 
             prompt     one prompt or a list of prompts; an empty one generates from the system prompt
-            seed       any integer; an image depends on the seed, its number and its size, not on the batch
-            count      images per prompt
+            seed       any integer (0); an image depends on its seed, number and size, not on the batch
+            count      images per prompt (1)
             size       (width, height), "WIDTHxHEIGHT", "16:9" or one number for a square; None: model default
             system     system prompt, by name or as text; None: the model's own
-            negative   negative prompt
+            negative   negative prompt, or a list with one for each prompt
             preset     official, diffusers, comfyui, fast or a YAML file; None: the model's own plan
+            negative_system   whether the negative prompt gets the system prompt; None: as in the preset
+            init, strength, mask   image to start from and inpainting mask, files or images; see `read_edit`
             settings   fields of `Plan` to change, such as steps=8 or solver="euler"; calls=N sets a budget
-            returns    PIL images: all images of the first prompt, then of the second...
+            returns    PIL images: all images of the first prompt, then of the second...; `save` stores their
+                       generation settings, so that `lumina sample --from` can repeat them
 
         Raises:
-            UsageError: if a setting or the size is invalid.
-            LuminaError: if the latents contain NaN or infinity; the message names the call.
+            UsageError: if an argument is invalid; before any work.
+            LuminaError: if a file cannot be read, or the latents contain NaN or infinity.
         """
-        request = SamplingRequest(seed, count, size, settings, preset, system, negative)
-        resolved, size = request.resolve(self), self.size_for(size)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        jobs = [Job(text, seed, number, negative) for text in prompts for number in range(count)]
-        limit = default_batch_size(size, self.longest_text, self.token_side)
-        batches = [jobs[start : start + limit] for start in range(0, len(jobs), limit)]
-        return [image for batch in batches for image in self.generate_batch(batch, resolved, size)]
+        call = read_call(prompt, seed, count, size, system, negative, preset, negative_system, settings)
+        pipeline = self.with_edit(init, mask, strength)
+        resolved, pixels = call.request.resolve(self), pipeline.size_for(call.request.size)
+        limit = default_batch_size(pixels, self.longest_text, self.token_side)
+        batches = [call.jobs[start : start + limit] for start in range(0, len(call.jobs), limit)]
+        images = [image for batch in batches for image in pipeline.generate_batch(batch, resolved, pixels)]
+        records = (GenerationRecord.of(pipeline, resolved, job, pixels) for job in call.jobs)
+        return list(map(attach_record, images, records))
+
+    def with_edit(self, init: Any, mask: Any = None, strength: float | None = None) -> "Pipeline":
+        """Return a pipeline that starts from the image `init`; this one if it is None."""
+        from lumina_cli.core.sampling.editing.img2img import EditHook, read_edit
+
+        if init is None:
+            if mask is not None or strength is not None:
+                raise UsageError("mask and strength need init, the image to start from")
+            return self
+        return self.with_hooks(EditHook(read_edit(init, mask, strength), self.note))
 
     def encode_ahead(self, jobs: Sequence[Job], resolved: ResolvedRequest) -> None:
         """Encode the texts of several batches at once if components are offloaded.
@@ -229,7 +247,8 @@ class Pipeline(ModelFolder):
                 batch.network, noise.to(text.device), text, mask, *null, plan, batch.on_step, self.cache
             )  # fmt: skip
         except NonFiniteLatents as error:
-            raise LuminaError(describe_overflow(error, plan, jobs[error.entry])) from error
+            job = jobs[error.entry]
+            raise LuminaError(error.describe(job.prompt, job.seed, plan)) from error
         if self.cache is not None:
             self.cache.release()  # decoding is where memory peaks
         return latents
@@ -245,20 +264,10 @@ class Pipeline(ModelFolder):
         return cache_for(plan, self.folder, self.base_weights, self.identity.earlier)
 
 
-def describe_overflow(error: NonFiniteLatents, plan: Plan, job: Job) -> str:
-    """Return one line that names the image and the first call of the plan that produced NaN or infinity."""
-    calls = plan.calls()
-    step = calls[error.call - 1].step + 1
-    return (
-        f"NaN or infinity in the latents of {job.prompt[:40]!r}, seed {job.seed}, at call {error.call} of "
-        f"{len(calls)} (step {step}, t {error.t:.4f}); the weights are damaged, or the guidance is too strong"
-    )
-
-
 def load_pipeline(
     name: str | Path | ModelChoice = "auto",
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     frozen: str | Path | None = None,
 ) -> Pipeline:
     """Load a model by name, folder or hub id.
@@ -276,8 +285,9 @@ def load_pipeline(
         UsageError: if the model is unknown.
         LuminaError: if a component is missing or damaged; the message names it.
     """
+    dtype, device = parse_dtype(dtype), pick_device(device)
     choice = name if isinstance(name, ModelChoice) else choose_model(name, frozen)
-    folder, device = choice.folder, pick_device(device)
+    folder = choice.folder
     dtype = dtype or default_dtype(folder, device)
     with component_errors(folder / "transformer"):
         transformer = load_transformer(folder / "transformer", dtype=dtype, device=device).eval()
@@ -286,15 +296,3 @@ def load_pipeline(
     with component_errors(folder / "vae"):
         vae = Autoencoder(folder, device, vae_dtype(dtype))
     return Pipeline(choice, transformer, text, vae)
-
-
-def default_dtype(folder: Path, device: torch.device) -> torch.dtype:
-    """Return the dtype that the transformer of a model folder computes in by default; see `load_pipeline`."""
-    size = sum(file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))
-    return torch.float32 if size < SMALL_BYTES else compute_dtype(device)
-
-
-def to_images(pixels: Tensor) -> list[Image.Image]:
-    """Return 8-bit RGB images of pixels (B, 3, H, W) in [-1, 1]."""
-    levels = ((pixels.float() + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
-    return [Image.fromarray(image.numpy()) for image in levels.permute(0, 2, 3, 1).cpu()]

@@ -19,7 +19,8 @@ from lumina_cli.core.sampling.editing.img2img import (
     read_edit,
     to_pixels,
 )
-from lumina_cli.core.sampling.pipeline import load_pipeline, to_images
+from lumina_cli.core.sampling.output.generated import to_images
+from lumina_cli.core.sampling.pipeline import load_pipeline
 from lumina_cli.core.sampling.request import Job
 from lumina_cli.core.sampling.runner import generate_rows
 
