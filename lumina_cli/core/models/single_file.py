@@ -1,4 +1,4 @@
-"""ComfyUI's single files: a transformer alone, or with the autoencoder and the text encoder beside it.
+"""ComfyUI's single files: a transformer alone, or with the autoencoder and the text encoder.
 
     model.diffusion_model.*                the transformer, in the official names
     vae.*                                  the autoencoder, in the names of `vae_names`
@@ -88,7 +88,7 @@ def read_single_file(path: Path) -> FileParts:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor in bfloat16 if it is stored in 8 bits, which layers do not compute in."""
+    """Return a tensor in bfloat16 if it is stored in float8, which layers do not compute in."""
     return tensor.to(torch.bfloat16) if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2) else tensor
 
 

@@ -43,7 +43,7 @@ def _either(pipeline: str) -> str:
 Z_IMAGE, FLUX = _either("ZImagePipeline"), _either("FluxPipeline")
 SD, SDXL = _either("StableDiffusionPipeline"), _either("StableDiffusionXLPipeline")
 
-# name, readers, patterns of which each matches a tensor name; the first that fits counts
+# name, readers, patterns that each match a tensor name; the first row that fits counts
 RELATIVES = tuple(
     Relative(*row)
     for row in (
