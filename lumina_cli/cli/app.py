@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from importlib import import_module
 from typing import Annotated, NoReturn
 
@@ -263,8 +264,20 @@ def _mask_logs() -> None:
     logging.setLogRecordFactory(create_masked)
 
 
+def _hide_warnings() -> None:
+    """Keep warnings of Python libraries off the terminal, in worker processes too.
+
+    They address programmers. --debug, LUMINA_DEBUG, `python -W` and PYTHONWARNINGS show them.
+    """
+    asked = sys.warnoptions or os.environ.get("LUMINA_DEBUG") or "--debug" in sys.argv
+    if not asked:
+        warnings.showwarning = lambda *arguments, **options: None
+        os.environ["PYTHONWARNINGS"] = "ignore"
+
+
 def main() -> NoReturn:
     """Run `lumina` with the arguments of this process: the entry point of the console script."""
+    _hide_warnings()
     _handle_sigint()
     _handle_sigterm()
     _open_closed_streams()

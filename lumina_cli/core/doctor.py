@@ -3,6 +3,7 @@
 One row per component: "part", "ok" (None: optional and not installed), "found", and the remedy under "fix".
 """
 
+import errno
 import shutil
 import sys
 import tempfile
@@ -30,6 +31,8 @@ REQUIRED += ("imagehash", "py3langid")
 IMPORTED_AS = {"pillow": "PIL"}
 MIN_MEMORY, MIN_DISK = 2.0, 1.0  # GiB; enough to train and shard nano
 
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)  # writes refused by the system
+
 Finding = tuple[bool | None, str, str]  # ok, found, fix
 
 
@@ -52,6 +55,9 @@ def _run_check(part: str, check: Callable[[], Finding]) -> dict:
     except Exception as error:  # a broken installation may raise anything; that is the finding
         text = " ".join(str(error).split())
         ok, found, fix = False, f"{type(error).__name__}: {text[:200]}", f"reinstall or repair {part}"
+        if isinstance(error, OSError) and error.errno in REFUSED:  # not the fault of the component
+            place = f" {error.filename}" if error.filename else ""
+            fix = f"make{place or ' the folder'} writable, or free space on its disk, and check again"
     return {"part": part, "ok": ok, "found": found, "fix": fix or None}
 
 
@@ -94,9 +100,13 @@ def _check_memory() -> Finding:
 
 
 def _check_disk() -> Finding:
-    with tempfile.NamedTemporaryFile(dir=".") as file:
-        file.write(b"lumina")
-        file.flush()
+    try:
+        with tempfile.NamedTemporaryFile(dir=".") as file:
+            file.write(b"lumina")
+            file.flush()
+    except OSError as error:
+        fix = "change to a folder that you can write to, or name one with --out and out="
+        return False, f"this folder is not writable: {error.strerror}", fix
     free = shutil.disk_usage(".").free / 2**30
     return (
         free >= MIN_DISK,

@@ -1,5 +1,6 @@
 """`lumina doctor` and its checks of the machine."""
 
+import errno
 import json
 import os
 import subprocess
@@ -34,6 +35,19 @@ def test_a_broken_component_is_reported_with_its_reason(monkeypatch):
         "found": "ImportError: libfoo.so: cannot open",
         "fix": "reinstall or repair flash-attn",
     }
+
+
+@pytest.mark.parametrize("reason", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_folder_that_cannot_be_written_is_not_a_broken_installation(reason, monkeypatch):
+    def refused(*arguments, **options):
+        raise OSError(reason, os.strerror(reason), "/folder")
+
+    monkeypatch.setattr(doctor.tempfile, "NamedTemporaryFile", refused)
+    row = doctor._run_check("disk", doctor._check_disk)
+    assert row["found"] == f"this folder is not writable: {os.strerror(reason)}"
+    assert row["fix"] == "change to a folder that you can write to, or name one with --out and out="
+    row = doctor._run_check("triton", refused)  # a cache in the home folder
+    assert row["fix"] == "make /folder writable, or free space on its disk, and check again"
 
 
 def test_a_missing_extra_is_named():

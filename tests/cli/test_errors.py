@@ -1,6 +1,7 @@
 """Errors are one line on stderr with the documented exit code; --debug adds the traceback."""
 
 import errno
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -133,3 +134,41 @@ def test_the_old_name_of_split_prints_a_note(lumina):
     assert err.splitlines()[0] == "--shard is deprecated; use --split"
     assert "deprecated" not in lumina("sample x --split 2/2")[2]
     assert lumina("caption x --shard 0/2 --split 0/2")[0] == 2
+
+
+WITH_WARNING = """
+import sys, warnings
+from lumina_cli.core import doctor
+def checks(*arguments):
+    warnings.simplefilter("always")  # as some libraries do
+    warnings.warn("a warning of a library")
+    yield {"part": "a"}
+doctor.run_checks = checks
+from lumina_cli.cli.app import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words", "variables", "shown"),
+    [
+        ([], [], {}, False),
+        ([], ["--json"], {}, False),
+        ([], ["--debug"], {}, True),
+        ([], [], {"LUMINA_DEBUG": "1"}, True),
+        (["-W", "default"], [], {}, True),
+        ([], [], {"PYTHONWARNINGS": "default"}, True),
+    ],
+)
+def test_warnings_are_shown_only_if_asked_for(options, words, variables, shown):
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONWARNINGS", "LUMINA_DEBUG")}
+    done = subprocess.run(
+        [sys.executable, *options, "-c", WITH_WARNING, "doctor", *words],
+        capture_output=True,
+        text=True,
+        env=environment | variables,
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("a warning of a library" in done.stderr) == shown
+    assert done.stdout.startswith('{"part": "a"')

@@ -346,6 +346,18 @@ def test_fit_digest_follows_the_content_of_the_file(tmp_path):
     assert all(len(digest) == 12 for digest in found)
 
 
+@pytest.mark.parametrize("out", ["blocked/teacache.json", "blocked/folder"])
+def test_the_file_is_checked_before_the_fit(out, tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "blocked").write_text("a file where a folder is needed")
+    pipeline = load_pipeline(tiny_folder)
+    monkeypatch.setattr("lumina_cli.core.sampling.teacache.calibrate._record", None)  # generates nothing
+    with pytest.raises(LuminaError, match=r"cannot write .*blocked.*\.json: "):
+        next(fit_teacache(pipeline, scene_prompts(2), [], tmp_path / out))
+    (tmp_path / "teacache.json").mkdir()
+    with pytest.raises(LuminaError, match=r"cannot write .*teacache\.json: Is a directory"):
+        next(fit_teacache(pipeline, scene_prompts(2), [], tmp_path))
+
+
 def test_fit_teacache_on_a_model(tiny_folder, tmp_path):
     pipeline = load_pipeline(tiny_folder)
     plan = Plan("euler", 5, guidance=2.0, guide_until=1.0)

@@ -10,6 +10,7 @@ import re
 import shutil
 import socket
 import stat
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator
@@ -182,6 +183,21 @@ def disk_errors(path: str | Path) -> Iterator[None]:
         raise LuminaError(
             f"the disk is full: {path}" if full else f"cannot write {path}: {reason}"
         ) from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Check that a file can be written, before work that takes long; create missing parent folders.
+
+    Raises:
+        LuminaError: if it cannot.
+    """
+    path = Path(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part"):
+            pass
 
 
 @contextmanager

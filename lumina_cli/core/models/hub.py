@@ -56,5 +56,5 @@ def download(repo: str) -> Path:
         raise
     except Exception as error:  # the hub, the network and the disk raise different types
         message = f"{repo!r} is not a local folder and could not be downloaded from the hub"
-        raise LuminaError(f"{message} ({first_line(error)}); `--model nano` works offline") from error
+        raise LuminaError(f"{message} ({first_line(error)}); the model nano works offline") from error
     return model_folder(folder)

@@ -190,7 +190,7 @@ def _check_links(entries: list[os.DirEntry], home: str) -> tuple[str, str] | Non
     """Return (code, reason) if one of these entries is a link that points outside `home`, else None."""
     for entry in entries:
         if _is_outside(entry, home):
-            reason = "is a symbolic link that points outside the folder; use --links to follow it"
+            reason = "is a symbolic link that points outside the folder; `lumina shard --links` follows it"
             return "outside", f"{entry.name} {reason}"
     return None
 

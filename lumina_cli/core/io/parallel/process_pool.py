@@ -16,6 +16,7 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError
 
+_terminated: list[bool] = []  # not empty once this worker received SIGTERM
 GRACE = 0.3  # seconds between SIGTERM and SIGKILL
 
 
@@ -39,14 +40,14 @@ def map_in_order(
     try:
         for job in jobs:
             with _sigint_blocked():  # inherited by a process that is started now
-                waiting.append(pool.submit(work, job))
+                waiting.append(pool.submit(_run_job, work, job))
             if len(waiting) > 2 * workers:  # far enough ahead to keep every worker busy
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
         finished = True
     except BrokenProcessPool as error:
-        raise LuminaError("a worker process died, probably out of memory; try --workers 1") from error
+        raise LuminaError("a worker process died, probably out of memory; use fewer workers") from error
     finally:
         if not finished:
             _terminate(pool)
@@ -107,8 +108,16 @@ def start_worker(start: Callable | None = None) -> None:
         start()
 
 
+def _run_job(work: Callable[[Any], Any], job: Any) -> Any:
+    """Return work(job); a worker that was terminated during an earlier job ends here."""
+    if _terminated:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return work(job)
+
+
 def _exit_quietly(number: int, frame: Any) -> None:
     """Leave the running job so that it removes its temporary files; torch would print where it was."""
+    _terminated.append(True)
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(null, stream)

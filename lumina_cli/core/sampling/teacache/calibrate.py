@@ -12,6 +12,7 @@ from torch.linalg import vector_norm
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan, draw_noise
+from lumina_cli.core.io.atomic import check_writable
 from lumina_cli.core.nano.captions import describe_scene
 from lumina_cli.core.nano.scene import draw_scenes
 from lumina_cli.core.sampling.latents import draw_latents
@@ -86,12 +87,13 @@ def fit_teacache(
 
     Raises:
         UsageError: if `prompts` is empty, or there are too few calls to fit a curve.
-        LuminaError: if writing fails.
+        LuminaError: if the file cannot be written, which is checked first.
     """
     if not prompts:
         raise UsageError("the calibration needs at least one prompt")
     path = Path(out or pipeline.folder)
     path = path if path.suffix == ".json" else path / FIT_FILE
+    check_writable(path)
     plans = [replace(plan, cache=None) for plan in (plans or [pipeline.plan])]
     batches = [_inputs(pipeline, prompts, start, batch, seed) for start in range(0, len(prompts), batch)]
     recorder, exact = DistanceRecorder(), []
