@@ -204,3 +204,13 @@ def test_explain_page_fits_the_terminal(hollow, columns, monkeypatch, capfd):
     assert "row 1, negative, " in page
     assert "<Prompt Start> a ball" in page
     assert "momentum" not in page
+
+
+def test_explain_needs_no_weights_of_the_large_model(monkeypatch, capfd):
+    monkeypatch.setattr("lumina_cli.core.models.hub.find_cached", lambda repo: None, raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run(["sample", "two cups", "--model", "lumina-image-2", "--explain"]) == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    plan, text = rows[0], rows[-2]
+    assert (plan["model"], plan["size"], plan["settings"]["shift"]) == ("lumina-image-2", "1024x1024", 6.0)
+    assert (text["text"].endswith("<Prompt Start> two cups"), text["tokens"]) == (True, None)

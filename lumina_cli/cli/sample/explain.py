@@ -79,7 +79,7 @@ def _print_prompt(console, row: dict) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    count = f"{row['tokens']} token{'s' * (row['tokens'] != 1)}"
+    count = f"{row['tokens']} token{'s' * (row['tokens'] != 1)}" if row["tokens"] else "tokens not counted"
     size = f"{row['size']}, " if row["branch"] == "prompt" else ""
     title = f"row {row['row']}, {size}{row['branch']}, {count}"
     if row["dropped"]:

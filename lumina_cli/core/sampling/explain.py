@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 import torch
 
 from lumina_cli.core.encoders.tokenizer import PromptTokenizer
+from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.path import to_sigma
 from lumina_cli.core.flow.presets import find_preset
 from lumina_cli.core.models.folder import ModelFolder
-from lumina_cli.core.models.locate import ModelChoice, choose_model
+from lumina_cli.core.models.locate import ModelChoice, choose_model, find_local
+from lumina_cli.core.registry import ASSETS
 from lumina_cli.core.sampling.request import Job, ResolvedRequest, SamplingRequest, checked_rows
 
 if TYPE_CHECKING:  # these import pipelines, which takes seconds
     from lumina_cli.core.sampling.editing.img2img import Edit
     from lumina_cli.core.sampling.model_options import ModelOptions
+
+SAME_SETTINGS = ("lumina-image-2",)  # models that the package has the configs of
 
 
 def explain_rows(
@@ -34,9 +38,10 @@ def explain_rows(
         settings   fields of `SamplingRequest`
         yields     rows whose "about" is "plan", "call" or "text". Call rows contain "rows", the batch entries
                    per image: 2 while guidance runs. Text rows contain "text", exactly as it is encoded, its
-                   "tokens", and "unread", the end that exceeds the longest text
+                   "tokens", and "unread", the end that exceeds the longest text; these are None without
+                   the tokenizer of the model
 
-    Reads the tokenizer and the configs of the model, but no weights.
+    Reads the tokenizer and the configs of the model, but no weights, and downloads nothing.
 
     Raises:
         UsageError: if a setting or an option is invalid, or an attention word is not in a prompt.
@@ -47,7 +52,7 @@ def explain_rows(
     rows = checked_rows(rows)
     first = next(rows, None)
     edit = _edit_of(options) if options else None
-    folder = ModelFolder(model if isinstance(model, ModelChoice) else choose_model(model))
+    folder = ModelFolder(model if isinstance(model, ModelChoice) else _find_settings(model))
     if options and options.loras:
         from lumina_cli.core.nextdit.lora.merge import LoraStack
 
@@ -65,12 +70,27 @@ def explain_rows(
             "about": "call", "call": number, "step": call.step + 1, "t": call.t, "sigma": to_sigma(call.t),
             "guided": call.branches == 2, "rows": call.branches,
         }  # fmt: skip
-    tokens = PromptTokenizer(folder.folder, folder.longest_text)
+    tokens = None
+    if (folder.folder / "tokenizer").is_dir():
+        tokens = PromptTokenizer(folder.folder, folder.longest_text)
     index = 0
     while first is not None:
         words = options.attention if options else ()
         yield from explain_row(index, first, request, resolved, folder, tokens, words)
         first, index = next(rows, None), index + 1
+
+
+def _find_settings(model: str | Path) -> ModelChoice:
+    """Find a model; if only the hub has it, the settings of the 2.6B model, which need no download."""
+    try:
+        return choose_model(model) if str(model) == "auto" or Path(model).exists() else find_local(model)
+    except UsageError:
+        raise
+    except LuminaError:
+        if str(model) not in SAME_SETTINGS:
+            raise
+        folder = ASSETS / "settings" / "lumina-image-2"
+        return ModelChoice(str(model), folder, f"{model} is not on this machine: tokens are not counted")
 
 
 def _edit_of(options: "ModelOptions") -> "Edit | None":
@@ -92,7 +112,7 @@ def explain_plan(
         "about": "plan",
         "model": folder.name,
         "model_reason": folder.reason,
-        "weights": folder.weights,
+        "weights": folder.weights if any(folder.folder.glob("*/*.safetensors")) else None,
         "preset": str(request.preset) if request.preset else None,
         "size": "{}x{}".format(*size),
         "image_tokens": size[0] * size[1] // folder.token_side**2,
@@ -130,7 +150,7 @@ def explain_row(
     request: SamplingRequest,
     resolved: ResolvedRequest,
     folder: ModelFolder,
-    tokens: PromptTokenizer,
+    tokens: PromptTokenizer | None,
     words: Iterable[str] = (),
 ) -> Iterator[dict]:
     """Yield a row for each text of a prompt row: its prompt, and its negative or empty prompt.
@@ -141,6 +161,8 @@ def explain_row(
     job = Job(
         row["prompt"], row.get("seed", request.seeds[0]), 0, row.get("negative", request.negative) or ""
     )
+    if words and tokens is None:
+        raise UsageError("--attention needs the tokenizer of the model, which is not on this machine")
     for word in words:
         from lumina_cli.core.sampling.editing.attention_maps import word_tokens
 
@@ -154,6 +176,6 @@ def explain_row(
     for branch, text in branches.items():
         yield {
             "about": "text", "row": index + 1, "size": size, "branch": branch, "text": text,
-            "tokens": tokens.count([text])[0], "dropped": tokens.dropped([text])[0],
-            "unread": tokens.truncated_text(text),
+            "tokens": tokens and tokens.count([text])[0], "dropped": tokens and tokens.dropped([text])[0],
+            "unread": tokens and tokens.truncated_text(text),
         }  # fmt: skip
