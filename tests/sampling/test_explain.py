@@ -24,11 +24,11 @@ SYSTEM = (
 
 @pytest.fixture(scope="module")
 def hollow(tiny_folder, tmp_path_factory):
-    """The tiny model with empty weight files."""
+    """The tiny model with weight files that contain no tensors."""
     folder = tmp_path_factory.mktemp("hollow") / "m"
     shutil.copytree(tiny_folder, folder)
     for path in folder.rglob("*.safetensors"):
-        path.write_bytes(b"")
+        path.write_bytes((2).to_bytes(8, "little") + b"{}")
     return folder
 
 
