@@ -49,9 +49,18 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(PACKAGE))
 
 
-def imports(path: Path, top_level: bool = False) -> set[str]:
-    """Return the dotted names that a file imports; with `top_level`, only those of its module level."""
+def imports(path: Path, top_level: bool = False, running: bool = False) -> set[str]:
+    """Return the dotted names that a file imports; with `top_level`, only those of its module level.
+
+    With `running`, imports for type checkers alone are left out.
+    """
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    if running:
+        tree.body = [
+            node
+            for node in tree.body
+            if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        ]
     nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     if top_level:
         nodes = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -94,7 +103,7 @@ def import_graph() -> dict[str, set[str]]:
     graph = {}
     for module, path in modules.items():
         graph[module] = set()
-        for name in imports(path):
+        for name in imports(path, running=True):
             target = name if name in modules else name.rpartition(".")[0]
             if target in modules and target != module:
                 graph[module].add(target)

@@ -43,7 +43,7 @@ def test_a_selection_is_read_and_can_be_narrowed(earlier, lumina):
 
 def test_a_folder_of_shards_grows(earlier, lumina):
     old = (earlier / "scenes/000000.tar").read_bytes()
-    code, rows, err = lumina("shard nano:5 scenes --per-shard 2")
+    code, _, err = lumina("shard nano:5 scenes --per-shard 2")
     assert code == 0, err
     assert (earlier / "scenes/000000.tar").read_bytes() == old
     assert "the overlays of scenes (captions, scores) do not match its new images" in err
