@@ -25,7 +25,7 @@ _PLACEHOLDERS = frozenset(
 _SHORTEST = 5  # characters; a shorter secret is part of too many words
 _WORD = 11  # characters; a secret of at most this length is masked only as a whole word
 _USER = re.compile(r"(?<=://)([^\s/?#\"'@:]*):[^\s/?#\"']+@")
-_LOGIN = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([^\s/?#@:]*):([^\s/?#]+)@")
+_LOGIN = re.compile(r"(?<=://)([^\s/?#@:]*):([^\s/?#]+)@")  # without the scheme: linear in the text
 _QUERY = re.compile(
     r"(?i)([?&](?:[\w.-]*(?:api[-_]?key|token|secret|password|signature|credential)|sig|key)=)[^&\s\"']+"
 )

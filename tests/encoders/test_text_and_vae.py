@@ -35,7 +35,7 @@ def test_system_prompts_are_the_published_ones():
         "You are an assistant designed to generate high-quality images based on user prompts."
     )
     assert list(SYSTEM_PROMPTS) == [
-        "base", "align", "real", "aesthetics", "4grid", "dual-panel", "two-panel", "empty",
+        "base", "align", "real", "aesthetics", "neta", "4grid", "dual-panel", "two-panel", "empty",
     ]  # fmt: skip
     assert full_prompt("a cup", "base") == SYSTEM_PROMPTS["base"] + " <Prompt Start> a cup"
     assert full_prompt("a cup", "empty") == "a cup"

@@ -655,6 +655,6 @@ def test_unreachable_hub_model_is_a_one_line_error(monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(
-        LuminaError, match=r"'org/name' is not a local folder .* \(no network\); `--model nano` works off"
+        LuminaError, match=r"'org/name' is not a local folder .* \(no network\); the model nano works off"
     ):
         find_model("org/name")

@@ -311,7 +311,7 @@ class Bar:
         self.moves.append((label, total))
         return 0
 
-    def update(self, task, completed, total):
+    def update(self, task, completed, total, description=None):
         self.moves.append((completed, total))
 
     def remove_task(self, task):

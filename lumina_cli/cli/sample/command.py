@@ -64,10 +64,7 @@ def sample(
         lumina sample "a red car left of a blue ball" --model nano --seed 7
         lumina sample prompts.txt --count 4 --size 16:9 --out images --gallery
         lumina sample "a cat" --init photo.png --strength 0.6 --mask mask.png
-        lumina shard cat data | lumina sample - --captions short --seed 1,2
-        lumina sample "a blue cup" --from images/00000-a-red-car-s7.png
         lumina sample "a cat" --preset fast --grid "guidance=2,4 x seed=1,2"
-        lumina sample prompts.jsonl --out s3://bucket/images --workers ray:8
     """
     if from_ and grid:
         raise UsageError("--from regenerates single images and cannot be combined with --grid")

@@ -111,7 +111,8 @@ def blow_up(size: int) -> str:
     return "x" * size
 
 
-def test_a_large_record_or_item_is_refused(tmp_path):
+def test_a_large_record_or_item_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a worker changes its folder, here that of the tests
     ray = pytest.importorskip("ray")
     from lumina_cli.core.io.parallel import ray_pool
 
