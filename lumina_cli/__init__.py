@@ -4,18 +4,20 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lumina_cli.core.sampling.pipeline import Pipeline
 
 __version__ = "0.1.0"
 
 
 def load(
-    model: str = "auto",
+    model: "str | Path | None" = "auto",
     device: str | None = None,
     dtype: Any = None,
-    frozen: str | None = None,
+    frozen: "str | Path | None" = None,
     *,
-    lora: str | Sequence[str] = (),
+    lora: "str | Path | Sequence[str | Path]" = (),
     quantize: str | None = None,
     memory: str | None = None,
     kernel: str = "auto",
@@ -28,7 +30,7 @@ def load(
     the generation settings, so that `lumina sample --from` can repeat them.
 
         model      nano, lumina-image-2, neta-lumina, netayume-lumina, auto, a model or run folder, a weight
-                   file, or a hub id
+                   file, or a hub id; None: auto
         device     "cpu", "cuda", "cuda:1"...; None: a GPU if there is one
         dtype      of the network: a torch.dtype, "float32", "bfloat16" or "float16"; None: float32 for a
                    small network, else bfloat16 if the device supports it
@@ -50,14 +52,18 @@ def load(
     from importlib import import_module  # by name: image metadata imports the version from this module
 
     package = "lumina_cli.core.sampling"
-    parse_dtype = import_module(f"{package}.inputs.python_values").parse_dtype
-    loras = (lora,) if isinstance(lora, str) else tuple(lora or ())
-    dtype = parse_dtype(dtype)  # before seconds of work
+    values = import_module(f"{package}.inputs.python_values")
+    values.check_load(
+        model=model, device=device, frozen=frozen, lora=lora, quantize=quantize, memory=memory, kernel=kernel,
+        compile=compile, note=note,
+    )  # fmt: skip
+    loras = tuple(map(str, lora)) if isinstance(lora, list | tuple) else (str(lora),) if lora else ()
+    dtype = values.parse_dtype(dtype)  # before seconds of work
     if memory is not None and (device is not None or dtype is not None):
         raise import_module("lumina_cli.core.errors").UsageError("memory decides device and dtype: omit them")
     options = import_module(f"{package}.model_options").ModelOptions(
-        loras=loras, quantize=quantize, memory=memory, kernel=kernel, compile=compile
+        loras=loras, quantize=quantize, memory=memory, kernel=kernel or "auto", compile=compile
     )
-    choice = import_module("lumina_cli.core.models.locate").choose_model(model, frozen)
+    choice = import_module("lumina_cli.core.models.locate").choose_model(model or "auto", frozen)
     open_pipeline = import_module(f"{package}.loading").open_pipeline
     return open_pipeline(options, choice, note or (lambda line: None), device=device, dtype=dtype)

@@ -25,8 +25,11 @@ def pick_device(name: str | None = None) -> Any:
     if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()):
         raise UsageError(f"unknown device {str(name)!r}; choose from cpu, cuda, cuda:N, mps, auto")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count() or "no"
-        raise MissingDependency(f"device {str(name)!r} needs a CUDA device; this machine has {found}")
+        count = torch.cuda.device_count()
+        if count == 0:
+            raise MissingDependency(f"device {str(name)!r} needs a CUDA device; this machine has none")
+        last = f" to cuda:{count - 1}" if count > 1 else ""
+        raise MissingDependency(f"device {str(name)!r} does not exist; this machine has cuda:0{last}")
     if kind == "mps" and not torch.backends.mps.is_available():
         raise MissingDependency(f"device {str(name)!r} needs an Apple GPU; this machine has none")
     return torch.device(name)

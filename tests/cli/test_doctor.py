@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from lumina_cli.core import device, doctor
+from lumina_cli.core.device import pick_device
 from lumina_cli.core.errors import MissingDependency, UsageError
+from lumina_cli.core.kernels.attention import flash_missing
 
 
 @pytest.mark.slow
@@ -76,7 +78,10 @@ def test_devices_are_picked_by_name():
     assert device.pick_device().type in ("cpu", "cuda")
     with pytest.raises(UsageError, match="unknown device 'gpu'; choose from cpu, cuda"):
         device.pick_device("gpu")
-    with pytest.raises(MissingDependency, match="device 'cuda:99' needs a CUDA device; this machine has"):
+    with pytest.raises(
+        MissingDependency,
+        match=r"device 'cuda:99' (needs a CUDA device; this machine has none$|does not exist; this machine has cuda:0)",
+    ):
         device.pick_device("cuda:99")
 
 
@@ -157,3 +162,28 @@ def test_an_incomplete_model_names_the_missing_component(monkeypatch, tmp_path):
     assert row["ok"] is False
     assert "transformer/" in row["found"]
     assert row["fix"] == "reinstall lumina-cli"
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "message"),
+    [
+        (0, "cuda", "device 'cuda' needs a CUDA device; this machine has none"),
+        (0, "cuda:1", "device 'cuda:1' needs a CUDA device; this machine has none"),
+        (1, "cuda:1", "device 'cuda:1' does not exist; this machine has cuda:0"),
+        (4, "cuda:4", "device 'cuda:4' does not exist; this machine has cuda:0 to cuda:3"),
+    ],
+)
+def test_missing_cuda_devices_are_named(count, name, message, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    with pytest.raises(MissingDependency) as caught:
+        pick_device(name)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("available", "reason"), [(False, "this machine has no CUDA device"), (True, "the network is on cpu")]
+)
+def test_flash_names_what_is_missing(available, reason, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: available)
+    found = flash_missing(*[torch.zeros(1, 1, 2, 8)] * 3)
+    assert found == f"flash needs a CUDA device and `pip install 'lumina-cli[flash]'`; {reason}"

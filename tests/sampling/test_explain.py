@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from lumina_cli.cli.app import run
+from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.flow import Plan
+from lumina_cli.core.models.hub import LUMINA_IMAGE_2, SYSTEMS
 from lumina_cli.core.sampling.editing.img2img import EditHook, read_edit
 from lumina_cli.core.sampling.explain import explain_rows
 from lumina_cli.core.sampling.latents import draw_latents
@@ -214,3 +216,25 @@ def test_explain_needs_no_weights_of_the_large_model(monkeypatch, capfd):
     plan, text = rows[0], rows[-2]
     assert (plan["model"], plan["size"], plan["settings"]["shift"]) == ("lumina-image-2", "1024x1024", 6.0)
     assert (text["text"].endswith("<Prompt Start> two cups"), text["tokens"]) == (True, None)
+
+
+@pytest.mark.parametrize("name", [*SYSTEMS, LUMINA_IMAGE_2])
+def test_explain_needs_no_weights_of_models_with_the_same_network(name, monkeypatch, capfd):
+    monkeypatch.setattr("lumina_cli.core.models.hub.find_cached", lambda repo: None)
+    monkeypatch.setattr("lumina_cli.core.models.locate.find_cached", lambda repo: None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert run(["sample", "1girl", "--model", name, "--explain"]) == 0
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    system = SYSTEMS.get(name, "real")
+    assert (rows[0]["model"], rows[0]["system"], rows[0]["size"]) == (name, system, "1024x1024")
+    assert rows[-2]["text"] == full_prompt("1girl", system)
+
+
+@pytest.mark.parametrize("name", ["some-one/other-model", "neta-art/Neta-Lumina-2"])
+def test_explain_does_not_recommend_the_model_that_was_named(name, monkeypatch, capfd):
+    monkeypatch.setattr("lumina_cli.core.models.hub.find_cached", lambda repo: None)
+    assert run(["sample", "1girl", "--model", name, "--explain"]) == 1
+    assert capfd.readouterr().err == (
+        f"lumina sample: {name!r} is not on this machine, and --explain does not download it: "
+        "generate an image with it first, or name a model folder\n"
+    )

@@ -116,7 +116,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         found = _SEEDS.fullmatch(word.strip())
         first = int(found[1]) if found else 0
         last = int(found[2]) if found and found[2] else first
-        if not found or last < first:
+        if found and last < first:
+            raise UsageError(f"seed is {text!r}, but the range {word.strip()} runs backwards")
+        if not found:
             raise UsageError(f"seed is {text!r}, but must be an integer, or a list such as 1,2,7-9")
         if last - first >= _MAX_SEEDS or len(seeds) > _MAX_SEEDS:
             raise UsageError(f"seed {text!r} has more than {_MAX_SEEDS} seeds")

@@ -219,11 +219,13 @@ def flash(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Te
 def flash_missing(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> str | None:
     """Return why `flash` cannot run on these inputs, or None."""
     if q.device.type != "cuda" or find_spec("flash_attn") is None:
-        found = "package flash_attn"
+        found = "the package flash_attn is not installed"
         if q.device.type != "cuda":
-            found = "CUDA device" if not torch.cuda.is_available() else "CUDA device in use"
+            found = "this machine has no CUDA device"
+            if torch.cuda.is_available():
+                found = f"the network is on {q.device}"
         fix = "`pip install 'lumina-cli[flash]'`"
-        return f"flash needs a CUDA device and {fix}; this machine has no {found}"
+        return f"flash needs a CUDA device and {fix}; {found}"
     if key_mask is not None:
         return "flash does not support padding; varlen does"
     return _needs_half("flash", q)

@@ -18,6 +18,10 @@ HUB_FILES = ["model_index.json", *(f"{component}/*" for component in (*COMPONENT
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
+class NotOnThisMachine(LuminaError):
+    """A hub model is not in the cache and may not be downloaded."""
+
+
 def find_cached(repo: str) -> Path | None:
     """Return the folder of a hub model if it is complete in the hub's cache, else None; works offline."""
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -39,11 +43,12 @@ def download(repo: str) -> Path:
 
     Raises:
         LuminaError: if the hub cannot be reached, or the model is incomplete.
+        NotOnThisMachine: if it would have to be downloaded in an `OFFLINE` context.
     """
     if OFFLINE.get():
         folder = find_cached(repo)
         if folder is None:
-            raise LuminaError(
+            raise NotOnThisMachine(
                 f"{repo!r} is not on this machine and is downloaded only on request: add --model {repo}"
             )
         return folder

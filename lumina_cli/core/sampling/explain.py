@@ -13,6 +13,7 @@ from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.path import to_sigma
 from lumina_cli.core.flow.presets import find_preset
 from lumina_cli.core.models.folder import ModelFolder
+from lumina_cli.core.models.hub import LUMINA_IMAGE_2, SYSTEMS, NotOnThisMachine
 from lumina_cli.core.models.locate import ModelChoice, choose_model, find_local
 from lumina_cli.core.registry import ASSETS
 from lumina_cli.core.sampling.request import Job, ResolvedRequest, SamplingRequest, checked_rows
@@ -21,7 +22,8 @@ if TYPE_CHECKING:  # these import pipelines, which takes seconds
     from lumina_cli.core.sampling.editing.img2img import Edit
     from lumina_cli.core.sampling.model_options import ModelOptions
 
-SAME_SETTINGS = ("lumina-image-2",)  # models that the package has the configs of
+# models with the configs that the package contains: the network of 2.6B parameters
+SAME_SETTINGS = ("lumina-image-2", LUMINA_IMAGE_2, *SYSTEMS)
 
 
 def explain_rows(
@@ -84,11 +86,12 @@ def _find_settings(model: str | Path) -> ModelChoice:
     """Find a model; if only the hub has it, the settings of the 2.6B model, which need no download."""
     try:
         return choose_model(model) if str(model) == "auto" or Path(model).exists() else find_local(model)
-    except UsageError:
-        raise
-    except LuminaError:
+    except NotOnThisMachine as error:
         if str(model) not in SAME_SETTINGS:
-            raise
+            raise LuminaError(
+                f"{str(model)!r} is not on this machine, and --explain does not download it: "
+                "generate an image with it first, or name a model folder"
+            ) from error
         folder = ASSETS / "settings" / "lumina-image-2"
         return ModelChoice(str(model), folder, f"{model} is not on this machine: tokens are not counted")
 

@@ -130,7 +130,7 @@ class Pipeline(ModelFolder):
     def __call__(
         self,
         prompt: str | Sequence[str],
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         count: int | None = None,
         size: Size = None,
         system: str | None = None,
@@ -145,7 +145,8 @@ class Pipeline(ModelFolder):
         """Generate `count` images for every prompt. None stands for a default.
 
             prompt     one prompt or a list of prompts; an empty one generates from the system prompt
-            seed       any integer (0); an image depends on its seed, number and size, not on the batch
+            seed       any integer (0); an image depends on its seed, number and size, not on the batch; a
+                       list gives images of each seed
             count      images per prompt (1)
             size       (width, height), "WIDTHxHEIGHT", "16:9" or one number for a square; None: model default
             system     system prompt, by name or as text; None: the model's own
@@ -154,7 +155,7 @@ class Pipeline(ModelFolder):
             negative_system   whether the negative prompt gets the system prompt; None: as in the preset
             init, strength, mask   image to start from and inpainting mask, files or images; see `read_edit`
             settings   fields of `Plan` to change, such as steps=8 or solver="euler"; calls=N sets a budget
-            returns    PIL images: all images of the first prompt, then of the second...; `save` stores their
+            returns    PIL images: all images of the first prompt, then of the second...; `save` stores the
                        generation settings, so that `lumina sample --from` can repeat them
 
         Raises:

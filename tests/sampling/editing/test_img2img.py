@@ -284,6 +284,41 @@ def test_black_or_transparent_mask_is_rejected(mode, tmp_path):
         read_edit(tmp_path / "p.png", tmp_path / "m.png")
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([128], "every pixel of the mask image is 128, which is white (above 127)"),
+        ([1], "every pixel of the mask image is 1, which is black (below 128)"),
+        ([0, 1], "has only the values 0 and 1, all black (below 128): scale them to 0 and 255"),
+        ([0, 5, 100], "has only the values 0 to 100, all black (below 128): scale them to 0 and 255"),
+        ([200, 255], "has only the values 200 and 255, all white (above 127): omit it to regenerate"),
+    ],
+)
+def test_masks_on_one_side_are_described_by_their_values(values, message):
+    pixels = np.resize(np.array(values, np.uint8), (64, 64))
+    with pytest.raises(LuminaError) as caught:
+        read_edit(noise_picture(), Image.fromarray(pixels))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        (np.zeros((64, 64, 3), np.uint8), "an array"),
+        (torch.zeros(3, 8, 8), "an array"),
+        (b"x", "bytes"),
+        (3, "int"),
+    ],
+)
+def test_images_that_are_neither_files_nor_pil_images_are_refused(wrong, kind):
+    with pytest.raises(UsageError) as caught:
+        read_edit(wrong)
+    assert str(caught.value) == f"init must be a file or a PIL image, not {kind}"
+    with pytest.raises(UsageError) as caught:
+        read_edit(noise_picture(), wrong)
+    assert str(caught.value) == f"mask must be a file or a PIL image, not {kind}"
+
+
 @pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), "much", True])
 def test_invalid_strength_is_rejected(strength, tmp_path):
     with pytest.raises(

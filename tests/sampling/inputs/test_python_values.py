@@ -47,6 +47,16 @@ def pipe(tiny_folder):
         ({"settings": {"guidance": -1}}, "guidance must be at least 0"),
         ({"settings": {"stpes": 2}}, "a plan has no setting 'stpes'; did you mean 'steps'?"),
         ({"system": 3}, "system must be text, not 3"),
+        ({"prompt": []}, "no prompts in the list"),
+        ({"prompt": ()}, "no prompts in the list"),
+        ({"seed": []}, "seed is an empty list; give at least one integer"),
+        ({"seed": [1, "2"]}, "each seed must be an integer, not '2'"),
+        ({"seed": np.array([1.5])}, "each seed must be an integer, not "),
+        ({"seed": b"7"}, "seed must be an integer, not b'7'"),
+        ({"preset": 3}, "preset must be a name or a path, not 3"),
+        ({"negative_system": "no"}, "negative_system must be True or False, not 'no'"),
+        ({"settings": {"solver": 3}}, "solver"),
+        ({"settings": {"steps": "many"}}, "steps must be an integer, not 'many'"),
     ],
 )
 def test_invalid_arguments_are_one_line_errors(arguments, message):
@@ -133,3 +143,43 @@ def test_load_takes_the_options_of_the_command(tiny_folder):
         lumina_cli.load(str(tiny_folder), memory="2G", dtype="float32")
     with pytest.raises(TypeError):
         lumina_cli.load(str(tiny_folder), loar="x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": 3}, "model must be text or a path, not 3"),
+        ({"model": b"nano"}, "model must be text or a path, not b'nano'"),
+        ({"model": ""}, "model is empty; omit it for the default"),
+        ({"device": 0}, "device must be text or a torch.device, not 0"),
+        ({"frozen": 3}, "frozen must be text or a path, not 3"),
+        ({"lora": 3}, "lora must be a path, or a list of paths, not 3"),
+        ({"lora": ["a", None]}, "lora must be a path, or a list of paths, not None"),
+        ({"quantize": 8}, "quantize must be text, not 8"),
+        ({"memory": 8}, "memory must be text, not 8"),
+        ({"kernel": b"sdpa"}, "kernel must be text, not b'sdpa'"),
+        ({"compile": "yes"}, "compile must be True or False, not 'yes'"),
+        ({"note": "print"}, "note must be a function of one text, not 'print'"),
+        ({"dtype": 3}, "dtype must be float32, bfloat16 or float16, not 3"),
+    ],
+)
+def test_invalid_arguments_of_load_are_one_line_errors(arguments, message):
+    with pytest.raises(UsageError) as caught:
+        lumina_cli.load(**{"model": "nano"} | arguments)
+    assert str(caught.value) == message
+
+
+def test_none_is_the_default_of_load(tiny_folder, monkeypatch):
+    monkeypatch.setattr("lumina_cli.core.models.locate._choose_automatically", lambda: ("nano", "of a test"))
+    assert lumina_cli.load(None, lora=None, kernel=None).name == "nano"
+    assert lumina_cli.load(tiny_folder, lora=[]).folder == tiny_folder
+
+
+@pytest.mark.parametrize("seeds", [[7, 2], (7, 2, 7), np.array([7, 2]), torch.tensor([7, 2])])
+def test_several_seeds_are_images_of_each(seeds):
+    call = read_call(["a", "b"], seeds, 2)
+    images = [("a", 7, 0), ("a", 7, 1), ("a", 2, 0), ("a", 2, 1)]
+    assert [(job.prompt, job.seed, job.number) for job in call.jobs[:4]] == images
+    assert len(call.jobs) == 8
+    assert call.request.seed == (7, 2)
+    assert read_call("a", range(3, 5)) == read_call("a", [3, 4])

@@ -9,7 +9,9 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,24 +138,38 @@ def read_edit(
     """
     if strength is None:
         strength = STRENGTH if mask is None else 1.0
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
+    if isinstance(strength, bool) or not isinstance(strength, Real) or not 0 <= strength <= 1:
         raise UsageError(f"strength must be between 0 (unchanged) and 1 (pure noise), not {strength!r}")
-    image, name = open_image(_to_source(init)), _name_source(init)
+    image, name = open_image(_to_source("init", init)), _name_source(init)
     if mask is None:
         return Edit(image, float(strength), name=name)
-    area = threshold_mask(open_mask(_to_source(mask)))
-    mask = _name_source(mask)
+    levels = open_mask(_to_source("mask", mask))
+    area, mask = threshold_mask(levels), _name_source(mask)
     if area.size != image.size:
         sizes = ["{}x{}".format(*one.size) for one in (area, image)]
         raise UsageError(
             f"the mask {mask} is {sizes[0]}, but {name} is {sizes[1]}; they must have the same size"
         )
     low, high = area.getextrema()
-    if high == 0:
-        raise LuminaError(f"the mask {mask} is entirely black; white areas are regenerated")
-    if low == 255 and not recorded:
-        raise LuminaError(f"the mask {mask} is entirely white; omit it to regenerate the whole image")
+    if high == 0 or (low == 255 and not recorded):
+        raise LuminaError(_describe_uniform(mask, levels))
     return Edit(image, float(strength), area, name, mask)
+
+
+def _describe_uniform(name: str, mask: Image.Image) -> str:
+    """Return why a mask (mode L) without both black and white cannot be used; names its values."""
+    values = [value for value, count in enumerate(mask.histogram()) if count]
+    if values == [0]:
+        return f"the mask {name} is entirely black; white areas are regenerated"
+    if values == [255]:
+        return f"the mask {name} is entirely white; omit it to regenerate the whole image"
+    side, remedy = "white (above 127)", "omit it to regenerate the whole image"
+    if values[0] <= 127:
+        side, remedy = "black (below 128)", "scale them to 0 and 255"
+    if len(values) == 1:
+        return f"every pixel of the mask {name} is {values[0]}, which is {side}; white areas are regenerated"
+    word = "and" if len(values) == 2 else "to"
+    return f"the mask {name} has only the values {values[0]} {word} {values[-1]}, all {side}: {remedy}"
 
 
 def threshold_mask(mask: Image.Image) -> Image.Image:
@@ -161,8 +177,11 @@ def threshold_mask(mask: Image.Image) -> Image.Image:
     return mask.point(lambda level: 255 if level > 127 else 0)
 
 
-def _to_source(image: str | Path | Image.Image) -> str | Path | bytes:
+def _to_source(name: str, image: Any) -> str | Path | bytes:
     """Return what `open_image` reads; an image in memory as a file that keeps its pixels and its alpha."""
+    if not isinstance(image, str | Path | Image.Image):
+        kind = "an array" if hasattr(image, "shape") else type(image).__name__
+        raise UsageError(f"{name} must be a file or a PIL image, not {kind}")
     return png_bytes(image) if isinstance(image, Image.Image) else image
 
 

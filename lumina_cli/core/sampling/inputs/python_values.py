@@ -48,8 +48,13 @@ def read_call(
     negatives = _read_negatives(negative, len(prompts))
     if system is not None:
         _check_text("system", system)
+    if preset is not None and not isinstance(preset, str | Path):
+        raise UsageError(f"preset must be a name or a path, not {_show(preset)}")
+    if negative_system is not None and not isinstance(negative_system, bool):
+        raise UsageError(f"negative_system must be True or False, not {_show(negative_system)}")
+    seeds = _read_seeds(seed)
     request = SamplingRequest(
-        seed=_to_integer("seed", 0 if seed is None else seed),
+        seed=seeds if len(seeds) > 1 else seeds[0],
         count=_to_integer("count", 1 if count is None else count),
         size=_to_size(size),
         plan=_to_settings(settings or {}),
@@ -58,8 +63,37 @@ def read_call(
         negative_system=negative_system,
     )
     request.check()
-    pairs, numbers, own = zip(prompts, negatives, strict=True), range(request.count), request.seeds[0]
-    return PythonCall(request, [Job(text, own, number, other) for text, other in pairs for number in numbers])
+    images = [(own, number) for own in seeds for number in range(request.count)]
+    pairs = zip(prompts, negatives, strict=True)
+    return PythonCall(request, [Job(text, *image, other) for text, other in pairs for image in images])
+
+
+def check_load(*, lora: Any, note: Any, compile: Any, **texts: Any) -> None:
+    """Validate the arguments of `lumina_cli.load`; None stands for a default.
+
+    texts   arguments that are texts; "model" and "frozen" may also be paths
+
+    Raises:
+        UsageError: if an argument has the wrong type.
+    """
+    for name, value in texts.items():
+        kinds, wanted = (str, "text")
+        if name in ("model", "frozen"):
+            kinds, wanted = str | Path, "text or a path"
+        elif name == "device":
+            kinds, wanted = str | torch.device, "text or a torch.device"
+        if value is not None and not isinstance(value, kinds):
+            raise UsageError(f"{name} must be {wanted}, not {_show(value)}")
+        if value is not None and not str(value).strip():
+            raise UsageError(f"{name} is empty; omit it for the default")
+    several = isinstance(lora, list | tuple)
+    for path in lora if several else (lora,):
+        if not isinstance(path, str | Path) and (several or lora is not None):
+            raise UsageError(f"lora must be a path, or a list of paths, not {_show(path)}")
+    if not isinstance(compile, bool):
+        raise UsageError(f"compile must be True or False, not {_show(compile)}")
+    if note is not None and not callable(note):
+        raise UsageError(f"note must be a function of one text, not {_show(note)}")
 
 
 def parse_dtype(dtype: Any) -> torch.dtype | None:
@@ -90,6 +124,8 @@ def _read_prompts(prompt: Any) -> list[str]:
         prompts = list(prompt)
     else:
         raise UsageError(f"prompt must be text or a list of texts, not {_show(prompt)}")
+    if not prompts:
+        raise UsageError("no prompts in the list")
     for number, text in enumerate(prompts, start=1):
         _check_text("prompt" if isinstance(prompt, str) else f"prompt {number}", text)
     return [str(text) for text in prompts]
@@ -116,6 +152,16 @@ def _check_text(name: str, text: Any) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise UsageError(f"{name} is not valid UTF-8 text: {text[:40]!a}") from error
+
+
+def _read_seeds(seed: Any) -> tuple[int, ...]:
+    """Return one or several seeds, each once; None is 0."""
+    if not isinstance(seed, list | tuple | range) and getattr(seed, "ndim", 0) != 1:
+        return (_to_integer("seed", 0 if seed is None else seed),)
+    seeds = tuple(dict.fromkeys(_to_integer("each seed", one) for one in seed))
+    if not seeds:
+        raise UsageError("seed is an empty list; give at least one integer")
+    return seeds
 
 
 def _to_integer(name: str, value: Any) -> int:
