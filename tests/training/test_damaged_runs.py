@@ -291,6 +291,34 @@ def test_a_damaged_model_is_exported_again(damage, copied, finished, lumina, tmp
     assert same(weights_of(copied), weights_of(finished))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vae/config.json", "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
+        "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
+    ],
+)  # fmt: skip
+def test_damaged_settings_of_a_model_are_exported_again(name, copied, finished, lumina, tmp_path):
+    path = copied / "model" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"a", b"e", 1))
+    code, _, err = lumina(f"sample red --model {copied} --steps 1 --out {tmp_path / 'images'}")
+    assert (code, f"{name} does not match its checksum in SHA256SUMS" in err) == (1, True)
+    assert f"`lumina train out={copied} --resume` exports it again" in err
+    code, _, err = lumina(f"train {finished}/recipe.yaml frozen={copied} out={tmp_path / 'more'} --dry-run")
+    assert (code, f"{name} does not match" in err) == (1, True)
+    code, _, err = lumina(f"train out={copied} --resume")
+    assert (code, "exporting the model again, from step 4" in err) == (0, True)
+    assert path.read_bytes() == whole
+
+
+def test_damaged_settings_of_a_run_without_checksums_are_read_as_before(copied, lumina, tmp_path):
+    (copied / "model" / SUMS).unlink()
+    path = copied / "model" / "model_index.json"
+    path.write_bytes(path.read_bytes().replace(b"0.33", b"0.34"))
+    assert lumina(f"sample red --model {copied} --steps 1 --out {tmp_path / 'images'}")[0] == 0
+
+
 def test_a_model_with_edited_settings_is_not_damaged(copied, lumina, tmp_path):
     (copied / "model" / "plan.json").write_text('{"steps": 1}')
     assert lumina(f"sample red --model {copied} --out {tmp_path / 'images'}")[0] == 0

@@ -36,7 +36,10 @@ def find_components(name: str) -> Path:
         known = MODELS.names()
         hint = did_you_mean(name, known) or f"; it is not a model folder and not one of {', '.join(known)}"
         raise UsageError(f"frozen: unknown model {name!r}{hint}")
-    return _check_components(newest_model(Path(name)))
+    folder = newest_model(Path(name))
+    if folder != Path(name):
+        check_export(Path(name))
+    return _check_components(folder)
 
 
 def _check_components(folder: Path) -> Path:

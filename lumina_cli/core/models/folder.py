@@ -125,6 +125,7 @@ def component_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except LuminaError as error:
-        raise LuminaError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        named = str(path) in str(error) or f"{path.parent}/" in str(error)  # such as a file of the tokenizer
+        raise LuminaError(str(error) if named else f"{path}: {error}") from error
     except Exception as error:  # safetensors, JSON, torch and transformers raise different types
         raise LuminaError(f"{path} cannot be read: {first_line(error)}") from error

@@ -10,6 +10,7 @@ from lumina_cli.core.weights.relatives import find_class
 
 WEIGHT_COMPONENTS = ("transformer", "vae", "text_encoder")
 MAX_VERIFIED = 1 << 30  # bytes; `train --resume` verifies larger files
+_SETTINGS = (".json", ".jinja", ".model", ".txt")  # configs and the tokenizer: small
 COMPONENTS = (*WEIGHT_COMPONENTS, "tokenizer")
 
 
@@ -40,23 +41,30 @@ def model_folder(folder: Path) -> Path:
 
 
 def check_export(run: Path) -> None:
-    """Compare the transformer that a run exported with its checksums; skip files too large to read twice.
+    """Compare the transformer and all settings that a run exported with their checksums.
+
+    Weights of other components, and files too large to read twice, are skipped; so is plan.json, which users
+    may edit.
 
     Raises:
         LuminaError: if it is damaged.
     """
     folder = run / "model"
-    names = [name for name in read_checksums(folder) or () if name.startswith("transformer/")]
-    small = [
-        name
-        for name in names
-        if not (folder / name).is_file() or (folder / name).stat().st_size <= MAX_VERIFIED
-    ]
-    if reason := find_damage(folder, small):
+    names = [name for name in read_checksums(folder) or () if is_verified(folder, name)]
+    if reason := find_damage(folder, names):
         raise LuminaError(
             f"{folder} is damaged: {reason}; `lumina train out={run} --resume` exports it again; "
             f"if you changed it, delete {folder / SUMS}"
         )
+
+
+def is_verified(folder: Path, name: str, most: int | None = MAX_VERIFIED) -> bool:
+    """Whether a file of an exported model is compared with its checksum; `most` limits weights, in bytes."""
+    path = folder / name
+    if name.startswith("transformer/"):
+        return most is None or not path.is_file() or path.stat().st_size <= most
+    # `missing_files` reports a file that does not exist, unless the model works without it
+    return path.suffix in _SETTINGS and name != "plan.json" and path.is_file()
 
 
 def check_pipeline(folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.models.components import find_components, find_transformer
+from lumina_cli.core.models.layout import is_verified
 from lumina_cli.core.nextdit import NextDiT, NextDiTConfig
 from lumina_cli.core.nextdit.config import NAMED
 from lumina_cli.core.recipe import load_recipe
@@ -119,7 +120,7 @@ def find_model_damage(run: RunFolder) -> str | None:
     names = read_checksums(folder) or {"transformer/config.json": ""}
     if not folder.is_dir():
         return "model is missing"
-    reason = find_damage(folder, [name for name in names if name.startswith("transformer/")])
+    reason = find_damage(folder, [name for name in names if is_verified(folder, name, most=None)])
     return reason and f"{folder}: {reason}"
 
 
