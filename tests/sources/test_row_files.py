@@ -238,7 +238,7 @@ def test_the_first_missing_image_is_one_line(folder, lumina, monkeypatch, tmp_pa
     code, _, err = lumina("shard data/r.jsonl out")
     assert code == 3
     assert err.splitlines() == [
-        f"row 2: {reason}",
+        f"row 1: {reason}",
         "lumina shard: 3 of 4 images cannot be used, more than --max-bad-rate allows; out/rejects.jsonl lists the reasons",
     ]
     rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]

@@ -1,13 +1,16 @@
 """Rows of other people never reach the network; what they may name, and who permits more."""
 
 import json
+import os
 import socket
 
 import fsspec
 import pytest
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.io.allowed import allow_schemes, refuse_location
+from lumina_cli.core.images.io import InvalidImage
+from lumina_cli.core.io.allowed import allow_schemes, is_system_file, refuse_location
+from lumina_cli.core.shards.image_ref import ImageFile
 from lumina_cli.core.shards.selection import selected_shards
 from lumina_cli.core.shards.tar import RejectedImage
 from lumina_cli.core.sources.source import read_source
@@ -102,6 +105,69 @@ def test_depth_and_masks_of_a_row_are_screened_like_its_image(rows):
     rows.write_text(json.dumps({"image": "good.png", "depth": "webhdfs://h/000000.tar#a.depth.png"}) + "\n")
     (row,) = read_source(rows)
     assert (row["image"].code, "'depth' of the row is webhdfs://" in row["image"].reason) == ("scheme", True)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "simplecache::http://h/x.png", "filecache::s3://b/x.png", "blockcache::gs://b/x.png", "dir::file:///x",
+        "zip://x::file:///y.zip", "tar::simplecache::s3://b/x", "file::memory://x", "file:///a::b.png",
+    ],
+)  # fmt: skip
+def test_a_chain_of_file_systems_is_a_reject_with_its_reason(place, rows, lumina, tmp_path):
+    rows.write_text("".join(json.dumps({"image": name}) + "\n" for name in ("good.png", place)))
+    code, _, _ = lumina(f"shard {rows} {tmp_path}/data --max-bad-rate 1")
+    (reject,) = [json.loads(line) for line in (tmp_path / "data" / "rejects.jsonl").read_text().splitlines()]
+    assert (code, reject["row"], reject["code"]) == (0, 1, "scheme")
+    assert "chained file systems ('::') are not supported; use a single file system" in reject["reason"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="the files are those of Linux")
+@pytest.mark.parametrize(
+    "place", ["/proc/kmsg", "/proc/self/environ", "/dev/null", "/proc/../proc/self/status", "link.png"]
+)
+def test_files_of_the_system_are_not_opened(place, rows, lumina, tmp_path, monkeypatch):
+    if place == "link.png":
+        (tmp_path / place).symlink_to("/proc/self/environ")
+    rows.write_text("".join(json.dumps({"image": name}) + "\n" for name in ("good.png", place)))
+    code, _, _ = lumina(f"shard {rows} {tmp_path}/data --max-bad-rate 1")
+    (reject,) = [json.loads(line) for line in (tmp_path / "data" / "rejects.jsonl").read_text().splitlines()]
+    assert (code, reject["row"], reject["code"]) == (0, 1, "not_a_file")
+    assert "a file of the system, which rows must not name" in reject["reason"]
+    opened = []
+    monkeypatch.setattr(os, "open", lambda *words: opened.append(words))
+    with pytest.raises(InvalidImage, match="a file of the system"):
+        ImageFile(str(tmp_path / place)).read()
+    assert not opened
+
+
+def test_which_files_belong_to_the_system(tmp_path):
+    assert all(map(is_system_file, ["/proc/self/environ", "/dev/../dev/null", "/sys/x"]))
+    assert not any(map(is_system_file, ["/dev/shm/photo.png", "/process/x", str(tmp_path), "a\0b"]))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="the file is that of Linux")
+def test_a_caption_file_that_leads_to_a_file_of_the_system_is_not_read(tmp_path, rows):
+    (tmp_path / "good.txt").symlink_to("/proc/self/environ")
+    with pytest.raises(LuminaError, match=r"good\.txt is a file of the system, not a caption file"):
+        list(read_source(tmp_path / "good.png"))
+
+
+def test_the_note_about_a_missing_image_has_the_row_number_of_the_rejects(rows, lumina, tmp_path):
+    rows.write_text(
+        "".join(json.dumps({"image": name}) + "\n" for name in ("good.png", "good.png", "gone.png"))
+    )
+    _, _, err = lumina(f"shard {rows} {tmp_path}/data --max-bad-rate 1")
+    reject = json.loads((tmp_path / "data" / "rejects.jsonl").read_text())
+    assert (reject["row"], "row 2: gone.png: no such image" in err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["depth", "masks"])
+def test_a_url_that_is_not_ground_truth_is_kept_without_its_password(name, rows, lumina, tmp_path):
+    rows.write_text(json.dumps({"image": "good.png", name: "https://me:hunter2hunter2@h/x.png"}) + "\n")
+    assert lumina(f"shard {rows} {tmp_path}/data")[0] == 0
+    (row,) = read_source(tmp_path / "data")
+    assert row[name] == "https://me:***@h/x.png"
 
 
 def test_a_selection_from_elsewhere_does_not_open_a_client(tmp_path):

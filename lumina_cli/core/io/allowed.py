@@ -5,8 +5,10 @@ s3://bucket/images/1.jpg). Every other scheme must be allowed by the user (`--al
 are never fetched.
 """
 
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.io.location import get_scheme, is_url
@@ -16,6 +18,11 @@ LOCAL = ("", "file", "memory")
 WEB = ("http", "https", "ftp")  # img2dataset downloads such images
 # Stores that hold shards; a selection, which lumina writes itself, may refer to shards there.
 STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "hf")
+
+# Files below them are not data: reading one may block, act, or reveal secrets of the process.
+SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")
+_CHAINED = "chained file systems ('::') are not supported; use a single file system"
+_MEMORY_FOLDER = "/dev/shm/"  # a file system of ordinary files
 
 _allowed: set[str] = set()
 
@@ -48,15 +55,25 @@ def _is_known(name: str) -> bool:
 def refuse_location(place: str, folder: str = "") -> tuple[str, str] | None:
     """Return (code, reason) if a row of a SOURCE in `folder` must not name `place`; None if it may."""
     scheme = get_scheme(place)
+    if scheme and scheme not in WEB and "::" in place:
+        return "scheme", _CHAINED
     if not is_url(place) or scheme in LOCAL:
         return None
     if scheme in WEB:
         return "web", "images are not fetched from the web; download them with img2dataset"
-    if "::" in place:
-        return "scheme", "chained file systems ('::') are not supported; use a single file system"
     if scheme in _allowed or _is_below(place, folder):
         return None
     return "scheme", f"rows do not read from {scheme}:// unless --allow {scheme} permits it"
+
+
+def is_system_file(path: str | Path) -> bool:
+    """Whether a local path leads to a file of the system, below /proc, /sys or /dev (except /dev/shm)."""
+    try:
+        real = os.path.realpath(path)
+    except (OSError, ValueError):
+        return False
+    below = real.startswith(tuple(f"{folder}/" for folder in SYSTEM_FOLDERS))
+    return below and not real.startswith(_MEMORY_FOLDER)
 
 
 def refuse_store(place: str) -> str | None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from lumina_cli.core.errors import UsageError
 
 Location = str | Path
-_URL = re.compile(r"([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
+# the first scheme, also of a chain such as simplecache::s3://
+_URL = re.compile(r"([a-z][a-z0-9+.-]+)(?:::[a-z0-9+.:-]+)?://", re.IGNORECASE)
 _PATH_OF_URL = re.compile(r"([a-z][a-z0-9+.-]+):/(?!/)", re.IGNORECASE)  # pathlib collapses "//" of a URL
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import InvalidImage, png_bytes
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.allowed import is_system_file
 from lumina_cli.core.shards.reader import image_spans, iter_index
 from lumina_cli.core.shards.tar import RejectedImage, TarImage
 
@@ -130,6 +131,8 @@ def image_ref(image: Any) -> ImageRef:
 
 
 def _read_local_file(path: str) -> bytes:
+    if is_system_file(path):
+        raise InvalidImage(f"{path}: a file of the system, which rows must not name", "not_a_file")
     try:
         file = os.open(path, _READ)
         try:

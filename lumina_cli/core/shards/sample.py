@@ -174,6 +174,7 @@ def stored_row(row: dict, key: str, width: int, height: int, origin: str | None)
         for name, value in row.items()
         if name != "image" and not (name in TRUTH and is_truth(value))
     }
+    kept |= {name: mask_url(kept[name]) for name in TRUTH if isinstance(kept.get(name), str)}
     kept |= {"key": key, "width": width, "height": height}
     if origin is not None:
         kept.setdefault("origin", mask_url(origin))

@@ -15,6 +15,7 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.images.suffixes import SUFFIXES, LeftOut, split_suffix
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.allowed import is_system_file
 from lumina_cli.core.io.captions import KEYS, caption_fields, decode_text, with_captions
 from lumina_cli.core.io.jsonl import parse_row, parse_rows
 from lumina_cli.core.io.row_checks import LongLine
@@ -69,6 +70,8 @@ def read_caption_files(places: list[str], lines: str = "one") -> dict:
     for place in places:
         if "captions" in row:
             break
+        if not filesystem.is_url(place) and is_system_file(place):
+            raise LuminaError(f"{place} is a file of the system, not a caption file")
         data = filesystem.read_part(place, 0, MAX_ROW + 1)
         if len(data) > MAX_ROW:
             raise LuminaError(f"{place} is {LongLine.reason}")

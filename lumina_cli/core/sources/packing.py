@@ -116,9 +116,12 @@ def pack_source(
 
 
 def _note_missing(rows: Iterator[dict], notify: Callable[[str], None]) -> Iterator[dict]:
-    """Pass rows on; send a message about the first one whose image does not exist."""
+    """Pass rows on; send a message about the first one whose image does not exist.
+
+    Rows are numbered from 0, as in rejects.jsonl.
+    """
     missing = False
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(rows):
         image = row.get("image")
         if not missing and isinstance(image, RejectedImage) and image.code == "missing":
             missing = True

@@ -135,6 +135,8 @@ class _ImageFinder:
         if ".tar#" in image and _exists(image):
             return row
         if filesystem.get_scheme(image) == "file":
+            if "::" in image:  # a chain, which `screen_rows` rejects
+                return row
             image = filesystem.to_text(image)
         for path in dict.fromkeys((image, image.replace("\\", "/"))):
             beside = filesystem.join(self.folder, path)

@@ -29,11 +29,15 @@ def test_workers_are_a_number_or_ray(text, workers):
     assert parse_workers(text) == workers
 
 
-@pytest.mark.parametrize(
-    "text", ["", "ray:", "ray:0", "ray:x", "rays", "-1", "1.5", "Ray", "ray:9999999", True]
-)
+@pytest.mark.parametrize("text", ["", "ray:", "ray:x", "rays", "-1", "1.5", "Ray", "ray:9999999", True])
 def test_other_workers_are_refused(text):
     with pytest.raises(UsageError, match=f"--workers {text}: must be a number of at least 0, ray, or ray:N"):
+        parse_workers(text)
+
+
+@pytest.mark.parametrize("text", ["ray:0", "ray:00", " ray:0 "])
+def test_ray_needs_a_worker(text):
+    with pytest.raises(UsageError, match="ray:N needs N of at least 1"):
         parse_workers(text)
 
 

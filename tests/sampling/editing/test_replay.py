@@ -1,5 +1,6 @@
 """Replay of images from their metadata: identical where possible, otherwise one clear line."""
 
+import json
 import os
 import shutil
 from copy import copy
@@ -145,7 +146,35 @@ def test_metadata_without_lora_names_is_readable(pipe, tmp_path):
 def test_invalid_lora_metadata_is_rejected(pipe, loras, tmp_path):
     path = drawn(pipe, tmp_path)
     save_image(open_image(path), path, read_metadata(path) | {"loras": loras})
-    assert refused(path).startswith(f"{path}: the image does not contain its generation settings")
+    assert refused(path).startswith(f"{path}: invalid metadata: loras is {loras!r}, but must be a list of ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"loras": [{"file": "/proc/kmsg", "scale": 1}]},
+            "loras is [{'file': '/proc/kmsg', 'scale': 1}], but ",
+        ),
+        ({"loras": {"a": 1}}, "loras is {'a': 1}, but must be a list of [file, scale, digest]"),
+        ({"loras": [["a", 10**200, "0"]]}, "but must be a list of [file, scale, digest]"),
+        ({"size": "99999999x99999999"}, "size is '99999999x99999999', but must be [width, height] in pixels"),
+        ({"size": [64, 64, 3]}, "size is [64, 64, 3], but must be [width, height] in pixels"),
+        ({"size": 7}, "size is 7, but must be [width, height] in pixels"),
+        ({"seed": 10**400}, "seed: an integer has more than 300 digits"),
+        ({"plan": {"steps": 10**400}}, "plan: an integer has more than 300 digits"),
+    ],
+)
+def test_the_setting_of_malformed_metadata_is_named(change, message, tmp_path):
+    record = to_metadata(
+        GenerationRecord(prompt="a", seed=7, number=0, model="nano", size=(64, 64), system="real", plan=PLAN)
+    )
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("lumina", json.dumps(record | change))
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", pnginfo=info)
+    found = refused(tmp_path / "x.png")
+    assert found.startswith(f"{tmp_path / 'x.png'}: invalid metadata: ")
+    assert message in found
 
 
 def test_another_cache_fit_is_reported_and_gives_another_file(tiny_folder, tmp_path):

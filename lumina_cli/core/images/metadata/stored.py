@@ -7,6 +7,7 @@ EXIF image description and the text as the EXIF user comment.
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image, PngImagePlugin
@@ -14,7 +15,8 @@ from PIL import Image, PngImagePlugin
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.metadata.comments import decode_comment
 from lumina_cli.core.images.metadata.infotext import write_infotext
-from lumina_cli.core.images.metadata.reader import CHUNKS, read_json
+from lumina_cli.core.images.metadata.reader import CHUNKS, LONGEST, read_json
+from lumina_cli.core.limits import InvalidJSON, check_json_value, parse_json
 
 _METADATA_KEY, _PARAMETERS_KEY = "lumina", "parameters"
 _EXIF_DESCRIPTION, _EXIF_IFD, _EXIF_COMMENT = 0x010E, 0x8769, 0x9286
@@ -56,6 +58,24 @@ def stored_metadata(image: Image.Image) -> tuple[dict | None, list[str]]:
         return ours, []
     texts = list(dict.fromkeys(filter(None, map(decode_comment, _foreign_fields(image, exif)))))
     return ours, texts
+
+
+def find_metadata_fault(image: Image.Image) -> str | None:
+    """Return the setting in our JSON that is beyond the limits of JSON, with the reason; None without any."""
+    text = image.info.get(_METADATA_KEY)
+    if not isinstance(text, str) or len(text) > LONGEST:
+        return None
+    try:
+        parse_json(text)
+    except ValueError as error:
+        with suppress(ValueError, RecursionError, AttributeError):
+            for name, value in json.loads(text).items():
+                try:
+                    check_json_value(value)
+                except InvalidJSON as fault:
+                    return f"{name}: {fault}"
+        return " ".join(str(error).split())
+    return None
 
 
 def _foreign_fields(image: Image.Image, exif: Image.Exif) -> Iterator[str | bytes | None]:

@@ -68,6 +68,8 @@ def parse_workers(text: "str | int | Workers | None", least: int = 0) -> Workers
     lowest = 1 if found else least
     if found and number is None:
         return Workers(None, True)
+    if found and number and not number.strip("0"):
+        raise UsageError(f"--workers {text}: ray:N needs N of at least 1")
     if not re.fullmatch(r"\d{1,6}", number or "") or int(number) < lowest:
         raise UsageError(
             f"--workers {text}: must be a number of at least {least}, ray, or ray:N with N of at least 1"

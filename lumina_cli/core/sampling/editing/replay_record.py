@@ -14,9 +14,11 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.flow.presets import apply, find_preset
-from lumina_cli.core.images.io import open_image, read_metadata
+from lumina_cli.core.images.io import decode_image, open_image, read_metadata
+from lumina_cli.core.images.metadata.stored import find_metadata_fault
 from lumina_cli.core.images.sizes import parse_size
 from lumina_cli.core.images.suffixes import SUFFIXES
+from lumina_cli.core.io.allowed import is_system_file
 from lumina_cli.core.sampling.editing.img2img import Edit, pixel_hash, read_edit, threshold_mask
 from lumina_cli.core.sampling.output.metadata import Lora, from_metadata
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
@@ -25,7 +27,6 @@ from lumina_cli.core.weights.fingerprint import digest_adapter
 # in addition to settings of the plan
 CHANGES = ("prompt", "seed", "size", "system", "negative", "negative_system", "preset")
 KINDS = {"prompt": str, "negative": str, "system": str, "model": str, "seed": int, "number": int}
-_SYSTEM_FOLDERS = ("/proc", "/sys", "/dev")  # their files are not data: reading one may block or act
 _LORA_FILES = (".safetensors", ".sft", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -97,6 +98,8 @@ def read_replay(path: str | Path) -> ReplayRecord:
     if "parameters" in metadata:
         return _read_foreign(metadata)
     if not metadata:
+        if fault := decode_image(path, None, find_metadata_fault):
+            raise LuminaError(f"{path}: invalid metadata: {fault}")
         raise LuminaError(
             f"{path} does not contain generation settings: no metadata of lumina, A1111, ComfyUI or similar"
         )
@@ -200,6 +203,5 @@ def is_data_file(path: str | Path, suffixes: Iterable[str]) -> bool:
         facts = real.stat()
     except (OSError, ValueError):
         return False
-    system = any(real.is_relative_to(folder) for folder in _SYSTEM_FOLDERS)
     kind = real.suffix.lower() in suffixes and Path(path).suffix.lower() in suffixes
-    return stat.S_ISREG(facts.st_mode) and facts.st_size > 0 and kind and not system
+    return stat.S_ISREG(facts.st_mode) and facts.st_size > 0 and kind and not is_system_file(real)

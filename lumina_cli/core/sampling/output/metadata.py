@@ -8,6 +8,7 @@ from typing import Protocol
 from lumina_cli import __version__
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.flow import Plan
+from lumina_cli.core.limits import shorten
 from lumina_cli.core.sampling.request import Job, ResolvedRequest
 
 Lora = tuple[str, float, str]  # path as it was given, scale, digest of the file
@@ -113,7 +114,6 @@ def from_metadata(metadata: dict) -> GenerationRecord:
         LuminaError: if a required value is missing or has the wrong type.
     """
     try:
-        width, height = metadata["size"]
         return GenerationRecord(
             prompt=metadata["prompt"],
             negative=metadata.get("negative", ""),
@@ -122,10 +122,10 @@ def from_metadata(metadata: dict) -> GenerationRecord:
             number=metadata["number"],
             model=metadata["model"],
             weights=metadata.get("weights"),
-            size=(width, height),
+            size=_read_size(metadata["size"]),
             system=metadata["system"],
             plan=Plan.from_json(metadata["plan"]),
-            loras=tuple(_lora(*lora) for lora in metadata.get("loras", ())),
+            loras=_read_loras(metadata.get("loras", ())),
             quantize=str(metadata["quantize"]) if metadata.get("quantize") else None,
             edit=metadata.get("edit"),
         )
@@ -135,5 +135,27 @@ def from_metadata(metadata: dict) -> GenerationRecord:
         ) from error
 
 
-def _lora(path: str, scale: float, digest: str) -> Lora:
-    return str(path), float(scale), str(digest)
+def _read_size(size: object) -> tuple[int, int]:
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        raise LuminaError(f"invalid metadata: size is {_show(size)}, but must be [width, height] in pixels")
+    return size[0], size[1]
+
+
+def _read_loras(loras: object) -> tuple[Lora, ...]:
+    if not isinstance(loras, list | tuple) or not all(map(_is_lora, loras)):
+        raise LuminaError(
+            f"invalid metadata: loras is {_show(loras)}, but must be a list of [file, scale, digest]"
+        )
+    return tuple((lora[0], float(lora[1]), lora[2]) for lora in loras)
+
+
+def _is_lora(lora: object) -> bool:
+    if not isinstance(lora, list | tuple) or len(lora) != 3:
+        return False
+    path, scale, digest = lora
+    is_number = isinstance(scale, int | float) and not isinstance(scale, bool) and abs(scale) < 1e6
+    return isinstance(path, str) and is_number and isinstance(digest, str)
+
+
+def _show(value: object) -> str:
+    return shorten(repr(value), 80)
