@@ -341,8 +341,57 @@ REJECTED = [
     ('en', 'refusal', 'Due to the low resolution, it is hard to tell what is shown.'),
 ]  # fmt: skip
 
+# Lines of servers, of Python and of shells: no caption has them alone.
+ERROR_LINES = [
+    "HTTP 429 Too Many Requests",
+    "HTTP/1.1 503 Service Unavailable",
+    "HTTP/2 200",
+    "HTTP error 404: Not Found",
+    "Status code: 413 Payload Too Large",
+    "429 Too Many Requests",
+    "401 Unauthorized",
+    "408 Request Timeout",
+    "429 Client Error: Too Many Requests for url: http://x/v1",
+    "list index out of range",
+    "pop index out of range",
+    "division by zero",
+    "index 4 is out of bounds for axis 0 with size 3",
+    "invalid literal for int() with base 10: 'a'",
+    "name 'model' is not defined",
+    "No module named 'torch'",
+    "mat1 and mat2 shapes cannot be multiplied (1x2 and 3x4)",
+    "[Errno 28] No space left on device",
+    "Killed",
+    "killed.",
+    "Aborted (core dumped)",
+    "Terminated",
+    "bash: caption: command not found",
+    "bash: line 1: 4711 Killed",
+    "/bin/sh: 1: ollama: not found",
+    "python: can't open file 'x.py': [Errno 2] No such file or directory",
+    "curl: (7) Failed to connect to localhost port 8000",
+    "No space left on device",
+    "Permission denied",
+    "Broken pipe",
+    "Process finished with exit code 137",
+]
+
 # Captions that people write, with words of the lists above.
 LEGITIMATE = [
+    "A T-shirt with the text <think> different printed on it hangs on a white wall",
+    "A poster with the words <thinking> aloud in blue on a door",
+    "A mug with the text </think> over a sad face on a desk",
+    "A T-shirt that reads HTTP 404",
+    "HTTP 404 printed on a black T-shirt",
+    "429 too many requests in white letters on a mug",
+    "Killed deer next to a hunter in a forest",
+    "Permission denied stamp on a paper form",
+    "A terminal that shows list index out of range",
+    "List index out of range in red letters on a screen",
+    "Broken pipe under a kitchen sink",
+    "404 not found neon sign over a bar",
+    "Bash: a street party with red lanterns",
+    "Python on a branch in a zoo",
     'A sign that reads "CUDA out of memory" on a wall',
     'A person saying "let me know" into a phone',
     'A terminal window with the error CUDA out of memory in white letters',
@@ -464,6 +513,29 @@ def test_answers_without_a_caption_are_rejected(lang, code, text):
     found = check_caption(caption, "short", lang)
     assert found is not None
     assert found.code == code
+
+
+@pytest.mark.parametrize("text", ERROR_LINES, ids=range(len(ERROR_LINES)))
+@pytest.mark.parametrize("level", ["short", "tags"])
+def test_lines_of_servers_python_and_shells_are_errors(level, text):
+    found = check_caption(unwrap(text, level, "en"), level, "en")
+    assert found is not None
+    assert found.code == "error"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>The user asks for a caption of",
+        "<|im_start|>assistant\n<think>\nThe user asks",
+        "assistant\n<think>The user asks",
+        "<s><thinking>The user asks",
+        "[THINK]The user asks",
+        "Thinking...\nThe user asks",
+    ],
+)
+def test_an_unclosed_tag_at_the_start_is_reasoning(text):
+    assert unwrap(text, "short", "en") == ""
 
 
 @pytest.mark.parametrize("text", LEGITIMATE, ids=range(len(LEGITIMATE)))

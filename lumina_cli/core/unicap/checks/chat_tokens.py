@@ -31,6 +31,11 @@ _REASONING = re.compile(
 _HARMONY_WORDS = re.compile(
     r"\s*(?:analysis|commentary)(?=[A-Z\s]).*?assistant\s*final(?=\W|[A-Z])", re.DOTALL
 )
+# Ollama's command line prints reasoning between these lines.
+_OLLAMA_WORDS = re.compile(
+    r"\s*Thinking(?:\.{3}|…)[ \t]*\n(?:.*?(?:^|\s)(?:\.{3}|…)done thinking\.?|(?!.*done thinking).*)",
+    re.DOTALL | re.MULTILINE,
+)
 
 # The part of an answer that holds the caption, by preference.
 _ANSWER_TAGS = ("answer", "final_answer", "final", "caption", "description", "tags", "conclusion", "response",
@@ -110,13 +115,15 @@ def strip_chat_tokens(text: str) -> str:
 def remove_reasoning(text: str) -> str:
     """Return a text without its blocks of reasoning; an unclosed block extends to the end.
 
-    A closing tag without an opening one ends a block that the prompt of the model opened.
+    A closing tag without an opening one ends a block that the prompt of the model opened. A single tag in
+    the middle of a sentence is text in the image.
     """
-    if harmony := _HARMONY_WORDS.match(text):
-        text = text[harmony.end() :]
+    for words in (_HARMONY_WORDS, _OLLAMA_WORDS):
+        if found := words.match(text):
+            text = text[found.end() :]
     kept: list[str] = []
     depth = end = 0
-    for mark in unquoted(_REASONING, text):
+    for mark in _reasoning_marks(text):
         if mark["open"]:
             if depth == 0:
                 kept.append(text[end : mark.start()])
@@ -126,6 +133,33 @@ def remove_reasoning(text: str) -> str:
             kept.clear()
         depth, end = max(depth - 1, 0), mark.end()
     return "".join(kept if depth else [*kept, text[end:]])
+
+
+def _reasoning_marks(text: str) -> Iterator[re.Match]:
+    """Yield the tags of reasoning, except a single one in the middle of a sentence."""
+    marks = list(unquoted(_REASONING, text))
+    last_close = max((mark.start() for mark in marks if mark["close"]), default=-1)
+    unopened = not any(mark["open"] for mark in marks)
+    if len(marks) > 20:  # not a sentence, and slow to check
+        yield from marks
+        return
+    for mark in marks:
+        before = text[max(mark.start() - 500, 0) : mark.start()]
+        after = text[mark.end() : mark.end() + 20]
+        if mark["open"] and mark.start() > last_close and not _begins_answer(before):
+            continue
+        if unopened and re.search(r"\w[ \t]+$", before) and re.match(r"[ \t]+[a-z]", after):
+            continue
+        yield mark
+
+
+def _begins_answer(before: str) -> bool:
+    """Return whether only tokens, a role or reasoning precede the end of a text on its last line."""
+    line = _TOKENS.sub("", before.rpartition("\n")[2])
+    if not line.strip():
+        return True
+    ends = [mark.end() for pattern in (_TURN, _REASONING) for mark in pattern.finditer(before)]
+    return bool(ends) and not before[max(ends) :].strip()
 
 
 def take_turn(text: str) -> str:

@@ -14,6 +14,20 @@ _END = (
     r"|gpu)"
     r"|please|try again|occurred|when)\b))"
 )
+# Names of HTTP statuses that follow their number.
+_STATUS = (
+    r"(?:bad request|unauthorized|payment required|forbidden|not found|method not allowed|not acceptable"
+    r"|proxy authentication required|request time-?out|conflict|gone|length required|precondition failed"
+    r"|(?:payload|content|request entity|request-uri|uri) too (?:large|long)|unsupported media type"
+    r"|range not satisfiable|expectation failed|i'm a teapot|misdirected request"
+    r"|unprocessable (?:entity|content)|locked|failed dependency|too early|upgrade required"
+    r"|precondition required|too many requests|request header fields too large"
+    r"|unavailable for legal reasons|client closed request|internal server error|not implemented"
+    r"|bad gateway|service (?:temporarily )?unavailable|gateway time-?out|http version not supported"
+    r"|insufficient storage|loop detected|network authentication required)"
+)
+_AFTER = r"(?:\s*$|[ .!:;(])"
+
 _MACHINE = (
     rf"(?:error:? ?)?(?:torch\.)?(?:(?:cuda|gpu|hip|mps|xpu|tpu|device|system|server"
     rf"|host)\b[ :]*(?:backend |error:? )?)?"
@@ -30,7 +44,12 @@ _MACHINE = (
     r"\[?(?:fatal|internal|api|model|inference|request|unexpected|runtime|http|parse|processing)? ?(?:error"
     r"|exception|failure)\]?"
     r"(?: (?:code|message))?\s*(?:[:=]|\]|-\s)",
-    rf"(?:http(?:/\d(?:\.\d)?)?(?: error)?(?: status)?(?: code)?|error|status(?: code)?) ?[45]\d\d{_END}",
+    rf"(?:http(?:/\d(?:\.\d)?)?(?: error)?(?: status)?(?: code)?|error|status(?: code)?)[ :]{{0,2}}[45]\d\d"
+    rf"(?:[ :.,(-]+(?:client error:? ?|server error:? ?)?{_STATUS}\)?)?{_END}",
+    rf"[45]\d\d (?:client|server) error\b(?:: ?{_STATUS})?{_AFTER}",
+    # HTTP/1.1 301 Moved Permanently: the line of a protocol, with any status
+    r"http/\d(?:\.\d)? [1-5]\d\d\b",
+    rf"[45]\d\d[ :.-]+{_STATUS}{_END}",
     rf"(?:[45]\d\d[ :.-]+)?(?:internal server error|bad gateway|service (?:temporarily )?unavailable"
     rf"|gateway time-?out"
     rf"|too many requests|unauthorized|forbidden|bad request|payload too large|request entity too large"
@@ -55,6 +74,35 @@ _MACHINE = (
     r"|exception) (?:has )?(?:occurred|while|generating"
     r"|processing|loading|parsing|reading)\b",
     rf"(?:(?:oops|sorry|whoops|uh oh)[!,.]? ?)?something went wrong{_END}|please try again(?: later)?[.!]?$",
+    # messages of Python without the name of their exception
+    r"(?:list|tuple|string|pop|array|bytearray|range object)(?: assignment)? index out of range[.!]?$"
+    r"|index -?\d+ is out of bounds\b|(?:integer )?(?:division|modulo) (?:or modulo )?by zero[.!]?$"
+    r"|(?:invalid literal for|not enough values to unpack|too many values to unpack|unsupported operand"
+    r"|cannot unpack|can only concatenate|maximum recursion depth exceeded|could not convert string to"
+    r"|invalid syntax \(|expecting value: line \d|extra data: line \d|no module named '"
+    r"|name '\w+' is not defined|cannot import name '"
+    r"|\w+\(\) (?:got an unexpected|missing \d+ required|takes)"
+    r"|dictionary changed size during|string indices must be|must be real number, not|local variable '\w+'"
+    r"|mat1 and mat2 shapes|the size of tensor \w+ \(|cannot identify image file|object of type '\w+' has no"
+    r"|argument of type '\w+' is not|list indices must be|'utf-?8' codec can't"
+    r"|\[errno -?\d+\]|\[winerror \d+\])",
+    # messages of a shell and of a system
+    r"(?:(?:/?[\w./-]*sh|zsh|bash|sudo|env|python3?|curl|wget|nvcc)(?:: (?:line )?\d+)?: "
+    r"|curl: \(\d+\))(?=\S)"
+    r"(?:[^\n]*(?:: |\d )(?:command not found|no such file or directory|permission denied|not found|killed)"
+    r"|(?:can't open file|could not resolve|failed to connect|the requested url|connection ))"
+    r"|curl: \(\d+\)|[\w./-]+: (?:command not found|no such file or directory|permission denied)[.!]?$"
+    r"|command not found(?:: \S+)?[.!]?$"
+    r"|(?:no such file or directory|permission denied|no space left on device"
+    r"|broken pipe|connection reset by peer|connection refused|operation not permitted"
+    r"|killed|aborted|terminated"
+    r"|oom-?killed|out of disk space|disk quota exceeded|bad file descriptor|too many open files"
+    r"|illegal instruction|floating point exception|name or service not known"
+    r"|temporary failure in name resolution|network is unreachable|no route to host|host is down"
+    r"|device or resource busy|input/output error)(?: \(core dumped\))?(?:[.!:]?$|: ['\"/.])"
+    r"|killed process \d+|process (?:\d+ )?(?:killed|exited|finished|terminated) with"
+    r"|exit(?:ed with)? (?:code|status) \d"
+    r"|command (?:terminated|failed|exited) (?:by|with) ",
     rf"segmentation fault{_END}|core dumped|assertion failed\b|stack overflow{_END}|kernel panic\b{_END}"
     rf"|bus error{_END}",
     r"module '\w+' has no attribute|'\w+' object (?:has no|is not)|expected all tensors to be|<!doctype"
@@ -182,7 +230,7 @@ LATER = re.compile(
 )
 # Markup that was not removed, and JSON without a caption.
 LEFTOVER = re.compile(
-    r"<\|[^|<>\s]{1,48}\|>|<｜[^｜<>\n]{1,48}｜>|</?think(?:ing)?>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
+    r"<\|[^|<>\s]{1,48}\|>|<｜[^｜<>\n]{1,48}｜>|(?:^|[.!?])\s*</?think(?:ing)?>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
     r"|</?(?:tool_call|function_call)>|^\s*\{\s*[\"']\w+[\"']\s*:|^\s*\[\s*\{\s*[\"']\w+[\"']\s*:",
     re.IGNORECASE,
 )
