@@ -7,6 +7,7 @@ import os
 import fsspec
 import numpy as np
 import pytest
+from local_s3 import local_bucket
 from PIL import Image
 
 from lumina_cli.cli.app import run
@@ -99,19 +100,9 @@ def test_a_file_url_is_a_path(tmp_path):
 
 @pytest.fixture(scope="module")
 def bucket():
-    """A bucket on a real local S3 server; its address comes from the environment, as for any user."""
-    server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    with pytest.MonkeyPatch.context() as patch:
-        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        address = "http://{}:{}".format(*server.get_host_and_port())
-        for name, value in {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
-            patch.setenv(f"AWS_{name}", value)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir("pictures")
-        yield "s3://pictures"
-        server.stop()
+    """A bucket on a local S3 server."""
+    with local_bucket("pictures") as url:
+        yield url
 
 
 @pytest.mark.slow

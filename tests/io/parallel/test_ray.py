@@ -31,19 +31,11 @@ RAY = Workers(2, True)
 
 @pytest.fixture(scope="module")
 def bucket():
-    """A bucket on a real local S3 server; its address comes from the environment, as for any user."""
-    server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
-    with pytest.MonkeyPatch.context() as patch:
-        server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        server.start()
-        address = "http://{}:{}".format(*server.get_host_and_port())
-        for name, value in {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s"}.items():
-            patch.setenv(f"AWS_{name}", value)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        fsspec.filesystem("s3").mkdir("ray")
-        yield "s3://ray"
-        server.stop()
+    """A bucket on a local S3 server."""
+    from local_s3 import local_bucket  # here: workers import what the module imports
+
+    with local_bucket("ray") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
