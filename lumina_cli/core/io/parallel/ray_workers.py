@@ -3,7 +3,8 @@
 import json
 import os
 import socket
-from dataclasses import dataclass
+import sys
+from dataclasses import dataclass, field
 
 from lumina_cli import __version__
 from lumina_cli.core.errors import LuminaError
@@ -14,6 +15,12 @@ MAX_ITEM = 16 << 20  # bytes of an item as it is sent
 MAX_RECORD = 4 << 20  # bytes of a record as it returns: results are files, a record only names and counts
 
 
+def count_threads() -> int | None:
+    """Return the number of threads of one operation of torch, or None if torch is not loaded."""
+    torch = sys.modules.get("torch")
+    return torch.get_num_threads() if torch else None
+
+
 @dataclass(frozen=True)
 class Surroundings:
     """What a worker shares with the process that started the run.
@@ -22,12 +29,14 @@ class Surroundings:
     probes   {output folder: a file that the starting process created in it}
     inputs   local files and folders that must exist
     version  of this package
+    threads  of torch, if it is loaded: another number rounds differently
     """
 
     folder: str
     probes: dict[str, str]
     inputs: tuple[str, ...] = ()
     version: str = __version__
+    threads: int | None = field(default_factory=count_threads)
 
     def find_problem(self) -> str | None:
         """Return why a process on this node cannot take part in the run, or None."""
@@ -52,6 +61,10 @@ class Worker:
         self.surroundings = surroundings
         if os.path.isdir(surroundings.folder):
             os.chdir(surroundings.folder)
+        if surroundings.threads:
+            import torch  # Ray gives a worker one thread per CPU that it reserves
+
+            torch.set_num_threads(surroundings.threads)
 
     def check(self) -> tuple[str, str | None]:
         """Return the name of this node, and why it cannot take part in the run, or None."""
