@@ -109,6 +109,15 @@ def count_rows(
     return sum(1 for _ in _read_arguments(arguments, key, visit))
 
 
+def comment_notes(arguments: list[str] | None) -> Iterator[str]:
+    """Yield a note for each .txt file of prompts with lines that are comments."""
+    for word in arguments or ():
+        if word.lower().endswith(".txt") and _is_row_file(word) and os.path.isfile(word):
+            count = jsonl.count_comments(Path(word))
+            if count:
+                yield f"{word}: skipped {count} comment line{'s' * (count != 1)}, which begin with #"
+
+
 def _read_arguments(
     arguments: list[str], key: str, visit: Callable[[str, dict], None] | None = None
 ) -> Iterator[dict]:

@@ -138,10 +138,8 @@ def plan_training(settings: Any, out: Path, resume: bool) -> list[dict]:
         return [{**settings.model_dump(mode="json"), "out": str(out)}]
     from lumina_cli.core.training.resume_point import pending_stages
 
-    rows = pending_stages(settings, out, resume, note=output.write_note)
-    if rows:
-        _check_data(settings.data)
-    else:
+    rows = pending_stages(settings, out, resume, note=output.write_note, check_data=_check_data)
+    if not rows:
         _note_completed(out, settings)
     return [{**row, "out": str(out)} for row in rows]
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lumina_cli.cli import output
+from lumina_cli.cli import options, output
 from lumina_cli.cli.options import read_rows
 from lumina_cli.core.errors import LuminaError, UsageError
 
@@ -160,3 +160,27 @@ def test_notes_appear_above_nested_bars(monkeypatch):
         output.write_note(f"note {number}")
     assert all(f"note {number}\n" in err.getvalue() for number in range(3))
     assert output._bars == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "prompts"),
+    [
+        ("p.txt", "# first\na red ball\n  #second\n\na cup # three\n", ["a red ball", "a cup # three"]),
+        ("P.TXT", "\ufeff# first\n#\na cup\n", ["a cup"]),
+        ("q.txt", '"# quoted"\na cup\n', ["# quoted", "a cup"]),
+    ],
+)
+def test_lines_of_prompt_files_that_begin_with_a_number_sign_are_comments(name, text, prompts, tmp_path):
+    path = tmp_path / name
+    path.write_text(text)
+    assert [row["prompt"] for row in options.read_rows([str(path)], "prompt")] == prompts
+    assert options.count_rows([str(path)], "prompt") == len(prompts)
+    skipped = {2: [f"{path}: skipped 2 comment lines, which begin with #"], 0: []}
+    assert list(options.comment_notes([str(path), "a # b.txt c"])) == skipped[0 if name == "q.txt" else 2]
+
+
+def test_only_text_files_of_prompts_have_comments(tmp_path):
+    (tmp_path / "a.txt").write_text("# a\nb\n")
+    (tmp_path / "b.csv").write_text("prompt\n# a\n")
+    assert [row["image"] for row in options.read_rows([str(tmp_path / "a.txt")], "image")] == ["# a", "b"]
+    assert [row["prompt"] for row in options.read_rows([str(tmp_path / "b.csv")], "prompt")] == ["# a"]

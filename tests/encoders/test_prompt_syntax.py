@@ -2,7 +2,7 @@
 
 import pytest
 
-from lumina_cli.core.encoders.prompt_syntax import find_foreign_syntax
+from lumina_cli.core.encoders.prompt_syntax import find_foreign_syntax, remove_foreign_syntax
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,18 @@ def test_ordinary_text_has_none(prompt):
 def test_long_examples_are_cut():
     (found,) = find_foreign_syntax(f"({'a ' * 100}cat:1.2)")
     assert len(found) == 41
+
+
+@pytest.mark.parametrize(
+    ("prompt", "rest"),
+    [
+        ("a cat --n ugly, blurry --w 640", "a cat"),
+        ("a cat --no text, watermark", "a cat"),
+        ("a (red:1.2) cat BREAK a dog <lora:fur:0.8>", "a cat a dog"),
+        (f"a cat {{{'x ' * 40}|b}} a dog", "a cat a dog"),  # longer than an example
+        ("(red AND blue:1.2) cat", "cat"),
+        ("a cat -- a photo, (red)", "a cat -- a photo, (red)"),
+    ],
+)
+def test_syntax_and_values_of_options_are_removed(prompt, rest):
+    assert remove_foreign_syntax(prompt).split() == rest.split()

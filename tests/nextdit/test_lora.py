@@ -287,6 +287,37 @@ def test_specs_are_paths_with_an_optional_scale(tmp_path):
         parse_spec("a.safetensors:nan")
 
 
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (
+            {"layers.99.attention.out": (48, 48)},
+            "2 of 3 layers fit this model; it also targets layers.99.attention.out, which does not exist in "
+            "this model",
+        ),
+        (
+            {f"layers.{n}.attention.out": (48, 48) for n in (98, 99)},
+            "2 of 4 layers fit this model; it also targets layers.98.attention.out, which does not exist in "
+            "this model, and 1 more that do not fit",
+        ),
+        (
+            {"noise_refiner.0.attention.out": (48, 64)},
+            "2 of 3 layers fit this model; it also targets noise_refiner.0.attention.out from 64 to 48, but "
+            "this model has 48 to 48",
+        ),
+    ],
+)
+def test_a_lora_that_fits_in_part_is_refused_with_the_fraction_that_fits(model, tmp_path, odd, words):
+    shapes = {f"layers.{n}.attention.out": (48, 48) for n in (0, 1)} | odd
+    pairs = {(name, None): pair(2, *shape) for name, shape in shapes.items()}
+    file = write(pairs, "diffusers", tmp_path / "part.safetensors")
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(LuminaError) as caught:
+        apply_loras(model, [str(file)])
+    assert str(caught.value) == f"{file} fits in part: {words}"
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
 def test_a_lora_for_another_model_names_its_layers(model, tmp_path):
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     good = write(apart(), "kohya", tmp_path / "good.safetensors")

@@ -75,14 +75,27 @@ def test_a_resume_with_settings_that_fail_leaves_the_saved_ones(words, message, 
     code, _, err = lumina(f"train out={started} --resume --stage all stages.low.steps=3 {words}")
     assert code
     assert message in err
+    assert "with changed settings" not in err
     assert (started / "recipe.yaml").read_text() == before
     code, rows, _ = lumina(f"train out={started} --resume stages.low.steps=3")
     assert code == 0
     assert steps_of(rows) == [("low", 3)]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [("data=typo", "typo: no such source"), ("frozen=nowhere", "unknown model 'nowhere'")],
+)
+def test_a_dry_run_reports_changes_only_if_the_run_opens(words, message, started, lumina):
+    code, _, err = lumina(f"train out={started} --resume --dry-run stages.low.steps=3 {words}")
+    assert code
+    assert message in err
+    assert "with changed settings" not in err
+
+
 def test_data_that_fails_is_not_saved_when_nothing_is_left_to_train(started, lumina):
-    assert lumina(f"train out={started} --resume data=typo")[0] == 1
+    code, _, err = lumina(f"train out={started} --resume data=typo")
+    assert (code, "with changed settings" in err) == (1, False)
     assert saved(started)["data"].endswith("rows.jsonl")
     assert lumina(f"train out={started} --resume")[0] == 0
 

@@ -154,7 +154,7 @@ def _read_prompts(
         return iter(()), 0, 0
     survey = RowSurvey()
     rows, total = shared.read_rows(prompts, key), shared.count_rows(prompts, key, survey.add)
-    for line in survey.notes():
+    for line in (*survey.notes(), *(shared.comment_notes(prompts) if captions is None else ())):
         output.write_note(line)
     rows = rows if captions is None else captions_to_prompts(rows, captions)
     if total is None:

@@ -28,7 +28,8 @@ def read_rows(source: str | Path | IO, key: str | None = None) -> Iterator[dict]
 
     With `key`, each row must have a value for it, and a line that is not a JSON object is itself that value;
     in .jsonl and .ndjson files only a quoted string is. Suffixes of TABLES select other formats. The seed of
-    a row with a prompt becomes an integer (see `checked_prompt`).
+    a row with a prompt becomes an integer (see `checked_prompt`). In .txt files of prompts, lines that begin
+    with "#" are comments, as in those of kohya's scripts.
 
     Raises:
         LuminaError: if the file is missing, a line is malformed, or the value is missing; the message names
@@ -49,6 +50,13 @@ def read_rows_with_lines(source: str | Path | IO, key: str | None = None) -> Ite
             yield from _require_rows(parse_rows(file, str(path), key))
     else:
         yield from _require_rows(parse_rows(source, "", key))
+
+
+def count_comments(path: Path) -> int:
+    """Return the number of lines that `read_rows` takes as comments in a .txt file of prompts."""
+    with path.open("rb") as file:
+        lines = (line for line in bounded_lines(file) if isinstance(line, bytes))
+        return sum(line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"#") for line in lines)
 
 
 def _require_rows(items: Iterable[Item]) -> Iterator[tuple[str, dict]]:
@@ -77,6 +85,7 @@ def parse_rows(
 
 def _parse_lines(lines: Iterable[str | bytes], place: str, key: str | None) -> Iterator[Item]:
     plain = not place.lower().endswith((*JSON_FILES, ".json"))
+    commented = key == "prompt" and place.lower().endswith(".txt")
     start = f"{place} " if place else ""
     lines = iter(bounded_lines(lines))
     for number, line in enumerate(lines, start=1):
@@ -86,7 +95,7 @@ def _parse_lines(lines: Iterable[str | bytes], place: str, key: str | None) -> I
             text = text.removeprefix("\ufeff") if number == 1 else text
             if number == 1 and _ARRAY.match(text) and (key != "prompt" or not plain):
                 yield from _parse_rest_as_array(text, lines, place or "stdin", key)
-            elif text:
+            elif text and not (commented and text.lstrip().startswith("#")):
                 item = parse_row(text, where, key, plain)
         except LuminaError as error:
             item = error

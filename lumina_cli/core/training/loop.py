@@ -106,15 +106,22 @@ def _train(
     for name, first in point.pending:
         batches = data.stage(name, tokenize)
         if name == point.pending[0][0]:
-            run.write_recipe(recipe.model_dump(mode="json"))
+            _save_settings(run, recipe, point, note)
         if batches.missing:
             yield {"phase": "captions", "stage": name, "lacking": batches.missing}
         yield from _train_stage(trainer, run, batches, name, first, point.state, note)
         export(trainer, run, frozen, recipe.stages[name].size // vae.factor)
     if not point.pending:
-        run.write_recipe(recipe.model_dump(mode="json"))
+        _save_settings(run, recipe, point, note)
         export(trainer, run, frozen, recipe.stages[point.state["stage"]].size // vae.factor)
     yield {"step": trainer.step, "model": str(run.path / "model")}
+
+
+def _save_settings(run: RunFolder, recipe: Recipe, point: ResumePoint, note: Callable[[str], None]) -> None:
+    """Save the settings of a run that has opened with them; report those that a resume changes."""
+    run.write_recipe(recipe.model_dump(mode="json"))
+    for line in point.changes:
+        note(line)
 
 
 def _restore(trainer: Trainer, run: RunFolder, point: ResumePoint, note: Callable[[str], None]) -> None:

@@ -31,7 +31,8 @@ class ResumePoint:
     state    of the newest whole checkpoint; None without one
     pending  (stage, first step) of each stage to train
     damaged  step -> reason, of the damaged checkpoints after it
-    notes    what the user should know, one line each
+    notes    about damaged checkpoints, one line each
+    changes  about settings that the resume changes, one line each: true once the run has opened with them
     fresh    whether the run starts, and no saved settings are resumed
     """
 
@@ -39,6 +40,7 @@ class ResumePoint:
     pending: list[tuple[str, int]]
     damaged: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    changes: list[str] = field(default_factory=list)
     fresh: bool = False
 
 
@@ -62,7 +64,7 @@ def find_resume_point(run: RunFolder, recipe: Recipe, resume: bool) -> ResumePoi
         raise LuminaError(_all_damaged(run, damaged))
     pending = _pending_stages(run, recipe, state, names, resume)
     notes = [_describe_damage(run, state, damaged)] if damaged else []
-    return ResumePoint(state, pending, damaged, notes + _describe_resume(run, recipe, state))
+    return ResumePoint(state, pending, damaged, notes, _describe_resume(run, recipe, state))
 
 
 def _pending_stages(
@@ -180,10 +182,11 @@ def pending_stages(
     resume: bool,
     stage: str | None = None,
     note: Callable[[str], None] = lambda text: None,
+    check_data: Callable[[str], None] = lambda source: None,
 ) -> list[dict]:
     """Return the rows of `describe_run` for the stages that remain to be trained.
 
-    `stage` and `note` are those of `train_transformer`.
+    `stage` and `note` are those of `train_transformer`; `check_data` raises if the data cannot be used.
 
     Raises:
         UsageError, LuminaError: as `train_transformer` would, as far as that is known without reading data.
@@ -196,4 +199,8 @@ def pending_stages(
         find_components(recipe.frozen)
     if recipe.model not in NAMED:
         find_transformer(recipe.model)
+    if point.pending:
+        check_data(recipe.data)
+    for line in point.changes:
+        note(line)
     return [row for row in describe_run(recipe) if row["stage"] in dict(point.pending)]

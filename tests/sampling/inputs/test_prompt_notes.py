@@ -30,6 +30,12 @@ def test_each_kind_has_one_note(noted):
     assert noted("a red ball") == []
 
 
+@pytest.mark.parametrize("option", ["--n ugly, blurry", "--d 7 --n worst quality", "--no wizards"])
+def test_values_of_options_are_not_unseen_words(noted, option):
+    (line,) = noted(f"a red ball {option}")
+    assert line.startswith("syntax of other programs is taken as plain words: --")
+
+
 def test_other_models_know_other_words(noted, tmp_path):
     assert noted("an astronaut", folder=tmp_path) == []
 

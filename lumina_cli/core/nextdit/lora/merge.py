@@ -126,8 +126,11 @@ class LoraStack:
         if faults:
             more = f", and {len(faults) - 1} more that do not fit" if len(faults) > 1 else ""
             widths = [pair.down.shape[1] for (name, _), pair in pairs.items() if "attention." in name]
-            base = find_lora_base(file.tensors, max(widths, default=None)) or "another model"
-            raise LuminaError(f"{file.path} is a LoRA for {base}: it targets {faults[0]}{more}")
+            base, fit = find_lora_base(file.tensors, max(widths, default=None)), len(pairs) - len(faults)
+            found = f"is a LoRA for {base or 'another model'}: it"
+            if fit and not base:
+                found = f"fits in part: {fit} of {len(pairs)} layers fit this model; it also"
+            raise LuminaError(f"{file.path} {found} targets {faults[0]}{more}")
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """Return the changed weight of `name`, on the device and in the dtype of `weight`."""

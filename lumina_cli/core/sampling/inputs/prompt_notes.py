@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from lumina_cli.core.encoders.prompt_syntax import find_foreign_syntax
+from lumina_cli.core.encoders.prompt_syntax import find_foreign_syntax, remove_foreign_syntax
 from lumina_cli.core.models.folder import ModelFolder
 from lumina_cli.core.registry import ASSETS
 
@@ -50,13 +50,11 @@ class PromptNotes:
 
     def add(self, prompt: str) -> None:
         """Examine a prompt."""
-        self.syntax.add(syntax := find_foreign_syntax(prompt))
+        self.syntax.add(find_foreign_syntax(prompt))
         if self.is_nano:
             from lumina_cli.core.nano.vocabulary import find_unseen_words
 
-            for part in syntax:
-                prompt = prompt.replace(part, " ")
-            self.unseen.add(find_unseen_words(prompt))
+            self.unseen.add(find_unseen_words(remove_foreign_syntax(prompt)))
 
     def add_truncated(self, index: int, kind: str, lost: int) -> None:
         """Note that the text of row `index` lost its last tokens: the first time by row, then by number."""
