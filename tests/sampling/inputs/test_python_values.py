@@ -55,7 +55,9 @@ def pipe(tiny_folder):
         ({"seed": b"7"}, "seed must be an integer, not b'7'"),
         ({"preset": 3}, "preset must be a name or a path, not 3"),
         ({"negative_system": "no"}, "negative_system must be True or False, not 'no'"),
-        ({"settings": {"solver": 3}}, "solver"),
+        ({"settings": {"solver": 3}}, "solver must be one of euler, "),
+        ({"settings": {"guidance": np.array([1, 2])}}, "guidance must be a single value, not array([1, 2])"),
+        ({"settings": {"shift": torch.ones(2)}}, "shift must be a single value, not tensor([1., 1.])"),
         ({"settings": {"steps": "many"}}, "steps must be an integer, not 'many'"),
     ],
 )

@@ -193,7 +193,10 @@ def _to_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         elif isinstance(value, Real) and not isinstance(value, bool | int):
             value = float(value)
         elif hasattr(value, "item") and not isinstance(value, str):  # an integer or a scalar array
-            value = value.item()
+            try:
+                value = value.item()
+            except (TypeError, ValueError, RuntimeError) as error:  # numpy and torch differ
+                raise UsageError(f"{name} must be a single value, not {_show(value)}") from error
         found[name] = value
     return found
 
