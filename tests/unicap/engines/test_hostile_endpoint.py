@@ -1,7 +1,10 @@
 """Endpoints that echo secrets, send absurd answers, or have impossible addresses."""
 
 import base64
+import contextlib
 import json
+import socket
+import threading
 import time
 
 import pytest
@@ -180,3 +183,38 @@ def test_an_error_of_a_megabyte_is_one_short_line(serve):
     with pytest.raises(LuminaError) as caught:
         answer_to(endpoint.url)
     assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            "HTTP/1.1 307 X\r\nLocation: http://127.0.0.2:9/v1\r\nContent-Length: 0\r\n\r\n",
+            "redirects to another host",
+        ),
+        (
+            "HTTP/1.1 308 X\r\nLocation: //example.invalid/v1\r\nContent-Length: 0\r\n\r\n",
+            "redirects to another host",
+        ),
+        ("garbage\r\n\r\n", "sent an invalid HTTP answer"),
+        ("HTTP/1.1 200 X\r\nContent-Length: many\r\n\r\n{}", "sent an invalid HTTP answer"),
+    ],
+)
+def test_redirects_to_other_hosts_and_invalid_http_are_named(answer, message):
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve_one():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(1 << 20)
+                    connection.sendall(answer.encode())
+
+    threading.Thread(target=serve_one, daemon=True).start()
+    try:
+        with pytest.raises(LuminaError, match=message) as caught:
+            answer_to(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    finally:
+        listener.close()
+    assert "is the server running" not in str(caught.value)

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import urlsplit
 
-from lumina_cli.core.errors import UsageError
+from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.secrets import add_secret, add_url_secrets
 
 MAX_ANSWER = 8 << 20  # bytes of a response; the rest is not received
@@ -76,6 +76,13 @@ def open_client(openai: Any, url: str, key: str, retries: int, timeout: float) -
             await self.stream.aclose()
 
     async def bound(response: Any) -> None:
+        if response.has_redirect_location:
+            target = response.url.join(response.headers["location"])
+            if (target.scheme, target.netloc) != (response.url.scheme, response.url.netloc):
+                raise LuminaError(
+                    f"{url} redirects to another host, {target.scheme}://{target.host}, which must not receive "
+                    "the key or the images; give its URL with --endpoint if you trust it"
+                )
         compressed = response.headers.get("content-encoding", "identity") != "identity"
         response.stream = BoundedStream(response.stream, MAX_COMPRESSED if compressed else MAX_ANSWER)
 
@@ -91,6 +98,14 @@ def open_client(openai: Any, url: str, key: str, retries: int, timeout: float) -
         )
     except http.InvalidURL as error:
         raise UsageError(f"--endpoint {url!r} is not a valid URL ({error}); give a URL {EXAMPLE}") from error
+
+
+def describe_connection_error(cause: BaseException, reason: str) -> str:
+    """Return what is wrong with a connection, to follow the URL; `reason` is the text of `cause`."""
+    # a server that closes the connection has not sent an invalid answer
+    if type(cause).__name__ == "RemoteProtocolError" and "disconnected" not in str(cause):
+        return f"sent an invalid HTTP answer ({reason})"
+    return f"cannot be reached ({reason}); is the server running?"
 
 
 def watch_response() -> dict[str, bool]:

@@ -21,6 +21,7 @@ from lumina_cli.core.unicap.engines.http_client import (
     MAX_ANSWER,
     check_key,
     check_url,
+    describe_connection_error,
     open_client,
     watch_response,
 )
@@ -223,9 +224,8 @@ class Captioner(Engine):
         if isinstance(error, self.openai.APITimeoutError):
             return f"{self.url} did not answer in time"
         if isinstance(error, self.openai.APIConnectionError):
-            return (
-                f"{self.url} cannot be reached ({_short(error.__cause__ or error)}); is the server running?"
-            )
+            cause = error.__cause__ or error
+            return f"{self.url} {describe_connection_error(cause, _short(cause))}"
         if isinstance(error, self.openai.AuthenticationError | self.openai.PermissionDeniedError):
             return f"{self.url} refuses the key in OPENAI_API_KEY ({_short(_error_message(error))})"
         hint = "" if self.model_given else f"; without --model, the requested one was {self.name!r}"
