@@ -80,8 +80,8 @@ def open_client(openai: Any, url: str, key: str, retries: int, timeout: float) -
             target = response.url.join(response.headers["location"])
             if (target.scheme, target.netloc) != (response.url.scheme, response.url.netloc):
                 raise LuminaError(
-                    f"{url} redirects to another host, {target.scheme}://{target.host}, which must not receive "
-                    "the key or the images; give its URL with --endpoint if you trust it"
+                    f"{url} redirects to another host, {target.scheme}://{target.host}, which must not "
+                    "receive the key or the images; give its URL with --endpoint if you trust it"
                 )
         compressed = response.headers.get("content-encoding", "identity") != "identity"
         response.stream = BoundedStream(response.stream, MAX_COMPRESSED if compressed else MAX_ANSWER)
