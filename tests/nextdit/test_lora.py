@@ -369,8 +369,8 @@ def test_missing_and_hostile_files(tmp_path, model):
         apply_loras(model, [tmp_path])
     with pytest.raises(LuminaError, match="does not exist"):
         apply_loras(model, [tmp_path / "gone.safetensors:0.5"])
-    torch.save({"a": print}, tmp_path / "x.pt")
-    with pytest.raises(LuminaError, match="cannot be loaded: it is damaged, or contains print"):
+    torch.save({"a": exec}, tmp_path / "x.pt")
+    with pytest.raises(LuminaError, match="cannot be loaded: it is damaged, or contains exec"):
         apply_loras(model, [tmp_path / "x.pt"])
 
 

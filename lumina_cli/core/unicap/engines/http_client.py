@@ -102,7 +102,7 @@ def open_client(openai: Any, url: str, key: str, retries: int, timeout: float) -
 
 def describe_connection_error(cause: BaseException, reason: str) -> str:
     """Return what is wrong with a connection, to follow the URL; `reason` is the text of `cause`."""
-    # a server that closes the connection has not sent an invalid answer
+    # a closed connection is not an invalid answer
     if type(cause).__name__ == "RemoteProtocolError" and "disconnected" not in str(cause):
         return f"sent an invalid HTTP answer ({reason})"
     return f"cannot be reached ({reason}); is the server running?"
