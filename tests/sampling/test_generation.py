@@ -246,8 +246,10 @@ def test_metadata_suffices_to_regenerate_an_image(pipe, tmp_path):
 
 
 def test_incomplete_metadata_is_rejected():
+    with pytest.raises(LuminaError, match="its metadata lacks 'seed'"):
+        from_metadata({"prompt": "x"})
     with pytest.raises(LuminaError, match="its metadata lacks 'size'"):
-        from_metadata({"prompt": "x", "seed": 0})
+        from_metadata({"prompt": "x", "seed": 0, "number": 0, "model": "nano"})
 
 
 class Encoder:
