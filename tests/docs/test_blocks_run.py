@@ -176,8 +176,10 @@ TAILS = {  # settings that make a line short
 
 
 def help_files(folder: Path) -> None:
-    """Write what the examples of the help name: photos, prompts, an image with a mask, tables, a model, a LoRA."""
+    """Write what the examples of the help name: photos, shards, prompts, an image, a mask, tables, a model, a LoRA."""
     ten_photos(folder, 520)
+    scenes(folder)
+    (folder / "data").rename(folder / "shards")
     prompts_file(folder)
     style_lora(folder)
     (folder / "style.safetensors").rename(folder / "lora.safetensors")
