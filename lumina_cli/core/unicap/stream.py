@@ -9,6 +9,7 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, TooManyRejects
 from lumina_cli.core.io.jsonl import chunked
+from lumina_cli.core.limits import shorten
 from lumina_cli.core.unicap.batch import caption_batch
 from lumina_cli.core.unicap.items import CaptionItem, CaptionRequest, Row
 from lumina_cli.core.unicap.protocol import Answer, Captioner, Question
@@ -54,14 +55,16 @@ def caption_rows(
         TooManyRejects: after all rows, if more than `max_bad_rate` of them failed, earlier runs included.
     """
     observer = observer or CaptionObserver()
-    seen = unreadable = rejected = 0
+    seen, unreadable, rejected, reason = 0, 0, 0, ""
     for items, calls in _caption_batches(rows, captioner, request, open_image, batch, scorer, journal):
         observer.on_batch(items, calls)
         for item in items:
             seen += 1
             if item.error is None:
                 finished = item.finished_row()
-                rejected += request.is_fully_rejected(finished)
+                if request.is_fully_rejected(finished):
+                    rejected += 1
+                    reason = reason or _find_reason(finished["rejected_captions"])
                 yield finished
                 continue
             unreadable, failed = unreadable + 1, item.failed_row()
@@ -70,7 +73,14 @@ def caption_rows(
                 yield failed
     totals = zip((seen, unreadable, rejected), observer.previous, strict=True)
     nano = (request.engine or "").partition(":")[0] == "nano"
-    _check_failures(*map(sum, totals), max_bad_rate, NANO_SCOPE if nano else "")
+    reason = f"; the first reason: {shorten(reason, 200)}" if reason else ""
+    _check_failures(*map(sum, totals), max_bad_rate, NANO_SCOPE if nano else reason)
+
+
+def _find_reason(rejected: list[dict]) -> str:
+    """Return why an endpoint sent no answer; "" if it did, and the caption failed its checks."""
+    found = (each for each in rejected if isinstance(each, dict) and each.get("code") == "endpoint")
+    return str(next(found, {}).get("reason", ""))
 
 
 def _check_failures(seen: int, unreadable: int, rejected: int, most: float, scope: str = "") -> None:

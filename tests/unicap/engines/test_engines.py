@@ -76,7 +76,7 @@ def test_permanent_endpoint_errors_end_the_run_with_one_line(serve, lumina, phot
         (200, said(None, refusal="I will not"), "refused by the model: I will not"),
         (200, said("", "content_filter"), "refused by the endpoint: content filter"),
         (200, b"<html>", "unreadable answer"),
-        (200, b"[]", "no text in the endpoint's answer"),
+        (200, b"[]", "unreadable answer: a JSON array, not a JSON object"),
     ],
 )
 def test_a_bad_answer_rejects_one_caption(serve, status, body, error):

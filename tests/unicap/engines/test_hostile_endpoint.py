@@ -2,10 +2,12 @@
 
 import base64
 import contextlib
+import gzip
 import json
 import socket
 import threading
 import time
+import zlib
 
 import pytest
 from local_endpoint import question
@@ -144,29 +146,149 @@ def test_usage_of_any_type_is_read(serve, usage, tokens):
     assert (answer.text, answer.tokens, answer.error) == ("a red wall", tokens, None)
 
 
+def deep(levels):
+    return b"[" * levels + b"]" * levels
+
+
+def within(value):
+    """Return a completion with these bytes as another field."""
+    return json.dumps(said("a red wall", extra="@")).encode().replace(b'"@"', value)
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("body", "reason"),
     [
-        said("x" * 200_000),
-        said("half \ud83d of a pair"),
-        {"choices": {"a": 1}},
-        {"choices": 7},
-        {"choices": [7]},
-        {"choices": [{"message": 7}]},
-        ("[" * 5000 + "]" * 5000).encode(),
-        ('{"choices": ' + "[" * 5000 + "]" * 5000 + "}").encode(),
-        ('{"choices": [{"message": {"content": ' + "[" * 900 + "]" * 900 + "}}]}").encode(),
-        b"7",
-        b"null",
-        b"",
-        b"\xff\xfe{",
+        (said("x" * 200_000), "unreadable answer: more than 100,000 characters"),
+        (said("half \ud83d of a pair"), "unreadable answer: not valid UTF-8 text"),
+        ({"choices": {"a": 1}}, "no text in the endpoint's answer: a JSON object without choices[0].message"),
+        ({"choices": 7}, "no text in the endpoint's answer: a JSON object without choices[0].message"),
+        ({"choices": [7]}, "no text in the endpoint's answer: a JSON object without choices[0].message"),
+        ({"choices": [{"message": 7}]}, "no text in the endpoint's answer: a JSON object without choices"),
+        (said(None), "no text in the endpoint's answer: its message is without content"),
+        (said(float("nan")), "no text in the endpoint's answer: its message is without content"),
+        ({"error": {"message": "model overloaded"}}, "error in the endpoint's answer: model overloaded"),
+        ({"error": [1]}, "error in the endpoint's answer: [1]"),
+        (deep(100_000), "unreadable answer: nested too deeply (more than 256 levels)"),
+        (within(deep(100_000)), "unreadable answer: nested too deeply (more than 256 levels)"),
+        (within(deep(900)), "unreadable answer: nested too deeply (more than 256 levels)"),
+        (b"9" * 5000, "unreadable answer: an integer has more than 300 digits"),
+        (within(b"9" * 5000), "unreadable answer: an integer has more than 300 digits"),
+        (within(b"9" * 301), "unreadable answer: an integer has more than 300 digits"),
+        (b"7", "unreadable answer: a JSON number, not a JSON object"),
+        (b'"a red wall"', "unreadable answer: a JSON text, not a JSON object"),
+        (b"null", "unreadable answer: null, not a JSON object"),
+        (b"[]", "unreadable answer: a JSON array, not a JSON object"),
+        (b"", "unreadable answer: an empty body"),
+        (b"\xff\xfe{", "unreadable answer: not JSON, and not UTF-8 text"),
+        (b"\n<!doctype html><p>Welcome", "unreadable answer: HTML or XML, not JSON"),
+        (b'data: {"choices": []}\n\ndata: [DONE]', "unreadable answer: a stream of events, which was not"),
+        (b'{"choices": [', "unreadable answer: not JSON (Expecting value at character 13)"),
     ],
+    ids=lambda value: value[:60] if isinstance(value, str) else "",
 )
-def test_absurd_bodies_reject_one_answer(serve, body):
+def test_absurd_bodies_reject_one_answer(serve, body, reason):
     endpoint = serve(lambda *_: (200, body))
     answer = answer_to(endpoint.url)
-    assert answer.error.startswith(("unreadable answer", "no text in the endpoint's answer"))
-    assert len(answer.error) < 300
+    assert answer.error.startswith(reason)
+    assert (answer.text, answer.tokens, len(answer.error) < 300) == ("", 0, True)
+
+
+@pytest.mark.parametrize("body", [b"7", deep(100_000), b"<html>", b'{"error": "busy"}'])
+def test_one_unreadable_answer_rejects_one_image_and_the_others_get_captions(serve, command, tmp_path, body):
+    from PIL import Image
+
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (32, 32), "red" if name == "b" else "blue").save(tmp_path / f"{name}.png")
+    red = base64.b64encode((tmp_path / "b.png").read_bytes()).decode()[60:]
+    endpoint = serve(lambda _, request: (200, body if red in str(request) else said("A blue wall.")))
+    code, _, err = command(
+        f"caption {tmp_path} --engine openai --endpoint {endpoint.url} --model only --levels short "
+        f"--out {tmp_path}/out.jsonl --max-bad-rate 0.5"
+    )
+    rows = {row["key"]: row for row in map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())}
+    assert (code, len(rows)) == (0, 3), err
+    assert [rows[key]["captions"] for key in "ac"] == [{"en": {"short": "A blue wall."}}] * 2
+    assert [each["code"] for each in rows["b"]["rejected_captions"]] == ["endpoint"]
+
+
+def test_the_reason_is_reported_when_all_answers_are_unreadable(serve, command, photos, tmp_path):
+    endpoint = serve(lambda *_: (200, b"<html>Welcome"))
+    code, _, err = command(
+        f"caption {photos} --engine openai --endpoint {endpoint.url} --model only --levels short "
+        f"--out {tmp_path}/out.jsonl"
+    )
+    assert code == 3
+    assert err.splitlines()[-1].endswith("; the first reason: unreadable answer: HTML or XML, not JSON")
+
+
+def test_an_endpoint_that_never_sends_a_caption_ends_the_run(serve):
+    endpoint = serve(lambda *_: (200, b"7"))
+    engine = Captioner("only", None, endpoint.url, retries=0)
+    try:
+        with pytest.raises(LuminaError, match="sent 24 answers without a caption and no other: unreadable"):
+            engine.answer([question()] * 30)
+    finally:
+        engine.close()
+    assert 24 <= len(endpoint.seen) <= 30
+
+
+def raw_server(head, pieces):
+    """Start a server that sends a head and then pieces of a body; return its socket and its URL."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve_one():
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.recv(1 << 20)
+                    connection.sendall(f"HTTP/1.1 200 X\r\nConnection: close\r\n{head}\r\n\r\n".encode())
+                    for piece in pieces():
+                        connection.sendall(piece)
+
+    threading.Thread(target=serve_one, daemon=True).start()
+    return listener, f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+def chunks(piece, pause):
+    while True:
+        yield b"%x\r\n%s\r\n" % (len(piece), piece)
+        time.sleep(pause)
+
+
+def zeros(megabytes):
+    """Yield the gzip form of so many MB of spaces."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    for _ in range(megabytes):
+        yield packer.compress(b" " * 1_000_000)
+    yield packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("head", "pieces", "reason"),
+    [
+        ("Transfer-Encoding: chunked", lambda: chunks(b" " * 65536, 0), "larger than 8 MiB"),
+        ("Transfer-Encoding: chunked", lambda: chunks(b" ", 0.02), "not complete after 1 s"),
+        ("Content-Encoding: gzip", lambda: zeros(50), "larger than 8 MiB"),
+        ("Content-Encoding: gzip", lambda: [b"no gzip"], "damaged compressed data"),
+        ("Content-Encoding: br", lambda: [b"anything"], "compressed with 'br', which was not requested"),
+    ],
+)
+def test_endless_and_compressed_bodies_are_cut_off(head, pieces, reason):
+    listener, url = raw_server(head, pieces)
+    try:
+        assert answer_to(url, timeout=1.0).error == f"unreadable answer: {reason}"
+    finally:
+        listener.close()
+
+
+def test_a_compressed_completion_is_read():
+    body = gzip.compress(json.dumps(said("a red wall")).encode())
+    listener, url = raw_server("Content-Encoding: gzip", lambda: [body[:20], body[20:]])
+    try:
+        assert answer_to(url).text == "a red wall"
+    finally:
+        listener.close()
 
 
 def test_an_answer_of_a_hundred_megabytes_is_cut_off(serve):

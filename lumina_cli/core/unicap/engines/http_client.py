@@ -1,5 +1,7 @@
 """The HTTP client of an endpoint: checks of its URL and key, and a limit on the size of its answers."""
 
+import time
+import zlib
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from importlib import import_module
@@ -10,11 +12,10 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.secrets import add_secret, add_url_secrets
 
 MAX_ANSWER = 8 << 20  # bytes of a response; the rest is not received
-MAX_COMPRESSED = MAX_ANSWER // 64  # bytes of a compressed one
 EXAMPLE = "such as http://localhost:8000/v1"
 
 # what a request learns about its response; set by `watch_response` in the task of the request
-_watched: ContextVar[dict[str, bool] | None] = ContextVar("watched", default=None)
+_watched: ContextVar[dict[str, str] | None] = ContextVar("watched", default=None)
 
 
 def check_url(url: str | None) -> str:
@@ -51,26 +52,59 @@ def check_key(key: str | None) -> str:
     return key or "none"
 
 
+class _CutOff(Exception):
+    """The reason why the rest of a response is not read."""
+
+
+class _Decoder:
+    """Decompresses a body piece by piece, so that a small one cannot fill the memory."""
+
+    def __init__(self, encoding: str):
+        if encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+            raise _CutOff(f"compressed with {encoding[:20]!r}, which was not requested")
+        self.gzip = zlib.decompressobj(zlib.MAX_WBITS | 32) if encoding not in ("", "identity") else None
+
+    def decode(self, data: bytes, most: int) -> bytes:
+        """Return the next bytes of the body, at most `most` bytes.
+
+        Raises:
+            _CutOff: if there are more, or the data is damaged.
+        """
+        try:
+            data = data if self.gzip is None else self.gzip.decompress(data, most + 1)
+        except zlib.error:
+            raise _CutOff("damaged compressed data") from None
+        if len(data) > most:
+            raise _CutOff(f"larger than {MAX_ANSWER >> 20} MiB")
+        return data
+
+
 def open_client(openai: Any, url: str, key: str, retries: int, timeout: float) -> Any:
-    """Return the asynchronous client of an endpoint, whose responses are cut off after MAX_ANSWER bytes."""
+    """Return the asynchronous client of an endpoint.
+
+    Its responses are cut off after MAX_ANSWER bytes, after decompression, or after `timeout` seconds.
+    """
     base = openai.DefaultAsyncHttpxClient.__mro__[1]
     http = import_module(base.__module__.partition(".")[0])  # httpx, or its successor in newer versions
 
     class BoundedStream(http.AsyncByteStream):  # type: ignore[name-defined]
-        """The body of a response, up to `most` bytes."""
+        """The body of a response within the limits; `watch_response` reports why it was cut off."""
 
-        def __init__(self, stream: Any, most: int):
-            self.stream, self.most = stream, most
+        def __init__(self, stream: Any, encoding: str):
+            self.stream, self.encoding, self.start = stream, encoding, time.monotonic()
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             size = 0
-            async for chunk in self.stream:
-                size += len(chunk)
-                if size > self.most:
-                    if (watched := _watched.get()) is not None:
-                        watched["too_large"] = True
-                    return
-                yield chunk
+            try:
+                decoder = _Decoder(self.encoding)
+                async for chunk in self.stream:
+                    yield (data := decoder.decode(chunk, MAX_ANSWER - size))
+                    size += len(data)
+                    if time.monotonic() - self.start > timeout:
+                        raise _CutOff(f"not complete after {timeout:g} s")
+            except _CutOff as error:
+                if (watched := _watched.get()) is not None:
+                    watched["reason"] = str(error)
 
         async def aclose(self) -> None:
             await self.stream.aclose()
@@ -83,8 +117,10 @@ def open_client(openai: Any, url: str, key: str, retries: int, timeout: float) -
                     f"{url} redirects to another host, {target.scheme}://{target.host}, which must not "
                     "receive the key or the images; give its URL with --endpoint if you trust it"
                 )
-        compressed = response.headers.get("content-encoding", "identity") != "identity"
-        response.stream = BoundedStream(response.stream, MAX_COMPRESSED if compressed else MAX_ANSWER)
+        encoding = response.headers.pop("content-encoding", "").strip().lower()
+        response.stream = BoundedStream(response.stream, encoding)
+        if (watched := _watched.get()) is not None:  # an earlier response may have been retried
+            watched.clear()
 
     client = openai.DefaultAsyncHttpxClient(event_hooks={"response": [bound]})
     try:
@@ -108,8 +144,8 @@ def describe_connection_error(cause: BaseException, reason: str) -> str:
     return f"cannot be reached ({reason}); is the server running?"
 
 
-def watch_response() -> dict[str, bool]:
-    """Return a dict that gets "too_large" if the response to a request of this task is cut off."""
-    watched: dict[str, bool] = {}
+def watch_response() -> dict[str, str]:
+    """Return a dict that gets a "reason" if the response to a request of this task is not read completely."""
+    watched: dict[str, str] = {}
     _watched.set(watched)
     return watched

@@ -14,11 +14,8 @@ from typing import Any
 from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, MissingDependency, UsageError
-from lumina_cli.core.limits import is_text
-from lumina_cli.core.secrets import mask_known, mask_secrets
-from lumina_cli.core.unicap.engines.answer_text import message_text
+from lumina_cli.core.unicap.engines.answer_text import UnreadableAnswer, read_completion, shorten_line
 from lumina_cli.core.unicap.engines.http_client import (
-    MAX_ANSWER,
     check_key,
     check_url,
     describe_connection_error,
@@ -32,7 +29,7 @@ TEMPERATURE, TOP_P, RETRY_TEMPERATURE = 0.2, 0.8, 0.3  # as in engines/transform
 RETRIES = 5  # per request, by the client: after 0.5 s, then doubling up to 8 s
 TIMEOUT = 300.0  # seconds for one answer
 MAX_PIXELS = 4_000_000  # larger images are downscaled; models do so anyway
-MAX_CHARACTERS = 100_000  # of an answer
+MAX_UNREADABLE = 24  # responses; if all were unreadable, the endpoint is not what the run needs
 LOSSLESS = 512 * 512  # pixels up to which an image is sent as PNG, else as JPEG of quality 95
 
 
@@ -46,7 +43,8 @@ class Captioner(Engine):
         timeout     seconds per request
 
     The API key is read from OPENAI_API_KEY; local servers do not need one. A question that the endpoint
-    refuses (400, 413, 422) gets an answer with an error, unless all questions so far were refused.
+    refuses (400, 413, 422) gets an answer with an error, unless all questions so far were refused. So does
+    one whose answer is unreadable, unless the first MAX_UNREADABLE are.
 
     Raises:
         UsageError: if the URL is missing or invalid, or the model is ambiguous.
@@ -69,7 +67,7 @@ class Captioner(Engine):
         self.openai = _library()
         self.url = check_url(endpoint or os.environ.get("OPENAI_BASE_URL"))
         self.key = check_key(os.environ.get("OPENAI_API_KEY"))
-        self.answered = False
+        self.answered, self.unreadable = False, 0
         self.journal: AnswerJournal | None = None  # set for a run that may be resumed
         self.rejected_settings: set[str] = set()  # settings that this endpoint rejects
         self.loop = asyncio.new_event_loop()
@@ -132,7 +130,8 @@ class Captioner(Engine):
             try:
                 while True:
                     try:
-                        found = await self.client.chat.completions.create(**self._request(question, url))
+                        create = self.client.chat.completions.with_raw_response.create
+                        response = await create(**self._request(question, url))
                         break
                     except self.openai.BadRequestError as error:
                         if not self._drop_rejected_setting(error):
@@ -140,16 +139,28 @@ class Captioner(Engine):
             except self.openai.APIStatusError as error:
                 if error.status_code not in (400, 413, 422) or not self.answered:
                     raise LuminaError(self._describe_error(error)) from error
-                return Answer("", True, error=f"refused by the endpoint: {_short(_error_message(error))}")
+                return Answer(
+                    "", True, error=f"refused by the endpoint: {shorten_line(_error_message(error))}"
+                )
             except self.openai.OpenAIError as error:
                 raise LuminaError(self._describe_error(error)) from error
-            except (ValueError, RecursionError) as error:  # the body is not JSON, or nested too deeply
-                reason = f"larger than {MAX_ANSWER >> 20} MiB" if watched else _short(error)
-                return Answer("", True, error=f"unreadable answer: {reason}")
         try:
-            return self._read(found)
-        except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-            return Answer("", True, error=f"unreadable answer: {_short(error)}")
+            if "reason" in watched:
+                raise UnreadableAnswer(watched["reason"])
+            answer = read_completion(response.content)
+        except UnreadableAnswer as error:
+            return self._reject_unreadable(error)
+        self.answered = True
+        return answer
+
+    def _reject_unreadable(self, error: UnreadableAnswer) -> Answer:
+        """Return an answer with the reason, unless the endpoint has sent nothing else from the start."""
+        self.unreadable += 1
+        if self.unreadable >= MAX_UNREADABLE and not self.answered:
+            raise LuminaError(
+                f"{self.url} sent {self.unreadable} answers without a caption and no other: {error}"
+            )
+        return Answer("", True, error=str(error))
 
     def _request(self, question: Question, url: str | None) -> dict[str, Any]:
         content: list[dict] = [{"type": "text", "text": question.text}]
@@ -180,27 +191,6 @@ class Captioner(Engine):
         self.rejected_settings.add(name)
         return True
 
-    def _read(self, found: Any) -> Answer:
-        """Convert a completion to an answer; endpoints omit almost any of its fields."""
-        choices = getattr(found, "choices", None)
-        message = getattr(choices[0], "message", None) if choices else None
-        text, refusal = message_text(getattr(message, "content", None)), getattr(message, "refusal", None)
-        if refusal:
-            return Answer("", True, error=f"refused by the model: {_short(refusal)}")
-        if text is None:
-            return Answer("", True, error="no text in the endpoint's answer")
-        self.answered = True
-        if len(text) > MAX_CHARACTERS:
-            return Answer("", True, error=f"unreadable answer: more than {MAX_CHARACTERS:,} characters")
-        if not is_text(text):
-            return Answer("", True, error="unreadable answer: not valid UTF-8 text")
-        text = mask_known(text)
-        finish_reason = choices[0].finish_reason
-        if finish_reason == "content_filter":
-            return Answer(text, True, error="refused by the endpoint: content filter")
-        tokens = _count(getattr(getattr(found, "usage", None), "completion_tokens", 0))
-        return Answer(text.strip(), finish_reason != "length", tokens)
-
     async def _find_model(self, model: str | None) -> str:
         """Return the model name, after checking that the endpoint is reachable."""
         names = []
@@ -216,7 +206,7 @@ class Captioner(Engine):
             names = []
         if model or len(names) == 1:
             return model or names[0]
-        offered = f"it offers {_short(', '.join(names[:8]))}" if names else "it lists none"
+        offered = f"it offers {shorten_line(', '.join(names[:8]))}" if names else "it lists none"
         raise UsageError(f"--model must select a model of {self.url}; {offered}")
 
     def _describe_error(self, error: Any) -> str:
@@ -225,12 +215,12 @@ class Captioner(Engine):
             return f"{self.url} did not answer in time"
         if isinstance(error, self.openai.APIConnectionError):
             cause = error.__cause__ or error
-            return f"{self.url} {describe_connection_error(cause, _short(cause))}"
+            return f"{self.url} {describe_connection_error(cause, shorten_line(cause))}"
         if isinstance(error, self.openai.AuthenticationError | self.openai.PermissionDeniedError):
-            return f"{self.url} refuses the key in OPENAI_API_KEY ({_short(_error_message(error))})"
+            return f"{self.url} refuses the key in OPENAI_API_KEY ({shorten_line(_error_message(error))})"
         hint = "" if self.model_given else f"; without --model, the requested one was {self.name!r}"
         hint = "; select a model with --model NAME" if self.name is None else hint
-        reason = _short(_error_message(error))
+        reason = shorten_line(_error_message(error))
         if isinstance(error, self.openai.NotFoundError):
             return f"{self.url} does not have model {self.name!r}, or the URL lacks /v1 ({reason}){hint}"
         return f"{self.url} failed: {reason}{hint}"
@@ -277,17 +267,6 @@ def _error_message(error: Any) -> str:
     if not body or isinstance(body, dict | list):
         body = body or error.response.text
     return f"Error code: {status}{f', {body}' if body else ''}"
-
-
-def _short(text: Any) -> str:
-    text = mask_secrets(" ".join(str(text)[:10_000].split()))
-    return text if len(text) <= 200 else text[:199] + "…"
-
-
-def _count(value: Any) -> int:
-    """Return a number of tokens; 0 for anything else that an endpoint sends."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return value if whole and 0 <= value < MAX_ANSWER else 0
 
 
 @cache
