@@ -13,7 +13,8 @@ TAGS = [
     "ohwx man, suit, office, standing at a desk",
     "red car; hill; evening",
     "cat|grass|sun",
-    "car\nhill\nevening",
+    "1girl, solo,\nlong hair,\nsmile",
+    "trash can, red hat, music stands",
     "红色汽车，山坡，傍晚，云",
     "赤い車、丘、夕方",
     "rotes Auto, Hügel, Abend",
@@ -30,6 +31,15 @@ PROSE = [
     ("一辆红色的汽车停在傍晚的山坡上，远处有一片湖，天空中有粉色的云。", "short"),
     ("A man. A dog. A house, a tree, a car.", "short"),
     ("In the rain, at night, a woman with an umbrella waits", "short"),
+    ("car\nhill\nevening", "short"),
+    ("a sign\nthe sea, blue\ntwo boats", "short"),
+    ("a man with a camera, black and white, grass", "short"),
+    ("man with a camera, black and white, grass", "short"),
+    ("The Eiffel Tower, night, Paris", "short"),
+    ("Sunset over the sea, waves, birds", "short"),
+    ("he smiles, she laughs, they dance", "short"),
+    ("ein Hund, Wiese, Sonne", "short"),
+    ("一只猫，草地，阳光", "short"),
 ]
 
 

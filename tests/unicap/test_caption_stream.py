@@ -10,6 +10,7 @@ from PIL import Image
 from lumina_cli.core.errors import LuminaError, TooManyRejects, UsageError
 from lumina_cli.core.unicap.checks.rules import LENGTHS, check_caption
 from lumina_cli.core.unicap.prompts import DOMAINS, LANGS, LEVELS, MAX_TOKENS, check_names, instruction
+from lumina_cli.core.unicap.engines import noop
 from lumina_cli.core.unicap.protocol import Answer, Engine
 from lumina_cli.core.unicap.stats import CaptionObserver, CaptionStats
 from lumina_cli.core.unicap.stream import CaptionRequest, caption_rows
@@ -418,12 +419,16 @@ class Writer(Echo):
 
     def reply(self, question):
         if question.form is None:
-            return DETAILED[question.lang]
+            return self.text(question.lang, question.level)
         langs = question.form["properties"]
-        found = {lang: dict.fromkeys(langs[lang]["properties"], DETAILED[lang]) for lang in langs}
+        levels = {lang: langs[lang]["properties"] for lang in langs}
+        found = {lang: {level: self.text(lang, level) for level in levels[lang]} for lang in langs}
         for lang, level in self.bad:
             found[lang][level] = ""
         return json.dumps(found, ensure_ascii=False)
+
+    def text(self, lang, level):
+        return noop.TAGS[lang] if level == "tags" else DETAILED[lang]
 
 
 def test_deriving_from_text_takes_two_calls_and_one_image():

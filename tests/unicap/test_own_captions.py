@@ -11,7 +11,7 @@ from lumina_cli.core.unicap.engines import noop
 from lumina_cli.core.unicap.items import CaptionRequest
 from lumina_cli.core.unicap.prompts import add_prefix
 
-TEXT = noop.TEXTS["en"]
+TEXT, TAGS = noop.TEXTS["en"], noop.TAGS["en"]
 
 
 @pytest.fixture
@@ -96,8 +96,8 @@ def test_new_captions_begin_with_the_prefix_and_kept_ones_do_not(lumina, photos)
     (photos / "a.txt").write_text("my dog")
     code, rows, _ = lumina(photos, "--engine", "noop", "--levels", "short,tags", "--prefix", "ohwx")
     assert code == 0
-    assert rows[0]["captions"]["en"] == {"short": "my dog", "tags": f"ohwx, {TEXT}"}
-    assert rows[1]["captions"]["en"] == dict.fromkeys(("short", "tags"), f"ohwx, {TEXT}")
+    assert rows[0]["captions"]["en"] == {"short": "my dog", "tags": f"ohwx, {TAGS}"}
+    assert rows[1]["captions"]["en"] == {"short": f"ohwx, {TEXT}", "tags": f"ohwx, {TAGS}"}
 
 
 def test_captions_become_text_files_next_to_the_images(lumina, photos):
@@ -123,7 +123,7 @@ def test_text_files_and_rows_go_to_a_folder(lumina, photos, tmp_path):
     words = (photos, "--engine", "noop", "--levels", "tags", "--sidecars", "--out", out)
     code, (stats,), _ = lumina(*words)
     assert (code, stats["out"]) == (0, str(out / "captions.jsonl"))
-    assert texts_in(out) == dict.fromkeys(("a.txt", "b.txt", "sub/c.txt"), f"{TEXT}\n")
+    assert texts_in(out) == dict.fromkeys(("a.txt", "b.txt", "sub/c.txt"), f"{TAGS}\n")
     assert texts_in(photos) == {}
     assert len((out / "captions.jsonl").read_text().splitlines()) == 3
     (out / "sub/c.txt").unlink()  # as after a kill between a row and its file

@@ -70,7 +70,7 @@ def test_only_missing_captions_are_requested(lumina, photos, tmp_path):
     by_key = {row["key"]: row for row in rows if "error" not in row}
     assert len(by_key) == 23
     assert by_key["07"]["captions"]["en"]["short"] == "an earlier caption of 07"
-    assert by_key["07"]["captions"]["en"]["tags"] == noop.TEXTS["en"]
+    assert by_key["07"]["captions"]["en"]["tags"] == noop.TAGS["en"]
     assert by_key["07"]["captioned_by"]["en"] == {"short": "openai:big", "tags": "noop"}
     assert by_key["07"]["caption_scores"] == {"en": {"short": 0.31}}
     assert by_key["07a"]["captioned_by"]["en"] == {"short": "noop", "tags": "noop"}
@@ -82,7 +82,7 @@ def test_preexisting_captions_of_earlier_rows_are_not_reused(lumina, photos, tmp
     assert rows_in(old)[7]["captions"]["en"]["short"] == "a caption that lay beside the picture"
     _, rows, _ = lumina(photos, *words[1:3], "--levels", "short", *words[-2:], "--reuse", old, "--replace")
     seventh = next(row for row in rows if row["key"] == "07")
-    assert seventh["captions"]["en"] == dict.fromkeys(("short", "tags"), noop.TEXTS["en"])
+    assert seventh["captions"]["en"] == {"short": noop.TEXTS["en"], "tags": noop.TAGS["en"]}
     _, rows, _ = lumina(photos, *words[1:3], "--levels", "short", *words[-2:], "--reuse", old)
     seventh = next(row for row in rows if row["key"] == "07")
     assert seventh["captions"]["en"]["short"] == "a caption that lay beside the picture"

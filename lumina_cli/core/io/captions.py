@@ -23,16 +23,21 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_SEPARATORS = re.compile(r"\s*[,，、;；|]\s*|\s*\n\s*")
+SEPARATORS = re.compile(r"\s*[,，、،;；|]\s*")
 _PROSE = re.compile(
     # a word that continues a sentence at the start of an item
-    r"(?:and|or|but|while|which|who|whose|where|as|because|und|oder|et|ou|y|и|или)\b"
-    # and a verb anywhere
-    r"|.*\b(?:is|are|was|were|has|have|stands?|sits?|shows?|lies|can|that|which|ist|sind|steht|liegt|hat|est"
-    r"|sont)\b",
+    r"(?:and|or|but|while|which|who|whose|where|as|because|he|she|they|it|und|oder|et|ou|y|и|или)\b"
+    # and a verb anywhere, unless it is the last word, where "stands" is a noun
+    r"|.*\b(?:is|are|was|were|has|have|stands?|sits?|shows?|lies|can be|that|which|ist|sind|steht|liegt"
+    r"|hat (?:ein|kein|den|die|das)\w*|est|sont|стоит|стоят|лежит|сидит|это)\s+\w"
+    # the same in languages without spaces between words
+    r"|一[个只辆张条位件名座本棵艘颗朵群对幅间架头匹]|.*(?:停在|站在|坐在|躺在|正在|位于|是一|有一)"
+    r"|.*(?:います|あります|です|ました|いる|입니다|습니다|있다)$",
     re.IGNORECASE,
 )
-_ARTICLE = re.compile(r"(?:an?|the|one|two|three|der|die|das|ein|eine|une?|les?|la)\s", re.IGNORECASE)
+INDEFINITE = re.compile(r"(?:an?|eine?[mnr]?|une?|un|una|uma)\s", re.IGNORECASE)
+_ARTICLE = re.compile(r"(?:the|one|two|three|der|die|das|les?|la)\s", re.IGNORECASE)
+_FIRST = re.compile(r"(?:.*\s)?(?:an?|the|eine?[mnr]?|der|die|das|une?|les?|la|una)\s", re.IGNORECASE)
 _WIDE = re.compile(r"[぀-ヿ㐀-鿿가-힣]")  # languages without spaces between words, or with long words
 FEWEST, MOST_WORDS, MEAN_WORDS, MOST_WIDE = 3, 5, 3.0, 10
 _CONTROL = bytes([*range(9), *range(14, 32)])  # bytes that are not text
@@ -91,23 +96,37 @@ def caption_level(text: str) -> str:
 
 
 def is_tag_list(text: str) -> bool:
-    """Return whether a text is a list of tags: short items between commas, without the words of a sentence.
+    """Return whether a text is a list of tags.
 
-    Tags of Danbooru ("1girl long_hair smile") are separated by spaces.
+    These are at least three items between commas, of at most five words each and three on average (ten
+    characters in Chinese, Japanese and Korean). The first item has no article, no item begins with "a",
+    contains a verb such as "is", or continues a sentence ("and", "who"), and no full stop separates them.
+    Lines are items only if each line has commas. Tags of Danbooru ("1girl long_hair smile") are separated by
+    spaces.
     """
     words = text.split()
     joined = sum("_" in word.strip("_") for word in words)
     if len(words) >= FEWEST and "," not in text and joined * 2 >= len(words):
         return True
-    items = [item for item in _SEPARATORS.split(text.strip().rstrip(".,;，、。")) if item]
+    items = split_tags(text)
     if len(items) < FEWEST or re.search(r"[.!?。！？]\s|[。！？]", text.strip()[:-1]):
+        return False
+    if any(map(_PROSE.match, items)) or any(map(INDEFINITE.match, items)) or _FIRST.match(items[0]):
         return False
     if _WIDE.search(text):
         return max(map(len, items)) <= MOST_WIDE
     lengths = [len(item.split()) for item in items]
     if max(lengths) > MOST_WORDS or sum(lengths) > MEAN_WORDS * len(items):
         return False
-    return not any(map(_PROSE.match, items)) and sum(map(bool, map(_ARTICLE.match, items))) * 3 <= len(items)
+    return sum(map(bool, map(_ARTICLE.match, items))) * 3 <= len(items)
+
+
+def split_tags(text: str) -> list[str]:
+    """Return the items between the commas of a text; a line is an item only if each line has commas."""
+    lines = [line for line in text.strip().rstrip(".,;，、。").splitlines() if line.strip()]
+    if not all(map(SEPARATORS.search, lines)):
+        lines = [" ".join(lines)]
+    return [item.strip() for line in lines for item in SEPARATORS.split(line) if item.strip()]
 
 
 def get_base_level(level: str) -> str:

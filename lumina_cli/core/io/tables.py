@@ -1,7 +1,8 @@
 """Tables as rows: CSV, TSV, Parquet and JSON files. Each item is a row or the error of that row.
 
 A CSV or TSV file names the keys of its rows in its first line. Its values are text; an empty cell is dropped.
-In a TSV file quotes are text, unless they enclose a whole cell.
+In a TSV file quotes are text, unless they enclose a whole cell. A COCO file becomes a row per image, with the
+captions of its annotations.
 """
 
 import csv
@@ -12,7 +13,7 @@ from contextlib import suppress
 from typing import IO, Any
 
 from lumina_cli.core.errors import LuminaError
-from lumina_cli.core.limits import InvalidJSON, check_json_value, parse_json
+from lumina_cli.core.limits import InvalidJSON, check_json_value, parse_json, shorten
 
 TABLES = (".csv", ".tsv", ".parquet", ".json")
 BATCH = 64  # rows of a Parquet file read together; they may contain images
@@ -182,9 +183,17 @@ def _load(text: str, place: str) -> Any:
 
 
 def _items(value: Any, place: str, key: str | None) -> Iterator[Item]:
-    """Yield the rows of a JSON document: an array, {name: fields} as kohya's tools write it, or one row."""
-    for number, row in enumerate(_find_rows(value), start=1):
+    """Yield the rows of a JSON document: an array, {name: fields} as kohya's tools write it, or one row.
+
+    Raises:
+        LuminaError: if the document contains annotations of another kind than captions.
+    """
+    _refuse_regions(value, place)
+    for number, row in enumerate(_coco_rows(value, place) or _find_rows(value), start=1):
         where = f"{place} item {number}"
+        if isinstance(row, LuminaError):
+            yield where, row
+            continue
         if isinstance(row, str) and key is not None:
             row = {key: row}
         if isinstance(row, dict):
@@ -195,6 +204,60 @@ def _items(value: Any, place: str, key: str | None) -> Iterator[Item]:
                 yield where, LuminaError(f"{where} is not a JSON object: {error.msg}")
         else:
             yield where, LuminaError(f"{where}: expected a JSON object, got {type(row).__name__}")
+
+
+def _refuse_regions(value: Any, place: str) -> None:
+    """Check that a JSON document is not a file of an annotation tool, with regions instead of captions.
+
+    Raises:
+        LuminaError: if it is one; the message names the tool.
+    """
+    first = value[0] if isinstance(value, list) and value else value
+    first = first if isinstance(first, dict) else {}
+    one = next(iter(first.values()), None)
+    tasks = isinstance(first.get("data"), dict) and {"annotations", "predictions"} & first.keys()
+    via = "_via_img_metadata" in first or (isinstance(one, dict) and {"filename", "regions"} <= one.keys())
+    labelme = {"shapes", "imagePath"} <= first.keys()
+    tool = "LabelMe" if labelme else "VIA" if via else "Label Studio" if tasks else ""
+    if tool:
+        raise LuminaError(
+            f"{place} is an annotation file of {tool}, which is not read; write rows with image and caption "
+            "(.jsonl)"
+        )
+
+
+def _coco_rows(value: Any, place: str) -> list[Any] | None:
+    """Return a row per image of a COCO file, with its captions, and an error per caption without an image.
+
+    Raises:
+        LuminaError: if the annotations are not captions.
+    """
+    images = value.get("images") if isinstance(value, dict) and not _ROW_KEYS & value.keys() else None
+    if not isinstance(images, list) or not any(
+        isinstance(each, dict) and "file_name" in each for each in images
+    ):
+        return None
+    notes = value.get("annotations")
+    notes = [note for note in notes if isinstance(note, dict)] if isinstance(notes, list) else []
+    captions: dict[str, list[str]] = {}
+    for note in notes:
+        if isinstance(note.get("caption"), str) and note["caption"].strip():
+            captions.setdefault(str(note.get("image_id")), []).append(note["caption"].strip())
+    if notes and not captions:
+        raise LuminaError(
+            f"{place} is a COCO file without captions: its annotations contain "
+            f"{shorten(', '.join(map(str, notes[0])), 200)}; use the captions_*.json of the data set"
+        )
+    rows: list[Any] = []
+    for each in images:
+        if isinstance(each, dict):
+            found = captions.pop(str(each.get("id")), None)
+            each = {"file_name": each.get("file_name"), "image_id": each.get("id")}
+            each |= {"caption": found[0] if len(found) == 1 else found} if found else {}
+        rows.append(each)
+    return rows + [
+        LuminaError(f"{place}: a caption of image {name}, which the file does not list") for name in captions
+    ]
 
 
 def _find_rows(value: Any) -> Iterable[Any]:

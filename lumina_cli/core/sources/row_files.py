@@ -14,6 +14,9 @@ from lumina_cli.core.io.tables import Item
 from lumina_cli.core.shards.tar import RejectedImage
 
 IMAGE_KEYS = ("file_name", "image_path", "image_file", "img_path", "filepath", "filename")
+CHATS = ("conversations", "messages", "conversation", "texts")  # keys of rows with the turns of a chat
+_ANSWERS = ("gpt", "assistant", "model", "chatgpt", "bard", "bing")
+_IMAGE_MARK = re.compile(r"<image>\s*")
 CAPTION_KEY = re.compile(r"(.*[_ -])?captions?([_ -]?\d+)?", re.IGNORECASE)  # of rows without a key in KEYS
 ARCHIVES = {
     b"PK\x03\x04": ("a ZIP archive", "unpack it and name the folder: `unzip {place} -d FOLDER`"),
@@ -46,7 +49,7 @@ def read_row_file(
         LuminaError: if the file is an archive or is not text, or, without `lenient`, if a row is invalid.
     """
     folder = filesystem.parent(source) if isinstance(source, str) else "."
-    finder = _ImageFinder(folder)
+    finder = _ImageFinder(folder, source if isinstance(source, str) else "")
     settings = settings or {}
     for where, row in _items(source, need):
         try:
@@ -103,16 +106,44 @@ def _name_fields(row: dict, settings: dict[str, Any]) -> dict:
         name = next((each for each in IMAGE_KEYS if isinstance(row.get(each), str)), "")
     if name and name != "image":
         row = {each: value for each, value in row.items() if each != name} | {"image": row[name]}
+    images = row.get("images")
+    if "image" not in row and isinstance(images, list) and images:
+        if isinstance(images[0], dict) and "file_name" in images[0]:
+            raise LuminaError("a whole COCO file in one row; name it as a source, with the suffix .json")
+        if len(images) > 1:
+            raise LuminaError(f"'images' has {len(images)} items, but a row has one image")
+        row = {each: value for each, value in row.items() if each != "images"} | {"image": images[0]}
     image = row.get("image")
     if isinstance(image, dict) and image.keys() == {"bytes", "path"}:  # as data sets of the hub store it
         row = row | {"image": image.get("bytes") or image.get("path")}
         if image.get("path") and "key" not in row:
             row["key"] = os.path.splitext(os.path.basename(image["path"]))[0]
     if text := settings.get("text"):
-        return {each: value for each, value in row.items() if each != "captions"} | caption_fields(
-            row.get(text)
-        )
-    return with_captions(row, caption_keys(row))
+        row = {each: value for each, value in row.items() if each != "captions"}
+        return row | caption_fields(first_answer(row.get(text)) or row.get(text))
+    row = with_captions(row, caption_keys(row))
+    if row.get("captions"):
+        return row
+    return row | caption_fields(next(filter(None, (first_answer(row.get(each)) for each in CHATS)), None))
+
+
+def first_answer(turns: object) -> str | None:
+    """Return the first answer of the model in a chat, as LLaVA, ShareGPT4V and others store it.
+
+    A turn is {"from": "gpt", "value": text}, {"role": "assistant", "content": text or parts}, or
+    {"user": text, "assistant": text}.
+    """
+    for turn in turns if isinstance(turns, list | tuple) else ():
+        if not isinstance(turn, dict):
+            return None
+        answer = turn.get("assistant")
+        if str(turn.get("from") or turn.get("role")).lower() in _ANSWERS:
+            answer = turn.get("value", turn.get("content", turn.get("text")))
+        if isinstance(answer, list):
+            answer = "".join(str(part.get("text") or "") for part in answer if isinstance(part, dict))
+        if isinstance(answer, str) and (answer := _IMAGE_MARK.sub("", answer).strip()):
+            return answer
+    return None
 
 
 def caption_keys(row: dict) -> tuple[str, ...]:
@@ -124,8 +155,14 @@ def caption_keys(row: dict) -> tuple[str, ...]:
 class _ImageFinder:
     """Finds the images of rows: relative to the folder of the file, else to the working folder."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, place: str = ""):
         self.folder, self.remote = folder, filesystem.is_url(folder)
+        # annotations/captions_val2017.json of COCO has its images in val2017/
+        split = os.path.splitext(os.path.basename(place))[0].rpartition("_")[2]
+        parents = (folder, filesystem.join(folder, ".."))
+        self.splits = [
+            filesystem.join(parent, name) for parent in parents for name in (split, "images") if name
+        ]
 
     def locate(self, row: dict) -> dict:
         """Return a row whose "image" is a path that exists, or a RejectedImage that names the places."""
@@ -144,6 +181,9 @@ class _ImageFinder:
                 return row | {"image": beside}
             if _exists(path):
                 return row | {"image": path}
+            for split in self.splits if "image_id" in row and not os.path.isabs(path) else ():
+                if _exists(filesystem.join(split, path)):
+                    return row | {"image": os.path.normpath(filesystem.join(split, path))}
         reason = "no such image"
         if not os.path.isabs(image) and self.folder != ".":
             reason += f", neither in {self.folder} nor in the working folder"

@@ -172,6 +172,9 @@ _HINTS = {
     "cut off": "Be brief, and come to an end.",
     "repetition": "Say everything only once.",
     "refusal": "Just say what can be seen.",
+    "tags": "Write sentences, not a list of tags.",
+    "sentence": "Write only tags, separated by commas.",
+    "labels": "Write plain text without labels.",
 }
 
 

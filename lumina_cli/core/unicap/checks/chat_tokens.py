@@ -33,7 +33,7 @@ _HARMONY_WORDS = re.compile(
 )
 # Ollama's command line prints reasoning between these lines.
 _OLLAMA_WORDS = re.compile(
-    r"\s*Thinking(?:\.{3}|…)[ \t]*\n(?:.*?(?:^|\s)(?:\.{3}|…)done thinking\.?|(?!.*done thinking).*)",
+    r"\s*Thinking(?:\.{3}|…)(?:\s.*?(?:^|\s)(?:\.{3}|…)done thinking\.?|[ \t\r]*\n(?!.*done thinking).*)",
     re.DOTALL | re.MULTILINE,
 )
 
@@ -57,9 +57,11 @@ _TURN = re.compile(
     r"(?:(?:assistant|user|system)?<\|im_middle\|>)?"
     r"|<\|channel\|>(?P<only_channel>\w+)<\|message\|>"
     r"|(?P<inst>\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS)\]|<</?SYS>>|<用户>|<AI>)"
-    r"|^[ \t]*\#{0,4}[ \t]*(?P<word>USER|User|System|SYSTEM|Human|HUMAN|Instruction|ASSISTANT|Assistant"
+    r"|(?:^|(?<=[|｜]>)|(?<=</s>))[ \t]*\#{0,4}[ \t]*(?:(?:GPT-?\d\w*|Code|Math|Llama\w*|Qwen\w*|ChatGPT"
+    r"|AI)[ -]"
+    r"(?:Correct )?)?(?P<word>USER|User|System|SYSTEM|Human|HUMAN|Instruction|ASSISTANT|Assistant"
     r"|Response|Chatbot|GPT)"
-    r"[ \t]?:(?=\s|$)"
+    r"[ \t]?[:：](?=\s|$)"
     r"|(?P<end><\|(?:im_end|eot_id|eom_id|eo[tmsd]|end|endoftext|end_?of_?\w+|return|call|assistant_end"
     r"|END_OF_TURN_TOKEN|END_RESPONSE|im_user)\|>|<end_of_\w+>|<turn\|>|</s>|<eo[sad]>|<EO[TD]>|\[EOS\]"
     r"|<[|｜]end[▁_]of[▁_]\w+[|｜]>|<\|im_end>|\[e~\[)",

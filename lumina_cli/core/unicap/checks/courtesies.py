@@ -50,6 +50,33 @@ _HERE = (
     r"|aqui está|ecco"
     r"|hier (?:ist|sind|kommt|is))"
 )
+_NOT_REFUSED = r"(?=\S)(?!(?:however|but|unfortunately|sadly|although|regrettably)\b)"
+# "Great question!", "What a lovely photo!", "Thank you for sharing this image."
+_PRAISE = (
+    r"(?:(?:wow|oh)[,!]\s+)?(?:(?:(?:that(?:'s| is)|this is|what) )?(?:an? )?(?:very |really |such )?"
+    r"(?:great|good"
+    r"|excellent|interesting|fantastic|wonderful|nice|lovely|amazing|awesome|perfect|beautiful|cool"
+    r"|gorgeous|stunning"
+    r"|fascinating|thoughtful|brilliant|fun|cute|adorable) (?:question|request|choice|prompt|challenge"
+    r"|query|task)"
+    r"[^.!\n]{0,40}[.!]+"
+    r"|(?:that(?:'s| is)|this is|what) (?:an? )(?:very |really |such )?\w+ (?:image|picture|photo(?:graph)?"
+    r"|shot"
+    r"|scene)(?: you (?:have|'ve) \w+(?: here)?)?!+"
+    r"|(?:great|good|nice|beautiful|lovely|interesting|amazing|cool|wonderful|stunning|fantastic|awesome"
+    r"|gorgeous)"
+    r" (?:image|picture|photo|shot|pic)!+"
+    r"|thank(?:s| you)(?: so much| very much)? for (?:(?:sharing|providing|uploading|sending|showing"
+    r"|asking)\b|(?:the"
+    r"|your|this) (?:image|picture|photo|question|request)\b)[^.!\n]{0,60}[.!]+"
+    r"|no problem[.!,]+|(?:you're|you are) welcome[.!]+|my pleasure[.!]+|(?:i'm )?(?:so )?glad you asked[.!]+"
+    r"|happy to[.!]+|gute frage[.!]+|(?:tolle|schöne|interessante|spannende) frage[.!]+"
+    r"|(?:bonne|excellente) question\s?[.!]+|¡?(?:buena|excelente) pregunta[.!]+|(?:хороший|отличный"
+    r"|интересный)"
+    r" вопрос[.!]+"
+    rf")\s+{_NOT_REFUSED}"
+    r"|(?:(?:这是)?(?:一个)?(?:很)?好(?:的)?问题|(?:いい|良い|素晴らしい)(?:ご)?質問です(?:ね)?)[！!。]+\s*(?=\S)"
+)
 OPENINGS = tuple(
     re.compile(pattern, _ANY)
     for pattern in (
@@ -59,6 +86,7 @@ OPENINGS = tuple(
         r"[^.!:\n]{0,80}[.!:]+\s+(?=\S)",
         r"here (?:you go|it is|goes|is what i see|are my \w+)\s*[.!:]+\s+(?=\S)",
         rf"{_HELLO}\s*[.!,]+\s+(?={_YES}\W|{_HERE}\b)",
+        _PRAISE,
         rf"{_HERE}\b[^:：\n]{{0,160}}?\b{_NOUN}\b[^:：\n]{{0,120}}?(?::|：|\s*\n)\s*(?=\S)",
         r"based on (?:the|this|your) (?:\w+ )?(?:image|picture|photo)(?: provided| above)?\s*[,:]\s*(?=\S)",
         r"(?:以下|下面|这|这里)(?:是|为)[^：:。\n]{0,40}(?:描述|说明|标题|标签|答案|文字)[^：:。\n]{0,20}[：:]\s*(?=\S)",
@@ -73,7 +101,10 @@ OPENINGS = tuple(
         r"(?:caption|description|answer)(?:\s+[-–—]\s+|\s*=\s*(?=[\"']))(?=\S)",
         r"(?:short|medium|detailed|long|brief|image)\s*:\s+(?=\S)",
         r"(?:option|version|caption|candidate|variant) ?[1A]\s*[:.)]\s*(?=\S)",
-        r"(?:(?:ai |virtual )?assistant|chatbot|bot|gpt|ai|model|(?:model |ai )?(?:output|response)"
+        r"(?:(?:(?:gpt-?\d\w*|code|math|llama\w*|qwen\w*|chatgpt|ai|virtual|helpful|claude|gemini|mistral)["
+        r" -])?"
+        r"(?:correct )?assistant|chatgpt|gpt-?\d\w*|chatbot|bot|gpt|ai|model|(?:model |ai )?(?:output"
+        r"|response)"
         r"|result|final answer|solution"
         r"|助手|模型|机器人|回答|答案|答"
         r"|アシスタント|回答|答え|ассистент|ответ|assistent|antwort)\s*[:：]\s*(?=\S)",

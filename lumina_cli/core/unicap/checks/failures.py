@@ -231,6 +231,7 @@ LATER = re.compile(
 # Markup that was not removed, and JSON without a caption.
 LEFTOVER = re.compile(
     r"<\|[^|<>\s]{1,48}\|>|<｜[^｜<>\n]{1,48}｜>|(?:^|[.!?])\s*</?think(?:ing)?>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>"
-    r"|</?(?:tool_call|function_call)>|^\s*\{\s*[\"']\w+[\"']\s*:|^\s*\[\s*\{\s*[\"']\w+[\"']\s*:",
+    r"|</?(?:tool_call|function_call)>|^\s*\{\s*[\"']\w+[\"']\s*:|^\s*\[\s*\{\s*[\"']\w+[\"']\s*:"
+    r"|^\s*\[\s*([\"'])[^\"'\n]{1,80}\1\s*,[^\n]*\]\s*$|^\s*\{\s*[\"'][\w -]{1,40}[\"']\s*:",
     re.IGNORECASE,
 )

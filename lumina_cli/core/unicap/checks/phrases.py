@@ -10,6 +10,9 @@ _POLITE = (
     r"(?:(?:hello|hi|hey|oh|well|sorry|unfortunately|regrettably|(?:my )?(?:sincere )?apologies"
     r"|i (?:do |must )?apologi[sz]e|i regret(?: to say)?|i(?:'m| am) afraid|thank(?:s"
     r"| you)\b[^.!\n]{0,60}[.!]"
+    r"|(?:that(?:'s| is) )?(?:an? )?(?:great|good|excellent|interesting|nice|beautiful|lovely) (?:question"
+    r"|image|photo"
+    r"|picture)[.!]"
     r"|i(?:'m| am)(?: (?:very|so|really|truly|deeply))? sorry)(?: there| about that| for (?:the|any) \w+)?"
     + _SORRY
     + r"(?:(?:but|that|and|however)[\s,]+)?)"
@@ -147,6 +150,13 @@ _OPENINGS = (
     rf"an? {_EN} (?:showing|depicting|that shows)\b",
     r"(?:here is|here's) (?:a|the) (?:\w+ )?(?:caption|description)\b|(?:sure|certainly|of course)[,!]|"
     "caption:",
+    r"(?:here(?:'s| is| are)|below (?:is|are)|the following (?:is|are)) (?:an? |the |my |some )?(?:\w+["
+    r" -]){0,3}?"
+    r"(?:breakdown|analysis|overview|run-?down|observations?|(?:key|main|visual) (?:elements|points|details"
+    r"|features"
+    r"|components|aspects))\b",
+    r"(?:let's|let me|i'll|i will) (?:break (?:it|this|the \w+|down)\b|analy[sz]e (?:it|this|the)\b)"
+    r"|(?:the|this) (?:image|picture|photo|scene) can be (?:broken down|described as follows|analy[sz]ed)\b",
     r"(?:这|此|该|本)(?:张|幅|个)?(?:图|图片|图像|画面|照片|插图)(?:中|里)?"
     r"(?:展示|显示|描绘|呈现|描述|展现|是一|为一|拍摄|有)",
     r"(?:图中|图片中|画面中)(?:展示|显示|可以看到)|一(?:张|幅)(?:图片|图像)[，,：]|以下是",

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 
 from lumina_cli.core.unicap.checks.failures import LATER, LEFTOVER, MACHINE_ERRORS, PLACEHOLDER, UNDESCRIBED
+from lumina_cli.core.unicap.checks.forms import find_wrong_form
 from lumina_cli.core.unicap.checks.languages import QUOTED, wrong_language
 from lumina_cli.core.unicap.checks.phrases import (
     BELONGS,
@@ -60,10 +61,11 @@ def check_caption(
 
         asked       all requested languages; with the five main ones, the candidates for a wrong language
         finished    False if the engine stopped at its token limit
-        own         the user wrote the instruction, which decides on the length and the opening
+        own         the user wrote the instruction, which decides on the length, the opening and the form
 
     Quoted text is text in the image: it is not a refusal, and it may repeat. Codes: empty, broken, refusal,
-    error, markup, language, too short, too long, boilerplate, repetition, cut off.
+    error, markup, language, too short, too long, boilerplate, labels, repetition, cut off, sentence (for
+    tags), tags (for a sentence).
     """
     if not text.strip():
         return Reason("empty", "empty")
@@ -78,7 +80,10 @@ def check_caption(
     found = found or _repetition(text, level, lang)
     if found is None and finished is False:
         return Reason("cut off", f"cut off at {MAX_TOKENS[level]} tokens")
-    return found or _cut(text, level, lang)
+    found = found or _cut(text, level, lang)
+    if found is None and not own and (wrong := find_wrong_form(text, level, lang)):
+        return Reason(*wrong)
+    return found
 
 
 def _broken(text: str) -> Reason | None:

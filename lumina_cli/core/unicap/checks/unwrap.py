@@ -8,6 +8,7 @@ from typing import Any
 
 from lumina_cli.core.unicap.checks.chat_tokens import remove_reasoning, remove_tokens, strip_chat_tokens
 from lumina_cli.core.unicap.checks.courtesies import strip_closing, strip_opening
+from lumina_cli.core.unicap.checks.extras import strip_extras, take_first
 
 MAX_ANSWER, MAX_CAPTION = (
     1_000_000,
@@ -42,7 +43,6 @@ _LATER_JSON = re.compile(
 _LOOSE_JSON = re.compile(
     r"\{\s*[\"']?(?:caption|description|answer|text)[\"']?\s*:\s*([^\"'{}\[\]][^{}]*)\}$"
 )
-_HASHTAGS = re.compile(r"\n\s*(?:#[^\W_]\w*\s*){2,}$")
 _CUT_JSON = re.compile(r'[{,]\s*"(\w+)"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
 _CAPTION_KEYS = (
@@ -51,6 +51,9 @@ _CAPTION_KEYS = (
     "summary", "prompt", "en", "english", "choices", "choice",
 )  # fmt: skip
 _TAG_KEYS = ("tags", "tag_list", "keywords", "labels", "objects", "tag")
+_LIST_KEYS = ("object", "items", "entities", "elements", "detections", "boxes", "bboxes", "results",
+              "categories", "subjects", "concepts", "attributes", "colors", "keyword",
+              "hashtags")  # fmt: skip
 _ITEM_KEYS = ("label", "name", "tag", "text", "caption", "description", "value")
 
 
@@ -70,8 +73,8 @@ def unwrap(text: str, level: str = "detailed", lang: str = "en") -> str:
     for _ in range(ROUNDS):
         before = text
         text = _unescape(text.replace("\ufeff", "").replace("\u200b", ""))
-        text = strip_closing(strip_opening(strip_chat_tokens(text)))
-        text = strip_closing(strip_opening(_strip_markup(text, level)))
+        text = strip_closing(strip_opening(take_first(strip_chat_tokens(text), level)))
+        text = strip_closing(strip_opening(_strip_markup(strip_extras(text, level), level)))
         text = _unquote(_from_json(text, level, lang).strip())
         if text == before:
             break
@@ -92,7 +95,6 @@ def _strip_markup(text: str, level: str) -> str:
     text = text.strip()
     if level == "tags" and re.fullmatch(r"(?:#[^\W_]\w*[\s,]*)+", text):
         text = ", ".join(re.findall(r"\w+", text))
-    text = _HASHTAGS.sub("", text)
     if boxed := _BOXED.match(text):
         text = boxed[1]
     if "```" in text or "~~~" in text:
@@ -107,7 +109,10 @@ def _strip_markup(text: str, level: str) -> str:
         lines = [line for line, found in zip(lines, headings, strict=True) if found is None]
     else:
         lines = [found[1] or found[2] or "" for found in headings if found]
-    text = _LINK.sub(r"\1", "\n".join(_without_bullets(lines, level)))
+    lines = _without_bullets(lines, level)
+    if len(lines) > 1 and all(len(line.split()) <= 3 and line[-1] not in ".:!?。," for line in lines):
+        lines = [", ".join(lines)] if level == "tags" or len(lines) > 2 else lines  # items of a list
+    text = _LINK.sub(r"\1", "\n".join(lines))
     return _BOLD.sub(r"\2", text)
 
 
@@ -198,7 +203,7 @@ def _choose(value: Any, level: str, lang: str, depth: int = 0) -> str | None:
     for key in keys:
         if key in names and (found := _choose(value[names[key]], level, lang, depth + 1)):
             return found
-    if len(value) == 1:
+    if len(value) == 1 and (level == "tags" or not next(iter(names)).endswith((*_TAG_KEYS, *_LIST_KEYS))):
         return _choose(next(iter(value.values())), level, lang, depth + 1)
     return None
 
@@ -210,7 +215,10 @@ def _choose_item(items: list, level: str, lang: str, depth: int) -> str | None:
     if all(isinstance(item, dict) and item.get("type") in ("text", "output_text") for item in items):
         return "".join(str(item.get("text", "")) for item in items)
     if all(isinstance(item, str) for item in items):
-        return ", ".join(item.strip() for item in items) if level == "tags" else items[0]
+        if level == "tags":
+            return ", ".join(item.strip() for item in items)
+        tags = len(items) > 1 and all(len(item.split()) <= 3 and len(item) < 24 for item in items)
+        return None if tags else items[0]
     if level == "tags" and all(isinstance(item, dict) for item in items):
         names = [
             next((item[key] for key in _ITEM_KEYS if isinstance(item.get(key), str)), None) for item in items

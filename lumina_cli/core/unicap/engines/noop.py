@@ -1,4 +1,4 @@
-"""Engine without a model: fixed captions that pass all checks, for timing everything else."""
+"""Engine without a model: fixed captions and tags that pass all checks, for timing everything else."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,17 @@ TEXTS = {
     "ru": "красная машина стоит слева от синего мяча на сером полу при ярком свете",
     "de": "ein rotes Auto steht links von einem blauen Ball auf einem grauen Boden im Licht",
 }
+TAGS = {
+    "en": "red car, blue ball, grey floor, soft light",
+    "zh": "红色汽车，蓝色的球，灰色地面，柔和的光线",
+    "ja": "赤い車、青いボール、灰色の床、柔らかい光",
+    "ru": "красная машина, синий мяч, серый пол, яркий свет",
+    "de": "rotes Auto, blauer Ball, grauer Boden, helles Licht",
+}
 
 
 class Captioner(Engine):
-    """Answers every question with a fixed sentence in its language."""
+    """Answers every question with a fixed sentence, or fixed tags, in its language."""
 
     heeds_hints = False
     languages = tuple(TEXTS)
@@ -23,7 +30,6 @@ class Captioner(Engine):
         self.name = "noop"
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        """Answer the questions with fixed sentences."""
-        return [
-            Answer(TEXTS[question.lang], True, len(TEXTS[question.lang].split())) for question in questions
-        ]
+        """Answer the questions with fixed texts."""
+        texts = [(TAGS if question.level == "tags" else TEXTS)[question.lang] for question in questions]
+        return [Answer(text, True, len(text.split())) for text in texts]
