@@ -9,8 +9,8 @@ from PIL import Image
 
 from lumina_cli.core.errors import LuminaError, TooManyRejects, UsageError
 from lumina_cli.core.unicap.checks.rules import LENGTHS, check_caption
-from lumina_cli.core.unicap.prompts import DOMAINS, LANGS, LEVELS, MAX_TOKENS, check_names, instruction
 from lumina_cli.core.unicap.engines import noop
+from lumina_cli.core.unicap.prompts import DOMAINS, LANGS, LEVELS, MAX_TOKENS, check_names, instruction
 from lumina_cli.core.unicap.protocol import Answer, Engine
 from lumina_cli.core.unicap.stats import CaptionObserver, CaptionStats
 from lumina_cli.core.unicap.stream import CaptionRequest, caption_rows

@@ -27,7 +27,7 @@ def photos(tmp_path):
 def test_endpoint_requests_are_limited_to_the_batch_size(serve, lumina, tmp_path):
     for number in range(12):
         Image.new("RGB", (9, 9), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
-    endpoint = serve(lambda number, request: (200, said("a red car left of a ball")))
+    endpoint = serve(lambda number, request: (200, said("a red car, a ball")))
     words = ("--engine", "openai", "--endpoint", endpoint.url, "--levels", "short,tags", "--batch", 3)
     code, rows, err = lumina(tmp_path, *words)
     assert (code, len(rows), err) == (0, 12, [])

@@ -47,7 +47,7 @@ def test_paid_answers_survive_a_kill_and_finished_rows_are_written_at_once(photo
         waits = stuck["on"] and waiting[0] in key
         if not waits:
             seen.append(key)
-        return (0 if waits else 200), said("a red car left of a ball")
+        return (0 if waits else 200), said("a red car, a ball")
 
     from lumina_cli.core.unicap.engines.openai import data_url
 

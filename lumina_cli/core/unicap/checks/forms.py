@@ -76,7 +76,7 @@ def find_sentence(text: str) -> str | None:
         return text if few and plain.endswith("。") else None
     ended = plain.endswith((".", "!")) and length > 2 and plain[:-1].count(".") == 0
     longest = max((len(item.split()) for item in items), default=0)
-    if few and (longest >= _FEW_WORDS or ended or (length >= 4 and INDEFINITE.match(first))):
+    if few and (longest >= _FEW_WORDS or ended or (len(first.split()) >= 4 and INDEFINITE.match(first))):
         return text
     articled = INDEFINITE.match(first) or re.match(r"(?:the|der|die|das|les?|la)\s", first, re.IGNORECASE)
     return first if articled and len(first.split()) > 4 else None
