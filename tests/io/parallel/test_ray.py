@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import fsspec
@@ -30,11 +31,19 @@ RAY = Workers(2, True)
 
 
 @pytest.fixture(scope="module")
-def bucket():
-    """A bucket on a local S3 server."""
-    from local_s3 import local_bucket  # here: workers import what the module imports
+def gate():
+    """What holds uploads to the bucket."""
+    from local_s3 import Gate  # here: workers import what the module imports
 
-    with local_bucket("ray") as url:
+    return Gate()
+
+
+@pytest.fixture(scope="module")
+def bucket(gate):
+    """A bucket on a local S3 server."""
+    from local_s3 import local_bucket
+
+    with local_bucket("ray", gate) as url:
         yield url
 
 
@@ -55,9 +64,9 @@ def worker_processes() -> list[psutil.Process]:
     return found
 
 
-def wait_for_no_workers() -> None:
+def wait_for_no_workers(seconds: float = 60) -> None:
     """Wait until Ray has ended the workers of a run that is over."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + seconds
     while worker_processes():
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -73,8 +82,11 @@ def kill_after_first(rows) -> list[dict]:
     return [first, *rows]
 
 
-def kill_driver(command: str, cluster: str) -> None:
-    """Run `lumina COMMAND` on the cluster and kill it when its first row has arrived."""
+def stop_driver(command: str, cluster: str, gate, uploads: str, number: int = signal.SIGKILL) -> str:
+    """Run `lumina COMMAND` on the cluster; send it a signal while both workers upload; return its stderr.
+
+    uploads   pattern of the files that workers write; two of them are written before
+    """
     process = subprocess.Popen(
         [sys.executable, "-m", "lumina_cli", *shlex.split(command)],
         cwd=ROOT,
@@ -84,12 +96,34 @@ def kill_driver(command: str, cluster: str) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    first = process.stdout.readline()
-    os.killpg(process.pid, signal.SIGKILL)
-    _, err = process.communicate(timeout=60)
-    assert first, err
-    assert process.returncode == -signal.SIGKILL
+    with gate.closed(uploads, 2):
+        gate.wait_for(2)
+        os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=30)
+        wait_for_no_workers(10)
+    assert process.returncode == (130 if number == signal.SIGINT else -number), err
+    return err
+
+
+@contextmanager
+def killed_worker(gate, uploads: str) -> Iterator[None]:
+    """Kill one of two workers during the block, while both upload; `uploads` is that of `stop_driver`."""
     wait_for_no_workers()
+
+    def kill_one() -> None:
+        with opening:
+            gate.wait_for(2)
+            busy = worker_processes()
+            assert len(busy) == 2
+            busy[0].kill()
+            busy[0].wait(30)
+
+    opening = ExitStack()
+    opening.enter_context(gate.closed(uploads, 1))
+    with ThreadPoolExecutor(1) as thread:
+        killing = thread.submit(kill_one)
+        yield
+        killing.result()
 
 
 def read_folder(place: str) -> dict[str, bytes]:
@@ -189,90 +223,71 @@ def put_photos(url: str, count: int) -> None:
     filesystem.write_file(f"{url}/broken.jpg", b"\xff\xd8")
 
 
-def test_shards_on_s3_are_those_of_a_local_run(cluster, bucket, tmp_path, monkeypatch):
-    from lumina_cli.core.sources.packing import PackSettings, pack_source
-
-    source, dest, notes = f"{bucket}/photos", f"{bucket}/packed", []
+def test_shards_on_s3_are_those_of_a_local_run(cluster, bucket, gate, tmp_path, monkeypatch, lumina):
+    source, dest, settings = f"{bucket}/photos", f"{bucket}/packed", "--per-shard 2 --max-bad-rate 1"
     put_photos(source, 19)
-    list(pack_source(source, str(tmp_path / "out"), PackSettings(per_shard=2, max_bad_rate=1, workers=0)))
-    kill_driver(f"shard {source} {dest} --per-shard 2 --max-bad-rate 1 --workers ray:2", cluster)
+    assert lumina(f"shard {source} {tmp_path}/out {settings} --workers 0")[0] == 0
+    stop_driver(f"shard {source} {dest} {settings} --workers ray:2", cluster, gate, r"packed/.*\.tar")
     assert not filesystem.is_file(f"{dest}/shards.json")
     sizes = Sizes(monkeypatch)
-    settings = PackSettings(per_shard=2, max_bad_rate=1, workers="ray:2")
-    rows = kill_after_first(pack_source(source, dest, settings, notify=notes.append))
-    assert len(rows) == 10
-    assert rows[0]["kept"]
-    assert sum("died; another one repeats" in note for note in notes) == 1
+    with killed_worker(gate, r"packed/.*\.tar"):
+        code, rows, err = lumina(f"shard {source} {dest} {settings} --workers ray:2")
+    assert (code, len(rows), rows[0]["kept"]) == (0, 10, True), err
+    assert err.count("died; another one repeats") == 1
     assert read_folder(dest) == read_folder(tmp_path / "out")
-    assert len(sizes) >= 20
+    assert len(sizes) >= 16
     assert max(sizes) < 8192
 
 
-def test_scores_on_s3_are_those_of_a_local_run(cluster, bucket, shards, tmp_path, monkeypatch, lumina):
-    from lumina_cli.core.curation.scores import score_shards
-
-    copy_folder(shards, tmp_path)
-    list(score_shards(str(tmp_path), ["sharpness", "phash"]))
-    local, notes, sizes = read_folder(tmp_path), [], Sizes(monkeypatch)
-    copy_folder(shards, f"{bucket}/scored")
-    run = partial(score_shards, f"{bucket}/scored", ["sharpness", "phash"], notify=notes.append)
-    rows = kill_after_first(run(workers="ray:2"))
-    assert [row["measured"] for row in rows] == [2] * 6
-    assert len(notes) == 1
-    assert read_folder(f"{bucket}/scored") == local
-    assert len(sizes) >= 12
-    assert max(sizes) < 8192
+PROMPTS = " ".join(f"'{count} red balls'" for count in ("one", "two", "three", "four"))
 
 
-def test_latents_and_text_on_s3_are_those_of_a_local_run(
-    cluster, bucket, shards, tmp_path, monkeypatch, lumina
+@pytest.mark.parametrize(
+    ("command", "uploads", "results"),
+    [
+        ("shard score {place} --scores sharpness,phash", r"overlays/.*\.tar$", 6),
+        ("shard encode {place} --model nano --what latents,text --size 64", r"overlays/.*\.tar$", 12),
+        (
+            f"sample {PROMPTS} --model nano --count 3 --batch 2 --steps 1 --size 64 --out {{place}}",
+            r"\.png$",
+            12,
+        ),
+        (
+            "eval geneval --model nano --per-task 1 --pictures 2 --batch 3 --plan steps=1 --out {place}",
+            r"\.png$",
+            13,
+        ),
+    ],
+    ids=["score", "encode", "sample", "eval"],
+)
+def test_results_are_those_of_a_local_run_although_driver_and_worker_are_killed(
+    command, uploads, results, cluster, bucket, gate, shards, tmp_path, monkeypatch, lumina, request
 ):
-    from lumina_cli.core.dataset.precompute import encode_shards
-
-    copy_folder(shards, tmp_path)
-    list(encode_shards(str(tmp_path), "nano", ["latents", "text"], [64]))
-    local, notes, sizes = read_folder(tmp_path), [], Sizes(monkeypatch)
-    copy_folder(shards, f"{bucket}/encoded")
-    run = partial(encode_shards, f"{bucket}/encoded", "nano", ["latents", "text"], [64], workers="ray:2")
-    rows = list(run(notify=notes.append))
-    assert [row["encoded"] for row in rows[:6]] == [2] * 6
-    assert notes == []
-    assert read_folder(f"{bucket}/encoded") == local
-    assert len(sizes) >= 24
-    assert max(sizes) < 8192
-
-
-def test_images_on_s3_are_those_of_a_local_run(cluster, bucket, tmp_path, monkeypatch, lumina):
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("".join(f"{count} red balls\n" for count in ("one", "two", "three", "four")))
-    settings = f"sample {prompts} --model nano --count 3 --batch 2 --steps 1 --size 64"
-    code, expected, _ = lumina(f"{settings} --out {tmp_path}/images")
-    assert code == 0
-    local, sizes = read_folder(tmp_path / "images"), Sizes(monkeypatch)
-    code, rows, err = lumina(f"{settings} --out {bucket}/images --workers ray:2")
-    assert code == 0, err
-    for row in expected:
-        row["image"] = row["image"].replace(str(tmp_path), bucket)
-    assert rows == expected
-    assert read_folder(f"{bucket}/images") == local
+    local, remote = str(tmp_path / "local"), f"{bucket}/{request.node.callspec.id}"
+    if command.startswith("shard"):
+        copy_folder(shards, local)
+        copy_folder(shards, remote)
+    code, expected, messages = lumina(command.format(place=local))
+    assert (code, len(expected)) == (0, results)
+    monkeypatch.chdir(tmp_path)
+    on_ray, uploads = f"{command.format(place=remote)} --workers ray:2", f"{Path(remote).name}/.*{uploads}"
+    stop_driver(on_ray, cluster, gate, uploads)
+    partial = read_folder(remote)
+    sizes = Sizes(monkeypatch)
+    with killed_worker(gate, uploads):
+        code, rows, err = lumina(on_ray)
+    assert (code, len(rows)) == (0, results), err
+    assert err.count("died; another one repeats its item") == 1
+    lines = [line for line in err.splitlines() if "died" not in line]
+    assert lines == messages.replace(local, remote).splitlines()  # not once per worker
+    found, wanted = read_folder(remote), read_folder(local)
+    if "/rows.jsonl" in wanted:
+        wanted["/rows.jsonl"] = wanted["/rows.jsonl"].replace(local.encode(), remote.encode())
+    assert found == wanted
+    assert partial.keys() < found.keys() | {path for path in partial if path.endswith("building.json")}
+    assert len(partial) < len(found)
     assert max(sizes) < 16384
-    filesystem.remove(f"{bucket}/images", [Path(rows[3]["image"]).name])  # as after a kill of the driver
-    code, rows, err = lumina(f"{settings} --out {bucket}/images")
-    assert [row.get("resumed", False) for row in rows] == [True] * 3 + [False] + [True] * 8
-    assert read_folder(f"{bucket}/images") == local
-
-
-def test_scores_of_images_on_s3_are_those_of_a_local_run(cluster, bucket, tmp_path, monkeypatch, lumina):
-    settings = "eval geneval --model nano --per-task 1 --pictures 2 --batch 3 --plan steps=1"
-    assert lumina(f"{settings} --out {tmp_path}/eval")[0] == 0
-    local, sizes = read_folder(tmp_path / "eval"), Sizes(monkeypatch)
-    code, rows, err = lumina(f"{settings} --out {bucket}/eval --workers ray:2")
-    assert code == 0, err
-    found = read_folder(f"{bucket}/eval")
-    rows = local["/rows.jsonl"].decode().replace(str(tmp_path), bucket).encode()
-    assert found == local | {"/rows.jsonl": rows}
-    assert len([name for name in found if name.endswith(".png")]) == 12
-    assert max(sizes) < 8192
+    assert os.listdir(tmp_path) == ["local"]  # a URL is not a folder of this machine
 
 
 def test_a_killed_worker_leaves_no_partial_file_in_a_local_folder(cluster, shards, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,15 @@ def test_ray_cannot_write_to_the_memory_of_this_process():
         Workers(None, True).for_output("memory://x")
     assert Workers(4).for_output("memory://x") == Workers(1)
     assert Workers(4, True).for_output("s3://b/x") == Workers(4, True)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/deep/x", "memory://x"])
+def test_a_url_that_typer_made_a_path_is_a_url_for_ray_workers(monkeypatch, url):
+    from lumina_cli.core.io.parallel import ray_pool
+
+    monkeypatch.setattr(ray_pool, "map_on_ray", lambda work, items, run: iter([run.outputs, run.inputs]))
+    found = run_items(double, [1], Workers(2, True), outputs=[Path(url)], inputs=[Path(url)])
+    assert list(found) == [(url,), (url,)]
 
 
 def test_a_missing_ray_names_its_extra(monkeypatch):

@@ -129,18 +129,19 @@ def test_a_killed_worker_is_restarted_without_changing_rows(cluster, photos, pla
 
 
 @pytest.mark.slow
-def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_file(photos, plain, tmp_path):
+def test_a_killed_run_leaves_no_process_and_resumes_to_the_same_file(cluster, photos, plain, tmp_path):
     out = tmp_path / "rows.jsonl"
-    for killed in (True, False):
-        process = start(photos, out)  # a cluster of its own
-        if killed:
-            wait_for(lambda: lines(out) >= 4)
-            assert len(rays(process.pid)) > 3
-            os.killpg(process.pid, signal.SIGKILL)
-            assert lines(out) < COUNT
-        _, err = process.communicate(timeout=180)
-        wait_for(lambda pid=process.pid: not rays(pid), 30)
-        assert process.returncode == (-signal.SIGKILL if killed else 0), err
+    process = start(photos, out)  # a cluster of its own
+    wait_for(lambda: lines(out) >= 4)
+    assert len(rays(process.pid)) > 3
+    os.killpg(process.pid, signal.SIGKILL)
+    assert lines(out) < COUNT
+    _, err = process.communicate(timeout=180)
+    wait_for(lambda: not rays(process.pid), 30)
+    assert process.returncode == -signal.SIGKILL, err
+    process = start(photos, out, RAY_ADDRESS=cluster)
+    _, err = process.communicate(timeout=180)
+    assert process.returncode == 0, err
     assert out.read_bytes() == plain.read_bytes()
     assert [path.read_bytes() for path in sorted(tmp_path.glob("*.rejects.jsonl"))] == [
         plain.with_name("rows.jsonl.rejects.jsonl").read_bytes()

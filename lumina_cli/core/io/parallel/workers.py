@@ -8,7 +8,7 @@ from typing import Any
 
 from lumina_cli.core.device import cpu_count
 from lumina_cli.core.errors import UsageError
-from lumina_cli.core.io.location import Location, is_process_local
+from lumina_cli.core.io.location import Location, is_process_local, to_text
 from lumina_cli.core.io.parallel.process_pool import map_in_order
 
 RAY = re.compile(r"ray(?::(\d+))?")
@@ -105,7 +105,7 @@ def run_items(
     if workers.ray:
         from lumina_cli.core.io.parallel.ray_pool import RayRun, map_on_ray
 
-        run = RayRun(workers.count, tuple(map(str, outputs)), tuple(map(str, inputs)), gpu, notify)
+        run = RayRun(workers.count, tuple(map(to_text, outputs)), tuple(map(to_text, inputs)), gpu, notify)
         return map_on_ray(work, items, run)
     if workers.processes < 2:
         return map(work, items)
