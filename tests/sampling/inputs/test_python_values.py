@@ -185,3 +185,17 @@ def test_several_seeds_are_images_of_each(seeds):
     assert len(call.jobs) == 8
     assert call.request.seed == (7, 2)
     assert read_call("a", range(3, 5)) == read_call("a", [3, 4])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "ours"),
+    [
+        ("guidance_scale", 4.0, "guidance"),
+        ("num_inference_steps", 20, "steps"),
+        ("negative_prompt", None, "negative"),
+        ("height", 64, "size"),
+    ],
+)
+def test_arguments_of_diffusers_are_named(name, value, ours):
+    with pytest.raises(UsageError, match=f"^{name} is an argument of diffusers; use {ours} here$"):
+        read_call("a cup", settings={name: value})
