@@ -29,8 +29,10 @@ from lumina_cli.core.secrets import add_url_secrets, mask_secrets
 VERBS = ("caption", "shard", "train", "sample", "eval", "bench", "convert", "doctor")
 INTERRUPTED = 130
 TERMINATED = 128 + signal.SIGTERM
-RESUMABLE = ("lumina caption", "lumina shard", "lumina sample")
-NOT_RESUMABLE = {"info", "verify", "stats", "cat", "preview", "select"}  # these only read, or finish quickly
+RESUMABLE = ("lumina caption", "lumina shard", "lumina sample", "lumina eval")
+WITH_OUT = ("lumina caption", "lumina eval")  # resumable if they write to --out
+# these only read, or finish quickly
+NOT_RESUMABLE = {"info", "verify", "stats", "cat", "preview", "select", "compare", "captions", "prompts"}
 SIGTERM_WINDOW = 10.0  # seconds in which SIGTERMs count as one: Slurm and torchrun may send one each
 
 _terminations: list[float] = []  # times of the SIGTERMs received
@@ -168,7 +170,7 @@ def _resume_hint(verb: str, words: list[str]) -> str:
     """Return how to resume an interrupted command, or an empty string if it cannot be resumed."""
     if verb not in RESUMABLE or NOT_RESUMABLE & set(words[:2]):
         return ""
-    piped = verb == "lumina caption" and not any(word.split("=")[0] == "--out" for word in words)
+    piped = verb in WITH_OUT and not any(word.split("=")[0] == "--out" for word in words)
     return "" if piped else "; rerun the same command to resume"
 
 

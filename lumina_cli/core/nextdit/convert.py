@@ -212,7 +212,7 @@ DIALECTS: dict[str, tuple[Converter, Converter]] = {  # to our names, from our n
 def detect_dialect(state_dict: Mapping[str, Any], source: str | Path | None = None) -> str:
     """Return the dialect of the tensor names: lumina, official, diffusers or comfyui.
 
-    source   the file, for the message
+    source   the file that the tensors come from, which error messages name
 
     Raises:
         LuminaError: if the names belong to another network; the message names it and what reads it.
