@@ -81,7 +81,6 @@ def test_errors_are_one_line_with_their_code(error, code, message, doctor_raises
         ("caption photos", ""),  # what went into a pipe is lost
         ("shard photos data", "; rerun the same command to resume"),
         ("eval geneval --out scores", "; rerun the same command to resume"),
-        ("eval geneval", ""),
         ("eval compare a b --out c", ""),
         ("shard stats data", ""),
         ("eval geneval", ""),
