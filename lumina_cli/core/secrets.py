@@ -7,6 +7,7 @@ URL (scheme://user:PASSWORD@host), signatures in the query of a URL, and credent
 import base64
 import os
 import re
+from typing import Any
 from urllib.parse import quote
 
 MASK = "***"
@@ -24,7 +25,7 @@ _PLACEHOLDERS = frozenset(
 )  # fmt: skip
 _SHORTEST = 5  # characters; a shorter secret is part of too many words
 _WORD = 11  # characters; a secret of at most this length is masked only as a whole word
-_USER = re.compile(r"(?<=://)([^\s/?#\"'@:]*):[^\s/?#\"']+@")
+_USER = re.compile(r"(?<=:/)(/?[^\s/?#\"'@:]*):[^\s/?#\"']+@")  # pathlib turns :// into :/
 _LOGIN = re.compile(r"(?<=://)([^\s/?#@:]*):([^\s/?#]+)@")  # without the scheme: linear in the text
 _QUERY = re.compile(
     r"(?i)([?&](?:[\w.-]*(?:api[-_]?key|token|secret|password|signature|credential)|sig|key)=)[^&\s\"']+"
@@ -64,9 +65,7 @@ def mask_known(text: str) -> str:
 def mask_secrets(text: str) -> str:
     """Return a message with everything replaced by *** that is a secret, or has the form of one."""
     text = mask_known(text)
-    if "://" in text:
-        text = _USER.sub(rf"\1:{MASK}@", text)
-        text = _QUERY.sub(rf"\1{MASK}", text)
+    text = mask_url(text)
     text = _HEADER.sub(rf"\1{MASK}", text)
     text = _BEARER.sub(rf"\1 {MASK}", text)
     return _KEY.sub(rf"\1{MASK}", text)
@@ -74,7 +73,16 @@ def mask_secrets(text: str) -> str:
 
 def mask_url(url: str) -> str:
     """Return a URL without its password and signatures; any other text unchanged."""
-    return _QUERY.sub(rf"\1{MASK}", _USER.sub(rf"\1:{MASK}@", url)) if "://" in url else url
+    return _QUERY.sub(rf"\1{MASK}", _USER.sub(rf"\1:{MASK}@", url)) if ":/" in url else url
+
+
+def mask_urls(value: Any) -> Any:
+    """Return a value of a row with the passwords and signatures of all URLs in it masked."""
+    if isinstance(value, str):
+        return mask_url(value)
+    if isinstance(value, dict):
+        return {name: mask_urls(each) for name, each in value.items()}
+    return [mask_urls(each) for each in value] if isinstance(value, list) else value
 
 
 def _known_secrets() -> list[str]:

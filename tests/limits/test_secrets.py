@@ -19,6 +19,8 @@ KEY = "sk-live-1234567890abcdef"
         ("http://me:hunter22@host:80/v1 failed", "http://me:***@host:80/v1 failed"),
         ("sftp://:pa@ss:w@host/x", "sftp://:***@host/x"),
         ("see s3://bucket/a@b:c and http://h:8000/x@y", "see s3://bucket/a@b:c and http://h:8000/x@y"),
+        ("http:/me:hunter22@host/x.png: no such file", "http:/me:***@host/x.png: no such file"),
+        ("https:/h/x?token=abc does not exist", "https:/h/x?token=*** does not exist"),
         ("https://h/x?api_key=abc&n=1", "https://h/x?api_key=***&n=1"),
         ("https://h/x?X-Amz-Signature=abc&sig=d", "https://h/x?X-Amz-Signature=***&sig=***"),
         ("Authorization: Bearer abcdefgh1", "Authorization: Bearer ***"),

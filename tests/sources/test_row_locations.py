@@ -170,6 +170,15 @@ def test_a_url_that_is_not_ground_truth_is_kept_without_its_password(name, rows,
     assert row[name] == "https://me:***@h/x.png"
 
 
+@pytest.mark.parametrize("name", ["depth", "masks"])
+def test_urls_within_ground_truth_are_kept_without_their_passwords(name, rows, lumina, tmp_path):
+    value = ["https://me:hunter2hunter2@h/x.png", {"a": ["s3://h/x?sig=hunter2hunter2"], "b": 7}]
+    rows.write_text(json.dumps({"image": "good.png", name: value}) + "\n")
+    assert lumina(f"shard {rows} {tmp_path}/data")[0] == 0
+    (row,) = read_source(tmp_path / "data")
+    assert row[name] == ["https://me:***@h/x.png", {"a": ["s3://h/x?sig=***"], "b": 7}]
+
+
 def test_a_selection_from_elsewhere_does_not_open_a_client(tmp_path):
     info = {"shards": "jupyter://127.0.0.1/x", "source": "jupyter://127.0.0.1/x", "settings": {}}
     (tmp_path / "select.json").write_text(json.dumps(info))

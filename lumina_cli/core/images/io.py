@@ -22,6 +22,7 @@ from lumina_cli.core.images.suffixes import START, describe_content
 from lumina_cli.core.images.transparency import scale_transparent_color, to_8_bit, to_mask
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import atomic_write
+from lumina_cli.core.io.location import describe_missing
 from lumina_cli.core.io.remote import AnyPath, RemotePath, to_path
 
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS  # about 89 million; larger files are mostly decompression bombs
@@ -219,8 +220,7 @@ def decode_image(source: ImageSource, name: str | None, use):
     if isinstance(source, RemotePath):
         source = source.read_bytes()
     if isinstance(source, str | Path) and not os.path.isfile(source):
-        folder = os.path.isdir(source)
-        raise InvalidImage(f"{name}: {'is a folder, not an image' if folder else 'no such image'}", "missing")
+        raise InvalidImage(f"{name}: {describe_missing(source)}", "missing")
     file = BytesIO(source) if isinstance(source, bytes) else source
     try:
         check_excess(source)

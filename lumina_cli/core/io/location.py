@@ -3,6 +3,7 @@
 A location is a string without a trailing slash. Everything here works on the text alone and opens nothing.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -61,3 +62,10 @@ def parent(place: Location) -> str:
     """Return the folder that contains a location; "." for a bare name."""
     folder, slash, _ = to_text(place).rpartition("/")
     return folder or ("/" if slash else ".")
+
+
+def describe_missing(path: str | Path) -> str:
+    """Return why there is not a file at a local path."""
+    if re.match(r"[a-z][\w.+-]+:/", str(path)):
+        return "a URL, which is not read here; download it and give the file"
+    return "is a folder, not an image" if os.path.isdir(path) else "no such image"

@@ -45,6 +45,10 @@ def open_filesystem(url: Location) -> tuple[Any, str]:
         raise MissingDependency(f"{url} needs a client that is not installed: {hint}") from error
     except ValueError as error:
         raise UsageError(f"{url}: unsupported URL scheme ({_reason(error)})") from error
+    except LuminaError:
+        raise
+    except Exception as error:  # some clients connect, or require other arguments, when they are made
+        raise Unreachable(f"{url} cannot be opened ({_reason(error)})") from error
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import dump_row, get_captions, get_error, get_error_code
 from lumina_cli.core.io.row_checks import LongLine
 from lumina_cli.core.limits import MAX_DEPTH, MAX_ROW, check_json_value
-from lumina_cli.core.secrets import mask_url
+from lumina_cli.core.secrets import mask_url, mask_urls
 from lumina_cli.core.shards.image_ref import image_ref
 from lumina_cli.core.shards.tar import TRUTH, TarImage, sanitize_key
 
@@ -174,7 +174,7 @@ def stored_row(row: dict, key: str, width: int, height: int, origin: str | None)
         for name, value in row.items()
         if name != "image" and not (name in TRUTH and is_truth(value))
     }
-    kept |= {name: mask_url(kept[name]) for name in TRUTH if isinstance(kept.get(name), str)}
+    kept |= {name: mask_urls(kept[name]) for name in TRUTH if name in kept}
     kept |= {"key": key, "width": width, "height": height}
     if origin is not None:
         kept.setdefault("origin", mask_url(origin))

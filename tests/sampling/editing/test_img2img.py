@@ -358,3 +358,18 @@ def test_edit_settings_contain_names_and_fingerprints(tmp_path):
     assert settings["strength"] == 0.5
     assert settings["pixels"] == pixel_hash(noise_picture())
     assert settings["mask_pixels"] != pixel_hash(box_mask(box=(0, 0, 5, 5)))
+
+
+@pytest.mark.parametrize("option", ["--init", "--mask", "--from"])
+@pytest.mark.parametrize("url", ["http://me:hunter22@h/a.png", "s3://h/a.png?sig=hunter22"])
+def test_urls_are_refused_without_their_passwords(option, url, tmp_path, capsys):
+    from lumina_cli.cli.app import run
+
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    line = {"--init": ["ball", "--init", url], "--from": ["--from", url]}.get(
+        option, ["ball", "--init", str(tmp_path / "a.png"), "--mask", url]
+    )
+    assert run(["sample", *line, "--model", "nano"]) == 1
+    err = capsys.readouterr().err
+    assert "a URL, which is not read here; download it and give the file" in err
+    assert "hunter22" not in err
