@@ -203,3 +203,13 @@ def test_other_urls_are_refused(word, kind, message):
 )
 def test_locations_are_split(place, parts):
     assert (filesystem.to_text(place), filesystem.parent(place), filesystem.basename(place)) == parts
+
+
+@pytest.mark.parametrize("line", ["shard {} {}/data", "caption {} --engine noop", "shard cat {}"])
+@pytest.mark.parametrize("url", ["jupyter://127.0.0.1/x", "reference://x", "github://x"])
+def test_a_client_that_cannot_be_made_is_one_line(line, url, lumina, tmp_path):
+    code, rows, err = lumina(line.format(url, tmp_path))
+    assert (code, rows, err.count("\n")) == (1, [], 1)
+    assert url in err
+    assert "a bug" not in err
+    assert not list(tmp_path.iterdir())

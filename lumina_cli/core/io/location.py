@@ -1,6 +1,7 @@
 """Locations as text: a path on this machine, or a URL of another file system (s3://, gs://, memory://...).
 
-A location is a string without a trailing slash. Everything here works on the text alone and opens nothing.
+A location is a string without a trailing slash. The functions work on the text alone and open nothing;
+only `describe_missing` checks whether a local path is a folder.
 """
 
 import os
@@ -65,7 +66,7 @@ def parent(place: Location) -> str:
 
 
 def describe_missing(path: str | Path) -> str:
-    """Return why there is not a file at a local path."""
+    """Return why there is not a file at a local path: it is a URL, a folder, or missing."""
     if re.match(r"[a-z][\w.+-]+:/", str(path)):
         return "a URL, which is not read here; download it and give the file"
     return "is a folder, not an image" if os.path.isdir(path) else "no such image"
