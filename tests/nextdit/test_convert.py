@@ -312,7 +312,7 @@ def broken_files(folder):
         ("none.safetensors", "does not exist"),
         ("cut.safetensors", "is truncated: .* bytes; download it again"),
         ("empty.pth", "is empty; download it again"),
-        ("cut.pth", "cannot be loaded: "),
+        ("cut.pth", "is truncated or damaged: "),
         ("nested.pth", "must contain only a flat dict of tensors"),
         ("notes.txt", "unknown suffix"),
         ("hollow", "holds 0 indexes and 0 weight files"),

@@ -2,6 +2,8 @@
 
 import pickle
 import shutil
+import tracemalloc
+import zipfile
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ from safetensors.torch import save, save_file
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.models.locate import find_model
+from lumina_cli.core.training.progress import read_state
+from lumina_cli.core.weights.checksums import SUMS, write_checksums
 from lumina_cli.core.weights.content import describe_content
 from lumina_cli.core.weights.files import read_weights
 from lumina_cli.core.weights.json_files import read_json
@@ -144,3 +148,81 @@ def test_the_advice_of_torch_to_run_the_code_is_not_repeated(tmp_path):
         message = refusal(action)
         assert "exec, which is not a tensor" in message
         assert "weights_only" not in message
+
+
+def write_archive(path, members, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return path
+
+
+ARCHIVES = {
+    "data.pkl": ({"x/data.pkl": b"\x80\x02" + bytes(64 << 20)}, "'x/data.pkl' is 67,108,866 bytes unpacked"),
+    "a tensor": ({"x/data.pkl": b"", "x/data/0": bytes(64 << 20)}, "'x/data.pkl' is 0 bytes unpacked"),
+    "no weights": ({"readme.txt": b"hello" * 2000}, "a ZIP archive, but not of weights"),
+}
+
+
+@pytest.mark.parametrize("kind", ARCHIVES)
+def test_archives_that_torch_does_not_write_are_refused_before_they_are_unpacked(tmp_path, lumina, kind):
+    members, words = ARCHIVES[kind]
+    path = write_archive(tmp_path / "x.pth", members)
+    tracemalloc.start()
+    try:
+        assert words in refusal(lambda: read_weights(path))
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    for command in (f"convert {path} {tmp_path}/y.safetensors --to official", f"sample ball --model {path}"):
+        code, _, err = lumina(command)
+        assert (code, words in err, err.count("\n")) == (1, True, 1)
+
+
+def test_members_that_overlap_are_refused(tmp_path):
+    path = write_archive(tmp_path / "x.pth", {"x/data.pkl": bytes(9000)}, zipfile.ZIP_STORED)
+    content = path.read_bytes()
+    at = content.index(b"PK\x01\x02")
+    size = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(content[: at + 20] + size + size + content[at + 28 :])
+    assert "bytes, but its members have 1,073,741,824" in refusal(lambda: read_weights(path))
+
+
+@pytest.mark.parametrize("size", [4, 100, 0.5, -100, -1])
+def test_a_truncated_pickled_file_is_named_without_details_of_torch(tmp_path, lumina, size):
+    torch.save({"a": torch.ones(100, 100)}, tmp_path / "x.pth")
+    content = (tmp_path / "x.pth").read_bytes()
+    (tmp_path / "x.pth").write_bytes(content[: int(len(content) * size) if size == 0.5 else size])
+    code, _, err = lumina(f"convert {tmp_path}/x.pth {tmp_path}/y.safetensors --to official")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "x.pth is truncated or damaged: " in err or "x.pth is not weights but text" in err
+    assert "download it again" in err
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(1).expand(10**10), torch.ones(1000).expand(10**7, 1000)])
+def test_a_small_file_of_huge_views_is_refused(tmp_path, lumina, tensor):
+    torch.save({"a": tensor}, tmp_path / "x.pth")
+    code, _, err = lumina(f"convert {tmp_path}/x.pth {tmp_path}/y.safetensors --to official")
+    assert (code, err.count("\n")) == (1, 1)
+    assert "but its tensors would have 40,000,000,000; they repeat the same values" in err
+
+
+def test_tensors_that_share_memory_are_read(tmp_path):
+    table = torch.randn(100, 100)
+    torch.save({"a": table, "b": table, "c": table[:50], "d": torch.ones(1).expand(64)}, tmp_path / "x.pth")
+    found = read_weights(tmp_path / "x.pth")
+    assert torch.equal(found["a"], found["b"])
+    assert found["d"].sum() == 64
+
+
+def test_a_compressed_state_of_an_optimizer_is_refused(tmp_path):
+    run, weights = RunFolder(tmp_path / "run"), {"w": torch.ones(1)}
+    folder = run.save(weights, weights, {}, {"step": 1, "stage": "low", "stage_step": 1})
+    write_archive(folder / "optimizer.pt", {"x/data.pkl": bytes(8 << 20)})
+    write_checksums(folder)  # as if the checkpoint were whole
+    assert run.check(1)["step"] == 1
+    assert "optimizer.pt is a compressed archive" in refusal(lambda: run.load(1))
+    (folder / SUMS).unlink()
+    assert "optimizer.pt is a compressed archive" in refusal(lambda: run.check(1))
+    write_archive(tmp_path / "state.pt", {"x/data.pkl": bytes(8 << 20)})
+    assert "state.pt is a compressed archive" in refusal(lambda: read_state(tmp_path / "state.pt"))

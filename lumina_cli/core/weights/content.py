@@ -1,6 +1,8 @@
 """What a file under the name of weights or a config really is: a pointer, a web page, part of a download."""
 
 import json
+import struct
+import zipfile
 from pathlib import Path
 
 from lumina_cli.core.errors import LuminaError
@@ -9,6 +11,7 @@ SAFETENSORS = (".safetensors", ".sft")
 PICKLED = (".pth", ".pt", ".ckpt", ".bin")
 HEAD = 4096  # bytes that are enough to recognize a file
 LONGEST_HEADER = 100 << 20  # that safetensors accepts
+ZIP = b"PK\x03\x04"  # the first bytes of an archive, which `torch.save` writes
 HUB_HINT = "on the hub, use a link with /resolve/ instead of /blob/"
 
 
@@ -70,12 +73,12 @@ def _describe_weights(path: Path, head: bytes, size: int) -> str | None:
     """Describe a weight file of another format than its name, or a part of one."""
     if head.startswith(b"GGUF"):
         return "a GGUF file, which lumina does not read; use the .safetensors file of the same model"
-    pickled = head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04"))
+    pickled = head.startswith((ZIP, b"\x80\x02", b"\x80\x04"))
     safetensors = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < LONGEST_HEADER
     if path.suffix in PICKLED:
         if safetensors:
             return f"a safetensors file under the name of a pickled one; rename it to {path.stem}.safetensors"
-        return _describe_message(head, size)
+        return _describe_archive(path, size) if head.startswith(ZIP) else _describe_message(head, size)
     if path.suffix not in SAFETENSORS:
         return None
     if pickled and not safetensors:
@@ -87,6 +90,32 @@ def _describe_message(head: bytes, size: int) -> str | None:
     """Describe a short text, such as "Entry not found", under the name of weights."""
     if size < HEAD and _is_text(head):
         return f"not weights but text ({_quote(head.strip())}); download it again"
+    return None
+
+
+def _describe_archive(path: Path, size: int) -> str | None:
+    """Describe an archive that is truncated, or whose members are larger than it when they are unpacked.
+
+    `torch.save` writes members as they are. torch.load unpacks compressed ones into memory, so that a file of
+    a few megabytes can take any amount of it.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError, struct.error):
+        return (
+            f"truncated or damaged: after {size:,} bytes, its list of members is missing; download it again"
+        )
+    if not any(member.filename.endswith("/data.pkl") for member in members):
+        return "a ZIP archive, but not of weights: it does not contain data.pkl, which torch.save writes"
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            unpacked = f"{member.filename[:60]!r} is {member.file_size:,} bytes unpacked"
+            remedy = "pack it again without compression (`zip -0`)"
+            return f"a compressed archive ({unpacked}), which torch.save does not write; {remedy}"
+    total = sum(member.file_size for member in members)
+    if total > size:
+        return f"damaged: {size:,} bytes, but its members have {total:,}; download it again"
     return None
 
 

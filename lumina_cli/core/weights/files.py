@@ -15,6 +15,7 @@ from lumina_cli.core.weights.content import PICKLED, SAFETENSORS, check_content
 from lumina_cli.core.weights.json_files import find_indexes, read_weight_map, summarize_error
 
 WRAPPED = "state_dict"  # the only key of a checkpoint of Lightning, above its tensors
+MAX_VIEWS = 8  # times the size of a pickled file that its tensors, which may share memory, have in total
 PREFERRED = ("diffusion_pytorch_model.safetensors", "model.safetensors", "consolidated.00-of-01.pth")
 
 
@@ -126,6 +127,12 @@ def read_pickled(path: Path) -> dict[str, Tensor]:
                 f"{path} must contain only a flat dict of tensors by name; it has a {_name_type(tensor)} "
                 f"under the {'name' if isinstance(name, str) else _name_type(name)} {str(name)[:80]!r}"
             )
+    size, total = path.stat().st_size, sum(each.numel() * each.element_size() for each in tensors.values())
+    if total > MAX_VIEWS * size:
+        raise LuminaError(
+            f"{path} has {size:,} bytes, but its tensors would have {total:,}; "
+            "they repeat the same values, so save copies of them (tensor.clone())"
+        )
     return dict(tensors)
 
 

@@ -101,5 +101,7 @@ def summarize_error(error: Exception) -> str:
         return f"it is damaged, or contains {what}; such objects are not loaded, as they can run code"
     if isinstance(error, KeyError | IndexError | EOFError | MemoryError):  # of a parser, without a message
         return f"it is damaged ({type(error).__name__})"
+    if "PytorchStreamReader" in str(error) or "enforce fail at" in str(error):  # lines of torch's C++
+        return "it is damaged"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:160]

@@ -26,6 +26,7 @@ from torch import Tensor
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.atomic import apply_umask, disk_errors, locked_folder
 from lumina_cli.core.weights.checksums import SUMS, find_damage, write_checksums
+from lumina_cli.core.weights.content import describe_content
 from lumina_cli.core.weights.json_files import declare_float32, summarize_error, write_text
 
 FILES = ("state.json", "weights.safetensors", "ema.safetensors", "optimizer.pt")  # of a checkpoint
@@ -187,6 +188,7 @@ class RunFolder:
 
     def _read(self, step: int) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
         folder = self.folder_of(step)
+        check_members(folder / "optimizer.pt")
         weights, ema = (load_file(folder / f"{name}.safetensors") for name in ("weights", "ema"))
         # on the CPU, so that a run can resume without the GPU that it started on
         optimizer = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
@@ -254,12 +256,23 @@ def read_state(path: Path, step: int) -> dict:
     return state
 
 
+def check_members(path: Path) -> None:
+    """Check that a file is what `torch.save` writes, which torch.load can read in memory of the file's size.
+
+    Raises:
+        LuminaError: if it is not; the message is the reason.
+    """
+    if (found := describe_content(path)) is not None:
+        raise LuminaError(f"{path.name} is {found}")
+
+
 def check_zip(path: Path) -> None:
     """Verify the checksums in the zip archive that `torch.save` writes; torch itself does not.
 
     Raises:
-        LuminaError, OSError, zipfile.BadZipFile: if it is damaged.
+        LuminaError, OSError, zipfile.BadZipFile: if it is damaged, or not what `torch.save` writes.
     """
+    check_members(path)
     with zipfile.ZipFile(path) as archive:
         if name := archive.testzip():
             raise LuminaError(f"{path.name} is damaged at {name}")
