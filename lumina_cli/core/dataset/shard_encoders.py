@@ -154,8 +154,8 @@ def decode_npy(data: bytes) -> np.ndarray:
         LuminaError: if the bytes are not a .npy file.
     """
     try:
-        return np.load(BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        return np.lib.format.read_array(BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, TypeError, OverflowError, MemoryError) as error:
         raise LuminaError(
             f"an overlay contains an invalid array ({error}); recreate it with `lumina shard encode`"
         ) from error
