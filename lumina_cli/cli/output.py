@@ -50,16 +50,23 @@ class ProgressCounter:
         self.total, self.move = total, None
 
     def __call__(
-        self, done: float, skipped: int = 0, total: int | None = None, label: str | None = None
+        self,
+        done: float,
+        skipped: int = 0,
+        total: int | None = None,
+        label: str | None = None,
+        ahead: float = 0,
     ) -> None:
         """Show that `done` items are finished; `skipped` ones needed no work and leave the total.
 
-        A `total` replaces the expected one, a `label` that of the bar.
+        A `total` replaces the expected one, a `label` that of the bar. `ahead` is the work on unfinished
+        items, in items: it moves the bar and counts for the time left, but not as items.
         """
         self.total = self.total if total is None else total
         if self.move:
             total = None if self.total is None else self.total - skipped
-            self.move(completed=done, total=total, description=label and to_one_line(label))
+            label = label and to_one_line(label)
+            self.move(completed=done + ahead, total=total, description=label, whole=done)
 
 
 def write_rows(
@@ -212,15 +219,24 @@ def _open_bar():
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class WholeItemsColumn(MofNCompleteColumn):
+        """Counts finished items, without the work on unfinished ones that the bar includes."""
+
+        def render(self, task: Task) -> Text:
+            total = "?" if task.total is None else int(task.total)
+            return Text(f"{int(task.fields.get('whole', task.completed))}/{total}", style="progress.download")
 
     columns = [
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
+        WholeItemsColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     ]

@@ -325,15 +325,40 @@ def test_existing_images_are_not_generated_again(pipe, tmp_path, monkeypatch):
         Pipeline, "generate_batch", lambda self, some, *rest: jobs.extend(some) or draw(self, some, *rest)
     )
     notes = []
-    second = fast(rows, pipe, tmp_path, progress=lambda done, there: notes.append((done, there)))
+    second = fast(rows, pipe, tmp_path, progress=lambda *done, **_: notes.append(done))
     assert [job.prompt for job in jobs] == ["two cups", "a ball", "a car"]  # one batch, as in the first run
     assert [row.get("resumed", False) for row in second] == [True, False, True]
     assert [{**row, "resumed": 0} for row in second] == [{**row, "resumed": 0} for row in first]
     assert times == {path: Path(path).stat().st_mtime_ns for path in times}
-    assert notes == [(0, 2), (0.5, 2), (1.0, 2)]
+    assert notes == [(0, 2), (0, 2), (0, 2), (1, 2)]
     changed = fast([{**rows[0], "negative": "a ball"}], pipe, tmp_path)
     assert "resumed" not in changed[0]
     assert changed[0]["image"].endswith("-2.png")
+
+
+def test_each_image_of_a_batch_is_saved_and_counted_before_the_next(pipe, tmp_path):
+    """Images are rows as soon as they are saved; a consumer that stops early loses none of the batch."""
+    rows, notes = [{"prompt": word} for word in ("two cups", "a ball", "a car")], []
+
+    def start(out):
+        notes.clear()
+        track = {"progress": lambda done, *_, **step: notes.append((done, step))}
+        return generate_rows(rows, pipe, out, batch=3, plan={"solver": "euler", "steps": 2}, **track)
+
+    seen = []
+    for row in start(tmp_path / "all"):
+        seen.append((Path(row["image"]).name, len(list((tmp_path / "all").iterdir())), notes[-1][0]))
+    assert seen == [
+        ("00000-two-cups-s0.png", 1, 1),
+        ("00001-a-ball-s0.png", 2, 2),
+        ("00002-a-car-s0.png", 3, 3),
+    ]
+    assert [step for _, step in notes[-3:]] == [{"ahead": left, "label": "images"} for left in (2, 1, 0)]
+    cut = start(tmp_path / "cut")
+    next(cut)
+    cut.close()
+    for path in (tmp_path / "all").iterdir():
+        assert (tmp_path / "cut" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_interrupted_run_keeps_complete_images_and_resumes(pipe, tmp_path, monkeypatch):

@@ -5,9 +5,11 @@ import io
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
+from lumina_cli.cli import output
 from lumina_cli.cli.app import run
 from lumina_cli.core.flow import Plan
 from lumina_cli.core.images.io import read_metadata
@@ -311,27 +313,40 @@ class Bar:
         self.moves.append((label, total))
         return 0
 
-    def update(self, task, completed, total, description=None):
-        self.moves.append((completed, total))
+    def update(self, task, completed, total, description=None, whole=None):
+        self.moves.append((completed, whole, total, description))
 
     def remove_task(self, task):
         self.moves.append("end")
 
 
-def test_progress_bar_counts_steps_of_generated_images(sample, monkeypatch):
+def test_progress_bar_counts_whole_images_and_names_the_step(sample, monkeypatch):
     sample("a ball", "--count", "2")
     bar = Bar()
     monkeypatch.setattr("lumina_cli.cli.output._open_bar", lambda: contextlib.nullcontext(bar))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     sample("a ball", "--count", "3", "--force")
-    assert bar.moves == [("images", 3), (0, 3), (1.5, 3), (3.0, 3), "end"]
+    steps = [(1.5, 0, 3, "images, step 1 of 2"), (3.0, 0, 3, "images, step 2 of 2")]
+    saved = [(3, count, 3, "images") for count in (1, 2, 3)]
+    assert bar.moves == [("images", 3), (0, 0, 3, None), *steps, *saved, "end"]
     bar.moves.clear()
     sample("a ball", "two cups", "--count", "3")
-    assert bar.moves == [("images", 6), (0, 3), (1.5, 3), (3.0, 3), "end"]
+    assert bar.moves == [("images", 6), (0, 0, 3, None), *steps, *saved, "end"]
     bar.moves.clear()
     sample("a ball", "two cups", "a car", "--split", "0/2", "--grid", "seed=1,2")
     assert bar.moves[0] == ("images", 4)
-    assert bar.moves[-2:] == [(4.0, 4), "end"]
+    assert bar.moves[-2:] == [(4, 4, 4, "images"), "end"]
+
+
+def test_the_bar_on_screen_shows_whole_images_and_the_step():
+    with output._open_bar() as bar:
+        task = bar.add_task("images", total=4)
+        counter = output.ProgressCounter(4)
+        counter.move = partial(bar.update, task)
+        counter(1, ahead=2.5, label="images, step 9 of 10")
+        (shown,) = bar.tasks
+        cells = [str(column(shown)) for column in bar.columns if hasattr(column, "render")]
+    assert (shown.completed, cells[0], cells[2]) == (3.5, "images, step 9 of 10", "1/4")
 
 
 ENDED = """

@@ -62,6 +62,29 @@ def test_other_networks_are_refused_by_name(tmp_path, lumina, kind, prefix):
     assert f"x.safetensors: these are the weights of {name}" in err
 
 
+@pytest.mark.parametrize("option", ["--model {}", "--model nano --lora {}"])
+@pytest.mark.parametrize("kind", HEADERS)
+def test_sample_names_the_model_of_a_file(tmp_path, lumina, kind, option):
+    name, keys = HEADERS[kind]
+    save_file({key: torch.ones(2, 2) for key in keys}, tmp_path / "x.safetensors")
+    file = option.format(tmp_path / "x.safetensors")
+    code, rows, err = lumina(f"sample ball --steps 1 --out {tmp_path}/out {file}")
+    assert (code, list(rows), err.count("\n")) == (1, [], 1)
+    assert f"these are the weights of {name}, not of Lumina-Image 2.0; use " in err
+    assert ("x.safetensors is not a LoRA but a whole model: " in err) == ("--lora" in option)
+    assert "a LoRA for" not in err
+
+
+def test_a_whole_transformer_is_not_a_lora(tmp_path, lumina, tiny_folder):
+    weights = to_dialect(load_transformer(tiny_folder / "transformer").state_dict(), "comfyui")
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, tmp_path / "x.safetensors")
+    code, _, err = lumina(
+        f"sample ball --model {tiny_folder} --lora {tmp_path}/x.safetensors --out {tmp_path}/out"
+    )
+    assert code == 1
+    assert "its tensors are the weights of a whole transformer; open it with --model" in err
+
+
 def test_an_all_in_one_file_of_another_model_is_named_by_its_transformer():
     keys = [*HEADERS["Z-Image, official"][1], "vae.decoder.up.0.block.0.conv1.weight"]
     keys = [f"model.diffusion_model.{key}" if "vae" not in key else key for key in keys]

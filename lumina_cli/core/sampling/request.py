@@ -1,6 +1,6 @@
 """Sampling requests: a job describes one image, a request the settings that all rows share."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,3 +155,19 @@ def check_at_least(least: int, **numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and (type(number) is not int or number < least):
             raise UsageError(f"{name} must be an integer of at least {least}, not {number!r}")
+
+
+def size_of(
+    row: dict, request: SamplingRequest, model: ModelFolder, known: dict, note: Callable[[str], None]
+) -> tuple[int, int]:
+    """Return (width, height) of a row's images; a ratio becomes the nearest size.
+
+    `known` caches sizes by what was requested; `note` is called once for each ratio.
+    """
+    requested = row.get("size") or request.size
+    requested = tuple(requested) if isinstance(requested, list) else requested
+    if requested not in known:
+        known[requested] = model.size_for(requested)
+        if parse_ratio(requested):
+            note("size {}: {}x{}, the nearest size of this model".format(requested, *known[requested]))
+    return known[requested]

@@ -1,16 +1,15 @@
 """Rows with a prompt in, the same rows with an image out."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lumina_cli.core.errors import LuminaError, UsageError
-from lumina_cli.core.images.sizes import parse_ratio
 from lumina_cli.core.io.atomic import sweep
 from lumina_cli.core.io.remote import AnyPath, to_path
-from lumina_cli.core.models.folder import ModelFolder
 from lumina_cli.core.models.locate import ModelChoice, choose_model
 from lumina_cli.core.sampling.batching import Split, local_device, plan_batches, read_windows
 from lumina_cli.core.sampling.inputs.prompt_notes import PromptNotes
@@ -22,9 +21,12 @@ from lumina_cli.core.sampling.request import (
     SamplingRequest,
     check_at_least,
     checked_rows,
+    size_of,
 )
 
 if TYPE_CHECKING:  # a usage error is reported before the pipeline's imports, which take seconds
+    from PIL import Image
+
     from lumina_cli.core.sampling.pipeline import Pipeline
 
 SUFFIXES = ("png", "webp", "jpg", "avif")
@@ -33,7 +35,7 @@ IMAGE_KEYS = ("resumed", "truncated", "negative_truncated", "cached", "model_rea
 
 ALL = Split()
 Note = Callable[[str], None]
-ProgressCallback = Callable[[float, int], None]
+ProgressCallback = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def generate_rows(
         force      generate images that already exist again
         note       called with one line per remark: the choice of "auto", sizes that were snapped, truncated
                    prompts
-        progress   called with (images done, images that already existed); the first includes fractions for
-                   steps
+        progress   called with (images done, images that already existed) for each image that is saved, and
+                   for each step also with `ahead`, the work on unfinished images in images, and a `label`
         settings   fields of `SamplingRequest`: seed, count, size, plan, preset, system, negative,
                    negative_system
         yields     the row with "image", "seed", "number" (0 to `count` - 1), "model", "size" and "kernel"
@@ -173,22 +175,6 @@ def find_tasks(
             position += 1
 
 
-def size_of(
-    row: dict, request: SamplingRequest, model: ModelFolder, known: dict, note: Note
-) -> tuple[int, int]:
-    """Return (width, height) of a row's images; a ratio becomes the nearest size.
-
-    `known` caches sizes by what was requested; `note` is called once for each ratio.
-    """
-    requested = row.get("size") or request.size
-    requested = tuple(requested) if isinstance(requested, list) else requested
-    if requested not in known:
-        known[requested] = model.size_for(requested)
-        if parse_ratio(requested):
-            note("size {}: {}x{}, the nearest size of this model".format(requested, *known[requested]))
-    return known[requested]
-
-
 class RowGenerator:
     """Generates tasks in batches, saves each batch at once, and returns the rows in order."""
 
@@ -201,7 +187,7 @@ class RowGenerator:
         progress: ProgressCallback | None = None,
     ):
         self.pipeline, self.resolved, self.names, self.notes = pipeline, resolved, names, notes
-        self.progress = progress or (lambda done, existing: None)
+        self.progress = progress or (lambda done, existing, **step: None)
         self.done = self.existing = 0
         self.reason_reported = False  # only the first row has it
         self.saved: dict[int, dict] = {}  # "image" and "cached" of rows that are not yielded yet, by position
@@ -220,31 +206,50 @@ class RowGenerator:
         planned = plan_batches(window, batch, self.pipeline.token_side)
         incomplete = [tasks for tasks in planned if any(task.position in missing for task in tasks)]
         self.pipeline.encode_ahead([task.job for tasks in incomplete for task in tasks], self.resolved)
-        batches, pending = iter(incomplete), set(missing)
-        for task in window:
-            while task.position in pending:
-                tasks = next(batches)
-                self.generate(tasks, missing)
-                pending -= {one.position for one in tasks}
-            yield self.row(task, task.exists and not force)
+        pending = set(missing)
+        with closing(self.generate(incomplete, missing)) as saved:
+            for task in window:
+                while task.position in pending:
+                    pending.remove(next(saved))
+                yield self.row(task, task.exists and not force)
 
-    def generate(self, tasks: list[ImageTask], missing: set[int]) -> None:
-        """Generate one batch, and save its images whose positions are in `missing`."""
+    def generate(self, batches: list[list[ImageTask]], missing: set[int]) -> Iterator[int]:
+        """Generate batches and save the images whose positions are in `missing`; yield each position.
+
+        If the caller stops within a batch, the other images of the batch are saved too.
+        """
+        stopped = False
+        for tasks in batches:
+            if stopped:
+                return
+            left = sum(task.position in missing for task in tasks)
+            for number, (task, image) in enumerate(zip(tasks, self._images(tasks, left), strict=True)):
+                if task.position in missing:
+                    self._save(task, image, number)
+                    self.done, left = self.done + 1, left - 1
+                    self.progress(self.done, self.existing, ahead=left, label="images")
+                    try:
+                        if not stopped:
+                            yield task.position
+                    except GeneratorExit:
+                        stopped = True
+
+    def _images(self, tasks: list[ImageTask], count: int) -> list["Image.Image"]:
+        """Generate one batch and report each step; `count` of its images are missing."""
         steps = self.resolved.plan.steps
-        count = sum(task.position in missing for task in tasks)
 
         def on_step(done: int, _) -> None:
-            self.progress(self.done + count * done / steps, self.existing)
+            label = f"images, step {done} of {steps}"
+            self.progress(self.done, self.existing, ahead=count * done / steps, label=label)
 
         jobs = [task.job for task in tasks]
-        images = self.pipeline.generate_batch(jobs, self.resolved, tasks[0].size, on_step)
-        cache = self.pipeline.cache
-        for number, (task, image) in enumerate(zip(tasks, images, strict=True)):
-            if task.position in missing:
-                path = self.names.save_generated(image, task.path, task.record)
-                cached = {} if cache is None else {"cached": cache.report(number)}
-                self.saved[task.position] = {"image": str(path)} | cached
-        self.done += count
+        return self.pipeline.generate_batch(jobs, self.resolved, tasks[0].size, on_step)
+
+    def _save(self, task: ImageTask, image: "Image.Image", number: int) -> None:
+        """Save the image with index `number` of its batch."""
+        path, cache = self.names.save_generated(image, task.path, task.record), self.pipeline.cache
+        cached = {} if cache is None else {"cached": cache.report(number)}
+        self.saved[task.position] = {"image": str(path)} | cached
 
     def row(self, task: ImageTask, resumed: bool) -> dict:
         """Return the row of an image that is saved."""

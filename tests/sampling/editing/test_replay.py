@@ -32,6 +32,11 @@ def pipe(tiny_folder):
     return load_pipeline(tiny_folder)
 
 
+@pytest.fixture(scope="module")
+def nano():
+    return load_pipeline("nano")
+
+
 def drawn(pipe, folder, format="png", **settings):
     rows = [{"prompt": "two cups", "negative": "a ball"}]
     settings = {"plan": PLAN, "seed": 3, "count": 2, "size": "64x48", "system": "base"} | settings
@@ -54,6 +59,26 @@ def test_replay_reproduces_an_image(pipe, tmp_path):
         "64x48",
         path,
     )
+
+
+def test_images_of_a_batch_differ_by_one_level_at_most_and_one_note_gives_the_reason(nano, tmp_path):
+    rows = [{"prompt": word} for word in ("a red ball", "two cups on a table", "a green star")]
+    plan = {"solver": "euler", "steps": 2}
+    paths = [row["image"] for row in generate_rows(rows, nano, tmp_path, count=2, batch=6, plan=plan)]
+    notes = []
+    replayed = again(nano, paths, tmp_path, note=notes.append)
+    apart = [row["apart"] for row in replayed]
+    assert max(apart) == 1
+    assert notes == [
+        f"{sum(apart)} of 6 images differ from their files, by at most 1 of 255: "
+        "each was generated alone, and a batch of another size or another device changes rounding"
+    ]
+
+
+def test_images_generated_alone_are_repeated_without_a_note(pipe, tmp_path):
+    notes = []
+    (row,) = again(pipe, [drawn(pipe, tmp_path, batch=1)], tmp_path, note=notes.append)
+    assert (row["apart"], notes) == (0, [])
 
 
 def test_replay_reproduces_an_image_of_a_preset(pipe, tmp_path):
@@ -81,7 +106,7 @@ def test_changes_override_the_metadata(pipe, tmp_path):
 
 
 def test_replay_loads_the_model_of_the_image_once(pipe, tmp_path):
-    path, asked, notes = drawn(pipe, tmp_path), [], []
+    path, asked, notes = drawn(pipe, tmp_path, batch=1), [], []
     load = lambda name, loras, quantize: asked.append(name) or pipe  # noqa: E731
     list(replay_images([path, path], load, tmp_path / "again", note=notes.append))
     assert (asked, notes) == ([pipe.name], [])

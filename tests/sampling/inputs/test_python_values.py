@@ -29,6 +29,8 @@ def pipe(tiny_folder):
         ({"prompt": None}, "prompt must be text or a list of texts, not None"),
         ({"prompt": b"a cup"}, "prompt must be text or a list of texts, not b'a cup'"),
         ({"prompt": {"prompt": "a"}}, "prompt must be text or a list of texts, not {'prompt': 'a'}"),
+        ({"prompt": {"a", "b"}}, "prompt is a set, which has no fixed order; give a list, such as sorted("),
+        ({"prompt": frozenset("a")}, "prompt is a set, which has no fixed order"),
         ({"prompt": 3}, "prompt must be text or a list of texts, not 3"),
         ({"prompt": ["a", None]}, "prompt 2 must be text, not None"),
         ({"prompt": ("a", b"b")}, "prompt 2 must be text, not b'b'"),

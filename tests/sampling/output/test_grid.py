@@ -177,7 +177,7 @@ def test_splits_of_a_grid_use_the_names_of_the_whole(pipe, tmp_path):
     assert [[row["prompt"] for row in part] for part in parts] == [
         ["a ball"] * 2, ["two cups"] * 2 + ["a car"] * 2
     ]  # fmt: skip
-    again = {"plan": FAST, "progress": lambda *done: notes.append(done)}
+    again = {"plan": FAST, "progress": lambda *done, **_: notes.append(done)}
     whole = list(generate_grid(SAME, axes, pipe, tmp_path / "parts", **again))
     assert [row.pop("resumed") for row in whole] == [True] * 6
     order = [row["prompt"] for row in SAME]

@@ -25,7 +25,7 @@ from lumina_cli.core.nextdit.lora.names import (
 )
 from lumina_cli.core.weights.files import format_names
 from lumina_cli.core.weights.lora_files import AdapterFile
-from lumina_cli.core.weights.relatives import find_lora_base
+from lumina_cli.core.weights.relatives import find_lora_base, find_relative
 
 
 def read_pairs(file: AdapterFile) -> tuple[Pairs, list[str]]:
@@ -35,6 +35,7 @@ def read_pairs(file: AdapterFile) -> tuple[Pairs, list[str]]:
         LuminaError: if factors are incomplete, duplicate, misshaped or not finite, none belongs to a
             Next-DiT, or the file contains changes by another method than LoRA or DoRA.
     """
+    _check_adapter(file)
     _check_method(file)
     found: dict[Site, dict[str, Tensor]] = {}
     names: dict[Site, str] = {}
@@ -60,6 +61,16 @@ def read_pairs(file: AdapterFile) -> tuple[Pairs, list[str]]:
     return pairs, unused
 
 
+def _check_adapter(file: AdapterFile) -> None:
+    """Raise LuminaError if a file contains the weights of a whole network, and name the network."""
+    if any(LEAF.match(name) or name.startswith(FLAT_PREFIXES) for name in file.tensors):
+        return
+    if relative := find_relative(file.tensors):
+        raise LuminaError(
+            f"{file.path} is not a LoRA but a whole model: these are the weights {relative.refusal}"
+        )
+
+
 def _check_method(file: AdapterFile) -> None:
     """Raise LuminaError if a file has tensors of another method: applying only the rest would be half."""
     found = find_methods(file.tensors)
@@ -75,6 +86,8 @@ def _check_method(file: AdapterFile) -> None:
 def _describe_unknown(file: AdapterFile) -> str:
     if not file.tensors:
         return "it contains no tensors"
+    if any(find_site(name.removesuffix(".weight")) for name in file.tensors):
+        return "its tensors are the weights of a whole transformer; open it with --model"
     base = find_lora_base(file.tensors)
     other = f"; its names are those of a LoRA for {base}" if base else ""
     return f"none of its {format_names(list(file.tensors))} belongs to a layer of a Next-DiT{other}"

@@ -48,7 +48,7 @@ def replay_images(
 
     LoRAs are applied if their files still exist unchanged. Without changes, a row contains "apart", the
     largest difference between a PNG and its replay in levels of 255: 0 is identical, 1 is what the batch may
-    change (see `load_pipeline`).
+    change (see `load_pipeline`); one note at the end counts the images that differ for no other reason.
 
     All files are read before a model is loaded.
 
@@ -62,7 +62,7 @@ def replay_images(
         for path, replay in found:
             _check_model(path, replay)
     names = FileNames(out, format, 1)
-    loader = _ModelLoader(load, model)
+    loader, apart = _ModelLoader(load, model), [0]
     for index, ((path, replay), edit) in enumerate(zip(found, edits, strict=True)):
         pipeline = None  # the loader may load another model: nothing may keep the previous one in memory
         pipeline = loader.pipeline_for(replay)
@@ -72,7 +72,7 @@ def replay_images(
             own = changes | variant
             resolved, job = replay.resolve(pipeline.plan, own), replay.changed_job(own)
             if variant is variants[0]:
-                _report_differences(path, replay, pipeline, resolved.plan, note)
+                reported = _report_differences(path, replay, pipeline, resolved.plan, note)
             size = _choose_size(path, replay, own, pipeline, note)
             record = GenerationRecord.of(pipeline, resolved, job, size)
             target, _ = names.assign(index, {"key": _name_replay(path, own)}, record)
@@ -83,7 +83,14 @@ def replay_images(
                 "number": job.number, "model": pipeline.name, "size": "{}x{}".format(*size),
                 "kernel": pipeline.kernel,
             }  # fmt: skip
-            yield row | ({} if own else difference(path, image))
+            found_apart = {} if own else difference(path, image)
+            apart.extend([] if reported else found_apart.values())
+            yield row | found_apart
+    if differing := sum(map(bool, apart)):
+        note(
+            f"{differing} of {len(found)} images differ from their files, by at most {max(apart)} of 255: "
+            "each was generated alone, and a batch of another size or another device changes rounding"
+        )
 
 
 def _check_model(path: str | Path, replay: ReplayRecord) -> None:
@@ -147,14 +154,14 @@ def difference(path: str | Path, image: Image.Image) -> dict:
 
 def _report_differences(
     path: str | Path, replay: ReplayRecord, pipeline: Pipeline, plan: Plan, note: Note
-) -> None:
-    """Report why the image will differ, except for requested changes."""
+) -> bool:
+    """Report why the image will differ, except for requested changes; return whether it will."""
     if not replay.ours:
         used = ", ".join(["prompt", *replay.settings])
         program = replay.program or "another program"
         lost = f"; its {', '.join(replay.unused)} cannot be used here" if replay.unused else ""
         note(f"{path} is from {program}: its {used} are used, but its noise and model differ{lost}")
-        return
+        return True
     applied = {(scale, digest) for _, scale, digest in pipeline.loras}
     lost = [
         f"with the LoRA {lora[0]} at {lora[1]:g}, which {lora_state(lora)}"
@@ -175,3 +182,4 @@ def _report_differences(
             lost.append("with another fit of its cache")
     for what in lost:
         note(f"{path} was generated {what}; the result will differ")
+    return bool(lost)

@@ -125,6 +125,8 @@ def default_dtype(folder: Path, device: torch.device) -> torch.dtype:
 def _read_prompts(prompt: Any) -> list[str]:
     if isinstance(prompt, str):
         prompts = [prompt]
+    elif isinstance(prompt, set | frozenset):
+        raise UsageError("prompt is a set, which has no fixed order; give a list, such as sorted(prompts)")
     elif isinstance(prompt, Iterable) and not isinstance(prompt, bytes | bytearray | Mapping):
         prompts = list(prompt)
     else:
