@@ -40,7 +40,7 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards import manifest, pack
 from lumina_cli.core.shards.journal import Journal, digest_rows, encode_images
 from lumina_cli.core.shards.manifest import manifest_schema
-from lumina_cli.core.shards.reader import index_path
+from lumina_cli.core.shards.tar import index_path
 from lumina_cli.core.shards.writer import ShardJob
 
 CHUNK, PER_SHARD, BATCH = 50_000, 1000, 512

@@ -109,6 +109,14 @@ def count_rows(
     return sum(1 for _ in _read_arguments(arguments, key, visit))
 
 
+def note_missing_values(source: str, encodings: bool = False) -> None:
+    """Write a note if overlays of a SOURCE of shards lack values; see `describe_missing`."""
+    from lumina_cli.core.shards.overlays.coverage import describe_missing
+
+    if note := describe_missing(source, encodings):
+        output.write_note(note)
+
+
 def comment_notes(arguments: list[str] | None) -> Iterator[str]:
     """Yield a note for each .txt file of prompts with lines that are comments."""
     for word in arguments or ():

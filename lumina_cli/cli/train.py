@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output, runs
-from lumina_cli.cli.options import Allow, Json
+from lumina_cli.cli.options import Allow, Json, note_missing_values
 from lumina_cli.core.errors import UsageError
 
 
@@ -67,6 +67,8 @@ def train(
     if resume:
         settings = runs.resolve_resumed_settings(settings, recipes, out, overrides)
     settings = runs.select_stage(settings, stage)
+    if getattr(settings, "data", None):
+        note_missing_values(settings.data, encodings=True)
     if dry_run:
         output.write_rows(runs.plan_training(settings, out, resume), json, label="stages")
         return

@@ -46,8 +46,11 @@ def test_a_folder_of_shards_grows(earlier, lumina):
     code, _, err = lumina("shard nano:5 scenes --per-shard 2")
     assert code == 0, err
     assert (earlier / "scenes/000000.tar").read_bytes() == old
-    assert "the overlays of scenes (captions, scores) do not match its new images" in err
+    assert "the overlays of scenes (captions, scores) keep the values of unchanged images" in err
     assert len(lumina("shard cat 'scenes?overlay='")[1]) == 5
+    code, rows, err = lumina("shard cat scenes")
+    assert (code, ["scores" in row for row in rows]) == (0, [True] * 3 + [False] * 2), err
+    assert "3 of 5 samples of scenes have no values of" in err
 
 
 def test_a_finished_caption_file_is_not_written_again(earlier, lumina):

@@ -20,7 +20,8 @@ from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import lock_folder
 from lumina_cli.core.shards.pack import write_shards
-from lumina_cli.core.shards.reader import ShardReader, read_index
+from lumina_cli.core.shards.reader import ShardReader
+from lumina_cli.core.shards.tar import read_index
 from lumina_cli.core.sources.source import read_source
 
 COUNT, PER_SHARD = 26, 4

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from lumina_cli.core.shards.image_ref import find_member
-from lumina_cli.core.shards.reader import read_index, read_shards
+from lumina_cli.core.shards.reader import read_shards
+from lumina_cli.core.shards.tar import read_index
 from lumina_cli.core.sources.source import open_row_image, read_source
 
 

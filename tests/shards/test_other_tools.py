@@ -18,8 +18,8 @@ from lumina_cli.core.images.io import open_image
 from lumina_cli.core.shards.inspect import verify_shards
 from lumina_cli.core.shards.manifest import manifest_row, read_manifest, read_score_names
 from lumina_cli.core.shards.pack import write_shards
-from lumina_cli.core.shards.reader import ShardReader, read_index, read_shards
-from lumina_cli.core.shards.tar import tar_header
+from lumina_cli.core.shards.reader import ShardReader, read_shards
+from lumina_cli.core.shards.tar import read_index, tar_header
 from lumina_cli.core.sources.source import open_row_image, read_source
 
 CAPTIONS = {"en": {"short": "a cup", "detailed": "a red cup on a table"}, "zh": {"short": "杯子"}}

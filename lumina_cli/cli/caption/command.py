@@ -86,6 +86,8 @@ def caption(
         own_text,
         prefix,
     )
+    for one in source:
+        shared.note_missing_values(one)
     files, out = _open_sidecars(request, out) if sidecars else (None, out)
     rows = chain.from_iterable(
         [_check_source(one, read_source(one, lenient=True, notify=_write_note), files) for one in source]

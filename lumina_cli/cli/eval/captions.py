@@ -8,7 +8,7 @@ import typer
 
 from lumina_cli.cli import output
 from lumina_cli.cli.eval.run import app
-from lumina_cli.cli.options import Allow, Json
+from lumina_cli.cli.options import Allow, Json, note_missing_values
 
 
 @app.command()
@@ -39,6 +39,8 @@ def captions(
     from lumina_cli.core.evals.captions.page import SPARE, headline, write_captions_page
     from lumina_cli.core.sources.source import open_row_image, read_source
 
+    for source in sources:
+        note_missing_values(source)
     files = open_files(sources, partial(read_source, need=None))
     for file in files:
         for note in filter(None, (file.exclusions(), file.missing_files())):

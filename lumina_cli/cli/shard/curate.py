@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output
-from lumina_cli.cli.options import Json, MaxBadRate, Shards, Workers
+from lumina_cli.cli.options import Json, MaxBadRate, Shards, Workers, note_missing_values
 from lumina_cli.cli.shard.pack import app
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.registry import SCORES
@@ -93,6 +93,7 @@ def select(
     from lumina_cli.core.curation.select import SelectionSettings, parse_best, select_samples
 
     fraction = parse_best(best) if best is not None else None
+    note_missing_values(shards)
     settings = SelectionSettings(fraction, by, tuple(where or ()), no_duplicates, distance, per_source)
     steps = select_samples(shards, dest, settings, force)["steps"]
     for step in steps:

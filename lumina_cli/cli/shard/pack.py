@@ -7,7 +7,7 @@ import typer
 from lumina_cli.cli import output
 from lumina_cli.cli.group import default_command
 from lumina_cli.cli.help import VerbApp
-from lumina_cli.cli.options import Allow, Json, Shards
+from lumina_cli.cli.options import Allow, Json, Shards, note_missing_values
 
 HELP = """Pack images and captions into webdataset shards, annotate, filter and report on them.
 
@@ -107,6 +107,7 @@ def pack(
     settings = PackSettings(
         per_shard, max_bad_rate, force, workers, check, encode, tokenizer, links, lines, removed, dry_run
     )
+    note_missing_values(source)
     rows = pack_source(source, dest, settings, track_rows, output.write_note)
     shards = output.write_rows(rows, json, label="shards")
     samples, missing = count_captions(dest) if shards and not dry_run else (0, 0)
@@ -145,6 +146,7 @@ def cat(shards: Shards, json: Json = False) -> None:
     from lumina_cli.core.io.captions import with_captions
     from lumina_cli.core.shards.selection import read_samples
 
+    note_missing_values(shards)
     output.write_rows(map(with_captions, read_samples(shards)), json)
 
 

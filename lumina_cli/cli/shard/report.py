@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lumina_cli.cli import output
-from lumina_cli.cli.options import Json, Shards
+from lumina_cli.cli.options import Json, Shards, note_missing_values
 from lumina_cli.cli.shard.pack import app
 from lumina_cli.core.errors import UsageError
 
@@ -46,6 +46,7 @@ def stats(
     from lumina_cli.core.encoders.token_count import TokenCounter
 
     count = TokenCounter(tokenizer) if tokenizer else None
+    note_missing_values(source)
     summary = compute_stats(source, count, trained, _read_weights(mix), distance)
     if page:
         write_stats_page(page, summary)
@@ -91,4 +92,5 @@ def preview(
     """
     from lumina_cli.core.curation.report.contact_sheet import write_preview
 
+    note_missing_values(source)
     output.write_rows(iter([write_preview(source, page, samples, by)]), json)

@@ -30,8 +30,9 @@ from lumina_cli.core.io.jsonl import chunked
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.overlays.reader import find_overlays, folder_of_shards, split_source
 from lumina_cli.core.shards.overlays.writer import VALUES
-from lumina_cli.core.shards.reader import index_path, iter_index, open_shards, read_entry
+from lumina_cli.core.shards.reader import open_shards, read_entry
 from lumina_cli.core.shards.selection import TABLE, is_selection, read_samples, selected_shards
+from lumina_cli.core.shards.tar import index_path, iter_index
 
 PLACE = ("shard", "key", "image", "sha256")
 SIZES = ("width", "height", "source", "notes")

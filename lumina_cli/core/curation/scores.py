@@ -16,17 +16,18 @@ from functools import lru_cache
 from lumina_cli.core.curation.metrics import DIGITS, RECIPES, Metric, measure, open_metrics
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.parallel.workers import Workers, parse_workers, run_items
+from lumina_cli.core.shards.overlays.joiner import OverlayJoiner
 from lumina_cli.core.shards.overlays.reader import (
     MEASURED,
     Overlay,
-    OverlayJoiner,
     find_overlays,
     newest_version,
 )
 from lumina_cli.core.shards.overlays.versions import begin_version
 from lumina_cli.core.shards.overlays.writer import Part, Version, make_row_part, write_values
-from lumina_cli.core.shards.reader import open_shards, read_entry, read_index, read_totals
+from lumina_cli.core.shards.reader import open_shards, read_entry, read_totals
 from lumina_cli.core.shards.selection import resolve_shards, selected_keys
+from lumina_cli.core.shards.tar import read_index
 from lumina_cli.core.sources.bad_images import UnreadableImages, open_entry
 
 NAME, CAPTION = MEASURED, "caption"
@@ -165,7 +166,7 @@ class _Scored:
 def _parts(job: _ScoreJob, entries: list[dict], row: dict, bad: dict[str, str]) -> Iterator[Part]:
     """Yield the scores of each sample; update the counts in `row`, and `bad` as in `_score_shard`."""
     models = job.version.settings["scores"]
-    known = job.before.open(job.tar, entries, strict=False) if job.before else {}
+    known = job.before.open(job.tar, entries) if job.before else {}
     add = OverlayJoiner(_others(job.version.shards)).open(job.tar, entries) if CAPTION in models else None
     for start in range(0, len(entries), BATCH):
         samples = [_reuse(job, entry, known) for entry in entries[start : start + BATCH]]

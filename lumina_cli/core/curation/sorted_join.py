@@ -8,6 +8,7 @@ import numpy as np
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards import manifest
+from lumina_cli.core.shards.overlays.joiner import belongs_to_shards
 from lumina_cli.core.shards.overlays.reader import Overlay, writing_command
 from lumina_cli.core.shards.overlays.writer import COLUMNS, VALUES
 
@@ -21,6 +22,7 @@ class OverlayValues:
 
     def __init__(self, overlay: Overlay, reserved: Collection[str]):
         self.overlay, self.place = overlay, filesystem.join(overlay.folder, VALUES)
+        self.known = False  # whether the overlay belongs to its shards
         self.names, self.types = {}, {}
         for field in list(manifest.read_schema(self.place, "overlay"))[
             3:
@@ -40,8 +42,10 @@ class OverlayValues:
     def apply(self, table: Any, values: Any) -> Any:
         """Add or replace columns of `table` by some of its rows; rows without a value keep that of the table.
 
+        Values of images that an update of the shards replaced are left out.
+
         Raises:
-            LuminaError: if the values belong to other images than those of the table.
+            LuminaError: if the overlay was written for other shards.
         """
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -49,19 +53,26 @@ class OverlayValues:
         at = find_rows(table, values)
         taken = values.take(pa.array(at, mask=at < 0))
         same = pc.or_kleene(pc.equal(taken["picture"], table["sha256"]), pc.is_null(table["sha256"]))
-        if pc.any(pc.invert(same)).as_py():
-            raise LuminaError(
-                f"overlay {self.overlay.name}@{self.overlay.version} does not match: {self.overlay.shards} "
-                f"contains different images; recreate the overlay with {writing_command(self.overlay.name)}"
-            )
+        same = pc.and_kleene(same, pc.is_valid(taken["picture"])).fill_null(False)
+        if len(values):
+            self._check(bool(pc.any(same).as_py()))
         for name, stored in self.names.items():
             if stored in taken.column_names:
-                new = taken[stored]
+                new = pc.if_else(same, taken[stored], pa.scalar(None, taken[stored].type))
                 if name in table.column_names:
                     new = pc.coalesce(new, table[name])
                     table = table.drop_columns([name])
                 table = table.append_column(name, new)
         return table
+
+    def _check(self, matched: bool) -> None:
+        """Check that the overlay belongs to its shards, unless a sample `matched`."""
+        if not self.known and not matched and not belongs_to_shards(self.overlay):
+            raise LuminaError(
+                f"overlay {self.overlay.name}@{self.overlay.version} does not match: {self.overlay.shards} "
+                f"contains different images; recreate the overlay with {writing_command(self.overlay.name)}"
+            )
+        self.known = True
 
 
 class SortedJoin:

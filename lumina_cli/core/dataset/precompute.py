@@ -24,11 +24,13 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.parallel.workers import Workers, parse_workers, run_items
 from lumina_cli.core.models.locate import find_model
 from lumina_cli.core.registry import did_you_mean
-from lumina_cli.core.shards.overlays.reader import OverlayJoiner, find_overlays
+from lumina_cli.core.shards.overlays.joiner import OverlayJoiner
+from lumina_cli.core.shards.overlays.reader import find_overlays
 from lumina_cli.core.shards.overlays.versions import begin_version
 from lumina_cli.core.shards.overlays.writer import Version
-from lumina_cli.core.shards.reader import open_shards, read_index
+from lumina_cli.core.shards.reader import open_shards
 from lumina_cli.core.shards.selection import resolve_shards, selected_keys
+from lumina_cli.core.shards.tar import read_index
 from lumina_cli.core.sources.bad_images import UnreadableImages
 from lumina_cli.core.weights.fingerprint import fingerprint_weights
 from lumina_cli.core.weights.json_files import stored_config

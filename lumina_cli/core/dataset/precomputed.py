@@ -11,8 +11,7 @@ from lumina_cli.core.dataset.precompute import text_digest, text_overlay, vae_di
 from lumina_cli.core.dataset.shard_encoders import LATENTS, TEXT, decode_npy, digest_of
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards.overlays.reader import Overlay, newest_version
-from lumina_cli.core.shards.reader import read_index
-from lumina_cli.core.shards.tar import TarImage, read_span
+from lumina_cli.core.shards.tar import TarImage, read_index, read_span
 
 
 class PrecomputedLatents:
@@ -54,7 +53,7 @@ class PrecomputedLatents:
         entries = read_index(tar) if overlays else []
         members = {entry["key"]: entry["image"] for entry in entries}
         return [
-            (size, one, {members[key]: line for key, line in one.open(tar, entries, strict=False).items()})
+            (size, one, {members[key]: line for key, line in one.open(tar, entries).items()})
             for size, one in overlays
         ]
 
@@ -89,7 +88,7 @@ class PrecomputedFeatures:
     def _lines(self, tar: str) -> dict[str, dict]:
         """Return the lines of the index of the overlay of a tar, by image member."""
         entries = read_index(tar)
-        found = self.overlay(filesystem.parent(tar)).open(tar, entries, strict=False)
+        found = self.overlay(filesystem.parent(tar)).open(tar, entries)
         return {entry["image"]: found[entry["key"]] for entry in entries if entry["key"] in found}
 
 

@@ -14,7 +14,7 @@ from lumina_cli.core.device import cpu_count
 from lumina_cli.core.encoders.prompts import full_prompt
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io.jsonl import get_captions
-from lumina_cli.core.shards.overlays.reader import OverlayJoiner
+from lumina_cli.core.shards.overlays.joiner import OverlayJoiner
 from lumina_cli.core.shards.overlays.writer import Part, Version
 from lumina_cli.core.shards.reader import read_entry
 from lumina_cli.core.sources.bad_images import open_entry

@@ -22,8 +22,8 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import InvalidImage, png_bytes
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.allowed import is_system_file
-from lumina_cli.core.shards.reader import image_spans, iter_index
-from lumina_cli.core.shards.tar import RejectedImage, TarImage
+from lumina_cli.core.shards.reader import image_spans
+from lumina_cli.core.shards.tar import RejectedImage, TarImage, iter_index
 
 MAX_BYTES = 1 << 30  # of an image file; MAX_PIXELS of 16-bit colour take half of that
 _NOT_FOUND = (None, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)

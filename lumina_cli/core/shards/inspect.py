@@ -43,9 +43,9 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.overlays.verify import verify_overlays
-from lumina_cli.core.shards.reader import index_path, open_shards, read_entry, read_index, read_totals
+from lumina_cli.core.shards.reader import open_shards, read_entry, read_totals
 from lumina_cli.core.shards.selection import is_selection, resolve_shards, selected_entries, selected_keys
-from lumina_cli.core.shards.tar import read_span
+from lumina_cli.core.shards.tar import index_path, read_index, read_span
 
 
 def describe_shards(path: str | Path) -> Iterator[dict]:

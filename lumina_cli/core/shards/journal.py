@@ -26,7 +26,8 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import is_in_memory, parse_row
 from lumina_cli.core.secrets import mask_url
 from lumina_cli.core.shards.image_ref import DeferredImage, ImageFile, image_ref
-from lumina_cli.core.shards.reader import TOTALS, dump_totals, index_path, is_own_file, read_totals
+from lumina_cli.core.shards.reader import TOTALS, dump_totals, is_own_file, read_totals
+from lumina_cli.core.shards.tar import index_path
 
 _SETTINGS = "settings.json"
 VERSION = 1  # of the bytes that are written; a folder of another version is never resumed

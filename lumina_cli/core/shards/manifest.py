@@ -23,7 +23,7 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import disk_errors
 from lumina_cli.core.io.jsonl import chunked
 from lumina_cli.core.io.parallel.process_pool import map_in_order
-from lumina_cli.core.shards.reader import index_path
+from lumina_cli.core.shards.tar import index_path
 
 NAME = "manifest.parquet"
 GROUP = 1 << 16  # rows per row group

@@ -23,8 +23,9 @@ from lumina_cli.core.io.parallel.workers import Workers, parse_workers, run_item
 from lumina_cli.core.shards import manifest
 from lumina_cli.core.shards.journal import VERSION, Journal, check_number, digest_rows, encode_images
 from lumina_cli.core.shards.overlays.lock import release_all
-from lumina_cli.core.shards.reader import SELECTED, TOTALS, dump_totals, open_shards, read_index, read_totals
+from lumina_cli.core.shards.reader import SELECTED, TOTALS, dump_totals, open_shards, read_totals
 from lumina_cli.core.shards.sample import Count, ShardSettings
+from lumina_cli.core.shards.tar import read_index
 from lumina_cli.core.shards.update.changes import is_changed_file
 from lumina_cli.core.shards.update.commit import Staging
 from lumina_cli.core.shards.update.plan import REMOVED

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import InvalidImage
@@ -15,17 +14,21 @@ from lumina_cli.core.io.captions import decode_text, with_captions
 from lumina_cli.core.io.jsonl import dump_row, parse_row
 from lumina_cli.core.io.row_checks import LongLine
 from lumina_cli.core.limits import MAX_ROW, prune_json
-from lumina_cli.core.shards.overlays.reader import Add, open_joiner
-from lumina_cli.core.shards.tar import TRUTH, RejectedImage, TarImage, find_tars, read_span, scan_tar
+from lumina_cli.core.shards.overlays.joiner import Add, open_joiner
+from lumina_cli.core.shards.tar import (
+    TRUTH,
+    RejectedImage,
+    TarImage,
+    find_tars,
+    index_path,
+    iter_index,
+    read_index,
+    read_span,
+)
 
 TOTALS = "shards.json"
 LEFT_OUT = "left_out.json"  # {kind: number} of images of the source that are not rows (sources/packing.py)
 SELECTED = "select.json"  # marks a selection (shards/selection.py), which does not hold shards
-
-
-def index_path(tar: str | Path) -> str:
-    """Return the path of the index of a tar, which is next to it."""
-    return filesystem.to_text(tar).removesuffix(".tar") + ".index.jsonl"
 
 
 def is_own_file(name: str) -> bool:
@@ -188,45 +191,6 @@ def image_spans(entry: dict) -> dict[str, tuple[str, int, int]]:
     """Return the images of a sample, {name: (member, offset, length)}."""
     truth = {name: (f"{entry['key']}.{name}.png", *entry[name]) for name in TRUTH if entry.get(name)}
     return {"image": (entry["image"], entry["offset"], entry["length"])} | truth
-
-
-def read_index(tar: str | Path) -> list[dict]:
-    """Return all lines of the index of a tar."""
-    return list(iter_index(tar))
-
-
-def iter_index(tar: str | Path, left_out: LeftOut | None = None) -> Iterator[dict]:
-    """Yield the lines of the index of a tar, validated against its size; a tar without an index is scanned.
-
-    `left_out` receives the members of a scanned tar that are not read.
-
-    Raises:
-        LuminaError: if a line is malformed, or a span is beyond the end of the tar.
-    """
-    tar = filesystem.to_text(tar)
-    place = index_path(tar)
-    if not filesystem.is_file(place):
-        yield from scan_tar(tar, left_out)
-        return
-    size = filesystem.file_size(tar)
-    for number, line in enumerate(filesystem.read_file(place).splitlines(), start=1):
-        entry = parse_row(line.decode(errors="replace"), f"{place} line {number}")
-        spans = [[entry.get("offset"), entry.get("length")], entry.get("row")]
-        spans += [entry[name] for name in (*TRUTH, "text") if name in entry]
-        named = isinstance(entry.get("image"), str) and isinstance(entry.get("key"), str)
-        if not named or not all(_fits(span, size) for span in spans):
-            name = filesystem.basename(tar)
-            raise LuminaError(
-                f"{place} line {number} does not belong to {name}; delete the index to scan the tar"
-            )
-        yield entry
-
-
-def _fits(span: Any, size: int) -> bool:
-    whole = (
-        isinstance(span, list) and len(span) == 2 and all(type(part) is int and part >= 0 for part in span)
-    )
-    return whole and sum(span) <= size
 
 
 def dump_totals(totals: dict) -> bytes:

@@ -20,14 +20,15 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.allowed import refuse_store
 from lumina_cli.core.io.atomic import atomic_write
 from lumina_cli.core.shards.manifest import read_batches, write_tables
+from lumina_cli.core.shards.overlays.joiner import open_joiner
 from lumina_cli.core.shards.overlays.reader import (
     WORD,
     folder_of_shards,
-    open_joiner,
     read_json,
     split_source,
 )
-from lumina_cli.core.shards.reader import SELECTED, iter_index, read_entry, read_shards
+from lumina_cli.core.shards.reader import SELECTED, read_entry, read_shards
+from lumina_cli.core.shards.tar import iter_index
 
 TABLE, DONE = "selection.parquet", SELECTED
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from PIL import Image
 
@@ -18,6 +18,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.images.io import InvalidImage, open_image
 from lumina_cli.core.images.suffixes import READ, START, LeftOut, sniff, split_suffix
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.io.jsonl import parse_row
 from lumina_cli.core.shards.foreign.samples import Member, group_members, split_first_dot
 from lumina_cli.core.shards.foreign.tar_headers import BoundedTarInfo
 
@@ -178,6 +179,50 @@ def find_tars(path: str | Path) -> list[str]:
             f"{path} does not contain shards (*.tar); create them with `lumina shard SOURCE {path}`"
         )
     return tars
+
+
+def index_path(tar: str | Path) -> str:
+    """Return the path of the index of a tar, which is next to it."""
+    return filesystem.to_text(tar).removesuffix(".tar") + ".index.jsonl"
+
+
+def read_index(tar: str | Path) -> list[dict]:
+    """Return all lines of the index of a tar."""
+    return list(iter_index(tar))
+
+
+def iter_index(tar: str | Path, left_out: LeftOut | None = None) -> Iterator[dict]:
+    """Yield the lines of the index of a tar, validated against its size; a tar without an index is scanned.
+
+    `left_out` receives the members of a scanned tar that are not read.
+
+    Raises:
+        LuminaError: if a line is malformed, or a span is beyond the end of the tar.
+    """
+    tar = filesystem.to_text(tar)
+    place = index_path(tar)
+    if not filesystem.is_file(place):
+        yield from scan_tar(tar, left_out)
+        return
+    size = filesystem.file_size(tar)
+    for number, line in enumerate(filesystem.read_file(place).splitlines(), start=1):
+        entry = parse_row(line.decode(errors="replace"), f"{place} line {number}")
+        spans = [[entry.get("offset"), entry.get("length")], entry.get("row")]
+        spans += [entry[name] for name in (*TRUTH, "text") if name in entry]
+        named = isinstance(entry.get("image"), str) and isinstance(entry.get("key"), str)
+        if not named or not all(_fits(span, size) for span in spans):
+            name = filesystem.basename(tar)
+            raise LuminaError(
+                f"{place} line {number} does not belong to {name}; delete the index to scan the tar"
+            )
+        yield entry
+
+
+def _fits(span: Any, size: int) -> bool:
+    whole = (
+        isinstance(span, list) and len(span) == 2 and all(type(part) is int and part >= 0 for part in span)
+    )
+    return whole and sum(span) <= size
 
 
 def scan_tar(tar: str, left_out: LeftOut | None = None) -> Iterator[dict]:

@@ -16,9 +16,8 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import disk_errors
 from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.shards.journal import digest_rows
-from lumina_cli.core.shards.reader import index_path
 from lumina_cli.core.shards.sample import Sample, ShardSettings, dump_line, make_samples
-from lumina_cli.core.shards.tar import BLOCK, add_member
+from lumina_cli.core.shards.tar import BLOCK, add_member, index_path
 
 LARGE = 1 << 16  # bytes of an image that another thread hashes; hashlib releases the GIL
 DEFAULTS = ShardSettings()

@@ -26,11 +26,13 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.atomic import lock_folder
 from lumina_cli.core.shards.inspect import verify_shards
 from lumina_cli.core.shards.overlays.apply import apply_rows, diff_row
+from lumina_cli.core.shards.overlays.coverage import describe_missing
 from lumina_cli.core.shards.overlays.reader import find_overlays, merge, newest_version
 from lumina_cli.core.shards.overlays.verify import describe_overlays
 from lumina_cli.core.shards.overlays.versions import begin_version
 from lumina_cli.core.shards.pack import write_shards
-from lumina_cli.core.shards.reader import open_shards, read_index, read_shards
+from lumina_cli.core.shards.reader import open_shards, read_shards
+from lumina_cli.core.shards.tar import read_index
 from lumina_cli.core.sources.source import read_source
 
 
@@ -245,15 +247,19 @@ def test_verify_accepts_overlays_without_hashes_and_names_a_stale_one(shards):
     grown = write(shards, rows(7), notify=told.append)
     assert told == [
         f"{shards}: rows added: 2 (k5, k6); shards kept: 2, rewritten: 000002, new: 000003",
-        f"the overlays of {shards} (captions) do not match its new images; recreate them with "
-        "`lumina shard overlay`",
+        f"the overlays of {shards} (captions) keep the values of unchanged images; compute those of the other "
+        f"images with `lumina shard overlay {shards} ROWS --name captions --add`",
     ]
     found = list(verify_shards(grown))
     assert [row["ok"] for row in found] == [True] * 4 + [False]
     assert "captions@0001 does not match: " in found[-1]["problem"]
     assert "000002.tar contains different images" in found[-1]["problem"]
-    with pytest.raises(LuminaError, match="captions@0001 does not match"):
-        list(read_source(grown))
+    assert describe_missing(grown) == (
+        f"2 of 7 samples of {grown} have no values of captions@0001 in shards with new or changed images; "
+        f"compute them with `lumina shard overlay {grown} ROWS --name captions --add`"
+    )
+    german = [row["captions"].get("de", {}).get("short") for row in read_source(grown)]
+    assert [text is None for text in german] == [False] * 5 + [True] * 2
     list(apply_rows(grown, [{"key": "k6", "captions": {"de": {"short": "hallo"}}}], "captions"))
     found = {row["overlay"]: row["ok"] for row in verify_shards(grown) if "overlay" in row}
     assert found == {"captions@0001": True, "captions@0002": True}  # the older one is not read

@@ -20,7 +20,8 @@ from lumina_cli.core.shards.overlays.apply import apply_rows
 from lumina_cli.core.shards.overlays.match import validate_row
 from lumina_cli.core.shards.overlays.verify import describe_overlays
 from lumina_cli.core.shards.pack import write_shards
-from lumina_cli.core.shards.reader import read_index, read_shards
+from lumina_cli.core.shards.reader import read_shards
+from lumina_cli.core.shards.tar import read_index
 from lumina_cli.core.sources.source import read_source
 
 KEYS = ("alpha", "beta", "gamma")

@@ -19,8 +19,9 @@ from lumina_cli.core.encoders.token_count import TokenCounter
 from lumina_cli.core.io.html import histogram
 from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.shards.overlays.reader import find_overlays, split_source
-from lumina_cli.core.shards.reader import iter_index, open_shards, read_totals
+from lumina_cli.core.shards.reader import open_shards, read_totals
 from lumina_cli.core.shards.selection import is_selection, selected_entries
+from lumina_cli.core.shards.tar import iter_index
 from lumina_cli.core.shards.writer import count_rejected_captions
 from lumina_cli.core.sources.source import read_source
 

@@ -13,8 +13,9 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.captions import with_captions
 from lumina_cli.core.io.jsonl import get_captions
 from lumina_cli.core.shards.overlays.reader import split_source
-from lumina_cli.core.shards.reader import iter_index, open_shards, read_entry
+from lumina_cli.core.shards.reader import open_shards, read_entry
 from lumina_cli.core.shards.selection import is_selection, selected_entries
+from lumina_cli.core.shards.tar import iter_index
 
 EXAMINED, REMOTE = 100_000, 5_000  # most samples whose captions are read: local shards, shards at a URL
 AT_ONCE = 32  # rows read concurrently from a URL

@@ -12,8 +12,10 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.html import format_number, pick_evenly, thumbnail, write_page
 from lumina_cli.core.io.jsonl import get_captions
-from lumina_cli.core.shards.overlays.reader import OverlayJoiner, find_overlays, split_source
-from lumina_cli.core.shards.reader import read_entry, read_index
+from lumina_cli.core.shards.overlays.joiner import OverlayJoiner
+from lumina_cli.core.shards.overlays.reader import find_overlays, split_source
+from lumina_cli.core.shards.reader import read_entry
+from lumina_cli.core.shards.tar import read_index
 from lumina_cli.core.sources.source import open_row_image
 
 LEVELS = ("short", "medium", "detailed", "tags")  # in the order of the page

@@ -14,12 +14,12 @@ from typing import Any
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io.captions import with_captions
 from lumina_cli.core.io.jsonl import get_captions
+from lumina_cli.core.shards.overlays.joiner import OverlayJoiner
 from lumina_cli.core.shards.overlays.lock import lock_overlay
 from lumina_cli.core.shards.overlays.match import LEVELS, RowMatcher, validate_row
 from lumina_cli.core.shards.overlays.reader import (
     MEASURED,
     Overlay,
-    OverlayJoiner,
     find_overlays,
     list_versions,
     merge,
@@ -28,8 +28,9 @@ from lumina_cli.core.shards.overlays.reader import (
 )
 from lumina_cli.core.shards.overlays.versions import begin_version
 from lumina_cli.core.shards.overlays.writer import Part, make_row_part, write_values
-from lumina_cli.core.shards.reader import open_shards, read_entry, read_index
+from lumina_cli.core.shards.reader import open_shards, read_entry
 from lumina_cli.core.shards.selection import resolve_shards
+from lumina_cli.core.shards.tar import read_index
 
 OF_CAPTIONS = ("captioned_by", "caption_scores")  # {language: {level: ...}}, one entry per caption
 NOT_FIELDS = (
@@ -102,7 +103,7 @@ def _apply(
     for tar in tars:
         entries, found = read_index(tar), matcher.read_rows(tar)
         if newest and not before and newest.version != version.version:
-            hidden += len(newest.open(tar, entries, strict=False).keys() - found.keys())
+            hidden += len(newest.open(tar, entries).keys() - found.keys())
         if not version.has(tar, entries):
             parts = _parts(others, tar, entries, found, before)
             yield {"shard": tar} | version.write(tar, entries, parts)
@@ -139,8 +140,8 @@ def _parts(
     """Yield the fields in which the rows of a shard differ from its samples without this overlay."""
     measured = [each for each in others if each.name == MEASURED]  # its values are not copied to this overlay
     kinds = (measured, others) if rows else ()
-    joins = [OverlayJoiner(each).open(tar, entries, strict=False) for each in kinds]
-    old = before.parts(tar, before.open(tar, entries, strict=False)) if before else lambda key: {}
+    joins = [OverlayJoiner(each, strict=False).open(tar, entries) for each in kinds]
+    old = before.parts(tar, before.open(tar, entries)) if before else lambda key: {}
     for entry in entries:
         row, part = _sample_fields(rows.get(entry["key"], {})), _sample_fields(old(entry["key"]))
         if row:

@@ -23,7 +23,7 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.captions import with_captions
 from lumina_cli.core.io.jsonl import LEVELS, dump_row, get_captions, get_error, read_rows_with_lines
-from lumina_cli.core.shards.reader import read_index
+from lumina_cli.core.shards.tar import read_index
 
 OTHER_NAMES = ("caption", "text")  # keys under which other tools store their only caption
 HELD = 4096  # rows in memory before they are written to disk

@@ -17,7 +17,8 @@ An overlay adds or replaces fields of samples without rewriting a shard. It has 
 
 A row gets the newest version of each overlay that holds parts of rows; later versions (by "order") are
 applied over earlier ones. "SHARDS?overlay=captions@0001,scores" selects others, in the order in which they
-are applied; "SHARDS?overlay=" selects none. shards/overlays/writer.py writes overlays.
+are applied; "SHARDS?overlay=" selects none. shards/overlays/writer.py writes overlays, and
+shards/overlays/joiner.py applies them.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ from dataclasses import dataclass, field
 
 from lumina_cli.core.errors import LuminaError, UsageError
 from lumina_cli.core.io import filesystem
-from lumina_cli.core.io.jsonl import get_captions, parse_row
+from lumina_cli.core.io.jsonl import parse_row
 from lumina_cli.core.limits import parse_json
 from lumina_cli.core.registry import did_you_mean
 from lumina_cli.core.shards.tar import read_span
@@ -36,8 +37,6 @@ FOLDER, DONE = "overlays", "overlay.json"
 MEASURED = "scores"  # the overlay of `lumina shard score`
 WORD = "?overlay="
 AT_ONCE = 64 << 20  # a tar of parts of rows up to this size is read at once, in bytes
-
-Add = Callable[[dict, dict], dict]  # (line of an index, its row) -> the row with overlays applied
 
 
 @dataclass(frozen=True)
@@ -65,25 +64,28 @@ class Overlay:
         """Whether it holds parts of rows, not only arrays."""
         return "json" in self.info.get("members", [])
 
-    def open(self, tar: str, entries: list[dict], strict: bool = True) -> dict[str, dict]:
+    def open(self, tar: str, entries: list[dict]) -> dict[str, dict]:
         """Return the lines of its index by key, for the samples of a tar whose index is `entries`.
 
-        Without `strict`, samples whose image has been replaced are left out instead of raising an error.
-
-        Raises:
-            LuminaError: if the tar contains other samples than those that the overlay was written for.
+        Samples that the overlay does not have, or has with another image, are left out.
         """
-        lines = read_shard_index(self.folder, tar)
-        if strict and (not lines or lines[0].get("base") != base_digest(entries)):
-            raise LuminaError(
-                f"overlay {self.name}@{self.version} does not match: {tar} contains different images; "
-                f"recreate it with {writing_command(self.name)}, or read {self.shards}{WORD} without overlays"
-            )
-        known = {line["key"]: line for line in (lines or [])[1:]}
+        known = {line["key"]: line for line in (read_shard_index(self.folder, tar) or [])[1:]}
         pairs = ((entry, known.get(entry["key"])) for entry in entries)
         return {
             entry["key"]: line for entry, line in pairs if line and line["picture"] == image_identity(entry)
         }
+
+    def matches(self, tar: str, entries: list[dict]) -> bool:
+        """Return whether it was written for exactly the images of a tar whose index is `entries`."""
+        lines = read_shard_index(self.folder, tar)
+        return bool(lines) and lines[0].get("base") == base_digest(entries)
+
+    def mismatch(self, tar: str) -> LuminaError:
+        """Return the error for a tar with other images than those that the overlay was written for."""
+        return LuminaError(
+            f"overlay {self.name}@{self.version} does not match: {tar} contains different images; "
+            f"recreate it with {writing_command(self.name)}, or read {self.shards}{WORD} without overlays"
+        )
 
     def read(self, tar: str, line: dict, member: str = "json") -> bytes:
         """Return a member of a sample; `line` is the line that `open` returned for its key."""
@@ -112,39 +114,6 @@ class Overlay:
             return parse_row(data.decode(errors="replace"), f"{where}#{key}.json")
 
         return part
-
-
-class OverlayJoiner:
-    """Applies overlays to the rows of shards, tar by tar."""
-
-    def __init__(self, overlays: list[Overlay]):
-        self.overlays = overlays
-
-    def open(self, tar: str, entries: list[dict], strict: bool = True) -> Add:
-        """Return a function that applies the overlays to a row of `tar`.
-
-        Raises:
-            LuminaError: if an overlay is stale; without `strict` its valid parts are applied, as in
-                `Overlay.open`.
-        """
-        parts = [(each, each.parts(tar, each.open(tar, entries, strict))) for each in self.overlays]
-
-        def add(entry: dict, row: dict) -> dict:
-            for overlay, part_of in parts:
-                part = part_of(entry["key"])
-                row = merge(row, part)
-                if "captions" in part:
-                    by = f"{overlay.name}@{overlay.version}"
-                    get_captions(row, f"{tar}#{entry['key']} with the overlay {by}")
-            return row
-
-        return add
-
-
-def open_joiner(source: str) -> tuple[str, OverlayJoiner]:
-    """Return (location without overlays, joiner of the overlays) of a SOURCE of shards."""
-    shards, wanted = split_source(source)
-    return shards, OverlayJoiner(find_overlays(folder_of_shards(shards), wanted))
 
 
 def split_source(source: str | os.PathLike) -> tuple[str, list[str] | None]:

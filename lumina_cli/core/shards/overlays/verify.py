@@ -17,8 +17,7 @@ from lumina_cli.core.shards.overlays.reader import (
     writing_command,
 )
 from lumina_cli.core.shards.overlays.writer import VALUES, hash_file, indexes_digest
-from lumina_cli.core.shards.reader import read_index
-from lumina_cli.core.shards.tar import BLOCK, read_span, tar_header
+from lumina_cli.core.shards.tar import BLOCK, read_index, read_span, tar_header
 
 _MODIFIED = "was modified after it was written"
 _ARRAY = b"\x93NUMPY"  # magic bytes of a .npy file
@@ -59,8 +58,8 @@ def verify_overlays(shards: str, tars: list[str]) -> Iterator[dict]:
 
 def _verify(overlay: Overlay, tars: list[str], newest: bool) -> None:
     for tar in tars:
-        if newest:
-            overlay.open(tar, read_index(tar))  # raises if the version is stale
+        if newest and not overlay.matches(tar, read_index(tar)):
+            raise overlay.mismatch(tar)
         lines = read_shard_index(overlay.folder, tar)
         if lines:
             _verify_tar(filesystem.join(overlay.folder, filesystem.basename(tar)), lines)

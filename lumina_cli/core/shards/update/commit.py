@@ -19,7 +19,8 @@ from lumina_cli.core.errors import LuminaError
 from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import parse_row
 from lumina_cli.core.shards import manifest
-from lumina_cli.core.shards.reader import TOTALS, dump_totals, index_path
+from lumina_cli.core.shards.reader import TOTALS, dump_totals
+from lumina_cli.core.shards.tar import index_path
 from lumina_cli.core.shards.update.rejects import REJECTS, dump_rejects
 
 COMMIT = "commit.json"

@@ -21,9 +21,8 @@ from lumina_cli.core.io import filesystem
 from lumina_cli.core.io.jsonl import parse_row
 from lumina_cli.core.secrets import mask_url
 from lumina_cli.core.shards.image_ref import image_ref
-from lumina_cli.core.shards.reader import index_path, read_index
 from lumina_cli.core.shards.sample import raw_key
-from lumina_cli.core.shards.tar import sanitize_key
+from lumina_cli.core.shards.tar import index_path, read_index, sanitize_key
 
 _NUMBERED = re.compile(r"-\d+$")  # what makes a key unique
 LINES = 200_000  # lines of indexes in memory, for rows in another order than the shards

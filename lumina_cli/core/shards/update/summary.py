@@ -4,12 +4,13 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 from lumina_cli.core.io import filesystem
+from lumina_cli.core.shards.overlays.coverage import computing_command
 from lumina_cli.core.shards.overlays.reader import (
     MEASURED,
     find_overlays,
     list_overlays,
+    newest_version,
     read_shard_index,
-    writing_command,
 )
 from lumina_cli.core.shards.update.edit import ShardEdit
 from lumina_cli.core.shards.update.plan import UpdatePlan
@@ -67,13 +68,17 @@ class UpdateSummary:
         shards += [f"rewritten: {name_shards(old)}"] if old else []
         shards += [f"new: {name_shards(new)}"] if new else []
         yield f"{self.dest}: {'; '.join([*rows, ', '.join(shards)])}"
-        names = list_overlays(self.dest)
-        if names and (self.overlays_reset or new):
-            verbs = ", ".join(dict.fromkeys(writing_command(name) for name in names))
-            yield (
-                f"the overlays of {self.dest} ({', '.join(names)}) do not match its new images; recreate "
-                f"them with {verbs}"
+        found = [newest_version(self.dest, name) for name in list_overlays(self.dest)]
+        overlays = [each for each in found if each]
+        if overlays and (self.overlays_reset or new):
+            kept = (
+                f"the overlays of {self.dest} ({', '.join(each.name for each in overlays)}) keep the values"
             )
+            if plan.added.count or plan.new_images.count:
+                commands = ", ".join(dict.fromkeys(map(computing_command, overlays)))
+                yield f"{kept} of unchanged images; compute those of the other images with {commands}"
+            else:
+                yield f"{kept} of the remaining images"
         yield from self._hidden_captions()
 
     def _hidden_captions(self) -> Iterator[str]:
