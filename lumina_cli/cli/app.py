@@ -181,7 +181,11 @@ def _describe_error(error: Exception) -> tuple[str, int]:
     if hasattr(error, "option_name") and hasattr(error, "possibilities"):
         visible = (each for each in error.ctx.command.params if not each.hidden)
         known = [name for parameter in visible for name in parameter.opts if name.startswith("--")]
-        return f"no option {error.option_name}{did_you_mean(error.option_name, known)}", UsageError.exit_code
+        from lumina_cli.cli.options import hint_other_name
+
+        hint = hint_other_name(error.ctx.command.name, error.option_name, known)
+        hint = hint or did_you_mean(error.option_name, known)
+        return f"no option {error.option_name}{hint}", UsageError.exit_code
     if getattr(error, "param", None) and hasattr(error.__cause__, "errors"):  # pydantic's ValidationError
         name = error.param.get_error_hint().replace("'", "")
         return _describe_invalid_value(name, error.__cause__.errors()[0]), UsageError.exit_code

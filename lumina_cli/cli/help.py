@@ -107,7 +107,9 @@ class HelpGroup(_HelpPage, TyperGroup):
     def resolve_command(self, ctx, args: list[str]):
         if args and args[0] not in self.commands:
             names = self.list_commands(ctx)
-            hint = did_you_mean(args[0], names) or f"; choose from {', '.join(names)}"
+            inner = (name for name in names if args[0] in getattr(self.commands[name], "commands", ()))
+            exact = next((f"; did you mean `lumina {name} {args[0]}`?" for name in inner), "")
+            hint = exact or did_you_mean(args[0], names) or f"; choose from {', '.join(names)}"
             raise UsageError(f"unknown command {args[0]!r}{hint}")
         return super().resolve_command(ctx, args)
 

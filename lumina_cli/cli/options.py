@@ -123,7 +123,8 @@ def comment_notes(arguments: list[str] | None) -> Iterator[str]:
         if word.lower().endswith(".txt") and _is_row_file(word) and os.path.isfile(word):
             count = jsonl.count_comments(Path(word))
             if count:
-                yield f"{word}: skipped {count} comment line{'s' * (count != 1)}, which begin with #"
+                begin = "which begins" if count == 1 else "which begin"
+                yield f"{word}: skipped {count} comment line{'s' * (count != 1)}, {begin} with #"
 
 
 def _read_arguments(
@@ -162,3 +163,57 @@ def _is_row_file(word: str) -> bool:
     """Whether a word ends like a file of rows and either exists or has no space, so must be a file name."""
     spaced = any(letter.isspace() for letter in Path(word).name)
     return word.lower().endswith(ROW_FILES) and (not spaced or os.path.isfile(word))
+
+
+# options of other programs, and what stands for them here, by command ("" for all)
+OTHER_NAMES = {
+    "": {"--output": "--out", "--output-dir": "--out", "--outdir": "--out"},
+    "sample": {
+        "--sampler": "--plan solver=NAME",
+        "--scheduler": "--plan solver=NAME",
+        "--solver": "--plan solver=NAME",
+        "--shift": "--plan shift=NUMBER",
+        "--cfg": "--guidance",
+        "--cfg-scale": "--guidance",
+        "--guidance-scale": "--guidance",
+        "--num-inference-steps": "--steps",
+        "--negative-prompt": "--negative",
+        "--num-images": "--count",
+        "--num-images-per-prompt": "--count",
+        "--n": "--count",
+        "--width": "--size WIDTHxHEIGHT",
+        "--height": "--size WIDTHxHEIGHT",
+        "--resolution": "--size",
+        "--ckpt": "--model",
+        "--checkpoint": "--model",
+        "--denoise": "--strength",
+        "--prompt": "the prompt as an argument",
+    },
+    "train": {
+        "--out": "out=FOLDER",
+        "--output": "out=FOLDER",
+        "--output-dir": "out=FOLDER",
+        "--model": "model=NAME",
+        "--data": "data=SOURCE",
+        "--train-data-dir": "data=SOURCE",
+        "--steps": "stages.hq.steps=NUMBER",
+        "--max-train-steps": "stages.hq.steps=NUMBER",
+        "--batch": "stages.hq.batch=NUMBER",
+        "--batch-size": "stages.hq.batch=NUMBER",
+        "--train-batch-size": "stages.hq.batch=NUMBER",
+        "--lr": "stages.hq.lr=NUMBER",
+        "--learning-rate": "stages.hq.lr=NUMBER",
+        "--resolution": "stages.hq.size=NUMBER",
+        "--size": "stages.hq.size=NUMBER",
+        "--seed": "seed=NUMBER",
+    },
+}
+
+
+def hint_other_name(command: str | None, option: str, known: list[str]) -> str:
+    """Return "; use X" for an option that another program has under this name, or an empty string."""
+    name = option.replace("_", "-").lower()
+    found = OTHER_NAMES.get(command or "", {}).get(name) or OTHER_NAMES[""].get(name)
+    if found is None or (found.startswith("--") and found.split()[0] not in known):
+        return ""
+    return f"; use {found}"

@@ -1,6 +1,7 @@
 """Run folders of `lumina train`: saved settings, the plan of a dry run, the note on a finished run."""
 
 import contextlib
+import itertools
 import os
 import shlex
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Any
 
 from lumina_cli.cli import output
 from lumina_cli.core.errors import LuminaError, UsageError
+
+FIRST_ROWS = 256  # of the data, which a dry run checks
 
 
 class PartSchema:
@@ -145,13 +148,14 @@ def plan_training(settings: Any, out: Path, resume: bool) -> list[dict]:
 
 
 def _check_data(source: str) -> None:
-    """Read the first row of a source on disk; of a rendered or remote source, parse the settings only."""
+    """Check the first rows of a source on disk; of a rendered or remote source, parse the settings only."""
+    from lumina_cli.core.dataset.latent_cache import check_captions
     from lumina_cli.core.sources.settings import split_place
     from lumina_cli.core.sources.source import read_source
 
     rows = read_source(source)
     if os.path.exists(split_place(source)[0]):
-        next(rows, None)
+        check_captions(list(itertools.islice(rows, FIRST_ROWS)), 0)
 
 
 def note_if_completed(rows: Iterator[dict], out: Path, settings: Any) -> Iterator[dict]:

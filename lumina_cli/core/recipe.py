@@ -224,6 +224,10 @@ def _describe_mistake(mistake: dict, schema: type, places: Places) -> str:
         inside = f"{join_path(path[:-1])}: " if path[:-1] else ""
         return f"{places[path]}: {inside}no setting {path[-1]!r}{_hint_known_settings(schema, path)}"
     inside = f"{join_path(path)}: " if path else ""
+    if isinstance(found, dict) and kind in ("literal_error", "string_type"):
+        known = [name for model in _find_models(schema, path[:-1]) for name in model.model_fields]
+        hint = did_you_mean(str(path[-1]), [name for name in known if name != path[-1]]) if path else ""
+        return f"{places[path]}: {inside}one value, not a group of settings{hint}"
     if kind == "missing":
         return f"{places[path]}: {inside}missing setting {mistake['loc'][-1]!r}"
     return f"{places[path]}: {inside}{_describe_value_error(kind, found, mistake)}"

@@ -7,9 +7,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from typer.main import get_command
 
 import lumina_cli
 from lumina_cli.cli import app as application
+from lumina_cli.cli.options import OTHER_NAMES
 from lumina_cli.core.errors import LuminaError, MissingDependency, TooManyRejects, UsageError
 
 
@@ -92,6 +94,40 @@ def test_an_interrupted_command_names_the_way_to_resume(command, hint, monkeypat
 
     monkeypatch.setattr(application, "get_command", lambda app: SimpleNamespace(main=interrupt))
     assert lumina(command) == (130, [], f"lumina {command.split()[0]}: interrupted{hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [
+        ("sample x --sampler euler", "no option --sampler; use --plan solver=NAME"),
+        ("sample x --cfg 7", "no option --cfg; use --guidance"),
+        ("sample x --cfg_scale 7", "no option --cfg_scale; use --guidance"),
+        ("sample x --num_inference_steps 7", "no option --num_inference_steps; use --steps"),
+        ("sample x --width 7", "no option --width; use --size WIDTHxHEIGHT"),
+        ("train nano --steps 30", "no option --steps; use stages.hq.steps=NUMBER"),
+        ("train nano --learning-rate 1", "no option --learning-rate; use stages.hq.lr=NUMBER"),
+        ("train nano --out x", "no option --out; use out=FOLDER"),
+        ("caption x --output y", "no option --output; use --out"),
+        ("sample x --stpes 3", "no option --stpes; did you mean '--steps'?"),
+        ("train nano stage.hq.steps=3", "one value, not a group of settings; did you mean 'stages'?"),
+        ("train nano seed.x=3", "seed: "),
+    ],
+)
+def test_options_of_other_programs_name_ours(command, hint, lumina):
+    code, _, err = lumina(command)
+    assert code == 2
+    assert hint in err
+    assert err.count("\n") == 1
+
+
+def test_the_options_named_for_other_programs_exist():
+    verbs = get_command(application.app).commands
+    for verb, names in OTHER_NAMES.items():
+        for other, ours in names.items():
+            if verb and ours.startswith("--"):
+                options = {name for parameter in verbs[verb].params for name in parameter.opts}
+                assert ours.split()[0] in options, (verb, ours)
+                assert other not in options
 
 
 @pytest.mark.parametrize("command", ["--debug doctor", "doctor --debug"])

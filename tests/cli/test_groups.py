@@ -45,6 +45,9 @@ def test_a_group_runs_its_default_command(args, output):
         ("eval caption a.jsonl", "unknown benchmark 'caption'; did you mean `lumina eval captions`?"),
         ("eval geneva", "unknown benchmark 'geneva'; did you mean 'geneval'?"),
         ("eval xyz", "unknown benchmark 'xyz'; choose from geneval"),
+        ("preview data", "unknown command 'preview'; did you mean `lumina shard preview`?"),
+        ("teacache", "unknown command 'teacache'; did you mean `lumina bench teacache`?"),
+        ("smple x", "unknown command 'smple'; did you mean 'sample'?"),
         ("eval geneval", "pass exactly one of --model"),
     ],
 )

@@ -28,7 +28,10 @@ def test_byte_order_marks_and_windows_line_ends_are_accepted(end):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"img": 1, "n": 2}', "line 2 has no 'image', only img, n"),
+        (
+            b'{"img": 1, "n": 2}',
+            "line 2 has no 'image', only img, n; name its column, as in FILE?image=COLUMN",
+        ),
         (b'{"image": ""}', "line 2: 'image' is empty"),
         (b'{"image": null}', "line 2: 'image' is empty"),
         (b'{"image": "a"', "line 2 is not a JSON object: Expecting ',' delimiter"),

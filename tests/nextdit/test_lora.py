@@ -285,6 +285,9 @@ def test_specs_are_paths_with_an_optional_scale(tmp_path):
     assert parse_spec(str(odd)) == (odd, 1.0)
     with pytest.raises(UsageError, match="finite number"):
         parse_spec("a.safetensors:nan")
+    (tmp_path / "a.safetensors").touch()
+    with pytest.raises(UsageError, match=r"a.safetensors must be a number such as 0.8, not 'abc'"):
+        parse_spec(f"{tmp_path}/a.safetensors:abc")
 
 
 @pytest.mark.parametrize(

@@ -317,3 +317,29 @@ def test_a_name_with_a_question_mark_can_be_given(tmp_path, lumina, name):
         == 0
     )
     assert captions(f"{out}/s") == captions(folder)
+
+
+def test_caption_files_hidden_by_another_one_are_counted_as_such(tmp_path, lumina):
+    kinds = {
+        "a.png": image(1),
+        "a.txt": "a cup",
+        "a.caption": "a mug",
+        "b.png": image(2),
+        "b.caption": "a pan",
+    }
+    fill(tmp_path / "in", kinds | {"c.jpg": image(3, "JPEG"), "c.jpg.txt": "x", "c.txt": "a pot"})
+    code, _, err = lumina(f"shard {tmp_path}/in {tmp_path}/out")
+    assert code == 0
+    assert "not read: 2 other files (2 caption file of an image that has another one)" in err
+    assert "without an image" not in err
+    captions = [row["captions"]["en"]["short"] for row in read_source(tmp_path / "in")]
+    assert captions == ["a cup", "a pan", "a pot"]
+
+
+def test_sidecars_do_not_hide_a_caption_file(tmp_path, lumina):
+    fill(tmp_path / "in", {"a.png": image(1), "a.caption": "a mug of my own"})
+    words = f"caption {tmp_path}/in --engine noop --levels tags --sidecars"
+    assert lumina(words)[0] == 0
+    assert not (tmp_path / "in/a.txt").exists()
+    assert lumina(f"{words} --replace")[0] == 0
+    assert (tmp_path / "in/a.txt").read_text()

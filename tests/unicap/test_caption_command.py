@@ -138,8 +138,9 @@ def test_a_row_whose_image_file_is_missing_is_skipped(lumina, llava, photos, mon
 def test_a_row_without_an_image_is_skipped_with_its_line(lumina, llava, photos, monkeypatch):
     pipe(monkeypatch, json.dumps({"image": str(photos / "a.png")}) + '\n{"img": "b.png"}\n')
     code, rows, err = lumina("-", "--model", llava, "--levels", "short", "--max-bad-rate", 0.5)
-    assert (code, len(rows), err) == (0, 2, ["lumina caption: skipped line 2 has no 'image', only img"])
-    assert rows[1]["error"] == "line 2 has no 'image', only img"
+    reason = "line 2 has no 'image', only img; name its column, as in FILE?image=COLUMN"
+    assert (code, len(rows), err) == (0, 2, [f"lumina caption: skipped {reason}"])
+    assert rows[1]["error"] == reason
 
 
 def test_an_earlier_error_of_a_row_is_kept(lumina, photos, monkeypatch):

@@ -52,14 +52,14 @@ class Sidecars:
         path = self.path(row)
         if text is None or path is None:
             return
-        place, exists = hash(str(path)), path.is_file()
-        if only_missing and exists:
+        place, existing = hash(str(path)), self._existing(path)
+        if only_missing and existing:
             return
         if place in self._own:
             self.shared += 1
             return
         self._own.add(place)
-        old = path.read_bytes() if exists else None
+        old = existing.read_bytes() if existing else None
         new = f"{' '.join(text.split())}\n".encode()
         if old is not None and old.strip() == new.strip():
             return
@@ -71,6 +71,11 @@ class Sidecars:
             with atomic_write(path) as aside:
                 aside.write_bytes(new)
         self.written += 1
+
+    def _existing(self, path: Path) -> Path | None:
+        """Return the caption file that an image has: a new .txt file would hide a .caption file."""
+        places = [path, *([path.with_suffix(".caption")] if self.folder is None else [])]
+        return next((place for place in places if place.is_file()), None)
 
     def path(self, row: dict[str, Any]) -> Path | None:
         """Return the path of the file of a row, which is always in the folder."""

@@ -219,7 +219,9 @@ def check_captions(rows: list[dict], before: int) -> None:
     for number, row in enumerate(rows, before + 1):
         where = f"row {number} of the data" + (f" ({row['key']})" if row.get("key") else "")
         if not get_captions(row, where):
-            raise LuminaError(f"{where} has no 'captions'; add them with `lumina caption`")
+            without = sum(not get_captions(row, where) for row in rows)
+            count = f" ({without} of the first {len(rows)} rows have none)" if without > 1 else ""
+            raise LuminaError(f"{where} has no 'captions'{count}; add them with `lumina caption`")
 
 
 def encode_images(images: list[Image.Image], size: int, encode: Encode) -> list[Tensor]:

@@ -161,7 +161,8 @@ def check_row(row: dict, key: str, where: str) -> None:
     """
     if key not in row:
         found = shorten(", ".join(map(str, row)), 200) or "nothing"
-        raise LuminaError(f"{where} has no {key!r}, only {found}")
+        remedy = "; name its column, as in FILE?image=COLUMN" if key == "image" and row else ""
+        raise LuminaError(f"{where} has no {key!r}, only {found}{remedy}")
     if row[key] is None or (isinstance(row[key], str) and not row[key].strip()):
         raise LuminaError(f"{where}: {key!r} is empty")
 

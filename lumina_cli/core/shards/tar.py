@@ -176,7 +176,7 @@ def find_tars(path: str | Path) -> list[str]:
         raise LuminaError(f"{path}: no such folder of shards; create it with `lumina shard SOURCE {path}`")
     if not tars:
         raise LuminaError(
-            f"{path} does not contain shards (*.tar); create them with `lumina shard SOURCE {path}`"
+            f"{path} does not contain shards (*.tar); create them with `lumina shard {path} DEST`"
         )
     return tars
 

@@ -44,6 +44,7 @@ class Sidecars:
             if dot and f".{ending.lower()}" in SIDECARS:
                 self.files[stem, f".{ending.lower()}"] = name
         self.names = set(self.files.values())
+        self.hidden: set[str] = set()  # by another file of the same image
         self.unused = {name for name in self.names if not TABLE.fullmatch(name) and not name.startswith(".")}
 
     def find(self, name: str) -> list[str]:
@@ -52,9 +53,10 @@ class Sidecars:
         found = []
         for suffixes in ((".json",), TEXTS):
             pairs = ((stem, suffix) for suffix in suffixes for stem in stems)
-            first = next((self.files[pair] for pair in pairs if pair in self.files), None)
-            found += [first] if first else []
-        self.unused.difference_update(found)
+            names = [self.files[pair] for pair in pairs if pair in self.files]
+            found += names[:1]
+            self.hidden.update(names[1:])
+        self.unused.difference_update(found, self.hidden)
         return found
 
 

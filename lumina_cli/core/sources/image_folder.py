@@ -157,6 +157,8 @@ def _images_of(
         yield Found(key, place, captions, tables.find(place))
     for name in sorted(sidecars.unused):
         tables.left_out.add_caption(name)
+    if sidecars.hidden:
+        tables.left_out.add_other("caption file of an image that has another one", len(sidecars.hidden))
 
 
 def _is_image(folder: str, name: str, sidecars: Sidecars, left_out: LeftOut) -> bool:

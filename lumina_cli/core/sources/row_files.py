@@ -13,7 +13,7 @@ from lumina_cli.core.io.jsonl import check_row, get_error, parse_rows
 from lumina_cli.core.io.tables import Item
 from lumina_cli.core.shards.tar import RejectedImage
 
-IMAGE_KEYS = ("file_name", "image_path", "image_file", "img_path", "filepath", "filename")
+IMAGE_KEYS = ("file_name", "image_path", "image_file", "img_path", "filepath", "filename", "path")
 CHATS = ("conversations", "messages", "conversation", "texts")  # keys of rows with the turns of a chat
 _ANSWERS = ("gpt", "assistant", "model", "chatgpt", "bard", "bing")
 _IMAGE_MARK = re.compile(r"<image>\s*")

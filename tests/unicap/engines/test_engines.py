@@ -1,7 +1,11 @@
 """The captioning engines: working and failing endpoints, vLLM's interface, Florence-2, CLIP."""
 
+import asyncio
+import contextlib
 import sys
+import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from local_endpoint import asked, question, said
@@ -49,10 +53,41 @@ def test_a_busy_or_failing_endpoint_is_retried(serve):
     assert len(endpoint.seen) == 3
 
 
+def test_a_key_that_is_refused_is_named(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret-word")
+    endpoint = serve(lambda *_: (403, {"error": {"message": "no"}}))
+    with pytest.raises(LuminaError, match="refuses the key in OPENAI_API_KEY") as caught:
+        asked(endpoint, [question()], retries=0)
+    assert "secret-word" not in str(caught.value)
+
+
+def test_closing_ends_every_thread_that_waits_for_an_answer(serve):
+    """Also one whose request the stopped loop never ends, and one that asks after the engine was closed."""
+    endpoint = serve(lambda *_: (200, said("a red car")))
+    engine = open_engine("openai", endpoint=endpoint.url)
+    started = threading.Event()
+
+    async def never_ends():
+        started.set()
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(engine._run, never_ends())
+        assert started.wait(30)
+        engine.close()
+        with pytest.raises(LuminaError, match="interrupted while waiting for answers"):
+            waiting.result(30)
+    with pytest.raises(LuminaError, match="interrupted before the request"):
+        engine.answer([question()])
+    engine.close()
+
+
 def test_permanent_endpoint_errors_end_the_run_with_one_line(serve, lumina, photos):
     for status, expected in (
         (500, "failed: Error code: 500"),
-        (401, "refuses the key in OPENAI_API_KEY"),
+        (401, "needs a key: set OPENAI_API_KEY"),
         (404, "does not have model 'only'"),
     ):
         endpoint = serve(lambda *_, status=status: (status, {"error": {"message": "so it is"}}))

@@ -199,7 +199,7 @@ def parse_spec(spec: str | Path) -> tuple[Path, float]:
     """Parse "path:scale"; the scale is 1 if omitted.
 
     Raises:
-        UsageError: if the scale is not finite.
+        UsageError: if the scale of an existing file is not a number, or not finite.
     """
     head, colon, tail = str(spec).rpartition(":")
     if not colon or Path(spec).exists():
@@ -207,6 +207,8 @@ def parse_spec(spec: str | Path) -> tuple[Path, float]:
     try:
         scale = float(tail)
     except ValueError:
+        if Path(head).is_file():
+            raise UsageError(f"the scale of {head} must be a number such as 0.8, not {tail!r}") from None
         return Path(spec), 1.0
     if not math.isfinite(scale):
         raise UsageError(f"the scale of {head} must be a finite number such as 0.8, not {tail}")

@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from functools import cache
 from io import BytesIO
 from typing import Any
@@ -70,6 +70,8 @@ class Captioner(Engine):
         self.answered, self.unreadable = False, 0
         self.journal: AnswerJournal | None = None  # set for a run that may be resumed
         self.rejected_settings: set[str] = set()  # settings that this endpoint rejects
+        self.lock, self.closed = threading.Lock(), False
+        self.waiting: set[Future] = set()  # what threads wait for
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
@@ -84,8 +86,13 @@ class Captioner(Engine):
         return client, asyncio.Semaphore(batch)
 
     def _run(self, work: Any) -> Any:
-        """Run a coroutine on the thread of the loop; an interrupt cancels it."""
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        """Run a coroutine on the thread of the loop; an interrupt, or closing the engine, cancels it."""
+        with self.lock:
+            if self.closed:
+                work.close()
+                raise LuminaError("interrupted before the request")
+            future = asyncio.run_coroutine_threadsafe(work, self.loop)
+            self.waiting.add(future)
         try:
             return future.result()
         except CancelledError:
@@ -93,6 +100,9 @@ class Captioner(Engine):
         except BaseException:
             future.cancel()
             raise
+        finally:
+            with self.lock:
+                self.waiting.discard(future)
 
     def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """Answer the questions; images are embedded in the requests."""
@@ -217,7 +227,12 @@ class Captioner(Engine):
             cause = error.__cause__ or error
             return f"{self.url} {describe_connection_error(cause, shorten_line(cause))}"
         if isinstance(error, self.openai.AuthenticationError | self.openai.PermissionDeniedError):
-            return f"{self.url} refuses the key in OPENAI_API_KEY ({shorten_line(_error_message(error))})"
+            key = (
+                "refuses the key in OPENAI_API_KEY"
+                if self.key != "none"
+                else "needs a key: set OPENAI_API_KEY"
+            )
+            return f"{self.url} {key} ({shorten_line(_error_message(error))})"
         hint = "" if self.model_given else f"; without --model, the requested one was {self.name!r}"
         hint = "; select a model with --model NAME" if self.name is None else hint
         reason = shorten_line(_error_message(error))
@@ -226,12 +241,18 @@ class Captioner(Engine):
         return f"{self.url} failed: {reason}{hint}"
 
     def close(self) -> None:
-        """Cancel pending requests; the threads that wait for them get an error."""
-        if self.loop.is_running():
-            with contextlib.suppress(Exception):
-                asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(5)
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self.thread.join(5)
+        """Cancel pending requests; the threads that wait for them, and later requests, get an error."""
+        with self.lock:
+            closed, self.closed = self.closed, True
+        if closed:
+            return
+        with contextlib.suppress(Exception):
+            asyncio.run_coroutine_threadsafe(self._end(), self.loop).result(5)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(5)
+        for future in list(self.waiting):  # the loop has stopped, and would never end them
+            future.cancel()
+        if not self.thread.is_alive():
             self.loop.close()
 
     async def _end(self) -> None:
