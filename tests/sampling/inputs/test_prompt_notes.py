@@ -57,3 +57,10 @@ def test_truncated_rows_are_counted():
         "row 5: the negative prompt is too long; its last 1 tokens were truncated",
         "the prompts of 3 rows were too long; the rows contain the lost tokens",
     ]
+
+
+def test_a_system_prompt_in_a_prompt_has_one_note(noted, tmp_path):
+    own = "You are an assistant designed to generate anime images. <Prompt Start> 1girl"
+    follows = "<Prompt Start>, which follows the system prompt already; add --system empty"
+    assert noted(own, "a cup", folder=tmp_path) == [f"1 prompt contains {follows}"]
+    assert noted(own, own, folder=tmp_path) == [f"2 prompts contain {follows}"]

@@ -51,6 +51,7 @@ class PromptNotes:
     def add(self, prompt: str) -> None:
         """Examine a prompt."""
         self.syntax.add(find_foreign_syntax(prompt))
+        self.prefixed += "<Prompt Start>" in prompt
         if self.is_nano:
             from lumina_cli.core.nano.vocabulary import find_unseen_words
 
@@ -76,7 +77,10 @@ class PromptNotes:
             self.note(f"syntax of other programs is taken as plain words: {self.syntax.describe()}")
         if self.unseen.prompts:
             self.note(f"words that nano never saw in training: {self.unseen.describe()}")
+        if self.prefixed:
+            count = "1 prompt contains" if self.prefixed == 1 else f"{self.prefixed} prompts contain"
+            self.note(f"{count} <Prompt Start>, which follows the system prompt already; add --system empty")
         self._clear()
 
     def _clear(self) -> None:
-        self.syntax, self.unseen = _Finding(), _Finding()
+        self.syntax, self.unseen, self.prefixed = _Finding(), _Finding(), 0
