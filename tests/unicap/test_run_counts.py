@@ -134,7 +134,7 @@ class Bar:
     def add_task(self, label, total):
         return 0
 
-    def update(self, task, completed, total, description=None):
+    def update(self, task, completed, total, description=None, whole=None):
         self.moves.append((completed, total))
 
     def advance(self, task):
