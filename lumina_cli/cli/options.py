@@ -14,6 +14,7 @@ from lumina_cli.core.io import jsonl
 from lumina_cli.core.io.parallel.workers import Workers as WorkersSetting
 from lumina_cli.core.io.parallel.workers import parse_workers
 from lumina_cli.core.io.tables import TABLES
+from lumina_cli.core.registry import DIFFUSERS_NAMES
 
 Json = Annotated[bool, typer.Option("--json", help="Write JSON Lines to stdout, even on a terminal.")]
 Device = Annotated[str | None, typer.Option(help="Device: cpu, cuda or cuda:N. Default: a GPU if present.")]
@@ -165,7 +166,7 @@ def _is_row_file(word: str) -> bool:
     return word.lower().endswith(ROW_FILES) and (not spaced or os.path.isfile(word))
 
 
-# options of other programs, and what stands for them here, by command ("" for all)
+# options of other programs than diffusers, and what stands for them here, by command ("" for all)
 OTHER_NAMES = {
     "": {"--output": "--out", "--output-dir": "--out", "--outdir": "--out"},
     "sample": {
@@ -175,11 +176,7 @@ OTHER_NAMES = {
         "--shift": "--plan shift=NUMBER",
         "--cfg": "--guidance",
         "--cfg-scale": "--guidance",
-        "--guidance-scale": "--guidance",
-        "--num-inference-steps": "--steps",
-        "--negative-prompt": "--negative",
         "--num-images": "--count",
-        "--num-images-per-prompt": "--count",
         "--n": "--count",
         "--width": "--size WIDTHxHEIGHT",
         "--height": "--size WIDTHxHEIGHT",
@@ -214,6 +211,8 @@ def hint_other_name(command: str | None, option: str, known: list[str]) -> str:
     """Return "; use X" for an option that another program has under this name, or an empty string."""
     name = option.replace("_", "-").lower()
     found = OTHER_NAMES.get(command or "", {}).get(name) or OTHER_NAMES[""].get(name)
+    argument = DIFFUSERS_NAMES.get(name.removeprefix("--").replace("-", "_")) if command == "sample" else None
+    found = found or (argument and f"--{argument}")
     if found is None or (found.startswith("--") and found.split()[0] not in known):
         return ""
     return f"; use {found}"

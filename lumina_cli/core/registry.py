@@ -9,6 +9,12 @@ from typing import Any
 
 from lumina_cli.core.errors import LuminaError, UsageError
 
+# arguments of diffusers' pipelines, and what a call and an option of `lumina sample` are named instead
+DIFFUSERS_NAMES = {
+    "guidance_scale": "guidance", "num_inference_steps": "steps", "negative_prompt": "negative",
+    "num_images_per_prompt": "count", "height": "size", "width": "size", "generator": "seed",
+    "image": "init", "mask_image": "mask", "system_prompt": "system",
+}  # fmt: skip
 SHORT = 4  # letters of a word whose nearest name must be one edit away
 
 

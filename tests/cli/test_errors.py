@@ -13,6 +13,7 @@ import lumina_cli
 from lumina_cli.cli import app as application
 from lumina_cli.cli.options import OTHER_NAMES
 from lumina_cli.core.errors import LuminaError, MissingDependency, TooManyRejects, UsageError
+from lumina_cli.core.registry import DIFFUSERS_NAMES
 
 
 @pytest.fixture
@@ -103,6 +104,8 @@ def test_an_interrupted_command_names_the_way_to_resume(command, hint, monkeypat
         ("sample x --cfg 7", "no option --cfg; use --guidance"),
         ("sample x --cfg_scale 7", "no option --cfg_scale; use --guidance"),
         ("sample x --num_inference_steps 7", "no option --num_inference_steps; use --steps"),
+        ("sample x --guidance-scale 7", "no option --guidance-scale; use --guidance"),
+        ("sample x --generator 7", "no option --generator; use --seed"),
         ("sample x --width 7", "no option --width; use --size WIDTHxHEIGHT"),
         ("train nano --steps 30", "no option --steps; use stages.hq.steps=NUMBER"),
         ("train nano --learning-rate 1", "no option --learning-rate; use stages.hq.lr=NUMBER"),
@@ -122,6 +125,8 @@ def test_options_of_other_programs_name_ours(command, hint, lumina):
 
 def test_the_options_named_for_other_programs_exist():
     verbs = get_command(application.app).commands
+    options = {name for parameter in verbs["sample"].params for name in parameter.opts}
+    assert {f"--{ours}" for ours in DIFFUSERS_NAMES.values()} <= options
     for verb, names in OTHER_NAMES.items():
         for other, ours in names.items():
             if verb and ours.startswith("--"):

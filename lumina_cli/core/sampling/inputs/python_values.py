@@ -12,17 +12,13 @@ import torch
 from lumina_cli.core.device import compute_dtype
 from lumina_cli.core.errors import UsageError
 from lumina_cli.core.images.sizes import Size
+from lumina_cli.core.registry import DIFFUSERS_NAMES
 from lumina_cli.core.sampling.request import Job, SamplingRequest
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SMALL_BYTES = 2**30  # smaller weight files compute in float32, in which the batch does not change an image
 _CAN_BE_OFF = ("renorm", "push_limit", "cache")  # settings of a plan for which None is a value
-_DIFFUSERS_NAMES = {
-    "guidance_scale": "guidance", "num_inference_steps": "steps", "negative_prompt": "negative",
-    "num_images_per_prompt": "count", "height": "size", "width": "size", "generator": "seed",
-    "image": "init", "mask_image": "mask", "system_prompt": "system",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -193,8 +189,8 @@ def _to_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of a plan with plain numbers; those that are None have their defaults."""
     found = {}
     for name, value in settings.items():
-        if name in _DIFFUSERS_NAMES:
-            raise UsageError(f"{name} is an argument of diffusers; use {_DIFFUSERS_NAMES[name]} here")
+        if name in DIFFUSERS_NAMES:
+            raise UsageError(f"{name} is an argument of diffusers; use {DIFFUSERS_NAMES[name]} here")
         if value is None and name not in _CAN_BE_OFF:
             continue
         if name in ("steps", "calls"):
