@@ -232,7 +232,8 @@ def test_shards_on_s3_are_those_of_a_local_run(cluster, bucket, gate, tmp_path, 
     sizes = Sizes(monkeypatch)
     with killed_worker(gate, r"packed/.*\.tar"):
         code, rows, err = lumina(f"shard {source} {dest} {settings} --workers ray:2")
-    assert (code, len(rows), rows[0]["kept"]) == (0, 10, True), err
+    assert (code, len(rows)) == (0, 10), err
+    assert any(row.get("kept") for row in rows)  # shards of the first run; either worker may be ahead
     assert err.count("died; another one repeats") == 1
     assert read_folder(dest) == read_folder(tmp_path / "out")
     assert len(sizes) >= 16
